@@ -1,0 +1,72 @@
+"""The command line: one verb a step, heavy imports only inside the verb that needs them.
+
+Each module of this package adds the verbs of one part of the house through `add_verbs(verbs)`. Exit status: 0 success, 2 bad
+input (one line on stderr, no traceback), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from medsyn import __version__
+from medsyn.errors import InputError
+from medsyn.progress import configure
+
+
+class Verbs:
+    """Collects verbs; every verb gets --quiet and --progress."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self._subparsers = subparsers
+
+    def add(
+        self, name: str, run: Callable[[argparse.Namespace], None], *, summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        """Add verb `name`; `run` receives the parsed arguments. Returns the parser to add options to."""
+        parser: argparse.ArgumentParser = self._subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--quiet", action="store_true", help="log warnings only, no progress bar")
+        parser.add_argument("--progress", action="store_true", help="draw progress bars even if stderr is no terminal")
+        parser.set_defaults(run=run)
+        return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from medsyn.cli import data, evaluation, model, phantom, settings, text
+
+    parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
+    parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
+    verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
+    for group in (settings, phantom, data, text, model, evaluation):
+        group.add_verbs(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    args = build_parser().parse_args(argv)
+    configure(quiet=args.quiet, progress=args.progress)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"medsyn {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"medsyn {args.verb}: {where}{error.strerror}", file=sys.stderr)
+        return 2 if isinstance(error, FileNotFoundError) else 1
+    except KeyboardInterrupt:
+        print(f"medsyn {args.verb}: interrupted", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,55 @@
+"""Verbs on the configuration itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from medsyn.cli import Verbs
+from medsyn.errors import InputError
+from medsyn.files import atomic_path, write_json
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `config` and `schema`."""
+    parser = verbs.add(
+        "config",
+        _config,
+        summary="Validate a YAML configuration; write one JSON file per stage, or one named stage.",
+        example="medsyn config config/config.yaml --stage cohort --out results/config/cohort.json",
+    )
+    parser.add_argument("path", help="YAML file")
+    parser.add_argument("--stage", help="write only this stage")
+    parser.add_argument("--out", help="JSON file (with --stage) or folder; none: only validate")
+
+    parser = verbs.add(
+        "schema",
+        _schema,
+        summary="Write the JSON schema of the configuration.",
+        example="medsyn schema --out config/schema.json",
+    )
+    parser.add_argument("--out", required=True, help="JSON schema file")
+
+
+def _config(args: argparse.Namespace) -> None:
+    from medsyn.config import load_config, stage_configs
+
+    config = load_config(args.path)
+    stages = stage_configs(config)
+    if args.stage is not None and args.stage not in stages:
+        raise InputError(f"--stage {args.stage}: no such stage; there are {', '.join(stages)}")
+    if args.out is None:
+        return
+    if args.stage is not None:
+        write_json(args.out, stages[args.stage].model_dump(mode="json"))
+        return
+    for name, stage in stages.items():
+        write_json(Path(args.out) / f"{name}.json", stage.model_dump(mode="json"))
+
+
+def _schema(args: argparse.Namespace) -> None:
+    from medsyn.config import Config
+
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(json.dumps(Config.model_json_schema(), indent=2) + "\n", encoding="utf-8")

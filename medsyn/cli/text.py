@@ -1,0 +1,7 @@
+"""Verbs of the text group."""
+
+from medsyn.cli import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add the verbs of this group."""

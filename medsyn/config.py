@@ -1,0 +1,363 @@
+"""Every setting of the project: frozen models, one section per stage, unknown keys are errors, units in names.
+
+YAML files hold a `Config`. A verb never reads YAML: the verb `config` validates the file once and writes one JSON file per stage
+with just what that stage depends on, so that editing a setting re-runs its stage and what follows, nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from medsyn.errors import InputError
+from medsyn.files import read_json
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
+Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
+Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class CohortConfig(Section):
+    """Who is in: the embedded phantoms or a manifest that the user brings."""
+
+    source: Literal["phantom", "manifest"] = Field("phantom", description="embedded phantoms, or your own CSV")
+    manifest: str = Field("config/cohort.csv", description="CSV with subject_id, image, findings, impression")
+    reports: str | None = Field(None, description="CSV with report_id, findings, impression: reports without images")
+    validation_fraction: Fraction = Field(0.12, description="patient-level split; the paper holds out 12 %")
+    max_reject_fraction: Fraction = Field(0.2, description="stop when more than this share of subjects is rejected")
+    num_shards: PositiveInt = Field(2, description="every per-volume stage runs as this many jobs")
+    seed: int = 0
+
+
+class PhantomConfig(Section):
+    """The embedded cohort of procedural chest phantoms."""
+
+    num_subjects: PositiveInt = 360
+    num_text_only_reports: int = Field(1200, ge=0, description="reports without images, for the text encoder")
+    size: PositiveInt = Field(64, description="voxels along each axis; the field of view is fixed")
+    seed: int = 0
+
+
+class PreprocessConfig(Section):
+    """The model's grid. Paper: 316 x 316 x 292 mm to 256^3, window [-1024, 600] HU, low resolution x1/4."""
+
+    size: Size3 = Field((64, 64, 64), description="voxels (D, H, W)")
+    field_of_view_mm: Millimetres3 = Field((292.0, 316.0, 316.0), description="extent (z, y, x)")
+    window_hu: tuple[float, float] = (-1024.0, 600.0)
+    low_res_factor: PositiveInt = 4
+    alignment: Literal["lung_centre", "none"] = Field("lung_centre", description="what the grid is centred on")
+
+    @model_validator(mode="after")
+    def _check(self) -> PreprocessConfig:
+        if self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError("window_hu must be [low, high] with low < high")
+        if any(size % self.low_res_factor for size in self.size):
+            raise ValueError(f"size must be divisible by low_res_factor {self.low_res_factor}")
+        return self
+
+
+class MasksConfig(Section):
+    """Which tool makes which mask."""
+
+    lobes: Literal["classical", "lungmask", "totalsegmentator"] = "classical"
+    airway: Literal["classical", "totalsegmentator", "naviairway"] = "classical"
+    vessels: Literal["classical", "totalsegmentator"] = "classical"
+    weights_dir: str = Field("weights", description="folder with the tools' weight files")
+
+
+class TextEncoderConfig(Section):
+    """One language model: where it starts and how it is fine-tuned on the reports."""
+
+    init: str = Field("scratch", description="'scratch', or a local folder or hub name of a BERT checkpoint")
+    vocabulary: Literal["reports", "english"] = Field(
+        "reports", description="from scratch: corpus of the tokenizer and, for english, of the pretraining"
+    )
+    vocabulary_size: PositiveInt = 1500
+    hidden_size: PositiveInt = 96
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    num_english_steps: int = Field(0, ge=0, description="masked-language-model steps on general English first")
+    num_epochs: PositiveInt = Field(5, description="epochs over all reports of the training split (paper: 5)")
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 5e-4
+    mask_fraction: Fraction = 0.15
+    swap_fraction: Fraction = 0.5
+    max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
+    seed: int = 0
+
+
+class TextConfig(Section):
+    """Text encoders by name and what of their states conditions the image model."""
+
+    encoders: dict[Name, TextEncoderConfig] = Field(default_factory=lambda: {"biomedical": TextEncoderConfig()})
+    num_tokens: PositiveInt = Field(96, description="first hidden states kept (paper: 192)")
+    mask_padding: bool = Field(False, description="zero the states of padding positions (authors' code: false)")
+    sections: tuple[Literal["report", "findings", "impression"], ...] = Field(
+        ("report", "findings", "impression"), description="what a training step may be conditioned on, drawn evenly"
+    )
+
+
+class UNetConfig(Section):
+    """The one U-Net (Section 2 and 3 of the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
+
+    dim: PositiveInt = 16
+    mults: tuple[PositiveInt, ...] = (1, 2, 4)
+    num_heads: PositiveInt = 4
+    num_groups: PositiveInt = 8
+    init_kernel: PositiveInt = Field(7, description="edge of the first convolution, odd")
+    num_bottom_blocks: PositiveInt = Field(4, description="attention blocks at the bottom (text-conditioned net)")
+    up_order: Literal["A", "B"] = Field("A", description="A: upsample early (training scripts), B: late (inference)")
+
+
+class TrainConfig(Section):
+    """The one training loop."""
+
+    num_steps: PositiveInt = 1000
+    batch_size: PositiveInt = Field(16, description="samples per optimiser step over all processes")
+    micro_batch_size: PositiveInt = Field(16, description="samples per process and forward pass")
+    learning_rate: PositiveFloat = 1e-4
+    num_warmup_steps: int = Field(0, ge=0)
+    learning_rate_decay: Literal["constant", "cosine"] = "constant"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    ema_decay: Fraction = 0.999
+    ema_start_step: int = Field(0, ge=0, description="before this step the average is a plain copy")
+    ema_every: PositiveInt = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpoint_every: PositiveInt = 250
+    log_every: PositiveInt = 50
+    text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
+    max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
+    crop_size: Size3 | None = Field(None, description="super-resolution: random crop (D, H, W)")
+    flip_left_right: bool = Field(False, description="never with reports that name a side")
+    seed: int = 0
+
+
+class StageModelConfig(Section):
+    """Network and training of one resolution."""
+
+    unet: UNetConfig = UNetConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class VariantConfig(Section):
+    """One trained model of the experiment: the full model or an ablation."""
+
+    label: str = Field(description="name in tables and figures")
+    channels: tuple[Literal["image", "lobe", "airway", "vessel"], ...] = ("image", "lobe", "airway", "vessel")
+    text_encoder: Name = "biomedical"
+    super_res_from: Name | None = Field(None, description="use another variant's super-resolution net")
+
+
+class SamplingConfig(Section):
+    """How volumes are drawn (paper: 50 and 20 DDIM steps)."""
+
+    num_steps_low_res: PositiveInt = 50
+    num_steps_super_res: PositiveInt = 20
+    guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
+    batch_size: PositiveInt = 8
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    num_shards: PositiveInt = 2
+    seed: int = 0
+
+
+class PromptPairConfig(Section):
+    """A prompt, its reversal, and the measure that must tell them apart (Tables II to IV)."""
+
+    measure: Measure
+    with_finding: str
+    without_finding: str
+
+
+class FeaturesConfig(Section):
+    """The feature extractor of FID and MMD: Med3D's ResNet, trained on the cohort or read from a file."""
+
+    weights: str | None = Field(None, description="Med3D checkpoint; none: train the network on the cohort's labels")
+    depth: Literal[10, 50] = 10
+    base_width: PositiveInt = Field(64, description="channels of the first layer (Med3D: 64)")
+    num_epochs: PositiveInt = 10
+    batch_size: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-3
+    seed: int = 0
+
+
+class AugmentationConfig(Section):
+    """Table VI: a classifier trained with and without synthetic volumes."""
+
+    findings: tuple[str, ...] = ("pleural_effusion", "lung_opacity")
+    num_reports_per_class: PositiveInt = Field(100, description="reports drawn per finding and per label")
+    num_folds: PositiveInt = 5
+    num_epochs: PositiveInt = 15
+    base_width: PositiveInt = 8
+    batch_size: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-3
+    seed: int = 0
+
+
+class EvaluationConfig(Section):
+    """Sizes of the evaluations (paper: 1,024 volumes for Table I, 32 a prompt for Tables II to IV)."""
+
+    num_fid_samples: PositiveInt = 1024
+    num_per_prompt: PositiveInt = 32
+    num_segmentation_subjects: PositiveInt = 32
+    num_bootstrap: PositiveInt = 1000
+    prompt_pairs: dict[Finding, PromptPairConfig]
+    features: FeaturesConfig = FeaturesConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    seed: int = 0
+
+
+class Config(Section):
+    """The whole experiment."""
+
+    results_dir: str = "results"
+    cohort: CohortConfig = CohortConfig()
+    phantom: PhantomConfig = PhantomConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    masks: MasksConfig = MasksConfig()
+    text: TextConfig = TextConfig()
+    low_res: StageModelConfig = StageModelConfig()
+    super_res: StageModelConfig = StageModelConfig()
+    variants: dict[Name, VariantConfig]
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if "medsyn" not in self.variants:
+            raise ValueError("variants must contain 'medsyn', the full model")
+        for name, variant in self.variants.items():
+            if variant.text_encoder not in self.text.encoders:
+                raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
+            donor = variant.super_res_from
+            if donor is not None and (
+                donor not in self.variants
+                or self.variants[donor].super_res_from is not None
+                or self.variants[donor].channels != variant.channels
+            ):
+                raise ValueError(f"variants.{name}.super_res_from: '{donor}' must be a trained variant, same channels")
+        return self
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and validate a YAML configuration; the first mistake is an InputError that names file and key."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({error})") from None
+    return validate(Config, values, path)
+
+
+def load_stage(model: type[SectionType], path: str | Path) -> SectionType:
+    """Read results/config/<stage>.json into its model."""
+    return validate(model, read_json(path), path)
+
+
+def validate(model: type[SectionType], values: Any, source: str | Path) -> SectionType:
+    """Build `model` from `values`; the first mistake is an InputError that names `source` and the key."""
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected a mapping of settings, found {type(values).__name__}")
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = "unknown key, remove or correct it" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{source}: {where + ': ' if where else ''}{message}") from None
+
+
+# --- what a verb reads: one model per stage file -----------------------------------------------------------------------------
+
+
+class MeasureStage(Section):
+    """config/measure.json"""
+
+    window_hu: tuple[float, float]
+
+
+class TextEncoderStage(Section):
+    """config/text_<encoder>.json"""
+
+    encoder: TextEncoderConfig
+    num_tokens: PositiveInt
+    mask_padding: bool
+    sections: tuple[str, ...]
+
+
+class ModelStage(Section):
+    """config/<low_res|super_res>_<variant>.json: everything the training of one network depends on."""
+
+    stage: Literal["low_res", "super_res"]
+    channels: tuple[str, ...]
+    unet: UNetConfig
+    train: TrainConfig
+    window_hu: tuple[float, float]
+    low_res_factor: PositiveInt
+    num_tokens: PositiveInt
+    sections: tuple[str, ...]
+
+
+class SamplingStage(Section):
+    """config/sampling.json"""
+
+    sampling: SamplingConfig
+    preprocess: PreprocessConfig
+
+
+def stage_configs(config: Config) -> dict[str, Section]:
+    """The content of every results/config/<name>.json."""
+    stages: dict[str, Section] = {
+        "cohort": config.cohort,
+        "phantom": config.phantom,
+        "preprocess": config.preprocess,
+        "masks": config.masks,
+        "measure": MeasureStage(window_hu=config.preprocess.window_hu),
+        "sampling": SamplingStage(sampling=config.sampling, preprocess=config.preprocess),
+        "features": config.evaluation.features,
+        "augmentation": config.evaluation.augmentation,
+        "evaluation": config.evaluation,
+    }
+    for name, encoder in config.text.encoders.items():
+        stages[f"text_{name}"] = TextEncoderStage(
+            encoder=encoder,
+            num_tokens=config.text.num_tokens,
+            mask_padding=config.text.mask_padding,
+            sections=config.text.sections,
+        )
+    for name, variant in config.variants.items():
+        stages[f"low_res_{name}"] = _model_stage(config, "low_res", variant)
+        if variant.super_res_from is None:
+            stages[f"super_res_{name}"] = _model_stage(config, "super_res", variant)
+    return stages
+
+
+def _model_stage(config: Config, stage: Literal["low_res", "super_res"], variant: VariantConfig) -> ModelStage:
+    model = config.low_res if stage == "low_res" else config.super_res
+    return ModelStage(
+        stage=stage,
+        channels=variant.channels,
+        unet=model.unet,
+        train=model.train,
+        window_hu=config.preprocess.window_hu,
+        low_res_factor=config.preprocess.low_res_factor,
+        num_tokens=config.text.num_tokens,
+        sections=config.text.sections,
+    )

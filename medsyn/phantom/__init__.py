@@ -1,0 +1,1 @@
+"""The embedded cohort: procedural chest phantoms with findings, masks, truth and reports."""

@@ -1,0 +1,113 @@
+"""A volume with its geometry, and the one place that reads and writes image files.
+
+Arrays are (D, H, W) = (z, y, x). The model's orientation is "LAS": z runs inferior to superior, y posterior to anterior, x right to
+left (the paper's data). World coordinates are ITK's LPS millimetres, so in model orientation the direction matrix is diag(1, -1, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from medsyn.errors import InputError
+from medsyn.files import atomic_path
+
+MODEL_DIRECTION = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+LOBE_NAMES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower")
+"""Names of the lobe labels 1..5 (0 is background)."""
+STRUCTURES = ("lobes", "airway", "vessels")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels and where they lie.
+
+    array: (D, H, W); spacing_mm: (z, y, x); origin_mm: LPS (x, y, z) of the centre of voxel [0, 0, 0];
+    direction: row-major 3x3, columns are the LPS directions of the x, y and z index.
+    """
+
+    array: NDArray
+    spacing_mm: tuple[float, float, float]
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = MODEL_DIRECTION
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 3:
+            raise ValueError(f"a volume has 3 axes, this array has shape {self.array.shape}")
+        if min(self.spacing_mm) <= 0 or not np.isfinite(self.spacing_mm).all():
+            raise ValueError(f"spacing must be positive millimetres, got {self.spacing_mm}")
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of one voxel in cubic millimetres."""
+        return float(np.prod(self.spacing_mm))
+
+    def with_array(self, array: NDArray) -> Volume:
+        """The same geometry around another array of the same shape."""
+        if array.shape != self.array.shape:
+            raise ValueError(f"array of shape {array.shape} does not lie on a grid of shape {self.array.shape}")
+        return replace(self, array=array)
+
+
+def to_sitk(volume: Volume) -> sitk.Image:
+    """The volume as a SimpleITK image (booleans become uint8)."""
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+    image.SetSpacing([float(s) for s in reversed(volume.spacing_mm)])
+    image.SetOrigin([float(o) for o in volume.origin_mm])
+    image.SetDirection([float(d) for d in volume.direction])
+    return image
+
+
+def from_sitk(image: sitk.Image) -> Volume:
+    """A SimpleITK image as a volume."""
+    z, y, x = reversed(image.GetSpacing())
+    origin = image.GetOrigin()
+    return Volume(sitk.GetArrayFromImage(image), (z, y, x), (origin[0], origin[1], origin[2]), image.GetDirection())
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a 3-D NIfTI, MetaImage or NRRD file; an unreadable or non-3-D one is an InputError naming it."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{path}: cannot be read, the file is damaged or no image ({reason}); replace it") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{path}: {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} components a voxel;"
+            " give one 3-D scalar volume"
+        )
+    return from_sitk(image)
+
+
+def write_volume(path: str | Path, volume: Volume) -> None:
+    """Write a volume atomically; the suffix (.nii.gz, .nii, .mha, .nrrd) chooses the format."""
+    with atomic_path(path) as temporary:
+        sitk.WriteImage(to_sitk(volume), str(temporary), useCompression=True, compressionLevel=1)
+
+
+def grid_spacing_mm(
+    size: tuple[int, int, int], field_of_view_mm: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Spacing (z, y, x) of a grid of `size` voxels (D, H, W) that covers `field_of_view_mm` (z, y, x)."""
+    return tuple(extent / count for extent, count in zip(field_of_view_mm, size, strict=True))  # type: ignore[return-value]
+
+
+def centred_origin_mm(
+    size: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> tuple[float, float, float]:
+    """LPS origin (x, y, z) of a grid in model orientation whose centre lies at `centre_mm` (LPS x, y, z)."""
+    half = [(count - 1) / 2 * step for count, step in zip(reversed(size), reversed(spacing_mm), strict=True)]
+    signs = (1.0, -1.0, 1.0)
+    x, y, z = (c - sign * h for c, sign, h in zip(centre_mm, signs, half, strict=True))
+    return (x, y, z)
