@@ -1,7 +1,8 @@
 """Every setting of the project: frozen models, one section per stage, unknown keys are errors, units in names.
 
-YAML files hold a `Config`. A verb never reads YAML: the verb `config` validates the file once and writes one JSON file per stage
-with just what that stage depends on, so that editing a setting re-runs its stage and what follows, nothing else.
+YAML files hold a `Config`. A verb never reads YAML: the verb `config` validates the file once and writes one JSON file
+per stage with just what that stage depends on, so that editing a setting re-runs its stage and what follows, nothing
+else.
 """
 
 from __future__ import annotations
@@ -284,7 +285,7 @@ def validate(model: type[SectionType], values: Any, source: str | Path) -> Secti
         raise InputError(f"{source}: {where + ': ' if where else ''}{message}") from None
 
 
-# --- what a verb reads: one model per stage file -----------------------------------------------------------------------------
+# --- what a verb reads: one model per stage file ---
 
 
 class MeasureStage(Section):

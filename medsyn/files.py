@@ -40,7 +40,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    os.chmod(temporary, 0o777 & ~_umask())
+    temporary.chmod(0o777 & ~_umask())
     try:
         yield temporary
         if path.exists():

@@ -16,8 +16,8 @@ UNITS: dict[Kind, Unit] = {
     "ground_glass_opacity": "ml",
     "nodule": "mm",
 }
-"""Unit of `amount`: effusion, consolidation and ground glass in millilitres, emphysema as percent of the lung's volume below
--950 HU, cardiomegaly as cardiothoracic ratio, nodule as diameter in millimetres."""
+"""Unit of `amount`: effusion, consolidation and ground glass in millilitres, emphysema as percent of the lung's volume
+below -950 HU, cardiomegaly as cardiothoracic ratio, nodule as diameter in millimetres."""
 
 
 @dataclass(frozen=True)
