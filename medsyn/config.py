@@ -221,6 +221,14 @@ class EvaluationConfig(Section):
     seed: int = 0
 
 
+class ComputeConfig(Section):
+    """What a job may use; the scheduler's own words (partition, account) live in the profile."""
+
+    num_gpus_training: int = Field(0, ge=0, description="0: train on the CPU; more than 1: torchrun on one node")
+    num_gpus_inference: int = Field(0, ge=0, description="per sampling, embedding and feature job")
+    num_threads_training: PositiveInt = Field(1, description="CPU threads per training job; part of bit-identity")
+
+
 class Config(Section):
     """The whole experiment."""
 
@@ -235,6 +243,7 @@ class Config(Section):
     variants: dict[Name, VariantConfig]
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
+    compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -323,6 +332,20 @@ class SamplingStage(Section):
     preprocess: PreprocessConfig
 
 
+class FeaturesStage(Section):
+    """config/features.json"""
+
+    features: FeaturesConfig
+    window_hu: tuple[float, float]
+
+
+class AugmentationStage(Section):
+    """config/augmentation.json"""
+
+    augmentation: AugmentationConfig
+    window_hu: tuple[float, float]
+
+
 def stage_configs(config: Config) -> dict[str, Section]:
     """The content of every results/config/<name>.json."""
     stages: dict[str, Section] = {
@@ -332,8 +355,10 @@ def stage_configs(config: Config) -> dict[str, Section]:
         "masks": config.masks,
         "measure": MeasureStage(window_hu=config.preprocess.window_hu),
         "sampling": SamplingStage(sampling=config.sampling, preprocess=config.preprocess),
-        "features": config.evaluation.features,
-        "augmentation": config.evaluation.augmentation,
+        "features": FeaturesStage(features=config.evaluation.features, window_hu=config.preprocess.window_hu),
+        "augmentation": AugmentationStage(
+            augmentation=config.evaluation.augmentation, window_hu=config.preprocess.window_hu
+        ),
         "evaluation": config.evaluation,
     }
     for name, encoder in config.text.encoders.items():
