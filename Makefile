@@ -1,0 +1,51 @@
+# `make demo`: the whole experiment on the embedded cohort. `make test`: the tests. Both set up .venv first; nothing else is needed.
+PYTHON ?= python3
+CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
+
+.PHONY: env demo test check schema lock clean help
+
+help:
+	@echo "make env    set up .venv from envs/requirements.lock"
+	@echo "make demo   run the embedded experiment (2 cores: about 20 minutes; CORES=N for more)"
+	@echo "make test   run the tests"
+	@echo "make check  style, types and workflow lint, as CI does"
+
+env: .venv/.ready
+
+.venv/.ready: envs/requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "setting up .venv (once, a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: env
+	@$(RUN) $(BIN)/snakemake --cores $(CORES) --resources mem_mb=7000 --quiet rules --rerun-incomplete --show-failed-logs
+	@echo
+	@echo "report:  results/report.html"
+	@echo "tables:  results/eval/table1.csv ... table7.csv"
+	@echo "figures: results/eval/figures/"
+
+test: env
+	@$(RUN) $(BIN)/pytest
+
+check: env
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check workflow
+	@$(BIN)/mypy
+	@$(RUN) $(BIN)/snakemake --lint
+
+schema: env
+	@$(BIN)/medsyn schema --out config/schema.json
+
+lock: env
+	@{ sed -n '/^#/p' envs/requirements.lock; $(BIN)/pip freeze --exclude-editable --exclude torch --exclude medsyn; } > envs/requirements.new
+	@mv envs/requirements.new envs/requirements.lock
+
+clean:
+	rm -rf results .snakemake

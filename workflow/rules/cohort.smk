@@ -1,0 +1,63 @@
+"""Who is in: the embedded phantoms or the user's manifest, validated and split by patient."""
+
+
+rule render_phantoms:
+    input:
+        config="<results>/config/phantom.json",
+    output:
+        directory("<results>/phantom/{shard}"),
+    log:
+        "<logs>/render_phantoms/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(700, 150),
+        runtime=240,
+    params:
+        num_shards=len(SHARDS),
+    shell:
+        "python -m medsyn phantom --config {input.config} --shard {wildcards.shard}/{params.num_shards}"
+        " --out {output} 2> {log}"
+
+
+rule write_text_only_reports:
+    input:
+        config="<results>/config/phantom.json",
+    output:
+        "<results>/phantom/text_only.csv",
+    log:
+        "<logs>/write_text_only_reports.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=30,
+    shell:
+        "python -m medsyn phantom --config {input.config} --reports-only --out {output} 2> {log}"
+
+
+rule validate_cohort:
+    input:
+        cohort_inputs,
+        config="<results>/config/cohort.json",
+    output:
+        cohort="<results>/cohort/cohort.csv",
+        rejects="<results>/cohort/rejects.csv",
+        reports="<results>/cohort/reports.csv",
+    log:
+        "<logs>/validate_cohort.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        manifests=manifests,
+        reports=lambda wildcards: text_only_reports(),
+        folder=lambda wildcards, output: Path(output.cohort).parent,
+    shell:
+        "python -m medsyn cohort --config {input.config} --manifest {params.manifests} {params.reports}"
+        " --out {params.folder} 2> {log}"

@@ -1,0 +1,149 @@
+"""The validated configuration and the helper functions of all rules."""
+
+import math
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from medsyn.config import Config, stage_configs, validate
+from medsyn.errors import InputError
+
+try:
+    CONFIG = validate(
+        Config,
+        config,
+        ", ".join(map(str, workflow.config_settings.configfiles))
+        or "config/config.yaml",
+    )
+except InputError as error:
+    raise WorkflowError(str(error))
+
+if CONFIG.cohort.source == "manifest" and not Path(CONFIG.cohort.manifest).exists():
+    raise WorkflowError(
+        f"{CONFIG.cohort.manifest}: no such file. Write your cohort there as CSV with the columns subject_id, image, "
+        "findings, impression (optional: split, patient_id, report_id, labels, lobes, airway, vessels), one row per "
+        "CT, image as a path relative to that file; or name another file under cohort.manifest in the configuration."
+    )
+
+RESULTS = CONFIG.results_dir
+SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
+SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
+VARIANTS = list(CONFIG.variants)
+MAIN = CONFIG.variants["medsyn"]
+SHAPE_VARIANTS = ["medsyn"] + [
+    name for name in VARIANTS if CONFIG.variants[name].channels != MAIN.channels
+]
+TEXT_VARIANTS = ["medsyn"] + [
+    name for name in VARIANTS if CONFIG.variants[name].text_encoder != MAIN.text_encoder
+]
+FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
+FINDING_TABLES = {"2": "pleural_effusion", "3": "emphysema", "4": "cardiomegaly"}
+MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
+
+
+wildcard_constraints:
+    shard=r"\d+",
+    variant="|".join(VARIANTS),
+    encoder="|".join(CONFIG.text.encoders),
+    set=r"[a-z_]+",
+
+
+def volume_memory_mb(base, per_megavoxel):
+    """Memory that grows with the grid: `base` MB plus `per_megavoxel` MB, half as much again on every retry."""
+    return lambda wildcards, attempt: int(
+        (base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
+    )
+
+
+def launcher():
+    """How a training job starts: plain Python, or torchrun with one process per GPU."""
+    num_gpus = CONFIG.compute.num_gpus_training
+    return (
+        "python"
+        if num_gpus <= 1
+        else f"torchrun --standalone --nproc-per-node {num_gpus}"
+    )
+
+
+def super_res_donor(variant):
+    """The variant whose super-resolution net `variant` samples with."""
+    return CONFIG.variants[variant].super_res_from or variant
+
+
+def encoder_of(wildcards):
+    """The text encoder that conditions a variant."""
+    return CONFIG.variants[wildcards.variant].text_encoder
+
+
+def manifests(wildcards=None):
+    """Manifest files that make up the cohort."""
+    if CONFIG.cohort.source == "manifest":
+        return [CONFIG.cohort.manifest]
+    return [f"{RESULTS}/phantom/{shard}/cohort.csv" for shard in SHARDS]
+
+
+def cohort_inputs(wildcards):
+    """What `validate_cohort` depends on: the user's files, or the folders of the phantoms."""
+    if CONFIG.cohort.source == "manifest":
+        return manifests() + ([CONFIG.cohort.reports] if CONFIG.cohort.reports else [])
+    return [f"{RESULTS}/phantom/{shard}" for shard in SHARDS] + [
+        f"{RESULTS}/phantom/text_only.csv"
+    ]
+
+
+def text_only_reports():
+    """CSV of reports without images, as an option of the verb; empty if there are none."""
+    path = (
+        CONFIG.cohort.reports
+        if CONFIG.cohort.source == "manifest"
+        else f"{RESULTS}/phantom/text_only.csv"
+    )
+    return f"--reports {path}" if path else ""
+
+
+def real_volumes(wildcards=None):
+    """Folders of the preprocessed CTs."""
+    return [f"{RESULTS}/preprocessed/{shard}" for shard in SHARDS]
+
+
+def real_masks(wildcards=None):
+    """Folders of the CTs' masks."""
+    return [f"{RESULTS}/masks/{shard}" for shard in SHARDS]
+
+
+def samples(variant, prompt_set):
+    """Folders of the volumes that `variant` drew for `prompt_set`."""
+    return [
+        f"{RESULTS}/samples/{variant}/{prompt_set}/{shard}" for shard in SAMPLE_SHARDS
+    ]
+
+
+def measures(variant, prompt_set):
+    """Measures of the volumes that `variant` drew for `prompt_set`."""
+    return [
+        f"{RESULTS}/measures/{variant}/{prompt_set}/{shard}.csv"
+        for shard in SAMPLE_SHARDS
+    ]
+
+
+def features(variant, prompt_set):
+    """Features of the volumes that `variant` drew for `prompt_set`."""
+    return [
+        f"{RESULTS}/features/{variant}/{prompt_set}/{shard}.npz"
+        for shard in SAMPLE_SHARDS
+    ]
+
+
+def group(option, label, paths):
+    """A repeated option of a verb: a label and its files."""
+    return f"{option} {label} {' '.join(paths)}"
+
+
+def report_prompts(variant):
+    """The set of prompts that a language-model variant answers for Table VII."""
+    return "pairs" if variant == "medsyn" else "effusion_pairs"
+
+
+PHANTOM_FLAG = "--phantom" if CONFIG.cohort.source == "phantom" else ""
+REAL_MEASURES = [f"{RESULTS}/measures/real/{shard}.csv" for shard in SHARDS]
+REAL_FEATURES = [f"{RESULTS}/features/real/{shard}.npz" for shard in SHARDS]

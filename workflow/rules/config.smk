@@ -1,0 +1,22 @@
+"""One JSON file of settings per stage: editing a stage re-runs that stage and what follows, nothing else."""
+
+STAGE_JSON = {
+    name: stage.model_dump_json(indent=2)
+    for name, stage in stage_configs(CONFIG).items()
+}
+
+
+rule write_config:
+    output:
+        "<results>/config/{stage}.json",
+    log:
+        "<logs>/write_config/{stage}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    resources:
+        mem_mb=100,
+        runtime=5,
+    params:
+        text=lambda wildcards: STAGE_JSON[wildcards.stage],
+    shell:
+        "printf '%s\n' {params.text:q} > {output} 2> {log}"

@@ -1,0 +1,475 @@
+"""Measures, features, tables, figures and the report. Every table and figure is one call of one verb on plain files."""
+
+
+rule measure_cohort:
+    input:
+        volumes="<results>/preprocessed/{shard}",
+        config="<results>/config/measure.json",
+    output:
+        "<results>/measures/real/{shard}.csv",
+    log:
+        "<logs>/measure_cohort/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(800, 200),
+        runtime=480,
+    shell:
+        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
+
+
+rule measure_samples:
+    input:
+        volumes="<results>/samples/{variant}/{set}/{shard}",
+        config="<results>/config/measure.json",
+    output:
+        "<results>/measures/{variant}/{set}/{shard}.csv",
+    log:
+        "<logs>/measure_samples/{variant}/{set}/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(800, 200),
+        runtime=480,
+    shell:
+        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
+
+
+rule train_features:
+    input:
+        store=expand("<results>/store/{shard}", shard=SHARDS),
+        labels="<results>/labels.csv",
+        config="<results>/config/features.json",
+    output:
+        "<results>/features/extractor.safetensors",
+    log:
+        "<logs>/train_features.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: CONFIG.compute.num_threads_training
+    resources:
+        mem_mb=volume_memory_mb(2000, 500),
+        runtime=720,
+        gpu=CONFIG.compute.num_gpus_inference,
+    shell:
+        "python -m medsyn train-features --config {input.config} --store {input.store} --labels {input.labels}"
+        " --out {output} 2> {log}"
+
+
+rule extract_cohort_features:
+    input:
+        weights="<results>/features/extractor.safetensors",
+        volumes="<results>/preprocessed/{shard}",
+        cohort="<results>/cohort/cohort.csv",
+        config="<results>/config/preprocess.json",
+    output:
+        "<results>/features/real/{shard}.npz",
+    log:
+        "<logs>/extract_cohort_features/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(800, 200),
+        runtime=240,
+        gpu=CONFIG.compute.num_gpus_inference,
+    shell:
+        "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
+        " --cohort {input.cohort} --split validation --out {output} 2> {log}"
+
+
+rule extract_sample_features:
+    input:
+        weights="<results>/features/extractor.safetensors",
+        volumes="<results>/samples/{variant}/{set}/{shard}",
+        config="<results>/config/preprocess.json",
+    output:
+        "<results>/features/{variant}/{set}/{shard}.npz",
+    log:
+        "<logs>/extract_sample_features/{variant}/{set}/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(800, 200),
+        runtime=240,
+        gpu=CONFIG.compute.num_gpus_inference,
+    shell:
+        "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
+        " --out {output} 2> {log}"
+
+
+rule classify:
+    input:
+        cohort="<results>/cohort/cohort.csv",
+        labels="<results>/labels.csv",
+        volumes=real_volumes,
+        prompts="<results>/prompts/augmentation.csv",
+        samples=samples("medsyn", "augmentation"),
+        config="<results>/config/augmentation.json",
+    output:
+        "<results>/classify/{finding}.csv",
+    log:
+        "<logs>/classify/{finding}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(2000, 500),
+        runtime=480,
+        gpu=CONFIG.compute.num_gpus_inference,
+    params:
+        label=MAIN.label,
+    shell:
+        "python -m medsyn classify --finding {wildcards.finding} --config {input.config} --cohort {input.cohort}"
+        " --labels {input.labels} --volumes {input.volumes} --prompts {input.prompts} --samples {input.samples}"
+        " --method-label {params.label:q} --out {output} 2> {log}"
+
+
+rule score_segmentation:
+    input:
+        prompts="<results>/prompts/segmentation.csv",
+        samples=samples("medsyn", "segmentation"),
+        masks=real_masks,
+    output:
+        "<results>/segmentation_scores.csv",
+    log:
+        "<logs>/score_segmentation.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(800, 200),
+        runtime=60,
+    shell:
+        "python -m medsyn score-segmentation --prompts {input.prompts} --samples {input.samples} --masks {input.masks}"
+        " --out {output} 2> {log}"
+
+
+rule table1:
+    input:
+        cohort="<results>/cohort/cohort.csv",
+        real_measures=REAL_MEASURES,
+        real_features=REAL_FEATURES,
+        measures=[path for name in SHAPE_VARIANTS for path in measures(name, "reports")],
+        features=[path for name in SHAPE_VARIANTS for path in features(name, "reports")],
+        config="<results>/config/evaluation.json",
+    output:
+        table=report(
+            "<results>/eval/table1.csv",
+            caption="../report/table1.rst",
+            category="Tables",
+        ),
+        provenance="<results>/eval/table1.json",
+    log:
+        "<logs>/table1.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        groups=" ".join(
+            [
+                group("--features", "real", REAL_FEATURES),
+                group("--measures", "real", REAL_MEASURES),
+            ]
+            + [
+                group("--features", name, features(name, "reports"))
+                for name in SHAPE_VARIANTS
+            ]
+            + [
+                group("--measures", name, measures(name, "reports"))
+                for name in SHAPE_VARIANTS
+            ]
+            + [
+                f"--label {name} '{CONFIG.variants[name].label}'"
+                for name in SHAPE_VARIANTS
+            ]
+        ),
+    shell:
+        "python -m medsyn table 1 --config {input.config} --cohort {input.cohort} --split validation {params.groups}"
+        " --out {output.table} 2> {log}"
+
+
+rule finding_table:
+    input:
+        prompts="<results>/prompts/pairs.csv",
+        measures=measures("medsyn", "pairs"),
+        config="<results>/config/evaluation.json",
+    output:
+        table=report(
+            "<results>/eval/table{number}.csv",
+            caption="../report/table{number}.rst",
+            category="Tables",
+        ),
+        provenance="<results>/eval/table{number}.json",
+    log:
+        "<logs>/table{number}.log",
+    wildcard_constraints:
+        number="[234]",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    shell:
+        "python -m medsyn table {wildcards.number} --config {input.config} --prompts {input.prompts}"
+        " --measures medsyn {input.measures} --out {output.table} 2> {log}"
+
+
+rule table5:
+    input:
+        scores="<results>/segmentation_scores.csv",
+        config="<results>/config/evaluation.json",
+    output:
+        table=report(
+            "<results>/eval/table5.csv",
+            caption="../report/table5.rst",
+            category="Tables",
+        ),
+        provenance="<results>/eval/table5.json",
+    log:
+        "<logs>/table5.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    shell:
+        "python -m medsyn table 5 --config {input.config} --scores {input.scores} --out {output.table} 2> {log}"
+
+
+rule table6:
+    input:
+        scores=expand(
+            "<results>/classify/{finding}.csv",
+            finding=CONFIG.evaluation.augmentation.findings,
+        ),
+        config="<results>/config/evaluation.json",
+    output:
+        table=report(
+            "<results>/eval/table6.csv",
+            caption="../report/table6.rst",
+            category="Tables",
+        ),
+        provenance="<results>/eval/table6.json",
+    log:
+        "<logs>/table6.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    shell:
+        "python -m medsyn table 6 --config {input.config} --scores {input.scores} --out {output.table} 2> {log}"
+
+
+rule table7:
+    input:
+        prompts=expand(
+            "<results>/prompts/{set}.csv",
+            set=sorted({report_prompts(name) for name in TEXT_VARIANTS}),
+        ),
+        measures=[
+            path
+            for name in TEXT_VARIANTS
+            for path in measures(name, report_prompts(name))
+        ],
+        config="<results>/config/evaluation.json",
+    output:
+        table=report(
+            "<results>/eval/table7.csv",
+            caption="../report/table7.rst",
+            category="Tables",
+        ),
+        provenance="<results>/eval/table7.json",
+    log:
+        "<logs>/table7.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        groups=" ".join(
+            group(
+                "--measures",
+                CONFIG.variants[name].text_encoder,
+                measures(name, report_prompts(name)),
+            )
+            for name in TEXT_VARIANTS
+        ),
+    shell:
+        "python -m medsyn table 7 --config {input.config} --prompts {input.prompts} {params.groups}"
+        " --out {output.table} 2> {log}"
+
+
+rule figure3:
+    input:
+        cohort="<results>/cohort/cohort.csv",
+        volumes=real_volumes,
+        samples=[path for name in SHAPE_VARIANTS for path in samples(name, "reports")],
+    output:
+        report(
+            "<results>/eval/figures/figure3.png",
+            caption="../report/figure3.rst",
+            category="Figures",
+        ),
+    log:
+        "<logs>/figure3.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        groups=" ".join(
+            [group("--volumes", "real", real_volumes())]
+            + [
+                group("--volumes", name, samples(name, "reports"))
+                for name in SHAPE_VARIANTS
+            ]
+        ),
+        phantom=PHANTOM_FLAG,
+    shell:
+        "python -m medsyn figure 3 --cohort {input.cohort} --split validation {params.groups} {params.phantom}"
+        " --out {output} 2> {log}"
+
+
+rule figure4:
+    input:
+        cohort="<results>/cohort/cohort.csv",
+        labels="<results>/labels.csv",
+        volumes=real_volumes,
+        prompts="<results>/prompts/pairs.csv",
+        samples=samples("medsyn", "pairs"),
+    output:
+        report(
+            "<results>/eval/figures/figure4.png",
+            caption="../report/figure4.rst",
+            category="Figures",
+        ),
+    log:
+        "<logs>/figure4.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        phantom=PHANTOM_FLAG,
+    shell:
+        "python -m medsyn figure 4 --cohort {input.cohort} --labels {input.labels} --volumes real {input.volumes}"
+        " --volumes medsyn {input.samples} --prompts {input.prompts} {params.phantom} --out {output} 2> {log}"
+
+
+rule figure5:
+    input:
+        prompts="<results>/prompts/pairs.csv",
+        measures=measures("medsyn", "pairs"),
+    output:
+        report(
+            "<results>/eval/figures/figure5.png",
+            caption="../report/figure5.rst",
+            category="Figures",
+        ),
+    log:
+        "<logs>/figure5.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        phantom=PHANTOM_FLAG,
+    shell:
+        "python -m medsyn figure 5 --prompts {input.prompts} --measures medsyn {input.measures} {params.phantom}"
+        " --out {output} 2> {log}"
+
+
+rule figure6:
+    input:
+        prompts="<results>/prompts/controlled.csv",
+        volumes=real_volumes,
+        masks=real_masks,
+        samples=samples("medsyn", "controlled"),
+    output:
+        report(
+            "<results>/eval/figures/figure6.png",
+            caption="../report/figure6.rst",
+            category="Figures",
+        ),
+    log:
+        "<logs>/figure6.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        phantom=PHANTOM_FLAG,
+    shell:
+        "python -m medsyn figure 6 --prompts {input.prompts} --volumes real {input.volumes} --volumes medsyn {input.samples}"
+        " --masks {input.masks} {params.phantom} --out {output} 2> {log}"
+
+
+rule hero_figure:
+    input:
+        cohort="<results>/cohort/cohort.csv",
+        volumes=real_volumes,
+        samples=samples("medsyn", "reports"),
+    output:
+        report(
+            "<results>/eval/figures/hero.png",
+            caption="../report/hero.rst",
+            category="Figures",
+        ),
+    log:
+        "<logs>/hero_figure.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        phantom=PHANTOM_FLAG,
+    shell:
+        "python -m medsyn figure hero --cohort {input.cohort} --split validation --volumes real {input.volumes}"
+        " --volumes medsyn {input.samples} {params.phantom} --out {output} 2> {log}"
+
+
+rule report:
+    input:
+        expand("<results>/eval/table{number}.csv", number=range(1, 8)),
+        expand("<results>/eval/figures/{name}.png", name=FIGURES),
+        "<results>/qc/masks.csv",
+    output:
+        report(
+            "<results>/report.html", caption="../report/report.rst", category="Report"
+        ),
+    log:
+        "<logs>/report.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        results=lambda wildcards, output: Path(output[0]).parent,
+        phantom=PHANTOM_FLAG,
+    shell:
+        "python -m medsyn report --results {params.results} {params.phantom} --out {output} 2> {log}"

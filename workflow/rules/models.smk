@@ -1,0 +1,77 @@
+"""The two diffusion networks of every variant.
+
+The state folder is no output: Snakemake deletes the outputs of a failed job, and a killed training must go on where it was.
+Running the same command again resumes it.
+"""
+
+
+rule train_low_res:
+    input:
+        store=expand("<results>/store/{shard}", shard=SHARDS),
+        embeddings=lambda wildcards: f"{RESULTS}/text/{encoder_of(wildcards)}/embeddings.safetensors",
+        config="<results>/config/low_res_{variant}.json",
+    output:
+        weights="<results>/models/{variant}/low_res.safetensors",
+        metrics="<results>/models/{variant}/low_res_metrics.csv",
+    log:
+        "<logs>/train_low_res/{variant}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: CONFIG.compute.num_threads_training
+    resources:
+        mem_mb=volume_memory_mb(2000, 3000),
+        runtime=1440,
+        gpu=CONFIG.compute.num_gpus_training,
+    params:
+        state=f"{RESULTS}/state/{{variant}}/low_res",
+        launcher=launcher(),
+    shell:
+        "{params.launcher} -m medsyn train --config {input.config} --store {input.store}"
+        " --embeddings {input.embeddings} --state {params.state} --out {output.weights} 2>> {log}"
+
+
+rule train_super_res:
+    input:
+        store=expand("<results>/store/{shard}", shard=SHARDS),
+        config="<results>/config/super_res_{variant}.json",
+    output:
+        weights="<results>/models/{variant}/super_res.safetensors",
+        metrics="<results>/models/{variant}/super_res_metrics.csv",
+    log:
+        "<logs>/train_super_res/{variant}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: CONFIG.compute.num_threads_training
+    resources:
+        mem_mb=volume_memory_mb(2000, 3000),
+        runtime=1440,
+        gpu=CONFIG.compute.num_gpus_training,
+    params:
+        state=f"{RESULTS}/state/{{variant}}/super_res",
+        launcher=launcher(),
+    shell:
+        "{params.launcher} -m medsyn train --config {input.config} --store {input.store}"
+        " --state {params.state} --out {output.weights} 2>> {log}"
+
+
+rule assemble_model:
+    input:
+        low_res="<results>/models/{variant}/low_res.safetensors",
+        super_res=lambda wildcards: f"{RESULTS}/models/{super_res_donor(wildcards.variant)}/super_res.safetensors",
+        text_encoder=lambda wildcards: f"{RESULTS}/text/{encoder_of(wildcards)}/model",
+        config="<results>/config/sampling.json",
+    output:
+        "<results>/models/{variant}/run.json",
+    log:
+        "<logs>/assemble_model/{variant}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        label=lambda wildcards: CONFIG.variants[wildcards.variant].label,
+    shell:
+        "python -m medsyn assemble --label {params.label:q} --low-res {input.low_res} --super-res {input.super_res}"
+        " --text-encoder {input.text_encoder} --sampling {input.config} --out {output} 2> {log}"

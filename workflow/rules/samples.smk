@@ -1,0 +1,50 @@
+"""Prompts and the volumes drawn from them; sharded."""
+
+
+rule write_prompts:
+    input:
+        cohort="<results>/cohort/cohort.csv",
+        reports="<results>/cohort/reports.csv",
+        config="<results>/config/evaluation.json",
+    output:
+        "<results>/prompts/{set}.csv",
+    log:
+        "<logs>/write_prompts/{set}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    shell:
+        "python -m medsyn prompts --set {wildcards.set} --cohort {input.cohort} --reports {input.reports}"
+        " --config {input.config} --out {output} 2> {log}"
+
+
+rule sample:
+    input:
+        run="<results>/models/{variant}/run.json",
+        prompts="<results>/prompts/{set}.csv",
+        config="<results>/config/sampling.json",
+        volumes=expand("<results>/preprocessed/{shard}", shard=SHARDS),
+        masks=expand("<results>/masks/{shard}", shard=SHARDS),
+    output:
+        directory("<results>/samples/{variant}/{set}/{shard}"),
+    log:
+        "<logs>/sample/{variant}/{set}/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(2000, 2000),
+        runtime=720,
+        gpu=CONFIG.compute.num_gpus_inference,
+    params:
+        weights=lambda wildcards, input: Path(input.run).parent,
+        num_shards=len(SAMPLE_SHARDS),
+        volumes_root=lambda wildcards, input: Path(input.volumes[0]).parent,
+        masks_root=lambda wildcards, input: Path(input.masks[0]).parent,
+    shell:
+        "python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
+        " --shard {wildcards.shard}/{params.num_shards} --config {input.config}"
+        " --volumes-root {params.volumes_root} --masks-root {params.masks_root} --out {output} 2> {log}"

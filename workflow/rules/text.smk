@@ -1,0 +1,58 @@
+"""Language models, their embeddings of every report, and labels parsed from the reports."""
+
+
+rule pretrain_text:
+    input:
+        reports="<results>/cohort/reports.csv",
+        config="<results>/config/text_{encoder}.json",
+    output:
+        directory("<results>/text/{encoder}/model"),
+    log:
+        "<logs>/pretrain_text/{encoder}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: CONFIG.compute.num_threads_training
+    resources:
+        mem_mb=3000,
+        runtime=720,
+        gpu=CONFIG.compute.num_gpus_inference,
+    shell:
+        "python -m medsyn pretrain-text --config {input.config} --reports {input.reports} --out {output} 2> {log}"
+
+
+rule embed_reports:
+    input:
+        encoder="<results>/text/{encoder}/model",
+        reports="<results>/cohort/reports.csv",
+        config="<results>/config/text_{encoder}.json",
+    output:
+        "<results>/text/{encoder}/embeddings.safetensors",
+    log:
+        "<logs>/embed_reports/{encoder}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=240,
+        gpu=CONFIG.compute.num_gpus_inference,
+    shell:
+        "python -m medsyn embed --encoder {input.encoder} --config {input.config} --reports {input.reports}"
+        " --out {output} 2> {log}"
+
+
+rule label_reports:
+    input:
+        reports="<results>/cohort/reports.csv",
+    output:
+        "<results>/labels.csv",
+    log:
+        "<logs>/label_reports.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    shell:
+        "python -m medsyn label {input.reports} --out {output} 2> {log}"

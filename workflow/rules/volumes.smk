@@ -1,0 +1,81 @@
+"""CTs to the model's grid, their masks, and the arrays that training reads; sharded."""
+
+
+rule preprocess:
+    input:
+        cohort="<results>/cohort/cohort.csv",
+        config="<results>/config/preprocess.json",
+    output:
+        directory("<results>/preprocessed/{shard}"),
+    log:
+        "<logs>/preprocess/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(700, 150),
+        runtime=480,
+    shell:
+        "python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
+        " --config {input.config} --out {output} 2> {log}"
+
+
+rule segment:
+    input:
+        volumes="<results>/preprocessed/{shard}",
+        config="<results>/config/masks.json",
+    output:
+        directory("<results>/masks/{shard}"),
+    log:
+        "<logs>/segment/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(700, 200),
+        runtime=720,
+    shell:
+        "python -m medsyn segment --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
+
+
+rule score_masks:
+    input:
+        masks=expand("<results>/masks/{shard}", shard=SHARDS),
+        cohort="<results>/cohort/cohort.csv",
+    output:
+        report(
+            "<results>/qc/masks.csv",
+            caption="../report/masks.rst",
+            category="Quality control",
+        ),
+    log:
+        "<logs>/score_masks.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(700, 50),
+        runtime=240,
+    shell:
+        "python -m medsyn mask-qc --masks {input.masks} --cohort {input.cohort} --out {output} 2> {log}"
+
+
+rule build_store:
+    input:
+        volumes="<results>/preprocessed/{shard}",
+        masks="<results>/masks/{shard}",
+        cohort="<results>/cohort/cohort.csv",
+        config="<results>/config/preprocess.json",
+    output:
+        directory("<results>/store/{shard}"),
+    log:
+        "<logs>/build_store/{shard}.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=volume_memory_mb(700, 50),
+        runtime=240,
+    shell:
+        "python -m medsyn store --volumes {input.volumes} --masks {input.masks} --cohort {input.cohort}"
+        " --config {input.config} --out {output} 2> {log}"
