@@ -1,0 +1,98 @@
+"""Statistics of the tables: mean and standard deviation, bootstrap bounds, one-tailed t-test, Dice, AUROC.
+
+Arrays in, numbers out. The paper names a "one-tailed two-sample t-test" without saying whether variances are pooled;
+this is Welch's, which does not assume that an effusion prompt and its reversal vary equally (they never do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sample in one table row: `n` values were used, `num_missing` had none. Bounds are of the mean (95 %)."""
+
+    n: int
+    num_missing: int
+    mean: float | None
+    std: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+def summarise(values: Sequence[float | None], *, num_bootstrap: int, seed: int) -> Summary:
+    """Mean, sample standard deviation (n - 1) and bootstrap bounds; None and NaN count as missing."""
+    known = known_values(values)
+    missing = len(values) - len(known)
+    if len(known) == 0:
+        return Summary(0, missing, None, None, None, None)
+    low, high = bootstrap_interval(known, num_bootstrap=num_bootstrap, seed=seed)
+    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Summary(len(known), missing, float(np.mean(known)), std, low, high)
+
+
+def known_values(values: Sequence[float | None]) -> NDArray[np.float64]:
+    """The values that are numbers, in order."""
+    array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, num_bootstrap: int, seed: int, level: float = 0.95
+) -> tuple[float | None, float | None]:
+    """Percentile bootstrap bounds of the mean; (None, None) for fewer than two values."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return None, None
+    picks = np.random.default_rng(seed).integers(0, len(array), size=(num_bootstrap, len(array)))
+    means = array[picks].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float | None]) -> float | None:
+    """p of Welch's two-sample t-test for "the mean of `greater` exceeds that of `smaller`"; missing values left out.
+
+    None where the test is not defined: fewer than two values, or no variance in either sample.
+    """
+    a, b = known_values(greater), known_values(smaller)
+    if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+        return None
+    return float(stats.ttest_ind(a, b, equal_var=False, alternative="greater").pvalue)
+
+
+def dice(first: NDArray, second: NDArray) -> float | None:
+    """2 |A and B| / (|A| + |B|) of two boolean masks of one shape; None when both are empty."""
+    a, b = first.astype(bool), second.astype(bool)
+    total = int(a.sum()) + int(b.sum())
+    return None if total == 0 else 2.0 * int((a & b).sum()) / total
+
+
+def mean_label_dice(first: NDArray, second: NDArray, labels: Sequence[int]) -> float | None:
+    """Mean Dice over those `labels` that occur in either label map; None when none does."""
+    scores = [dice(first == label, second == label) for label in labels]
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known else None
+
+
+def area_under_roc(scores: ArrayLike, labels: ArrayLike) -> float | None:
+    """Probability that a positive scores above a negative (ties count half); None with one class only."""
+    score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
+    num_positive, num_negative = int(label.sum()), int((~label).sum())
+    if num_positive == 0 or num_negative == 0:
+        return None
+    ranks = stats.rankdata(score)
+    return float((ranks[label].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def accuracy_and_f1(predicted: ArrayLike, actual: ArrayLike) -> tuple[float, float]:
+    """Share of correct answers, and F1 = 2 TP / (2 TP + FP + FN) (0 where there is nothing to find and none found)."""
+    p, a = np.asarray(predicted).astype(bool), np.asarray(actual).astype(bool)
+    hits, errors = int((p & a).sum()), int((p != a).sum())
+    return float((p == a).mean()), (2 * hits / (2 * hits + errors) if hits + errors else 0.0)
