@@ -1,0 +1,166 @@
+"""The one denoiser: a U-Net over 4-channel volumes that predicts the clean volume x0 from a noisy one.
+
+With `cond_dim` it is the low-resolution network (text cross-attention at the bottom), without it and with
+`condition_channels` the super-resolution network. At dim 160, mults 1-2-4-8, 8 heads, 4 bottom blocks, 768-wide text it
+has the 716,215,684 parameters of the authors' low-resolution network; at dim 56, 4 heads, 1 bottom block, 4 condition
+channels the 54,307,908 of their super-resolution network (names of their state dict: medsyn.models.medsyn_keys).
+
+Shapes: x [B, C, D, H, W] in [-1, 1] plus noise, tau [B] in 0..1000, text [B, num_tokens, cond_dim],
+condition [B, condition_channels, D, H, W]. H and W must be divisible by 2^(levels - 1); D is never resampled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medsyn.config import UNetConfig
+from medsyn.models.blocks import (
+    ChannelNorm,
+    ResBlock,
+    SpatialAttention,
+    TextCrossAttention,
+    TimeEmbedding,
+    downsample,
+    upsample,
+)
+
+FLAT = (1, 3, 3)
+SOLID = (3, 3, 3)
+
+
+class Level(nn.Module):
+    """One resolution of the down or up path: two in-plane blocks, a 3-D block, a resampling (absent at the end)."""
+
+    def __init__(self, dim_in: int, dim_out: int, num_groups: int, time_dim: int, resample: nn.Module | None) -> None:
+        super().__init__()
+        self.first = ResBlock(dim_in, dim_out, FLAT, num_groups, time_dim)
+        self.second = ResBlock(dim_out, dim_out, FLAT, num_groups, time_dim)
+        self.solid = ResBlock(dim_out, dim_out, SOLID, num_groups, time_dim)
+        self.resample = resample if resample is not None else nn.Identity()
+
+    def down(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The result and the skip, which is taken before the resampling and before the 3-D block."""
+        skip = self.second(self.first(x, time), time)
+        return self.solid(self.resample(skip), time), skip
+
+    def up(self, x: Tensor, skip: Tensor, time: Tensor, order: str) -> Tensor:
+        """Order A upsamples early (the authors' training scripts), B late (their inference scripts)."""
+        x = self.first(torch.cat([x, skip], dim=1), time)
+        if order == "A":
+            return self.solid(self.second(self.resample(x), time), time)
+        return self.resample(self.solid(self.second(x, time), time))
+
+
+class BottomBlock(nn.Module):
+    """Self-attention in each slice (matrices shared between the blocks), text cross-attention, 3-D block."""
+
+    def __init__(self, dim: int, config: UNetConfig, time_dim: int, cond_dim: int | None) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(dim)
+        self.cross_attention = TextCrossAttention(dim, cond_dim, config.num_heads) if cond_dim else None
+        self.solid = ResBlock(dim, dim, SOLID, config.num_groups, time_dim)
+
+    def forward(self, x: Tensor, time: Tensor, attention: SpatialAttention, text: Tensor | None) -> Tensor:
+        x = attention(x, self.norm)
+        if self.cross_attention is not None and text is not None:
+            x = self.cross_attention(x, text)
+        return self.solid(x, time)
+
+
+class UNet(nn.Module):
+    """Denoiser of both resolutions; see the module's docstring.
+
+    channels: of the volume; condition_channels: of the low-resolution condition, concatenated before the volume;
+    cond_dim, num_tokens: shape of the text states, cond_dim None builds no text module.
+    `channels_last` chooses the memory layout of the activations, not the result.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        channels: int = 4,
+        condition_channels: int = 0,
+        cond_dim: int | None = None,
+        num_tokens: int = 192,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        self.condition_channels = condition_channels
+        self.channels_last = True
+        dim, groups, time_dim = config.dim, config.num_groups, 4 * config.dim
+        widths = [dim, *(dim * mult for mult in config.mults)]
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        last = len(pairs) - 1
+        kernel = config.init_kernel
+
+        self.null_cond_emb = nn.Parameter(torch.randn(1, num_tokens, cond_dim)) if cond_dim else None
+        self.init_conv = nn.Conv3d(channels + condition_channels, dim, kernel, padding=kernel // 2)
+        self.time_mlp = nn.Sequential(
+            TimeEmbedding(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
+        )
+        self.downs = nn.ModuleList(
+            Level(low, high, groups, time_dim, downsample(high) if i < last else None)
+            for i, (low, high) in enumerate(pairs)
+        )
+        bottom = widths[-1]
+        self.bottom_in = ResBlock(bottom, bottom, FLAT, groups, time_dim)
+        self.attention = SpatialAttention(bottom, config.num_heads)
+        self.bottom = nn.ModuleList(
+            BottomBlock(bottom, config, time_dim, cond_dim) for _ in range(config.num_bottom_blocks)
+        )
+        self.bottom_out = ResBlock(bottom, bottom, FLAT, groups, time_dim)
+        self.ups = nn.ModuleList(
+            Level(2 * high, low, groups, time_dim, upsample(low) if i < last else None)
+            for i, (low, high) in enumerate(reversed(pairs))
+        )
+        self.head = ResBlock(2 * dim, dim, FLAT, groups, None)
+        self.to_volume = nn.Conv3d(dim, channels, 1)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the network has text cross-attention."""
+        return self.null_cond_emb is not None
+
+    def forward(
+        self,
+        x: Tensor,
+        tau: Tensor,
+        text: Tensor | None = None,
+        drop_text: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Predict x0 [B, C, D, H, W]. Samples with drop_text [B] (bool), or all if text is None, see the null text."""
+        if (condition is not None) != bool(self.condition_channels):
+            raise ValueError(f"this network takes {self.condition_channels} condition channels")
+        if condition is not None:
+            x = torch.cat([condition, x], dim=1)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        tokens = self._tokens(x.shape[0], text, drop_text)
+        time = self.time_mlp(tau)
+        x = self.init_conv(x)
+        first, skips = x, []
+        for level in self.downs:
+            x, skip = level.down(x, time)  # type: ignore[operator]
+            skips.append(skip)
+        x = self.bottom_in(x, time)
+        for block in self.bottom:
+            x = block(x, time, self.attention, tokens)
+        x = self.bottom_out(x, time)
+        for level in self.ups:
+            x = level.up(x, skips.pop(), time, self.config.up_order)  # type: ignore[operator]
+        return self.to_volume(self.head(torch.cat([x, first], dim=1)))
+
+    def _tokens(self, batch: int, text: Tensor | None, drop_text: Tensor | None) -> Tensor | None:
+        """Text states of each sample with the learned null text where it is dropped."""
+        if self.null_cond_emb is None:
+            return None
+        null = self.null_cond_emb.expand(batch, -1, -1)
+        if text is None:
+            return null
+        if text.shape[1:] != null.shape[1:]:
+            raise ValueError(f"text states have shape {tuple(text.shape[1:])}, the network wants {tuple(null.shape[1:])}")
+        return text if drop_text is None else torch.where(drop_text[:, None, None], null, text)

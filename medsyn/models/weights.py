@@ -1,0 +1,66 @@
+"""Denoiser files: safetensors with the settings of the network and its provenance in the metadata.
+
+`build` makes the network of a training stage, `save` and `load` are inverse to each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medsyn.config import ModelStage
+from medsyn.errors import InputError
+from medsyn.files import atomic_path
+from medsyn.models.unet import UNet
+
+
+def build(stage: ModelStage, cond_dim: int | None) -> UNet:
+    """The untrained network of a stage; cond_dim is the width of the text states (None: no text).
+
+    The super-resolution network takes its low-resolution condition, no text, and has one bottom block.
+    """
+    channels = len(stage.channels)
+    if stage.stage == "super_res":
+        config = stage.unet.model_copy(update={"num_bottom_blocks": 1})
+        return UNet(config, channels=channels, condition_channels=channels)
+    return UNet(stage.unet, channels=channels, cond_dim=cond_dim, num_tokens=stage.num_tokens)
+
+
+def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, provenance: Mapping[str, Any]) -> None:
+    """Write weights with their settings, atomically."""
+    metadata = {
+        "format": "pt",
+        "config": json.dumps(stage.model_dump(mode="json"), sort_keys=True),
+        "provenance": json.dumps(provenance, sort_keys=True),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load(path: str | Path) -> tuple[UNet, ModelStage]:
+    """The network of a file, in eval mode, and its settings; a file of another kind is an InputError."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            stage = ModelStage(**json.loads((handle.metadata() or {})["config"]))
+            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a denoiser written by `medsyn train` ({error})") from None
+    null = state.get("null_cond_emb")
+    with torch.device("meta"):
+        network = build(stage, None if null is None else null.shape[2])
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: tensors do not fit the settings in the file ({error})") from None
+    return network.eval(), stage

@@ -1,0 +1,299 @@
+"""The one training loop, for every network: accelerate, AdamW, clipping, EMA, and exact resume.
+
+The loop knows nothing of volumes or text. A task gives it samples that are pure functions of (step, slot), so the
+weights after step n depend on the settings and the data only: a run that is killed and started again with the same
+command ends with the same bits on a CPU, and the processes of a distributed run share the slots of one batch.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from medsyn.config import TrainConfig
+from medsyn.errors import InputError
+from medsyn.files import write_csv
+from medsyn.progress import log, track
+from medsyn.training.checkpoint import cpu_copy, load_checkpoint, save_checkpoint
+from medsyn.training.ema import Ema
+
+METRIC_COLUMNS = ("step", "loss", "loss_ema", "grad_norm", "learning_rate", "samples_per_second")
+_LOSS_SMOOTHING = 0.98
+_FLUSH_EVERY = 10  # steps between looks at the loss on the device
+
+Batch = Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train.
+
+    build() makes the network (weights drawn from the global generator, which the loop seeds); batch(step, slots) the
+    samples `slots` of optimiser step `step` (0-based); loss(network, batch) a scalar, the mean over the samples;
+    identity is everything besides the TrainConfig that the result depends on.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    batch: Callable[[int, Sequence[int]], Batch]
+    loss: Callable[[nn.Module, Batch], Tensor]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network holding the averaged (EMA) weights, and the rows of the metrics table."""
+
+    network: nn.Module
+    metrics: list[dict[str, Any]]
+    is_main_process: bool = True
+
+
+class DivergedError(InputError):
+    """The loss is no longer a finite number."""
+
+
+def train(task: Task, config: TrainConfig, state: Path) -> Trained:
+    """Train, or continue from the newest checkpoint in `state`.
+
+    Raises InputError for a state of another run, DivergedError for a non-finite loss (the last checkpoint is kept) and
+    SystemExit(143) after writing a checkpoint when SIGTERM arrives.
+    """
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
+    run = _Run(task, config, state, accelerator)
+    run.resume()
+    with _sigterm() as stop:
+        for step in track(range(run.step, config.num_steps), what=task.name, total=config.num_steps, initial=run.step):
+            run.optimise(step)
+            if _any_process(accelerator, stop.is_set()):
+                run.save()
+                log.warning("%s: stopped by SIGTERM at step %d of %d", task.name, run.step, config.num_steps)
+                raise SystemExit(143)
+    return run.finish()
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Rate of 0-based optimiser step `step`: linear warm-up, then constant or cosine to zero."""
+    if step < config.num_warmup_steps:
+        return config.learning_rate * (step + 1) / config.num_warmup_steps
+    if config.learning_rate_decay == "constant":
+        return config.learning_rate
+    span = max(config.num_steps - config.num_warmup_steps, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - config.num_warmup_steps) / span))
+
+
+class _Run:
+    """State of one training run between two steps."""
+
+    def __init__(self, task: Task, config: TrainConfig, state: Path, accelerator: Accelerator) -> None:
+        self.task, self.config, self.state, self.accelerator = task, config, state, accelerator
+        self.micro = min(config.micro_batch_size, config.batch_size)
+        if config.batch_size % (self.micro * accelerator.num_processes):
+            raise InputError(
+                f"{task.name}: train.batch_size {config.batch_size} is not a multiple of micro_batch_size {self.micro}"
+                f" times {accelerator.num_processes} processes"
+            )
+        set_seed(config.seed)
+        network = task.build()
+        self.bare = network
+        self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        for name, value in self.ema.average.items():
+            self.ema.average[name] = value.to(accelerator.device)
+        self.step = 0
+        self.metrics: list[dict[str, Any]] = []
+        self.loss_ema: float | None = None
+        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.window: list[tuple[float, float]] = []
+        self.started = (time.monotonic(), 0)
+        self.logged = (time.monotonic(), 0)
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        found = load_checkpoint(self.state, self._identity())
+        if found is None:
+            return
+        tensors, facts = found
+        if facts["step"] > self.config.num_steps:
+            raise InputError(
+                f"{self.state}: this state is at step {facts['step']}, beyond num_steps {self.config.num_steps};"
+                " delete the folder to start anew"
+            )
+        self.bare.load_state_dict(tensors["network"])
+        self.ema.load(tensors["ema"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(tensors["scaler"])
+        self.step, self.metrics, self.loss_ema = facts["step"], facts["metrics"], facts["loss_ema"]
+        self.window = [(loss, norm) for loss, norm in facts["window"]]
+        self.started = self.logged = (time.monotonic(), self.step)
+        log.info("%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.state)
+
+    def optimise(self, step: int) -> None:
+        """One optimiser step over batch_size samples, then log and checkpoint when they are due."""
+        config, accelerator = self.config, self.accelerator
+        rate = learning_rate(config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        stride = self.micro * accelerator.num_processes
+        num_micro = config.batch_size // stride
+        total = torch.zeros((), device=accelerator.device)
+        for micro in range(num_micro):
+            first = micro * stride + accelerator.process_index * self.micro
+            batch = to_device(self.task.batch(step, range(first, first + self.micro)), accelerator.device)
+            with _synchronise(accelerator, self.network, last=micro == num_micro - 1):
+                with accelerator.autocast():
+                    loss = self.task.loss(self.network, batch)
+                accelerator.backward(loss / num_micro)
+            total += loss.detach() / num_micro
+        norm = accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step = step + 1
+        self.ema.update(self.bare, self.step)
+        self.pending.append((total, torch.as_tensor(norm)))
+        due = self.step % config.checkpoint_every == 0
+        logs = self.step % config.log_every == 0 or self.step == config.num_steps
+        if due or logs or self.step % _FLUSH_EVERY == 0:
+            self._flush()
+        if logs:
+            self._log(rate)
+        if due and self.step < config.num_steps:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint (main process), after making sure that the losses so far are finite."""
+        self._flush()
+        if self.accelerator.is_main_process:
+            tensors = {
+                "network": cpu_copy(self.bare.state_dict()),
+                "ema": cpu_copy(self.ema.average),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            }
+            facts = {
+                "identity": self._identity(),
+                "metrics": self.metrics,
+                "loss_ema": self.loss_ema,
+                "window": self.window,
+            }
+            save_checkpoint(self.state, self.step, tensors, facts)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> Trained:
+        """Write the last checkpoint and hand out the averaged weights."""
+        self.save()
+        self.bare.load_state_dict(self.ema.average, strict=False)
+        return Trained(self.bare.eval(), self.metrics, self.accelerator.is_main_process)
+
+    def _flush(self) -> None:
+        """Read the losses of the last steps from the device; a non-finite one stops the run."""
+        first = self.step - len(self.pending) + 1
+        for step, (loss, norm) in enumerate(self.pending, start=first):
+            value = float(self.accelerator.reduce(loss, "mean"))
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"{self.task.name}: the loss is {value} at step {step}; the last checkpoint in {self.state} is kept."
+                    " Lower train.learning_rate or use precision bf16, then delete the folder and start anew"
+                )
+            smooth = value if self.loss_ema is None else self.loss_ema
+            self.loss_ema = _LOSS_SMOOTHING * smooth + (1 - _LOSS_SMOOTHING) * value
+            self.window.append((value, float(norm)))
+        self.pending.clear()
+
+    def _log(self, rate: float) -> None:
+        now = time.monotonic()
+        since, done = self.logged
+        speed = (self.step - done) * self.config.batch_size / max(now - since, 1e-9)
+        losses, norms = zip(*self.window, strict=True)
+        row = {
+            "step": self.step,
+            "loss": sum(losses) / len(losses),
+            "loss_ema": self.loss_ema,
+            "grad_norm": _finite(sum(norms) / len(norms)),
+            "learning_rate": rate,
+            "samples_per_second": round(speed, 2),
+        }
+        self.metrics.append(row)
+        self.window.clear()
+        self.logged = (now, self.step)
+        begun, start = self.started
+        left = (self.config.num_steps - self.step) * (now - begun) / max(self.step - start, 1)
+        if self.accelerator.is_main_process:
+            write_csv(self.state / "metrics.csv", self.metrics, METRIC_COLUMNS)
+            log.info(
+                "%s: step %d of %d, loss %.4f, %.1f samples/s, %s left",
+                *(self.task.name, self.step, self.config.num_steps, row["loss"], speed, _duration(left)),
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that the weights after a step depend on (not how long the run is, unless the rate decays)."""
+        free = {"checkpoint_every", "log_every"}
+        if self.config.learning_rate_decay == "constant":
+            free.add("num_steps")
+        settings = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
+        return {**settings, **self.task.identity, "num_processes": self.accelerator.num_processes}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Tensors of a dict, on `device`."""
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    return batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch
+
+
+@contextmanager
+def _synchronise(accelerator: Accelerator, network: nn.Module, *, last: bool) -> Iterator[None]:
+    """Exchange gradients between processes only in the last micro-batch of a step."""
+    if last:
+        yield
+    else:
+        with accelerator.no_sync(network):
+            yield
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, the way schedulers announce the end of a job."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+    return bool(total > 0)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
