@@ -1,0 +1,52 @@
+"""Writing safetensors files so that equal content gives equal bytes.
+
+The library keeps a file's metadata in a hash map with a random order, so two identical runs differ in the header. Here the
+header is written again with sorted keys; offsets and data stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from medsyn.errors import InputError
+from medsyn.files import atomic_path
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` (any shapes and dtypes) with string `metadata` to `path`, atomically and reproducibly."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata=dict(metadata))
+        _sort_header(temporary)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file; a missing or broken file is an InputError."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return dict(handle.metadata() or {})
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: not a safetensors file ({error}); write it again with the step that makes it"
+        ) from None
+
+
+def _sort_header(path: Path) -> None:
+    """Rewrite the JSON header in place: 8 bytes of length, JSON with trailing spaces, then the data."""
+    with path.open("r+b") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
+        if len(ordered) > length:
+            raise ValueError(f"{path}: sorted header is longer than the original")
+        handle.seek(8)
+        handle.write(ordered.ljust(length))
