@@ -1,7 +1,7 @@
 """Writing safetensors files so that equal content gives equal bytes.
 
-The library keeps a file's metadata in a hash map with a random order, so two identical runs differ in the header. Here the
-header is written again with sorted keys; offsets and data stay as they are.
+The library keeps the metadata of a file in a hash map with a random order, so two identical runs differ in the header.
+Here the header is written again with sorted keys; offsets and data stay as they are.
 """
 
 from __future__ import annotations
