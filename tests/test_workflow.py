@@ -1,0 +1,197 @@
+"""The workflow: lint, a matrix of dry runs on zero-byte inputs, one real run from nothing to the report, what re-runs
+after a change, and a killed training that ends like an undisturbed one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, run_snakemake
+
+RESULTS = Path("results/test")
+
+
+def planned_jobs(output: str) -> dict[str, int]:
+    """Rule -> number of jobs, from the job statistics of a dry run."""
+    table = output.split("Job stats:", 1)[1].split("total", 1)[0] if "Job stats:" in output else ""
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, flags=re.M)}
+
+
+def write_config(path: Path, base: str = "test", **sections) -> Path:
+    """A shipped configuration with some settings changed."""
+    values = yaml.safe_load((ROOT / f"config/{base}.yaml").read_text())
+    for name, section in sections.items():
+        for key, value in section.items():
+            values[name][key] = values[name].get(key, {}) | value if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_lint_is_clean():
+    run = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr + run.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("demo", {}, {"render_phantoms": 2, "train_low_res": 3, "train_super_res": 2, "report": 1}),
+        ("one_shard", {"cohort": {"num_shards": 1}}, {"render_phantoms": 1, "segment": 1}),
+        ("five_sample_shards", {"sampling": {"num_shards": 5}}, {"sample": 35}),
+        ("no_ablations", {"variants": {"without_shape": None}}, {"train_low_res": 2, "train_super_res": 1}),
+        ("own_cohort", {"cohort": {"source": "manifest"}}, {"render_phantoms": 0, "preprocess": 2}),
+    ],
+)
+def test_dry_run(name, changes, expected, tmp_path):
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for section, update in changes.items():
+        values[section] |= update
+    values["variants"] = {key: value for key, value in values["variants"].items() if value is not None}
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/cohort.csv").touch()
+    run = run_snakemake("-n", "all", directory=tmp_path, config=path)
+    assert run.returncode == 0, run.stderr
+    jobs = planned_jobs(run.stdout)
+    assert {rule: jobs.get(rule, 0) for rule in expected} == expected
+
+
+def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
+    (tmp_path / "cohort.csv").touch()
+    config = write_config(tmp_path / "paper.yaml", "paper", cohort={"manifest": "cohort.csv"})
+    profile = str(ROOT / "slurm")
+    run = run_snakemake("--profile", profile, "-n", "all", directory=tmp_path, config=config)
+    assert run.returncode == 0, run.stderr
+    assert "gpu=4" in run.stdout
+    assert "slurm_partition=gpu" in run.stdout
+    assert sum(planned_jobs(run.stdout).values()) <= 400
+
+
+def test_a_missing_cohort_file_says_what_to_write_where(tmp_path):
+    run = run_snakemake("-n", "all", directory=tmp_path, config="paper")
+    assert run.returncode != 0
+    said = run.stdout + run.stderr
+    assert "config/cohort.csv: no such file. Write your cohort there" in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_key_stops_before_anything_runs(tmp_path):
+    config = write_config(tmp_path / "typo.yaml", sampling={"guidance": 3})
+    run = run_snakemake("-n", "all", directory=tmp_path, config=config)
+    assert run.returncode != 0
+    assert "sampling.guidance: unknown key" in run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The whole test-scale experiment, run once: the folder that holds results/test."""
+    directory = tmp_path_factory.mktemp("run")
+    run = run_snakemake("all", "--show-failed-logs", directory=directory)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    return directory
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_every_table_is_there_with_provenance(finished):
+    for number in range(1, 8):
+        rows = read_table(finished / RESULTS / f"eval/table{number}.csv")
+        assert rows, f"table {number} is empty"
+        assert "config_hash" in json.loads((finished / RESULTS / f"eval/table{number}.json").read_text())
+    methods = [row["method"] for row in read_table(finished / RESULTS / "eval/table1.csv")]
+    assert "MedSyn" in methods and len(methods) == 3
+
+
+def test_the_report_and_the_figures_are_there(finished):
+    page = (finished / RESULTS / "report.html").read_text()
+    assert "phantom" in page.lower()
+    assert "Table VII" in page
+    for name in ("figure3", "figure4", "figure5", "figure6", "hero"):
+        assert (finished / RESULTS / f"eval/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_snakemake_report(finished):
+    run = run_snakemake("--report", "workflow_report.html", directory=finished)
+    assert run.returncode == 0, run.stderr
+    assert (finished / "workflow_report.html").stat().st_size > 10_000
+
+
+def test_a_finished_run_has_nothing_to_do(finished):
+    assert planned_jobs(run_snakemake("-n", "all", directory=finished).stdout) == {}
+
+
+AFTER_LOW_RES = {
+    "assemble_model", "sample", "measure_samples", "extract_sample_features", "classify", "score_segmentation",
+    "table1", "finding_table", "table5", "table6", "table7", "figure3", "figure4", "figure5", "figure6", "hero_figure",
+    "report",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "first", "untouched"),
+    [
+        ("low_res", {"train": {"num_steps": 5}}, "train_low_res", {"preprocess", "pretrain_text", "train_super_res"}),
+        ("super_res", {"unet": {"dim": 16}}, "train_super_res", {"build_store", "embed_reports", "train_low_res"}),
+        ("sampling", {"guidance_scale": 1.5}, "sample", {"train_low_res", "train_super_res", "write_prompts"}),
+    ],
+)
+def test_a_changed_setting_reruns_its_stage_and_what_follows(finished, tmp_path, section, change, first, untouched):
+    config = write_config(tmp_path / "changed.yaml", **{section: change})
+    jobs = set(planned_jobs(run_snakemake("-n", "all", directory=finished, config=config).stdout))
+    assert first in jobs
+    assert not jobs & untouched
+    allowed = AFTER_LOW_RES | {first, "write_config", "all"}
+    assert jobs <= allowed
+    assert {"table1", "finding_table", "report"} <= jobs
+
+
+def test_forcing_a_rule_by_name(finished):
+    jobs = set(planned_jobs(run_snakemake("-n", "-R", "train_low_res", directory=finished).stdout))
+    assert jobs - {"all"} == AFTER_LOW_RES | {"train_low_res"}
+
+
+def train_command(finished: Path, state: Path, out: Path, num_steps: int) -> list[str]:
+    """The training command of the low-resolution net with `num_steps`, with a state folder of its own."""
+    results = finished / RESULTS
+    config = json.loads((results / "config/low_res_medsyn.json").read_text())
+    config["train"] |= {"num_steps": num_steps, "checkpoint_every": 5}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (out.parent / "config.json").write_text(json.dumps(config))
+    return [
+        *(sys.executable, "-m", "medsyn", "train", "--config", str(out.parent / "config.json")),
+        *("--store", str(results / "store/0")),
+        *("--embeddings", str(results / "text/biomedical/embeddings.safetensors")),
+        *("--state", str(state), "--out", str(out)),
+    ]
+
+
+def test_a_killed_training_ends_like_an_undisturbed_one(finished, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole/net.safetensors", tmp_path / "killed/net.safetensors"
+    subprocess.run(train_command(finished, tmp_path / "state_a", whole, 40), check=True, env=environment)
+    command = train_command(finished, tmp_path / "state_b", killed, 40)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any((tmp_path / "state_b").glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() != 0, "the training finished before it could be killed"
+    assert not killed.exists()
+    subprocess.run(command, check=True, env=environment)
+    assert killed.read_bytes() == whole.read_bytes()
