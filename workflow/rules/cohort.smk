@@ -16,6 +16,8 @@ rule render_phantoms:
         runtime=240,
     params:
         num_shards=len(SHARDS),
+    message:
+        "rendering phantoms and their reports, shard {wildcards.shard}"
     shell:
         "python -m medsyn phantom --config {input.config} --shard {wildcards.shard}/{params.num_shards}"
         " --out {output} 2> {log}"
@@ -34,6 +36,8 @@ rule write_text_only_reports:
     resources:
         mem_mb=500,
         runtime=30,
+    message:
+        "writing reports without images"
     shell:
         "python -m medsyn phantom --config {input.config} --reports-only --out {output} 2> {log}"
 
@@ -58,6 +62,8 @@ rule validate_cohort:
         manifests=manifests,
         reports=lambda wildcards: text_only_reports(),
         folder=lambda wildcards, output: Path(output.cohort).parent,
+    message:
+        "checking the cohort and splitting it by patient"
     shell:
         "python -m medsyn cohort --config {input.config} --manifest {params.manifests} {params.reports}"
         " --out {params.folder} 2> {log}"

@@ -18,5 +18,7 @@ rule write_config:
         runtime=5,
     params:
         text=lambda wildcards: STAGE_JSON[wildcards.stage],
+    message:
+        "settings of {wildcards.stage}"
     shell:
         "printf '%s\n' {params.text:q} > {output} 2> {log}"

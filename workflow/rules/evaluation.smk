@@ -15,6 +15,8 @@ rule measure_cohort:
     resources:
         mem_mb=volume_memory_mb(800, 200),
         runtime=480,
+    message:
+        "measuring the cohort's CTs, shard {wildcards.shard}"
     shell:
         "python -m medsyn measure --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
 
@@ -33,6 +35,8 @@ rule measure_samples:
     resources:
         mem_mb=volume_memory_mb(800, 200),
         runtime=480,
+    message:
+        "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
         "python -m medsyn measure --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
 
@@ -53,6 +57,8 @@ rule train_features:
         mem_mb=volume_memory_mb(2000, 500),
         runtime=720,
         gpu=CONFIG.compute.num_gpus_inference,
+    message:
+        "training the feature extractor of FID and MMD (progress: {log})"
     shell:
         "python -m medsyn train-features --config {input.config} --store {input.store} --labels {input.labels}"
         " --out {output} 2> {log}"
@@ -75,6 +81,8 @@ rule extract_cohort_features:
         mem_mb=volume_memory_mb(800, 200),
         runtime=240,
         gpu=CONFIG.compute.num_gpus_inference,
+    message:
+        "extracting features of the cohort's CTs, shard {wildcards.shard}"
     shell:
         "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
         " --cohort {input.cohort} --split validation --out {output} 2> {log}"
@@ -96,6 +104,8 @@ rule extract_sample_features:
         mem_mb=volume_memory_mb(800, 200),
         runtime=240,
         gpu=CONFIG.compute.num_gpus_inference,
+    message:
+        "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
         "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
         " --out {output} 2> {log}"
@@ -122,6 +132,8 @@ rule classify:
         gpu=CONFIG.compute.num_gpus_inference,
     params:
         label=MAIN.label,
+    message:
+        "cross-validating classifiers of {wildcards.finding} with and without generated volumes"
     shell:
         "python -m medsyn classify --finding {wildcards.finding} --config {input.config} --cohort {input.cohort}"
         " --labels {input.labels} --volumes {input.volumes} --prompts {input.prompts} --samples {input.samples}"
@@ -143,6 +155,8 @@ rule score_segmentation:
     resources:
         mem_mb=volume_memory_mb(800, 200),
         runtime=60,
+    message:
+        "scoring generated masks of given images"
     shell:
         "python -m medsyn score-segmentation --prompts {input.prompts} --samples {input.samples} --masks {input.masks}"
         " --out {output} 2> {log}"
@@ -190,6 +204,8 @@ rule table1:
                 for name in SHAPE_VARIANTS
             ]
         ),
+    message:
+        "Table I: FID, MMD, airway volume"
     shell:
         "python -m medsyn table 1 --config {input.config} --cohort {input.cohort} --split validation {params.groups}"
         " --out {output.table} 2> {log}"
@@ -217,6 +233,8 @@ rule finding_table:
     resources:
         mem_mb=1000,
         runtime=60,
+    message:
+        "Table {wildcards.number}: prompt pairs of one finding"
     shell:
         "python -m medsyn table {wildcards.number} --config {input.config} --prompts {input.prompts}"
         " --measures medsyn {input.measures} --out {output.table} 2> {log}"
@@ -241,6 +259,8 @@ rule table5:
     resources:
         mem_mb=1000,
         runtime=60,
+    message:
+        "Table V: Dice with and without text"
     shell:
         "python -m medsyn table 5 --config {input.config} --scores {input.scores} --out {output.table} 2> {log}"
 
@@ -267,6 +287,8 @@ rule table6:
     resources:
         mem_mb=1000,
         runtime=60,
+    message:
+        "Table VI: data augmentation"
     shell:
         "python -m medsyn table 6 --config {input.config} --scores {input.scores} --out {output.table} 2> {log}"
 
@@ -307,6 +329,8 @@ rule table7:
             )
             for name in TEXT_VARIANTS
         ),
+    message:
+        "Table VII: language models"
     shell:
         "python -m medsyn table 7 --config {input.config} --prompts {input.prompts} {params.groups}"
         " --out {output.table} 2> {log}"
@@ -340,6 +364,8 @@ rule figure3:
             ]
         ),
         phantom=PHANTOM_FLAG,
+    message:
+        "Figure 3"
     shell:
         "python -m medsyn figure 3 --cohort {input.cohort} --split validation {params.groups} {params.phantom}"
         " --out {output} 2> {log}"
@@ -368,6 +394,8 @@ rule figure4:
         runtime=60,
     params:
         phantom=PHANTOM_FLAG,
+    message:
+        "Figure 4"
     shell:
         "python -m medsyn figure 4 --cohort {input.cohort} --labels {input.labels} --volumes real {input.volumes}"
         " --volumes medsyn {input.samples} --prompts {input.prompts} {params.phantom} --out {output} 2> {log}"
@@ -393,6 +421,8 @@ rule figure5:
         runtime=60,
     params:
         phantom=PHANTOM_FLAG,
+    message:
+        "Figure 5"
     shell:
         "python -m medsyn figure 5 --prompts {input.prompts} --measures medsyn {input.measures} {params.phantom}"
         " --out {output} 2> {log}"
@@ -420,6 +450,8 @@ rule figure6:
         runtime=60,
     params:
         phantom=PHANTOM_FLAG,
+    message:
+        "Figure 6"
     shell:
         "python -m medsyn figure 6 --prompts {input.prompts} --volumes real {input.volumes} --volumes medsyn {input.samples}"
         " --masks {input.masks} {params.phantom} --out {output} 2> {log}"
@@ -446,6 +478,8 @@ rule hero_figure:
         runtime=60,
     params:
         phantom=PHANTOM_FLAG,
+    message:
+        "the README's picture"
     shell:
         "python -m medsyn figure hero --cohort {input.cohort} --split validation --volumes real {input.volumes}"
         " --volumes medsyn {input.samples} {params.phantom} --out {output} 2> {log}"
@@ -471,5 +505,7 @@ rule report:
     params:
         results=lambda wildcards, output: Path(output[0]).parent,
         phantom=PHANTOM_FLAG,
+    message:
+        "writing the report"
     shell:
         "python -m medsyn report --results {params.results} {params.phantom} --out {output} 2> {log}"

@@ -25,6 +25,8 @@ rule train_low_res:
     params:
         state=f"{RESULTS}/state/{{variant}}/low_res",
         launcher=launcher(),
+    message:
+        "training the low-resolution network of {wildcards.variant} (progress: {log})"
     shell:
         "{params.launcher} -m medsyn train --config {input.config} --store {input.store}"
         " --embeddings {input.embeddings} --state {params.state} --out {output.weights} 2>> {log}"
@@ -49,6 +51,8 @@ rule train_super_res:
     params:
         state=f"{RESULTS}/state/{{variant}}/super_res",
         launcher=launcher(),
+    message:
+        "training the super-resolution network of {wildcards.variant} (progress: {log})"
     shell:
         "{params.launcher} -m medsyn train --config {input.config} --store {input.store}"
         " --state {params.state} --out {output.weights} 2>> {log}"
@@ -72,6 +76,8 @@ rule assemble_model:
         runtime=10,
     params:
         label=lambda wildcards: CONFIG.variants[wildcards.variant].label,
+    message:
+        "assembling {wildcards.variant}"
     shell:
         "python -m medsyn assemble --label {params.label:q} --low-res {input.low_res} --super-res {input.super_res}"
         " --text-encoder {input.text_encoder} --sampling {input.config} --out {output} 2> {log}"

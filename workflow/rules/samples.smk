@@ -16,6 +16,8 @@ rule write_prompts:
     resources:
         mem_mb=1000,
         runtime=30,
+    message:
+        "writing the prompts '{wildcards.set}'"
     shell:
         "python -m medsyn prompts --set {wildcards.set} --cohort {input.cohort} --reports {input.reports}"
         " --config {input.config} --out {output} 2> {log}"
@@ -44,6 +46,8 @@ rule sample:
         num_shards=len(SAMPLE_SHARDS),
         volumes_root=lambda wildcards, input: Path(input.volumes[0]).parent,
         masks_root=lambda wildcards, input: Path(input.masks[0]).parent,
+    message:
+        "generating volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
     shell:
         "python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
         " --shard {wildcards.shard}/{params.num_shards} --config {input.config}"

@@ -16,6 +16,8 @@ rule pretrain_text:
         mem_mb=3000,
         runtime=720,
         gpu=CONFIG.compute.num_gpus_inference,
+    message:
+        "pretraining the {wildcards.encoder} text encoder"
     shell:
         "python -m medsyn pretrain-text --config {input.config} --reports {input.reports} --out {output} 2> {log}"
 
@@ -36,6 +38,8 @@ rule embed_reports:
         mem_mb=4000,
         runtime=240,
         gpu=CONFIG.compute.num_gpus_inference,
+    message:
+        "embedding every report with the {wildcards.encoder} text encoder"
     shell:
         "python -m medsyn embed --encoder {input.encoder} --config {input.config} --reports {input.reports}"
         " --out {output} 2> {log}"
@@ -54,5 +58,7 @@ rule label_reports:
     resources:
         mem_mb=1000,
         runtime=60,
+    message:
+        "labelling the reports by rule"
     shell:
         "python -m medsyn label {input.reports} --out {output} 2> {log}"

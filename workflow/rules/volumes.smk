@@ -15,6 +15,8 @@ rule preprocess:
     resources:
         mem_mb=volume_memory_mb(700, 150),
         runtime=480,
+    message:
+        "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
         "python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
         " --config {input.config} --out {output} 2> {log}"
@@ -34,6 +36,8 @@ rule segment:
     resources:
         mem_mb=volume_memory_mb(700, 200),
         runtime=720,
+    message:
+        "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
         "python -m medsyn segment --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
 
@@ -56,6 +60,8 @@ rule score_masks:
     resources:
         mem_mb=volume_memory_mb(700, 50),
         runtime=240,
+    message:
+        "scoring the masks against the truth"
     shell:
         "python -m medsyn mask-qc --masks {input.masks} --cohort {input.cohort} --out {output} 2> {log}"
 
@@ -76,6 +82,8 @@ rule build_store:
     resources:
         mem_mb=volume_memory_mb(700, 50),
         runtime=240,
+    message:
+        "packing training arrays, shard {wildcards.shard}"
     shell:
         "python -m medsyn store --volumes {input.volumes} --masks {input.masks} --cohort {input.cohort}"
         " --config {input.config} --out {output} 2> {log}"
