@@ -24,7 +24,7 @@ env: .venv/.ready
 	@touch $@
 
 demo: env
-	@$(RUN) $(BIN)/snakemake --cores $(CORES) --resources mem_mb=7000 --quiet host reason --rerun-incomplete --show-failed-logs
+	@$(RUN) $(BIN)/snakemake --cores $(CORES) --resources mem_mb=7000 --rerun-incomplete --show-failed-logs --quiet host reason
 	@echo
 	@echo "report:  results/report.html"
 	@echo "tables:  results/eval/table1.csv ... table7.csv"
