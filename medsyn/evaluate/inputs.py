@@ -1,0 +1,165 @@
+"""Reading what the evaluation takes: folders of volumes, prompt CSVs, measure CSVs, label CSVs, feature files.
+
+Everything arrives in shards, so every function takes several files or folders. Wrong or contradicting files are
+InputErrors that name the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsyn.errors import InputError
+from medsyn.files import read_csv
+
+MEASURES = (
+    "lung_volume_ml",
+    "airway_volume_mm3",
+    "effusion_volume_ml",
+    "laa950_percent",
+    "cardiothoracic_ratio",
+)
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
+WITH, WITHOUT = ("positive", "with"), ("negative", "without")
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of volumes: `ids` (n), `features` (n, F) float32 and the description of the network that made them."""
+
+    ids: list[str]
+    features: NDArray[np.float32]
+    extractor: str
+
+
+def list_volumes(folders: Iterable[str | Path]) -> dict[str, Path]:
+    """Volume file by id, sorted: `<folder>/<id>/volume.nii.gz`, or `<folder>/<id>.nii.gz` (.nii, .mha, .nrrd).
+
+    The same id twice, or a folder that does not exist, is an InputError; an empty folder gives nothing.
+    """
+    found: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder of volumes")
+        entries = [(path.parent.name, path) for path in folder.glob("*/volume.nii.gz")]
+        if not entries:
+            entries = [(_stem(path), path) for path in folder.iterdir() if path.name.endswith(SUFFIXES)]
+        for identity, path in entries:
+            if identity in found:
+                raise InputError(f"{path}: '{identity}' is also in {found[identity].parent}; give every id once")
+            found[identity] = path
+    return dict(sorted(found.items()))
+
+
+def keep_split(ids: Iterable[str], cohort: str | Path | None, split: str | None) -> set[str]:
+    """Those ids that cohort.csv puts into `split`; all of them where no cohort or no split is given."""
+    if cohort is None or split is None:
+        return set(ids)
+    members = {row["subject_id"] for row in read_csv(cohort, ["subject_id", "split"]) if row["split"] == split}
+    return set(ids) & members
+
+
+def read_prompts(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
+    """Prompt rows by sample_id; an id that occurs twice must say the same."""
+    prompts: dict[str, dict[str, str]] = {}
+    for path in paths:
+        for row in read_csv(path, ["sample_id", "prompt_type", "text"]):
+            known = prompts.setdefault(row["sample_id"], row)
+            if (known["prompt_type"], known["text"]) != (row["prompt_type"], row["text"]):
+                raise InputError(f"{path}: sample '{row['sample_id']}' has two different prompts; give ids once")
+    return prompts
+
+
+def split_prompt_type(prompt_type: str) -> tuple[str, bool] | None:
+    """("pleural_effusion", True) for "pleural_effusion/positive"; None for a type that is not of a pair."""
+    finding, _, sign = prompt_type.partition("/")
+    if sign in WITH:
+        return finding, True
+    return (finding, False) if sign in WITHOUT else None
+
+
+def read_measures(paths: Iterable[str | Path]) -> dict[str, dict[str, float | None]]:
+    """Measures by subject (or sample) id; an empty field is None. A field that is no number is an InputError."""
+    table: dict[str, dict[str, float | None]] = {}
+    for path in paths:
+        for row in read_csv(path, ["subject_id", *MEASURES]):
+            if row["subject_id"] in table:
+                raise InputError(f"{path}: '{row['subject_id']}' is measured twice; give every file once")
+            table[row["subject_id"]] = {name: _number(row[name], name, path) for name in MEASURES}
+    return table
+
+
+def read_labels(path: str | Path) -> tuple[list[str], dict[str, dict[str, int]]]:
+    """Names of the label columns and 0/1 labels by id."""
+    rows = read_csv(path, ["id"])
+    if not rows:
+        raise InputError(f"{path}: no labels in it; run `medsyn label` on the reports")
+    names = [name for name in rows[0] if name != "id"]
+    try:
+        return names, {row["id"]: {name: int(row[name]) for name in names} for row in rows}
+    except ValueError:
+        raise InputError(f"{path}: labels must be 0 or 1; write it with `medsyn label`") from None
+
+
+def labels_of(row: dict[str, str], labels: dict[str, dict[str, int]]) -> dict[str, int] | None:
+    """Labels of a cohort or store row: by its report_id, else by its subject_id; None where there are none."""
+    return labels.get(row.get("report_id", "")) or labels.get(row.get("subject_id", ""))
+
+
+def read_features(paths: Sequence[str | Path]) -> FeatureSet:
+    """Concatenate feature files of one extractor; different extractors or widths are an InputError."""
+    parts: list[FeatureSet] = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                names = [str(name) for name in archive["ids"]]
+                part = FeatureSet(names, archive["features"].astype(np.float32), str(archive["extractor"]))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (KeyError, ValueError, OSError) as error:
+            raise InputError(f"{path}: no feature file ({error}); write it with `medsyn features`") from None
+        if parts and part.extractor != parts[0].extractor:
+            raise InputError(f"{path}: made by another feature extractor than {paths[0]}; extract both with one")
+        parts.append(part)
+    if not parts:
+        raise InputError("no feature file is given; pass the .npz files of `medsyn features`")
+    features = np.concatenate([part.features for part in parts if len(part.ids)] or [parts[0].features])
+    return FeatureSet([name for part in parts for name in part.ids], features, parts[0].extractor)
+
+
+def grouped(groups: Sequence[Sequence[str]] | None, option: str) -> dict[str, list[str]]:
+    """`--option LABEL FILE..` given several times -> {LABEL: [FILE, ..]}."""
+    result: dict[str, list[str]] = {}
+    for label, *files in groups or ():
+        if not files:
+            raise InputError(f"{option} {label}: give the label and then its files")
+        result.setdefault(label, []).extend(files)
+    return result
+
+
+def text_fields(record: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """A row with exactly `columns`, floats to 6 significant digits, None as an empty field."""
+    return {
+        name: f"{record[name]:.6g}" if isinstance(record.get(name), float) else record.get(name) for name in columns
+    }
+
+
+def _number(text: str, name: str, path: str | Path) -> float | None:
+    if text == "":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{path}: {name} holds '{text}', which is no number") from None
+    return value if math.isfinite(value) else None
+
+
+def _stem(path: Path) -> str:
+    suffix = next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
+    return path.name[: -len(suffix)]
