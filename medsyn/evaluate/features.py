@@ -12,7 +12,7 @@ import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from medsyn.models.resnet3d import ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.volume import read_volume
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Rows(Protocol):
@@ -125,7 +128,7 @@ def features_of(
 ) -> NDArray[np.float32]:
     """Features (n, F) of volume files that all have one shape, on the accelerator if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = net.to(device, memory_format=torch.channels_last_3d).eval()
+    net = _channels_last(net.to(device)).eval()
     shape: tuple[int, ...] | None = None
     rows = [np.empty((0, net.num_features), dtype=np.float32)]
     for start in track(range(0, len(files), batch_size), what="features"):
@@ -174,7 +177,7 @@ def fit(
         return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    model.to(memory_format=torch.channels_last_3d).train()  # a third less time on a CPU, same function
+    _channels_last(model).train()
     mean_loss = float("nan")
     for _ in track(range(num_epochs), what=what):
         order = torch.randperm(len(labels), generator=generator)
@@ -201,7 +204,7 @@ def scores_of(
 ) -> NDArray[np.float32]:
     """Logits (n, L) of volumes (n, D, H, W) in HU, in evaluation mode."""
     device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last_3d).eval()
+    _channels_last(model).eval()
     rows = []
     with torch.no_grad():
         for start in range(0, len(volumes), batch_size):
@@ -229,6 +232,14 @@ class _Stores:
     def __getitem__(self, index: Any) -> NDArray:
         chosen = range(*index.indices(len(self._where))) if isinstance(index, slice) else index
         return np.stack([self._parts[self._where[i][0]][self._where[i][1]] for i in chosen])
+
+
+def _channels_last(model: Network) -> Network:
+    """The same function a third faster on a CPU: convolution weights with the channel axis last in memory."""
+    for parameter in model.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model
 
 
 def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[ResNet3d, dict[str, Any]]:
