@@ -59,6 +59,7 @@ class PreprocessConfig(Section):
     window_hu: tuple[float, float] = (-1024.0, 600.0)
     low_res_factor: PositiveInt = 4
     alignment: Literal["lung_centre", "none"] = Field("lung_centre", description="what the grid is centred on")
+    max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more than this share is no chest CT in HU")
 
     @model_validator(mode="after")
     def _check(self) -> PreprocessConfig:
@@ -96,6 +97,7 @@ class TextEncoderConfig(Section):
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5
     max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
 
 
