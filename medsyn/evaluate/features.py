@@ -31,7 +31,6 @@ from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.volume import read_volume
 
-
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -138,10 +137,9 @@ def features_of(
             shape = shape or array.shape
             if array.shape != shape:
                 raise InputError(f"{path}: {array.shape} voxels, the volumes before have {shape}; preprocess them")
-            arrays.append(torch.from_numpy(array.astype(np.float32)))
+            arrays.append(array)
         with torch.no_grad():
-            batch = to_unit(torch.stack(arrays)[:, None].to(device), window_hu)
-            rows.append(net(batch).float().cpu().numpy())
+            rows.append(net(_batch(np.stack(arrays), window_hu, device)).float().cpu().numpy())
     return np.concatenate(rows)
 
 
@@ -184,8 +182,7 @@ def fit(
         losses = []
         for step in range(steps_per_epoch):
             index = order[step * batch_size : (step + 1) * batch_size]
-            batch = torch.as_tensor(np.asarray(volumes[index.numpy()]))[:, None].to(device)
-            logits = model(to_unit(batch, window_hu))
+            logits = model(_batch(volumes[index.numpy()], window_hu, device))
             target = labels[index].to(device)
             loss = nn.functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
             optimizer.zero_grad(set_to_none=True)
@@ -208,8 +205,8 @@ def scores_of(
     rows = []
     with torch.no_grad():
         for start in range(0, len(volumes), batch_size):
-            batch = torch.as_tensor(np.asarray(volumes[start : start + batch_size]))[:, None].to(device)
-            rows.append(model(to_unit(batch, window_hu)).float().cpu().numpy())
+            batch = _batch(volumes[start : start + batch_size], window_hu, device)
+            rows.append(model(batch).float().cpu().numpy())
     return np.concatenate(rows)
 
 
@@ -232,6 +229,12 @@ class _Stores:
     def __getitem__(self, index: Any) -> NDArray:
         chosen = range(*index.indices(len(self._where))) if isinstance(index, slice) else index
         return np.stack([self._parts[self._where[i][0]][self._where[i][1]] for i in chosen])
+
+
+def _batch(volumes: NDArray, window_hu: tuple[float, float], device: torch.device) -> Tensor:
+    """(B, D, H, W) in HU -> (B, 1, D, H, W) in [-1, 1] on `device`, channel axis last in memory."""
+    batch = to_unit(torch.from_numpy(np.asarray(volumes, dtype=np.float32))[:, None].to(device), window_hu)
+    return batch.to(memory_format=torch.channels_last_3d)
 
 
 def _channels_last(model: Network) -> Network:
