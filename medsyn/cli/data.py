@@ -1,7 +1,215 @@
-"""Verbs of the data group."""
+"""Verbs of the data group: cohort, inspect, preprocess, segment, measure, store, mask-qc."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medsyn.cli import Verbs
+from medsyn.errors import InputError
+
+if TYPE_CHECKING:
+    from medsyn.config import PreprocessConfig
+
+CT_HELP = "one CT in HU: .nii, .nii.gz, .mha, .nrrd, or a folder with DICOM slices"
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verbs of this group."""
+    _add_cohort(verbs)
+    _add_one_ct(verbs)
+    _add_tables(verbs)
+
+
+def _add_cohort(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "cohort",
+        _cohort,
+        summary="Validate manifests; write cohort.csv, rejects.csv and reports.csv with splits and shards.",
+        example="medsyn cohort --config results/config/cohort.json --manifest config/cohort.csv --out results/cohort",
+    )
+    parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
+    parser.add_argument(
+        "--manifest",
+        nargs="+",
+        required=True,
+        help="CSV with subject_id, image, findings, impression; paths relative to it",
+    )
+    parser.add_argument("--reports", help="CSV with report_id, findings, impression: reports without images")
+    parser.add_argument("--out", required=True, help="folder for the three tables")
+
+
+def _add_one_ct(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "inspect",
+        _inspect,
+        summary="Say whether a file is a usable chest CT: size, spacing (mm), orientation, HU range, verdict.",
+        example="medsyn inspect scan.nii.gz --json",
+    )
+    parser.add_argument("path", help=CT_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+    parser = verbs.add(
+        "preprocess",
+        _preprocess,
+        summary="Bring one CT, or a shard of a cohort, to the model's grid (int16 HU, spacing in mm).",
+        example="medsyn preprocess scan.nii.gz --out prepared",
+    )
+    parser.add_argument("path", nargs="?", help=CT_HELP)
+    parser.add_argument("--cohort", help="cohort.csv (instead of PATH)")
+    parser.add_argument("--shard", type=int, help="shard of the cohort, from 0")
+    parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
+    parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
+
+    parser = verbs.add(
+        "segment",
+        _segment,
+        summary="Lobes (0..5), airway and vessels (0/1) of one CT or of a folder of CTs, on the input's own grid.",
+        example="medsyn segment scan.nii.gz --out masks --airway classical",
+    )
+    parser.add_argument("path", nargs="?", help=CT_HELP)
+    parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
+    parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
+    for structure in ("lobes", "airway", "vessels"):
+        parser.add_argument(
+            f"--{structure}", metavar="TOOL", help=f"tool for the {structure}, instead of the configured one"
+        )
+    parser.add_argument("--weights", help="folder with the tools' weights, instead of the configured one")
+    parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
+
+
+def _add_tables(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "measure",
+        _measure,
+        summary="Lung and effusion volume (ml), airway volume (mm3), %LAA-950 and cardiothoracic ratio.",
+        example="medsyn measure scan.nii.gz --masks masks --out measures.json",
+    )
+    parser.add_argument("path", nargs="?", help=CT_HELP)
+    parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
+    parser.add_argument("--masks", help="folder of masks on the same grid; none: segment with the classical tool")
+    parser.add_argument("--config", help="settings of the stage (JSON)")
+    parser.add_argument("--out", required=True, help="JSON file (one CT) or CSV file (--volumes)")
+
+    parser = verbs.add(
+        "store",
+        _store,
+        summary="Pack preprocessed volumes and masks of a shard into arrays for training.",
+        example="medsyn store --volumes preprocessed/0 --masks masks/0 --cohort cohort.csv --out store/0",
+    )
+    for name, text in (("volumes", "preprocessed shard"), ("masks", "masks of it"), ("cohort", "cohort.csv")):
+        parser.add_argument(f"--{name}", required=True, help=text)
+    parser.add_argument("--config", help="settings of the preprocessing (JSON); none: the defaults")
+    parser.add_argument("--out", required=True, help="folder for the arrays and index.csv")
+
+    parser = verbs.add(
+        "mask-qc",
+        _mask_qc,
+        summary="Dice of the masks against the true masks that phantoms come with.",
+        example="medsyn mask-qc --masks results/masks/0 --cohort results/cohort/cohort.csv --out results/qc/masks.csv",
+    )
+    parser.add_argument("--masks", nargs="+", required=True, help="shards of masks")
+    parser.add_argument("--cohort", required=True, help="cohort.csv whose column truth names truth.json files")
+    parser.add_argument("--out", required=True, help="CSV file")
+
+
+def _cohort(args: argparse.Namespace) -> None:
+    from medsyn.cohort import build_cohort, write_cohort
+    from medsyn.config import CohortConfig, load_stage
+    from medsyn.progress import log
+
+    config = load_stage(CohortConfig, args.config) if args.config else CohortConfig()
+    cohort = build_cohort(args.manifest, args.reports, config)
+    write_cohort(cohort, args.out, config.max_reject_fraction)
+    held_out = sum(subject.split == "validation" for subject in cohort.subjects)
+    log.info(
+        "cohort: %d subjects (%d for validation), %d rows rejected, %d reports",
+        *(len(cohort.subjects), held_out, len(cohort.rejects), len(cohort.reports)),
+    )
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from medsyn.ct.inspect import inspect
+
+    facts = inspect(args.path)
+    if args.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        for key, value in facts.items():
+            text = "; ".join(value) if key == "reasons" else value
+            if text:
+                print(f"{key}: {text}")
+    sys.stdout.flush()
+
+
+def _one_of(args: argparse.Namespace, first: str, second: str) -> bool:
+    """True for the form with `first`; neither or both is an InputError."""
+    a, b = getattr(args, first), getattr(args, second)
+    if (a is None) == (b is None):
+        raise InputError(f"give either {first.upper()} or --{second}")
+    return a is not None
+
+
+def _preprocess_config(path: str | None) -> PreprocessConfig:
+    from medsyn.config import PreprocessConfig, load_stage
+
+    return load_stage(PreprocessConfig, path) if path else PreprocessConfig()
+
+
+def _preprocess(args: argparse.Namespace) -> None:
+    from medsyn.cohort import load_cohort
+    from medsyn.stages.shards import into_folder
+    from medsyn.stages.volumes import preprocess_one, preprocess_shard
+
+    config = _preprocess_config(args.config)
+    out = Path(args.out)
+    if _one_of(args, "path", "cohort"):
+        with into_folder(out) as folder:
+            preprocess_one(args.path, folder, config)
+    else:
+        preprocess_shard(load_cohort(args.cohort, args.shard), out, config)
+
+
+def _segment(args: argparse.Namespace) -> None:
+    from medsyn.config import MasksConfig, load_stage, validate
+    from medsyn.stages.shards import into_folder
+    from medsyn.stages.volumes import segment_one, segment_shard
+
+    config = load_stage(MasksConfig, args.config) if args.config else MasksConfig()
+    chosen = {"lobes": args.lobes, "airway": args.airway, "vessels": args.vessels, "weights_dir": args.weights}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if chosen:
+        config = validate(MasksConfig, config.model_dump() | chosen, "command line")
+    out = Path(args.out)
+    if _one_of(args, "path", "volumes"):
+        with into_folder(out) as folder:
+            segment_one(args.path, folder, config)
+    else:
+        segment_shard(Path(args.volumes), out, config)
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from medsyn.stages.tables import measure_json, measure_shard
+
+    if _one_of(args, "path", "volumes"):
+        measure_json(args.path, args.masks, args.out)
+    else:
+        measure_shard(Path(args.volumes), Path(args.masks) if args.masks else None, Path(args.out))
+
+
+def _store(args: argparse.Namespace) -> None:
+    from medsyn.cohort import load_cohort
+    from medsyn.stages.tables import store_shard
+
+    config = _preprocess_config(args.config)
+    store_shard(Path(args.volumes), Path(args.masks), load_cohort(args.cohort), Path(args.out), config)
+
+
+def _mask_qc(args: argparse.Namespace) -> None:
+    from medsyn.cohort import load_cohort
+    from medsyn.stages.tables import mask_quality
+
+    mask_quality([Path(folder) for folder in args.masks], load_cohort(args.cohort), Path(args.out))

@@ -1,0 +1,209 @@
+"""The cohort manifest: who is in, which split and shard, where files lie.
+
+A user writes CSV files with subject_id, image, findings, impression (optionally split, patient_id, report_id, labels,
+and paths of masks he already has: lobes, airway, vessels; `truth` names a phantom's truth.json). Paths in them are
+relative to the CSV. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of the
+patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv and
+reports.csv; `load_cohort` reads cohort.csv back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from medsyn.config import CohortConfig
+from medsyn.errors import InputError
+from medsyn.files import read_csv, write_csv
+from medsyn.volume import STRUCTURES
+
+REQUIRED = ("subject_id", "image", "findings", "impression")
+COLUMNS = (*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth")
+REJECT_COLUMNS = ("subject_id", "stage", "reason")
+REPORT_COLUMNS = ("report_id", "findings", "impression", "split")
+SPLITS = ("train", "validation")
+EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disease."'
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row of cohort.csv; `masks` holds the paths of masks that came with the image, `labels` is free text."""
+
+    subject_id: str
+    image: str
+    findings: str
+    impression: str
+    split: str
+    patient_id: str
+    report_id: str
+    labels: str = ""
+    shard: int = 0
+    masks: dict[str, str] = field(default_factory=dict)
+    truth: str = ""
+
+    def row(self) -> dict[str, object]:
+        """The subject as a row of cohort.csv."""
+        values = asdict(self)
+        masks = values.pop("masks")
+        return values | {name: masks.get(name, "") for name in STRUCTURES}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a manifest gives: subjects, refused rows (REJECT_COLUMNS) and reports (REPORT_COLUMNS)."""
+
+    subjects: list[Subject]
+    rejects: list[dict[str, str]]
+    reports: list[dict[str, str]]
+
+
+def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, config: CohortConfig) -> Cohort:
+    """Validate manifests (and a CSV of reports without images); a missing file or column is an InputError."""
+    rejects: list[dict[str, str]] = []
+    rows = [row for path in manifests for row in _read_manifest(Path(path))]
+    accepted: list[dict[str, str]] = []
+    seen: dict[str, set[str]] = {"subject_id": set()}
+    texts: dict[str, tuple[str, str]] = {}
+    given: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        reason = _fault(row, seen["subject_id"], texts, given)
+        if reason:
+            rejects.append({"subject_id": row["subject_id"] or f"row {number}", "stage": "cohort", "reason": reason})
+            continue
+        seen["subject_id"].add(row["subject_id"])
+        texts[row["report_id"]] = (row["findings"], row["impression"])
+        if row["split"]:
+            given[row["patient_id"]] = row["split"]
+        accepted.append(row)
+    splits = split_patients([row["patient_id"] for row in accepted], given, config.validation_fraction, config.seed)
+    subjects = [
+        Subject(
+            **{name: row[name] for name in (*REQUIRED, "patient_id", "report_id", "labels", "truth")},
+            split=splits[row["patient_id"]],
+            shard=index * config.num_shards // len(accepted),
+            masks={name: row[name] for name in STRUCTURES if row[name]},
+        )
+        for index, row in enumerate(accepted)
+    ]
+    return Cohort(subjects, rejects, _collect_reports(subjects, reports, rejects))
+
+
+def split_patients(
+    patients: Sequence[str], given: dict[str, str], validation_fraction: float, seed: int
+) -> dict[str, str]:
+    """Split of every patient: as given, else the share with the lowest SHA-256 of seed and name is held out."""
+    free = sorted(set(patients) - given.keys())
+    ranked = sorted(free, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+    count = round(validation_fraction * len(free))
+    if count == 0 and validation_fraction > 0 and len(free) > 1 and "validation" not in given.values():
+        count = 1
+    held_out = set(ranked[:count])
+    return {name: given.get(name, "validation" if name in held_out else "train") for name in set(patients)}
+
+
+def write_cohort(cohort: Cohort, out: str | Path, max_reject_fraction: float) -> None:
+    """Write the three tables into folder `out`; too many rejects (nobody left) is an InputError after rejects.csv."""
+    out = Path(out)
+    write_csv(out / "rejects.csv", cohort.rejects, REJECT_COLUMNS)
+    refused = [row for row in cohort.rejects if row["stage"] == "cohort"]
+    total = len(cohort.subjects) + len(refused)
+    if not cohort.subjects or len(refused) > max_reject_fraction * total:
+        raise InputError(
+            f"{out / 'rejects.csv'}: {len(refused)} of {total} subjects are rejected (at most {max_reject_fraction:.0%}"
+            " allowed by max_reject_fraction); correct the manifest as the list says, or raise the limit"
+        )
+    write_csv(out / "reports.csv", cohort.reports, REPORT_COLUMNS)
+    write_csv(out / "cohort.csv", (subject.row() for subject in cohort.subjects), COLUMNS)
+
+
+def load_cohort(path: str | Path, shard: int | None = None) -> list[Subject]:
+    """Read a written cohort.csv, all of it or one shard; paths in it are absolute or relative to the working folder."""
+    subjects = []
+    for row in read_csv(path, COLUMNS):
+        if not row["shard"].isdigit():
+            raise InputError(f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is no number; write it anew")
+        if shard is not None and int(row["shard"]) != shard:
+            continue
+        plain = {name: row[name] for name in COLUMNS if name not in STRUCTURES and name != "shard"}
+        masks = {name: row[name] for name in STRUCTURES if row[name]}
+        subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks))
+    return subjects
+
+
+def _read_manifest(path: Path) -> list[dict[str, str]]:
+    """Rows of one manifest with every optional column present and paths made independent of the CSV's place."""
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such cohort manifest; write a CSV there with the columns {','.join(REQUIRED)} (paths relative"
+            f" to it; optional: split, patient_id, report_id, labels), for example the row {EXAMPLE}"
+        )
+    rows = []
+    for raw in read_csv(path, REQUIRED):
+        row = {name: raw.get(name, "").strip() for name in COLUMNS}
+        for name in ("image", *STRUCTURES, "truth"):
+            if row[name]:
+                row[name] = stable_path(path.parent / row[name])
+        row["patient_id"] = row["patient_id"] or row["subject_id"]
+        row["report_id"] = row["report_id"] or row["subject_id"]
+        rows.append(row)
+    return rows
+
+
+def stable_path(path: str | Path) -> str:
+    """`path` relative to the working folder where it lies below it, else absolute."""
+    absolute = str(Path.cwd() / path)  # normalised below, symbolic links kept
+    absolute = os.path.normpath(absolute)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith(os.pardir) else relative
+
+
+def _fault(row: dict[str, str], seen: set[str], texts: dict[str, tuple[str, str]], given: dict[str, str]) -> str | None:
+    """Why a row cannot be used, or None."""
+    subject_id = row["subject_id"]
+    if not _SAFE_ID.fullmatch(subject_id):
+        return f"subject_id '{subject_id}' is empty or has characters other than letters, digits, dot, dash, underscore"
+    if subject_id in seen:
+        return "duplicate subject_id"
+    if not row["findings"] and not row["impression"]:
+        return "empty report: neither findings nor impression"
+    for name in ("image", *STRUCTURES, "truth"):
+        if name == "image" and not row[name]:
+            return "no image named"
+        if row[name] and not Path(row[name]).exists():
+            return f"{name} file {row[name]} does not exist"
+    if row["split"] not in ("", *SPLITS):
+        return f"split '{row['split']}' is none of {', '.join(SPLITS)}"
+    if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:
+        return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
+    if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):
+        return f"report_id {row['report_id']} is already used by another report"
+    return None
+
+
+def _collect_reports(
+    subjects: list[Subject], path: str | Path | None, rejects: list[dict[str, str]]
+) -> list[dict[str, str]]:
+    """One row per report: those of subjects with their split, then those without an image as text_only."""
+    reports: dict[str, dict[str, str]] = {}
+    for subject in subjects:
+        row = {"report_id": subject.report_id, "findings": subject.findings, "impression": subject.impression}
+        known = reports.setdefault(subject.report_id, row | {"split": subject.split})
+        if subject.split == "validation":
+            known["split"] = "validation"
+    for number, raw in enumerate(read_csv(path, REPORT_COLUMNS[:3]) if path else [], 1):
+        row = {name: raw[name].strip() for name in REPORT_COLUMNS[:3]}
+        report_id = row["report_id"] or f"row {number}"
+        if not row["report_id"] or row["report_id"] in reports:
+            reason = "duplicate report_id" if row["report_id"] else "no report_id"
+        elif not row["findings"] and not row["impression"]:
+            reason = "empty report: neither findings nor impression"
+        else:
+            reports[report_id] = row | {"split": "text_only"}
+            continue
+        rejects.append({"subject_id": report_id, "stage": "reports", "reason": reason})
+    return list(reports.values())

@@ -1,0 +1,129 @@
+"""Is this file a chest CT in Hounsfield units? Decided from the data, not from trust.
+
+`inspect` reads a file or DICOM folder and gives a dict: size (x, y, z voxels), spacing_mm (x, y, z), orientation, HU
+range and a verdict with reasons. `judge` is the same for a volume in memory. Each reason is one sentence that says what
+was seen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsyn.ct.reading import read_ct, slice_faults
+from medsyn.errors import InputError
+from medsyn.masks.lungs import LEFT, RIGHT, Lungs, segment_lungs
+from medsyn.orientation import orientation_code, reorient
+from medsyn.volume import Volume
+
+PADDING_HU = (-3024.0, -2048.0, -2000.0)
+"""Values that scanners and archives write outside the reconstruction circle."""
+COARSEST_MM = 10.0
+MINIMUM_VOXELS = 16
+MINIMUM_EXTENT_MM = 100.0
+MINIMUM_LUNGS_ML = 700.0
+"""Both lungs together; adults hold 2 to 7 litres, bases cut off or compressed by effusions at least this."""
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Facts and verdict on one file; what cannot be read is `rejected` with that reason; no file: InputError."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    try:
+        volume = read_ct(path)
+    except InputError as error:
+        return {"path": str(path), "verdict": "rejected", "reasons": [str(error)]}
+    faults = slice_faults(path) if path.is_dir() else []
+    return {"path": str(path)} | describe(volume, faults)
+
+
+def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
+    """Facts and verdict on a volume; `faults` are reasons found while reading."""
+    reasons, lungs = judge(volume)
+    reasons = [*(faults or []), *reasons]
+    finite = np.isfinite(volume.array).all() if volume.array.dtype.kind == "f" else True
+    facts: dict[str, Any] = {
+        "size": list(reversed(volume.array.shape)),
+        "spacing_mm": [round(float(s), 6) for s in reversed(volume.spacing_mm)],
+        "orientation": orientation_code(volume),
+        "hu_min": float(volume.array.min()) if finite else None,
+        "hu_max": float(volume.array.max()) if finite else None,
+        "verdict": "rejected" if reasons else "ok",
+        "reasons": reasons,
+    }
+    if lungs is not None:
+        facts["lung_volume_ml"] = {
+            side: round(float((lungs.label == value).sum()) * volume.voxel_mm3 / 1000, 1)
+            for side, value in (("right", RIGHT), ("left", LEFT))
+        }
+    return facts
+
+
+def judge(volume: Volume) -> tuple[list[str], Lungs | None]:
+    """Reasons to refuse a volume (none: it is a chest CT in HU), and its lungs in model orientation if it came that
+    far.
+    """
+    reasons = _grid_faults(volume) + value_faults(volume.array)
+    if reasons:
+        return reasons, None
+    model = reorient(volume)
+    lungs = segment_lungs(model.array, model.spacing_mm)
+    return lung_faults(lungs, model), lungs
+
+
+def _grid_faults(volume: Volume) -> list[str]:
+    reasons = []
+    extent = [count * step for count, step in zip(volume.array.shape, volume.spacing_mm, strict=True)]
+    if max(volume.spacing_mm) > COARSEST_MM:
+        reasons.append(f"too coarse: spacing {max(volume.spacing_mm):.1f} mm, at most {COARSEST_MM:.0f} mm is useful")
+    if min(volume.array.shape) < MINIMUM_VOXELS:
+        reasons.append(
+            f"too few slices: {min(volume.array.shape)} along one axis, at least {MINIMUM_VOXELS} are needed"
+        )
+    elif min(extent) < MINIMUM_EXTENT_MM:
+        reasons.append(
+            f"too small: {min(extent):.0f} mm along one axis, a chest needs {MINIMUM_EXTENT_MM:.0f} mm;"
+            " is the spacing right?"
+        )
+    return reasons
+
+
+def value_faults(array: np.ndarray) -> list[str]:
+    """Reasons why the voxels (D, H, W) cannot be HU: NaN, constant, scaled to a small range, offset, rescaled twice."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        count = int(array.size - np.isfinite(array).sum())
+        return [f"{count} voxels are NaN or infinite"]
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        return [f"constant: every voxel is {low:g}"]
+    if low >= -1.5 and high <= 1.5:
+        return [f"not HU: values lie in [{low:g}, {high:g}], an image scaled to the range of a network"]
+    if low >= 0 and high <= 255:
+        return [f"not HU: values lie in [{low:g}, {high:g}], an 8-bit picture"]
+    if low >= -200:
+        return [f"not HU: nothing is below {low:g}, air should be near -1000 (an intercept of -1024 was not applied?)"]
+    inner = array[~np.isin(array, PADDING_HU)]
+    twice = inner < -1500
+    if twice.mean() > 0.05:
+        return [
+            f"rescaled twice: {twice.mean():.0%} of the voxels are below -1500 HU (lowest {inner.min():g}), air"
+            " should be near -1000 (the file held HU already and the intercept was applied again)"
+        ]
+    if high < 100:
+        return [f"not HU: nothing is above {high:g}, bone should be above 300"]
+    return []
+
+
+def lung_faults(lungs: Lungs, volume: Volume) -> list[str]:
+    """Reasons why lungs found in a volume in model orientation make no chest."""
+    ml = {value: float((lungs.label == value).sum()) * volume.voxel_mm3 / 1000 for value in (RIGHT, LEFT)}
+    if not min(ml.values()):
+        return ["not a chest: " + ("no lung found" if not max(ml.values()) else "one lung only found")]
+    if sum(ml.values()) < MINIMUM_LUNGS_ML:
+        return [
+            f"not a chest: air that looks like lung is {sum(ml.values()):.0f} ml, less than {MINIMUM_LUNGS_ML:.0f} ml"
+        ]
+    return []

@@ -1,0 +1,186 @@
+"""One CT onto the model's grid: orientation, alignment on the lungs, one resampling, HU kept.
+
+The model's grid is `size` voxels over `field_of_view_mm` (paper: 256^3 over 292 x 316 x 316 mm), centred on the origin
+of model space. `transform` maps points of model space to the scanner's space (ITK's resampling direction); with
+alignment `lung_centre` it moves the middle of the lungs' bounding box to the grid's middle. The source is read and
+interpolated once (linear, -1024 HU outside); a source finer than the grid is first smoothed so that its detail does not
+alias. A source that lies on the model's grid already is kept voxel for voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from medsyn.config import PreprocessConfig
+from medsyn.ct.inspect import judge
+from medsyn.errors import InputError
+from medsyn.masks.lungs import Lungs
+from medsyn.orientation import orientation_code, reorient
+from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
+
+FILL_HU = -1024
+SMOOTH_RATIO = 1.5
+"""Smooth along an axis when the grid is coarser than the source by at least this factor."""
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """volume: int16 HU on the model grid; transform: model space to scanner; given: masks on the same grid; qc: facts
+    for qc.json.
+    """
+
+    volume: Volume
+    transform: sitk.Transform
+    given: dict[str, Volume]
+    qc: dict[str, Any]
+
+
+def model_grid(config: PreprocessConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Spacing (z, y, x) in mm and LPS origin (x, y, z) of the model's grid."""
+    spacing = grid_spacing_mm(config.size, config.field_of_view_mm)
+    return spacing, centred_origin_mm(config.size, spacing)
+
+
+def preprocess(
+    source: Volume, config: PreprocessConfig, masks: Mapping[str, Volume] | None = None, name: str = "volume"
+) -> Preprocessed:
+    """Bring a CT in HU (and masks on its own grid) to the model's grid; no chest CT: InputError that names `name`."""
+    reasons, lungs = judge(source)
+    if reasons or lungs is None:
+        raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
+    model = reorient(source)
+    on_grid = _lies_on_grid(model, config)
+    centre = _centre_mm(model, lungs) if config.alignment == "lung_centre" and not on_grid else _middle_mm(model)
+    transform = sitk.TranslationTransform(3, [float(c) for c in centre])
+    spacing, origin = model_grid(config)
+    if on_grid:
+        volume = Volume(_int16(model.array), spacing, origin)
+    else:
+        volume = _resample(_smooth(model, spacing), transform, config, sitk.sitkLinear, FILL_HU)
+        volume = volume.with_array(_int16(volume.array))
+    given = {}
+    for structure, mask in (masks or {}).items():
+        given[structure] = _given_mask(mask, source, transform, config, on_grid, f"{name}: mask {structure}")
+    qc = _quality(source, model, lungs, volume, centre, on_grid, config)
+    return Preprocessed(volume, transform, given, qc)
+
+
+def _lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
+    """Same size, spacing and directions as the model's grid: nothing to interpolate."""
+    spacing, _ = model_grid(config)
+    return (
+        model.array.shape == tuple(config.size)
+        and np.allclose(model.spacing_mm, spacing, rtol=1e-3)
+        and np.allclose(model.direction, np.diag([1, -1, 1]).ravel(), atol=1e-4)
+    )
+
+
+def _physical(volume: Volume, index: tuple[float, float, float]) -> np.ndarray:
+    """LPS point (x, y, z) of a continuous index (z, y, x)."""
+    matrix = np.array(volume.direction).reshape(3, 3)
+    return np.asarray(volume.origin_mm) + matrix @ (np.array(index[::-1]) * np.array(volume.spacing_mm[::-1]))
+
+
+def _middle_mm(volume: Volume) -> np.ndarray:
+    """LPS point in the middle of a volume."""
+    z, y, x = volume.array.shape
+    return _physical(volume, ((z - 1) / 2, (y - 1) / 2, (x - 1) / 2))
+
+
+def _centre_mm(model: Volume, lungs: Lungs) -> np.ndarray:
+    """LPS point in the middle of the lungs' bounding box, whose sides run along the patient's axes (an oblique scan
+    too).
+    """
+    corners = [np.flatnonzero(lungs.mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    direction = np.array(model.direction).reshape(3, 3)
+    if np.allclose(np.abs(direction), np.eye(3), atol=1e-4):
+        z, y, x = ((c[0] + c[-1]) / 2 for c in corners)
+        return _physical(model, (float(z), float(y), float(x)))
+    index = np.argwhere(lungs.mask)[:, ::-1] * np.array(model.spacing_mm[::-1])
+    points = index @ direction.T + np.array(model.origin_mm)
+    return np.asarray((points.min(0) + points.max(0)) / 2)
+
+
+def _smooth(model: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
+    """Gaussian smoothing of axes that are downsampled strongly: sigma^2 = (grid^2 - source^2) / (8 ln 2), in full
+    widths at half maximum. Padding below -1024 is lifted to it first."""
+    image = to_sitk(model.with_array(np.maximum(model.array, FILL_HU).astype(np.float32)))
+    for axis, (source, target) in enumerate(zip(reversed(model.spacing_mm), reversed(spacing_mm), strict=True)):
+        if target >= SMOOTH_RATIO * source:
+            sigma = float(np.sqrt((target**2 - source**2) / (8 * np.log(2))))
+            image = sitk.RecursiveGaussian(image, sigma, False, 0, axis)
+    return from_sitk(image)
+
+
+def _resample(
+    source: Volume, transform: sitk.Transform, config: PreprocessConfig, interpolator: int, fill: float
+) -> Volume:
+    spacing, origin = model_grid(config)
+    reference = to_sitk(Volume(np.zeros(config.size, np.uint8), spacing, origin))
+    image = to_sitk(source)
+    return from_sitk(sitk.Resample(image, reference, transform, interpolator, float(fill), image.GetPixelID()))
+
+
+def _given_mask(
+    mask: Volume, source: Volume, transform: sitk.Transform, config: PreprocessConfig, on_grid: bool, name: str
+) -> Volume:
+    """A mask brought along: nearest neighbour with the CT's transform."""
+    if mask.array.shape != source.array.shape or not np.allclose(mask.spacing_mm, source.spacing_mm, rtol=1e-3):
+        raise InputError(
+            f"{name}: its grid {mask.array.shape} is not the CT's {source.array.shape}; resample it to the CT"
+        )
+    mask = reorient(source.with_array(mask.array.astype(np.uint8)))
+    if on_grid:
+        spacing, origin = model_grid(config)
+        return Volume(mask.array, spacing, origin)
+    return _resample(mask, transform, config, sitk.sitkNearestNeighbor, 0)
+
+
+def _int16(array: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(array) if array.dtype.kind == "f" else array, FILL_HU, 32767).astype(np.int16)
+
+
+def _quality(
+    source: Volume,
+    model: Volume,
+    lungs: Lungs,
+    volume: Volume,
+    centre: np.ndarray,
+    on_grid: bool,
+    config: PreprocessConfig,
+) -> dict[str, Any]:
+    """Facts for qc.json."""
+    half = [extent / 2 for extent in reversed(config.field_of_view_mm)]
+    index = np.argwhere(lungs.mask[::2, ::2, ::2])[:, ::-1] * 2 * np.array(model.spacing_mm[::-1])
+    points = index @ np.array(model.direction).reshape(3, 3).T + np.array(model.origin_mm) - centre
+    covered = float((np.abs(points) <= np.array(half)).all(1).mean())
+    edges = {
+        "inferior": bool(lungs.mask[0].any()),
+        "superior": bool(lungs.mask[-1].any()),
+    }
+    return {
+        "source": describe_grid(source),
+        "size": list(config.size),
+        "spacing_mm": [round(s, 6) for s in volume.spacing_mm],
+        "already_on_grid": on_grid,
+        "alignment": config.alignment,
+        "model_to_scanner_translation_mm": [round(float(c), 4) for c in centre],
+        "centre_shift_mm": [round(float(c), 4) for c in centre - _middle_mm(model)],
+        "lung_volume_ml": round(float(lungs.mask.sum()) * model.voxel_mm3 / 1000, 1),
+        "lung_fraction_in_grid": round(covered, 4),
+        "lungs_cut_by_scan": edges,
+    }
+
+
+def describe_grid(volume: Volume) -> dict[str, Any]:
+    """Size, spacing and orientation of a volume, all (z, y, x)."""
+    return {
+        "size": list(volume.array.shape),
+        "spacing_mm": [round(float(s), 6) for s in volume.spacing_mm],
+        "orientation": orientation_code(volume),
+    }

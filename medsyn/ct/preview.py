@@ -1,0 +1,128 @@
+"""Pictures to look at without a viewer: three orthogonal views of a volume, masks painted over it, contact sheets of
+many subjects.
+
+Takes volumes in model orientation; writes PNG through SimpleITK (no matplotlib, it takes a second to import). Views are
+drawn as radiologists read them: patient's right on the left of the picture, head up, in the axial view anterior up;
+sagittal anterior to the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from medsyn.files import atomic_path
+from medsyn.volume import Volume
+
+WINDOW_HU = (-1150.0, 350.0)
+PALETTE = {
+    1: (230, 90, 80),
+    2: (245, 170, 70),
+    3: (80, 140, 240),
+    4: (90, 205, 205),
+    5: (120, 100, 220),
+    6: (60, 220, 90),
+    7: (255, 60, 200),
+    8: (250, 240, 80),
+    9: (160, 30, 30),
+}
+"""RGB of painted labels: 1..5 the lobes, 6 airway, 7 vessels, 8 effusion, 9 heart."""
+
+
+def three_views(volume: Volume, labels: NDArray | None = None, height: int = 256) -> NDArray[np.uint8]:
+    """Axial, coronal and sagittal slice side by side, RGB (height, width, 3).
+
+    labels: (D, H, W) values of PALETTE painted over the slices; the slices then pass through the labels' centre.
+    """
+    array, (dz, dy, dx) = volume.array, volume.spacing_mm
+    where = np.argwhere(labels > 0) if labels is not None and (labels > 0).any() else None
+    z, y, x = (int(v) for v in (np.median(where, axis=0) if where is not None else np.array(array.shape) // 2))
+    x = _sagittal_index(labels, x)
+    panels = []
+    for index, steps, flips in (
+        ((z, slice(None), slice(None)), (dy, dx), (True, False)),
+        ((slice(None), y, slice(None)), (dz, dx), (True, False)),
+        ((slice(None), slice(None), x), (dz, dy), (True, True)),
+    ):
+        grey = _grey(array[index])
+        picture = np.repeat(grey[..., None], 3, axis=2)
+        if labels is not None:
+            picture = _paint(picture, labels[index])
+        panels.append(_scaled(_flipped(picture, flips), steps, height))
+    return np.concatenate(panels, axis=1)
+
+
+def coronal_view(volume: Volume, height: int = 128) -> NDArray[np.uint8]:
+    """The middle coronal slice, RGB (height, width, 3)."""
+    grey = _grey(volume.array[:, volume.array.shape[1] // 2])
+    picture = _flipped(np.repeat(grey[..., None], 3, axis=2), (True, False))
+    return _scaled(picture, (volume.spacing_mm[0], volume.spacing_mm[2]), height)
+
+
+def combine(masks: Mapping[str, NDArray]) -> NDArray[np.uint8]:
+    """One label array for painting from lobes, airway, vessels, effusion, heart (later ones on top)."""
+    out = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for name, value in (("lobes", 0), ("heart", 9), ("effusion", 8), ("vessels", 7), ("airway", 6)):
+        if name in masks:
+            mask = masks[name]
+            out = np.where(mask > 0, mask if name == "lobes" else value, out).astype(np.uint8)
+    return out
+
+
+def sheet(pictures: Sequence[NDArray[np.uint8]], columns: int = 8) -> NDArray[np.uint8]:
+    """Pictures in rows of `columns`, each on a tile as large as the largest, black between them."""
+    if not pictures:
+        return np.zeros((16, 16, 3), np.uint8)
+    height = max(p.shape[0] for p in pictures) + 2
+    width = max(p.shape[1] for p in pictures) + 2
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    out = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * height, index % columns * width
+        out[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return out
+
+
+def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB picture (height, width, 3) atomically."""
+    with atomic_path(path) as temporary:
+        sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True), str(temporary))
+
+
+def _sagittal_index(labels: NDArray | None, middle: int) -> int:
+    """Through the middle of the larger half of the labels, where there is lung to see."""
+    if labels is None or not (labels > 0).any():
+        return middle
+    profile = (labels > 0).sum((0, 1))
+    return int(np.argmax(profile))
+
+
+def _grey(slice_: NDArray) -> NDArray[np.uint8]:
+    low, high = WINDOW_HU
+    return np.asarray((np.clip((slice_.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8))
+
+
+def _paint(picture: NDArray[np.uint8], labels: NDArray) -> NDArray[np.uint8]:
+    lookup = np.zeros((256, 3), np.float32)
+    for value, colour in PALETTE.items():
+        lookup[value] = colour
+    strength = np.where(labels > 5, 0.75, np.where(labels > 0, 0.3, 0.0))[..., None]
+    return np.asarray(picture * (1 - strength) + lookup[labels.astype(np.uint8)] * strength).astype(np.uint8)
+
+
+def _flipped(picture: NDArray[np.uint8], flips: tuple[bool, bool]) -> NDArray[np.uint8]:
+    return picture[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
+
+
+def _scaled(picture: NDArray[np.uint8], steps: tuple[float, float], height: int) -> NDArray[np.uint8]:
+    """Nearest-neighbour scaling to `height` rows with square pixels."""
+    rows, columns = picture.shape[:2]
+    width = max(1, round(height * columns * steps[1] / (rows * steps[0])))
+    y = np.minimum((np.arange(height) + 0.5) * rows / height, rows - 1).astype(int)
+    x = np.minimum((np.arange(width) + 0.5) * columns / width, columns - 1).astype(int)
+    return picture[y][:, x]

@@ -1,0 +1,98 @@
+"""Cardiothoracic ratio from lungs: the widest cardiac silhouette over the inner thoracic width at the same axial level
+(paper, V-C).
+
+The heart cannot be told from vessels and diaphragm by thresholds, but its two lateral borders can: they are where the
+soft tissue between the lungs, in front of the vertebral bodies, ends. Per axial slice the tissue between is the convex
+hull of the pleural cavities without them; its left and right ends count where it is at least `THICKNESS_MM` deep, so
+that slivers along the chest wall do not. Below the right diaphragm's dome, where the liver would be taken for heart,
+the right border is held; below the left dome nothing is measured. Takes arrays (D, H, W) in model orientation, spacing
+in mm.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.morphology import convex_hull_image
+
+from medsyn.masks.lungs import LEFT, RIGHT
+from medsyn.masks.morphology import Spacing
+
+SOFT_HU = -30.0
+"""Heart and blood lie above, mediastinal fat below."""
+ANTERIOR = 0.38
+"""Share of the cavity's depth behind which lie spine and aorta."""
+THICKNESS_MM = 20.0
+SMOOTH_MM = 15.0
+
+
+def cardiothoracic_ratio(
+    hu: NDArray, lungs: NDArray[np.uint8], effusion: NDArray[np.bool_], spacing_mm: Spacing
+) -> float | None:
+    """Maximal cardiac width / maximal inner thoracic width at the same level; None when no slice shows both lungs and a
+    heart.
+
+    lungs: 0, 1 right, 2 left; effusion: pleural fluid, part of the thoracic cavity.
+    """
+    borders = cardiac_borders(hu, lungs, effusion, spacing_mm)
+    cavity = (lungs > 0) | effusion
+    best = None
+    for z in np.flatnonzero(np.isfinite(borders).all(1)):
+        columns = np.flatnonzero(cavity[z].any(0))
+        cardiac = borders[z, 1] - borders[z, 0]
+        if best is None or cardiac > best[0]:
+            best = (cardiac, cardiac / (columns[-1] - columns[0] + 1))
+    return None if best is None else float(best[1])
+
+
+def cardiac_borders(
+    hu: NDArray, lungs: NDArray[np.uint8], effusion: NDArray[np.bool_], spacing_mm: Spacing
+) -> NDArray[np.float64]:
+    """Right and left border of the heart per axial slice, as x edges in voxels (D, 2); NaN where they cannot be seen."""
+    borders = np.full((lungs.shape[0], 2), np.nan)
+    cavity = (lungs > 0) | effusion
+    minimum = 1500.0 / (spacing_mm[1] * spacing_mm[2])
+    seen = [(lungs == side).sum((1, 2)) > minimum for side in (RIGHT, LEFT)]
+    for z in np.flatnonzero(seen[0] & seen[1]):
+        depth = np.flatnonzero(cavity[z].any(1))
+        between = convex_hull_image(cavity[z]) & ~cavity[z] & (hu[z] > SOFT_HU)
+        between[: int(depth[0] + ANTERIOR * (depth[-1] - depth[0]))] = False
+        thick = np.flatnonzero(between.sum(0) * spacing_mm[1] >= THICKNESS_MM)
+        if thick.size:
+            borders[z] = thick[0], thick[-1] + 1
+    right_dome, left_dome = (dome_level(lungs == side, spacing_mm, side) for side in (RIGHT, LEFT))
+    held = borders[right_dome : right_dome + max(2, round(SMOOTH_MM / spacing_mm[0])), 0]
+    borders[:right_dome, 0] = np.where(
+        np.isfinite(borders[:right_dome, 0]), np.nanmedian(held) if np.isfinite(held).any() else np.nan, np.nan
+    )
+    borders[:left_dome] = np.nan
+    return _median_along_z(borders, max(1, round(SMOOTH_MM / spacing_mm[0]) // 2 * 2 + 1))
+
+
+def dome_level(lung: NDArray[np.bool_], spacing_mm: Spacing, side: int) -> int:
+    """First slice above the diaphragm's dome: the highest floor of the lung in its lateral half."""
+    columns = np.flatnonzero(lung.any((0, 1)))
+    if columns.size == 0:
+        return 0
+    middle = (columns[0] + columns[-1]) // 2
+    lateral = lung[:, :, :middle] if side == RIGHT else lung[:, :, middle:]
+    footprint = lateral.sum(0) * spacing_mm[0] > 60.0
+    if not footprint.any():
+        return 0
+    floor = lateral.argmax(0)
+    return int(np.percentile(floor[footprint], 97)) + 1
+
+
+def _median_along_z(borders: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Running median over slices, NaN where the slice itself is NaN."""
+    if window <= 1:
+        return borders
+    filled = borders.copy()
+    for column in range(2):
+        good = np.isfinite(borders[:, column])
+        if good.any():
+            index = np.arange(len(borders))
+            filled[:, column] = np.interp(index, index[good], borders[good, column])
+    smooth = ndimage.median_filter(np.nan_to_num(filled), size=(window, 1), mode="nearest")
+    return np.where(np.isfinite(borders), smooth, np.nan)

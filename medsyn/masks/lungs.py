@@ -1,0 +1,174 @@
+"""Lungs by thresholds, for any chest CT in model orientation (segmentation_tools.md, section 5, with its failure modes
+in mind).
+
+Takes HU (D, H, W) = (z inferior to superior, y posterior to anterior, x patient's right to left) and spacing in
+millimetres. Air below -400 HU that does not reach the in-plane border of its axial slice (the 2-D rule: a padded slice
+that touches the trachea does no harm) lies inside the body; without the airway its two large lateral components are the
+lungs. Bullae stay lung (nothing is cut off at the dark end), vessels and small dense disease are closed over, dense
+disease at the pleura is lost, as with every threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsyn.masks.airway import central_airway
+from medsyn.masks.morphology import (
+    IN_PLANE,
+    Spacing,
+    block_expand,
+    block_factors,
+    block_mean,
+    close,
+    components,
+    dilate,
+    erode,
+    fill_slices,
+)
+
+AIR_HU = -400.0
+WORKING_MM = 2.5
+RIGHT, LEFT = 1, 2
+MINIMUM_ML = 80.0
+"""A smaller component is no lung, unless ..."""
+COLLAPSED_ML = 25.0
+"""... it lies on the side where no other is: a lung compressed by an effusion."""
+
+
+@dataclass(frozen=True)
+class Lungs:
+    """label: uint8 (D, H, W), 0 background, 1 right, 2 left lung, airway lumen excluded; airway: central airway, bool."""
+
+    label: NDArray[np.uint8]
+    airway: NDArray[np.bool_]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Both lungs."""
+        return self.label > 0
+
+
+def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
+    """Right and left lung; both empty where the volume shows none."""
+    factors = block_factors(spacing_mm, WORKING_MM)
+    coarse = block_mean(hu, factors)
+    coarse_mm: Spacing = tuple(s * f for s, f in zip(spacing_mm, factors, strict=True))  # type: ignore[assignment]
+    found = _coarse_lungs(coarse, coarse_mm)
+    if factors == (1, 1, 1):
+        return found
+    return Lungs(_refine(found.label, hu, factors, coarse_mm), block_expand(found.airway, factors, hu.shape))
+
+
+def inner_air(hu: NDArray) -> NDArray[np.bool_]:
+    """Air inside the body: below -400 HU and not connected to the border of its own axial slice."""
+    air = hu < AIR_HU
+    labels, _ = ndimage.label(air, IN_PLANE)
+    edges = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
+    outside = np.zeros(labels.max() + 1, bool)
+    outside[np.unique(np.concatenate([edge.ravel() for edge in edges]))] = True
+    outside[0] = True
+    return np.asarray(~outside[labels])
+
+
+def _coarse_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    inside = inner_air(hu)
+    airway = central_airway(hu, inside, spacing_mm)
+    lung_air = inside & ~dilate(airway, max(2.0, 0.6 * spacing_mm[2]), spacing_mm)
+    label = _two_sides(_without_gas(lung_air, hu, voxel_ml), spacing_mm, voxel_ml)
+    out = np.zeros(hu.shape, np.uint8)
+    for side in (RIGHT, LEFT):
+        if not (label == side).any():
+            continue
+        whole = fill_slices(close(label == side, 6.0, spacing_mm))
+        out[whole & (out == 0) & ~airway] = side
+    return Lungs(out, airway)
+
+
+def _without_gas(air: NDArray[np.bool_], hu: NDArray, voxel_ml: float) -> NDArray[np.bool_]:
+    """Drop specks and bowel gas: a component that is empty air throughout and smaller than a lung."""
+    labels, sizes = components(air)
+    keep = sizes * voxel_ml >= COLLAPSED_ML
+    for index in np.flatnonzero(keep):
+        if sizes[index] * voxel_ml < 600 and np.median(hu[labels == index]) < -955:
+            keep[index] = False
+    return np.asarray(keep[labels])
+
+
+def _two_sides(air: NDArray[np.bool_], spacing_mm: Spacing, voxel_ml: float) -> NDArray[np.uint8]:
+    """Give every lung component a side; a component that spans both is cut where erosion first parts it."""
+    out = np.zeros(air.shape, np.uint8)
+    labels, sizes = components(air)
+    order = [index for index in np.argsort(sizes)[::-1][:6] if sizes[index] * voxel_ml >= COLLAPSED_ML]
+    if not order:
+        return out
+    columns = np.arange(air.shape[2])
+    middle = _midline(labels > 0, labels == order[0])
+    for index in order:
+        part = labels == index
+        volume_ml = sizes[index] * voxel_ml
+        profile = part.sum((0, 1))
+        balance = profile[columns < middle].sum() / profile.sum()
+        if min(balance, 1 - balance) > 0.2:
+            out[part] = _part_in_two(part, spacing_mm, middle)[part]
+            continue
+        side = RIGHT if balance > 0.5 else LEFT
+        if volume_ml >= MINIMUM_ML or not (out == side).any():
+            out[part] = side
+    return out
+
+
+def _midline(air: NDArray[np.bool_], largest: NDArray[np.bool_]) -> float:
+    """Column between the lungs: the middle of the bounding box of all lung air, moved to the gap nearest to it."""
+    columns = np.flatnonzero(air.any((0, 1)))
+    centre = (columns[0] + columns[-1]) / 2
+    profile = ndimage.gaussian_filter1d(air.sum((0, 1)).astype(float), 1.0)
+    width = columns[-1] - columns[0] + 1
+    near = np.arange(int(centre - 0.15 * width), int(centre + 0.15 * width) + 1)
+    near = near[(near >= 0) & (near < len(profile))]
+    penalty = profile[near] / max(profile.max(), 1) + 0.5 * np.abs(near - centre) / width
+    del largest
+    return float(near[np.argmin(penalty)])
+
+
+def _part_in_two(part: NDArray[np.bool_], spacing_mm: Spacing, middle: float) -> NDArray[np.uint8]:
+    """Cut lungs that touch (anterior or posterior junction): erode until two large cores remain, then give back by
+    distance.
+    """
+    out = np.zeros(part.shape, np.uint8)
+    depth = ndimage.distance_transform_edt(part, spacing_mm)
+    for radius in np.arange(1.0, 16.0, 1.0) * min(spacing_mm) / 2:
+        labels, sizes = components(depth > radius)
+        large = np.argsort(sizes)[::-1][:2]
+        if len(sizes) > 2 and sizes[large[1]] > 0.15 * sizes[large[0]]:
+            cores = [np.flatnonzero((labels == index).any((0, 1))).mean() for index in large]
+            right = large[int(np.argmin(cores))]
+            left = large[int(np.argmax(cores))]
+            seeds = np.where(labels == right, RIGHT, np.where(labels == left, LEFT, 0))
+            nearest = ndimage.distance_transform_edt(
+                seeds == 0, spacing_mm, return_distances=False, return_indices=True
+            )
+            out[part] = seeds[tuple(nearest)][part]
+            return out
+    columns = np.arange(part.shape[2])[None, None, :]
+    out[part & (columns < middle)] = RIGHT
+    out[part & (columns >= middle)] = LEFT
+    return out
+
+
+def _refine(
+    coarse: NDArray[np.uint8], hu: NDArray, factors: tuple[int, int, int], coarse_mm: Spacing
+) -> NDArray[np.uint8]:
+    """Labels on the fine grid: the coarse interior as it is, its outermost layer by the fine threshold."""
+    out = np.zeros(hu.shape, np.uint8)
+    step = max(coarse_mm[1:])
+    for side in (RIGHT, LEFT):
+        lung = coarse == side
+        inner = block_expand(erode(lung, step, coarse_mm), factors, hu.shape)
+        outer = block_expand(dilate(lung, step, coarse_mm) & ((coarse == side) | (coarse == 0)), factors, hu.shape)
+        out[(inner | (outer & (hu < AIR_HU))) & (out == 0)] = side
+    return out

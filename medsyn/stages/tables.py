@@ -1,0 +1,145 @@
+"""The training store, anatomical measures and mask quality of a shard: what is made from preprocessed volumes and their
+masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from medsyn.cohort import Subject
+from medsyn.config import PreprocessConfig
+from medsyn.ct.inspect import value_faults
+from medsyn.ct.reading import read_ct
+from medsyn.ct.store import write_store
+from medsyn.errors import InputError
+from medsyn.evaluate.measures import MEASURES, Measured, measure
+from medsyn.files import atomic_dir, read_json, write_csv, write_json
+from medsyn.progress import log, track
+from medsyn.provenance import provenance
+from medsyn.stages.shards import VOLUME, accepted
+from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
+
+MEASURE_COLUMNS = ("subject_id", *MEASURES, "reason")
+QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")
+
+
+def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, config: PreprocessConfig) -> None:
+    """Write the store of the subjects that both preprocessing and segmentation accepted."""
+    ready = set(accepted(volumes)) & set(accepted(masks))
+    chosen = [subject for subject in subjects if subject.subject_id in ready]
+    unknown = ready - {subject.subject_id for subject in subjects}
+    if unknown:
+        raise InputError(
+            f"{volumes}: subject {min(unknown)} is not in the cohort; give the cohort.csv it was made from"
+        )
+    if not chosen:
+        raise InputError(f"{volumes}: no subject left to store; see {volumes / 'index.csv'} and {masks / 'index.csv'}")
+    with atomic_dir(out) as folder:
+        write_store(chosen, volumes, masks, folder, config)
+
+
+def measure_one(path: str | Path, masks: str | Path | None = None) -> Measured:
+    """Measures of one CT file; `masks`: folder with lobes.nii.gz and airway.nii.gz on its grid, else classical
+    segmentation.
+    """
+    volume = read_ct(path)
+    faults = value_faults(volume.array)
+    if faults:
+        raise InputError(f"{path}: {'; '.join(faults)}; give a CT in HU")
+    given = None
+    if masks is not None:
+        files = {name: Path(masks) / f"{name}.nii.gz" for name in ("lobes", "airway")}
+        missing = [file for file in files.values() if not file.exists()]
+        if missing:
+            raise InputError(
+                f"{missing[0]}: no such mask; run `medsyn segment` into that folder, or leave --masks away"
+            )
+        given = {name: read_volume(file) for name, file in files.items()}
+    return measure(volume, given)
+
+
+def measure_json(path: str | Path, masks: str | Path | None, out: str | Path) -> None:
+    """Write one CT's measures: a number or null each, `reasons` for the nulls, provenance."""
+    result = measure_one(path, masks)
+    facts = {"image": Path(path).name, "masks": "given" if masks is not None else "classical"}
+    write_json(out, result.values | {"reasons": result.reasons, "provenance": provenance(None, input=facts)})
+
+
+def measure_shard(volumes: Path, masks: Path | None, out: Path) -> None:
+    """One row per accepted subject; what cannot be measured stays empty with its reason."""
+    rows: list[dict[str, Any]] = []
+    names = accepted(volumes)
+    for name in track(names, what="measure", total=len(names)):
+        row: dict[str, Any] = {"subject_id": name}
+        try:
+            result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None)
+            row |= {key: None if value is None else round(value, 4) for key, value in result.values.items()}
+            row["reason"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(result.reasons.items()))
+        except (InputError, RuntimeError) as error:
+            row["reason"] = " ".join(str(error).split())
+            log.warning("measure: subject %s: %s", name, row["reason"])
+        rows.append(row)
+    write_csv(out, rows, MEASURE_COLUMNS)
+
+
+def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) -> None:
+    """Dice of every structure against the true masks beside each subject's truth.json, with a row of means."""
+    truths = {s.subject_id: Path(s.truth).parent for s in subjects if s.truth}
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        for name in accepted_masks(folder):
+            if name in truths:
+                rows.append({"subject_id": name} | _scores(folder / name, truths[name]))
+    if rows:
+        means: dict[str, Any] = {"subject_id": "mean"}
+        for column in QC_COLUMNS[1:]:
+            values = [row[column] for row in rows if row[column] is not None]
+            means[column] = float(np.mean(values)) if values else None
+        rows.append(means)
+    write_csv(
+        out,
+        [{k: v if isinstance(v, str) or v is None else round(v, 4) for k, v in r.items()} for r in rows],
+        QC_COLUMNS,
+    )
+
+
+def accepted_masks(folder: Path) -> list[str]:
+    """Subjects with masks in a stage folder."""
+    names = accepted(folder)
+    return names or sorted(path.parent.name for path in folder.glob("*/lobes.nii.gz"))
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float | None:
+    """2 |A and B| / (|A| + |B|); None when both are empty."""
+    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+    return None if total == 0 else 2.0 * int(np.count_nonzero(a & b)) / total
+
+
+def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
+    """Dice values of one subject, the truth brought to the masks' grid by nearest neighbour."""
+    record = masks / "segment.json"
+    shift = read_json(record).get("model_to_scanner_translation_mm", [0.0, 0.0, 0.0]) if record.exists() else [0.0] * 3
+    found, true = {}, {}
+    for name in STRUCTURES:
+        mask = read_volume(masks / f"{name}.nii.gz")
+        found[name] = mask.array
+        true[name] = _on_grid(read_volume(truth / f"{name}.nii.gz"), mask, shift)
+    scores = {"lung": dice(found["lobes"] > 0, true["lobes"] > 0)}
+    for label, lobe in enumerate(LOBE_NAMES, 1):
+        scores[lobe] = dice(found["lobes"] == label, true["lobes"] == label)
+    each = [scores[lobe] for lobe in LOBE_NAMES]
+    scores["lobes_mean"] = float(np.mean([value for value in each if value is not None])) if any(each) else None
+    for name in ("airway", "vessels"):
+        scores[name] = dice(found[name] > 0, true[name] > 0)
+    return scores
+
+
+def _on_grid(truth: Volume, mask: Volume, shift_mm: Sequence[float]) -> np.ndarray:
+    transform = sitk.TranslationTransform(3, [float(s) for s in shift_mm])
+    image = sitk.Resample(to_sitk(truth), to_sitk(mask), transform, sitk.sitkNearestNeighbor, 0.0)
+    return np.asarray(sitk.GetArrayFromImage(image))

@@ -1,0 +1,97 @@
+"""Preprocessing and segmentation of one CT or of a shard of the cohort, with the files that each leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from medsyn.cohort import Subject
+from medsyn.config import MasksConfig, PreprocessConfig
+from medsyn.ct.preprocess import preprocess
+from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
+from medsyn.ct.reading import read_ct
+from medsyn.files import atomic_dir, atomic_path, read_json, sha256, write_json
+from medsyn.masks.segment import check_tools, segment
+from medsyn.orientation import reorient
+from medsyn.provenance import provenance
+from medsyn.stages.shards import VOLUME, accepted, check_rejects, run_shard
+from medsyn.volume import STRUCTURES, Volume, read_volume, write_volume
+
+CONTACT_SHEET_SUBJECTS = 64
+
+
+def preprocess_one(
+    path: str | Path, out: Path, config: PreprocessConfig, masks: Mapping[str, str | Path] | None = None
+) -> Volume:
+    """Write volume.nii.gz, transform.tfm, qc.json, preview.png (and given_*.nii.gz) of one CT into folder `out`."""
+    result = preprocess(
+        read_ct(path), config, {name: read_volume(mask) for name, mask in (masks or {}).items()}, str(path)
+    )
+    write_volume(out / VOLUME, result.volume)
+    with atomic_path(out / "transform.tfm") as temporary:
+        sitk.WriteTransform(result.transform, str(temporary))
+    for name, mask in result.given.items():
+        write_volume(out / f"given_{name}.nii.gz", mask)
+    source = {"image": Path(path).name, "sha256": sha256(path) if Path(path).is_file() else None}
+    write_json(
+        out / "qc.json",
+        result.qc | {"given_masks": sorted(result.given), "provenance": provenance(config, input=source)},
+    )
+    write_png(out / "preview.png", three_views(result.volume))
+    return result.volume
+
+
+def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfig) -> None:
+    """The same for subjects of a cohort: one sub-folder each, index.csv and contact_sheet.png."""
+    by_name = {subject.subject_id: subject for subject in subjects}
+    pictures: list[NDArray[np.uint8]] = []
+
+    def work(name: str, target: Path) -> None:
+        subject = by_name[name]
+        volume = preprocess_one(subject.image, target, config, subject.masks)
+        if len(pictures) < CONTACT_SHEET_SUBJECTS:
+            pictures.append(coronal_view(volume))
+
+    with atomic_dir(out) as folder:
+        rows = run_shard(by_name, work, folder, "preprocess")
+        check_rejects(rows, config.max_reject_fraction, out)
+        write_png(folder / "contact_sheet.png", sheet(pictures))
+
+
+def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
+    """Write lobes, airway, vessels (.nii.gz), segment.json and preview.png of one CT into folder `out`.
+
+    Masks that lie beside a preprocessed volume as given_*.nii.gz replace a tool's.
+    """
+    path = Path(path)
+    volume = read_ct(path)
+    given = {}
+    if path.name == VOLUME:
+        files = {name: path.parent / f"given_{name}.nii.gz" for name in STRUCTURES}
+        given = {name: read_volume(file) for name, file in files.items() if file.exists()}
+    masks = segment(volume, config, given, str(path))
+    for name, label in masks.labels.items():
+        write_volume(out / f"{name}.nii.gz", label)
+    record: dict[str, object] = {"structures": masks.record, "provenance": provenance(config)}
+    qc = path.parent / "qc.json"
+    if path.name == VOLUME and qc.exists():
+        record["model_to_scanner_translation_mm"] = read_json(qc)["model_to_scanner_translation_mm"]
+    write_json(out / "segment.json", record)
+    painted = combine({name: reorient(label).array for name, label in masks.labels.items()})
+    write_png(out / "preview.png", three_views(reorient(volume), painted))
+
+
+def segment_shard(volumes: Path, out: Path, config: MasksConfig) -> None:
+    """The same for every accepted subject of a shard of preprocessed volumes; index.csv lists them."""
+    check_tools(config)
+    with atomic_dir(out) as folder:
+        run_shard(
+            accepted(volumes),
+            lambda name, target: segment_one(volumes / name / VOLUME, target, config),
+            folder,
+            "segment",
+        )
