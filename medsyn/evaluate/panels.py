@@ -1,0 +1,157 @@
+"""Drawing CT slices as a radiologist hangs them: the patient's right on the viewer's left, anterior and superior up.
+
+Volumes are in model orientation, arrays (D, H, W) = (z inferior to superior, y posterior to anterior, x right to left),
+spacing in millimetres (z, y, x), which sets the true aspect ratio. Slices are at fixed fractions of the field of view,
+so that all volumes of a figure show the same level. PNGs hold no date and do not depend on a user's matplotlib style.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from medsyn.errors import InputError
+from medsyn.files import atomic_path
+from medsyn.volume import Volume, read_volume
+
+Plane = Literal["axial", "coronal", "sagittal"]
+FULL_WINDOW = (-1024.0, 600.0)
+LUNG_DETAIL_WINDOW = (-1024.0, -250.0)
+PHANTOM_NOTE = "All volumes, also those marked real, are or imitate procedural phantoms; none is of a patient."
+INK, FAINT, ACCENTS = "#1f2933", "#6b7785", ("#2a6f97", "#c8553d", "#5b8e7d", "#8d6a9f")
+LOBE_COLOURS = ("#000000", "#4c9bd6", "#1d5c8f", "#f2a65a", "#e4572e", "#a63d2f")
+"""Background and the lobes 1..5."""
+
+
+def slice_of(array: NDArray, plane: Plane, fraction: float) -> NDArray:
+    """The slice (rows downwards, columns to the viewer's right) at `fraction` of the axis that `plane` cuts.
+
+    Fractions run inferior to superior, posterior to anterior, right to left.
+    """
+    axis = ("axial", "coronal", "sagittal").index(plane)
+    index = min(int(fraction * array.shape[axis]), array.shape[axis] - 1)
+    cut = np.take(array, index, axis=axis)
+    if plane == "sagittal":
+        return cut[::-1, ::-1]  # (z, y) -> superior up, anterior to the viewer's left
+    return cut[::-1]  # (y, x) -> anterior up; (z, x) -> superior up; x already runs right to left
+
+
+def aspect_of(volume: Volume, plane: Plane) -> float:
+    """Height over width of one displayed voxel."""
+    z, y, x = volume.spacing_mm
+    return {"axial": y / x, "coronal": z / x, "sagittal": z / y}[plane]
+
+
+def show(
+    axes: Axes,
+    volume: Volume,
+    plane: Plane,
+    fraction: float,
+    *,
+    window_hu: tuple[float, float] = FULL_WINDOW,
+    box: tuple[float, float, float, float] | None = None,
+    contour: NDArray | None = None,
+) -> None:
+    """Draw one slice; `box` (top, bottom, left, right as fractions) zooms, `contour` outlines a mask (D, H, W)."""
+    picture, aspect = slice_of(volume.array, plane, fraction), aspect_of(volume, plane)
+    axes.imshow(picture, cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect=aspect, interpolation="bilinear")
+    if contour is not None:
+        outline = slice_of(contour.astype(np.float32), plane, fraction)
+        if 0 < outline.sum() < outline.size:
+            axes.contour(outline, levels=[0.5], colors=[ACCENTS[1]], linewidths=0.6)
+    if box is not None:
+        rows, columns = picture.shape
+        axes.set_ylim(box[1] * rows - 0.5, box[0] * rows - 0.5)
+        axes.set_xlim(box[2] * columns - 0.5, box[3] * columns - 0.5)
+    elif plane != "sagittal":
+        for x, side in ((0.02, "R"), (0.98, "L")):
+            place = {"ha": "left" if side == "R" else "right", "va": "center", "transform": axes.transAxes}
+            axes.text(x, 0.5, side, color="#e8d8a0", fontsize=6, **place)  # type: ignore[arg-type]
+    blank(axes)
+
+
+def show_mask(axes: Axes, mask: Volume, structure: str, fraction: float) -> None:
+    """Draw a mask in the coronal plane: lobes as a coloured slice, airway and vessels as a projection."""
+    aspect = aspect_of(mask, "coronal")
+    if structure == "lobes":
+        colours = matplotlib.colors.ListedColormap(LOBE_COLOURS)
+        picture = slice_of(mask.array, "coronal", fraction)
+        axes.imshow(picture, cmap=colours, vmin=-0.5, vmax=5.5, aspect=aspect, interpolation="nearest")
+    else:
+        depth = (mask.array > 0).sum(axis=1)[::-1]
+        axes.imshow(depth, cmap="magma", vmin=0, vmax=max(1, int(depth.max())), aspect=aspect, interpolation="nearest")
+    blank(axes)
+
+
+def blank(axes: Axes) -> None:
+    """No ticks, no frame, black behind."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_facecolor("black")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def row_label(axes: Axes, text: str, width: int = 18) -> None:
+    """Name a row at the left of its first panel."""
+    wrapped = "\n".join(textwrap.wrap(text, width))
+    axes.text(-0.06, 0.5, wrapped, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=INK)
+
+
+@contextmanager
+def drawing(out: str | Path, width: float, height: float, title: str, footer: str, dpi: int = 130) -> Iterator[Figure]:
+    """A white figure of width x height inches with a title and a footer, written to `out` as PNG at the end."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = Figure(figsize=(width, height), facecolor="white", dpi=dpi)
+        FigureCanvasAgg(figure)
+        yield figure
+        figure.text(0.012, 1 - 0.08 / height, title, ha="left", va="top", fontsize=11, color=INK, weight="bold")
+        lines = "\n".join(textwrap.wrap(footer, int(width * 15.5)))
+        figure.text(0.012, 0.06 / height, lines, ha="left", va="bottom", fontsize=7, color=FAINT, linespacing=1.35)
+        with atomic_path(out) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def grid(
+    figure: Figure, rows: int, columns: int, *, left: float, top: float, bottom: float, gap: float = 0.04
+) -> NDArray[Any]:
+    """Axes (rows, columns) with margins in inches and a small gap."""
+    width, height = figure.get_size_inches()
+    return figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - 0.12 / width,
+            "top": 1 - top / height,
+            "bottom": bottom / height,
+            "wspace": gap,
+            "hspace": gap,
+        },
+    )
+
+
+def first_volumes(files: dict[str, Path], names: Sequence[str], count: int, what: str) -> list[tuple[str, Volume]]:
+    """The first `count` of `names` that have a file, read; none at all is an InputError naming `what`."""
+    chosen = [name for name in names if name in files][:count]
+    if not chosen:
+        raise InputError(f"{what}: no volume to show; the folders given hold none of the ids wanted")
+    return [(name, read_volume(files[name])) for name in chosen]
+
+
+def notes(text: str, phantom: bool) -> str:
+    """A footer that says plainly what the volumes are."""
+    convention = "Patient's right on the viewer's left."
+    return " ".join([text, convention, PHANTOM_NOTE] if phantom else [text, convention])

@@ -1,0 +1,77 @@
+"""Segmentation by generation (Table V): the image channel is fixed to a real one, the model fills in the masks.
+
+Compares the generated airway and lobes of each sample with the masks that the cohort's tools made of the same image.
+Dice of the airway, and the mean Dice of the five lobes; one row a sample, with or without its report as the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medsyn.errors import InputError
+from medsyn.evaluate.inputs import list_volumes, read_prompts
+from medsyn.evaluate.statistics import dice, mean_label_dice
+from medsyn.files import write_csv
+from medsyn.volume import read_volume
+
+COLUMNS = ("sample_id", "subject_id", "text", "airway_dice", "lobe_dice", "reason")
+
+
+def score_segmentation(prompts: Path, samples: Sequence[str], masks: Sequence[str], out: Path) -> None:
+    """Write COLUMNS for every prompt row with fix_image; text is `with` or `without` (an empty prompt).
+
+    A sample without volume or a subject without masks keeps its row, with empty scores and the reason.
+    """
+    files = list_volumes(samples)
+    references = _subject_folders(masks)
+    rows: list[dict[str, Any]] = []
+    for sample_id, prompt in read_prompts([prompts]).items():
+        if not prompt.get("fix_image"):
+            continue
+        subject = subject_of(prompt["fix_image"])
+        row: dict[str, Any] = {"sample_id": sample_id, "subject_id": subject}
+        row["text"] = "with" if prompt["text"].strip() else "without"
+        if sample_id not in files:
+            row["reason"] = "no generated volume"
+        elif subject not in references:
+            row["reason"] = "the subject has no masks"
+        else:
+            row |= _scores(files[sample_id].parent, references[subject])
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{prompts}: no row names fix_image; this is not the prompt set 'segmentation'")
+    write_csv(out, rows, COLUMNS)
+
+
+def subject_of(value: str) -> str:
+    """The subject that `fix_image` or `fix_lobes` names: an id, or the folder of a path."""
+    path = Path(value)
+    return path.parent.name if path.name.endswith(".nii.gz") else value
+
+
+def _scores(generated: Path, reference: Path) -> dict[str, Any]:
+    pairs = []
+    for name in ("airway", "lobes"):
+        first, second = generated / f"{name}.nii.gz", reference / f"{name}.nii.gz"
+        missing = next((path for path in (first, second) if not path.exists()), None)
+        if missing is not None:
+            return {"reason": f"no {missing.parent.name}/{missing.name}"}
+        pairs.append((read_volume(first).array, read_volume(second).array))
+    if any(a.shape != b.shape for a, b in pairs):
+        return {"reason": "generated and reference masks lie on different grids"}
+    airway = dice(pairs[0][0] > 0, pairs[0][1] > 0)
+    lobe = mean_label_dice(pairs[1][0], pairs[1][1], range(1, 6))
+    empty = " and ".join(name for name, score in (("airway", airway), ("lobes", lobe)) if score is None)
+    rounded = {k: None if v is None else round(v, 6) for k, v in (("airway_dice", airway), ("lobe_dice", lobe))}
+    return rounded | {"reason": f"{empty} empty in both" if empty else ""}
+
+
+def _subject_folders(masks: Sequence[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for root in map(Path, masks):
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder of masks")
+        folders |= {path.parent.name: path.parent for path in sorted(root.glob("*/lobes.nii.gz"))}
+    return folders
