@@ -1,7 +1,116 @@
-"""Verbs of the model group."""
+"""Verbs of the image model: train, assemble, generate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
 
 from medsyn.cli import Verbs
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add the verbs of this group."""
+    """Add train, assemble and generate."""
+    _add_train(verbs)
+    _add_assemble(verbs)
+    _add_generate(verbs)
+
+
+def _add_train(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "train",
+        _train,
+        summary="Train one denoiser; running the same command again continues a stopped training.",
+        example="medsyn train --config results/config/low_res_medsyn.json --store results/store/0 results/store/1"
+        " --embeddings results/text/biomedical/embeddings.safetensors --state results/state/low_res_medsyn"
+        " --out results/models/medsyn/low_res.safetensors",
+    )
+    parser.add_argument("--config", required=True, type=Path, help="results/config/<low_res|super_res>_<variant>.json")
+    parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
+    parser.add_argument("--embeddings", type=Path, help="text embeddings (low resolution; none: no text)")
+    parser.add_argument("--state", required=True, type=Path, help="folder for checkpoints, removed at the end")
+    parser.add_argument("--out", required=True, type=Path, help="weights, .safetensors")
+
+
+def _add_assemble(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "assemble",
+        _assemble,
+        summary="Join two denoisers, a text encoder and sampling settings into a run that `generate` opens.",
+        example="medsyn assemble --label MedSyn --low-res low_res.safetensors --super-res super_res.safetensors"
+        " --text-encoder results/text/biomedical/model --sampling results/config/sampling.json --out run.json",
+    )
+    parser.add_argument("--label", required=True, help="name in tables and figures")
+    parser.add_argument("--low-res", required=True, type=Path, help="weights of the low-resolution network")
+    parser.add_argument("--super-res", required=True, type=Path, help="weights of the super-resolution network")
+    parser.add_argument("--text-encoder", required=True, type=Path, help="folder of the language model")
+    parser.add_argument("--sampling", required=True, type=Path, help="results/config/sampling.json")
+    parser.add_argument("--out", required=True, type=Path, help="run.json; it stores paths relative to itself")
+
+
+def _add_generate(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "generate",
+        _generate,
+        summary="Draw chest CTs (int16 HU with their affine) and their masks from text.",
+        example='medsyn generate --weights results/models/medsyn --text "Large left pleural effusion."'
+        " --seed 7 --out effusion.nii.gz",
+    )
+    parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
+    parser.add_argument("--out", required=True, type=Path, help="FILE.nii.gz with --text, a folder with --prompts")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="radiology text; an empty string draws without text")
+    what.add_argument("--prompts", type=Path, help="CSV: sample_id, prompt_type, text, seed, section, fix_*, text_mode")
+    parser.add_argument("--shard", default="0/1", help="k/N: rows k, k+N, k+2N, ... of --prompts (default %(default)s)")
+    parser.add_argument("--config", type=Path, help="sampling.json in place of the run's own")
+    parser.add_argument("--masks-root", type=Path, help="folder whose */SUBJECT/ hold lobes, airway, vessels to fix")
+    parser.add_argument("--volumes-root", type=Path, help="folder whose */SUBJECT/ hold volume.nii.gz to fix")
+    parser.add_argument("--seed", type=int, help="0 or more; with --text (default: the sampling seed)")
+    parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale, 1 is none")
+    parser.add_argument("--steps-low-res", type=int, metavar="N", help="DDIM steps at low resolution, 1..1000")
+    parser.add_argument("--steps-super-res", type=int, metavar="N", help="DDIM steps at super-resolution, 1..1000")
+    parser.add_argument(
+        "--fix",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="with --text: keep image, lobes, airway or vessels of FILE (on the model's grid); may be repeated",
+    )
+
+
+def _train(args: argparse.Namespace) -> None:
+    from medsyn.config import ModelStage, load_stage
+    from medsyn.training.stages import train_denoiser
+
+    stage = load_stage(ModelStage, args.config)
+    train_denoiser(stage, args.store, args.embeddings, args.state, args.out)
+
+
+def _assemble(args: argparse.Namespace) -> None:
+    from medsyn.run import assemble
+
+    assemble(
+        args.out,
+        label=args.label,
+        low_res=args.low_res,
+        super_res=args.super_res,
+        text_encoder=args.text_encoder,
+        sampling=args.sampling,
+    )
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from medsyn.generate import Roots, generate_one, generate_shard
+    from medsyn.run import open_run, sampling_with
+
+    sampling = sampling_with(
+        args.weights,
+        args.config,
+        guidance_scale=args.guidance,
+        num_steps_low_res=args.steps_low_res,
+        num_steps_super_res=args.steps_super_res,
+    )
+    run = open_run(args.weights, sampling)
+    if args.prompts is None:
+        generate_one(run, args.text, args.seed, args.fix, args.out)
+    else:
+        generate_shard(run, args.prompts, args.shard, Roots(args.volumes_root, args.masks_root), args.out)

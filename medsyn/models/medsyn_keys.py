@@ -48,7 +48,7 @@ def from_medsyn_keys(state: Mapping[str, Tensor], network: UNet, source: str = "
     """
     theirs = strip_prefixes(state)
     wanted = network.state_dict()
-    result = {}
+    result: dict[str, Tensor] = {}
     for own, several in medsyn_names(wanted, network.config.num_bottom_blocks).items():
         for name in several:
             if name not in theirs:
@@ -56,8 +56,7 @@ def from_medsyn_keys(state: Mapping[str, Tensor], network: UNet, source: str = "
             if theirs[name].shape != wanted[own].shape:
                 found, shape = tuple(theirs[name].shape), tuple(wanted[own].shape)
                 raise InputError(f"{source}: tensor {name} has shape {found}, the network wants {shape}")
-            theirs_value = theirs.pop(name)
-            result.setdefault(own, theirs_value)
+            result.setdefault(own, theirs.pop(name))
     if theirs:
         raise InputError(f"{source}: unknown tensor {min(theirs)}; not a checkpoint of this network")
     return result

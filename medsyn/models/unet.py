@@ -11,6 +11,8 @@ condition [B, condition_channels, D, H, W]. H and W must be divisible by 2^(leve
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -92,7 +94,7 @@ class UNet(nn.Module):
         self.channels_last = True
         dim, groups, time_dim = config.dim, config.num_groups, 4 * config.dim
         widths = [dim, *(dim * mult for mult in config.mults)]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         last = len(pairs) - 1
         kernel = config.init_kernel
 
@@ -162,5 +164,7 @@ class UNet(nn.Module):
         if text is None:
             return null
         if text.shape[1:] != null.shape[1:]:
-            raise ValueError(f"text states have shape {tuple(text.shape[1:])}, the network wants {tuple(null.shape[1:])}")
+            raise ValueError(
+                f"text states have shape {tuple(text.shape[1:])}, the network wants {tuple(null.shape[1:])}"
+            )
         return text if drop_text is None else torch.where(drop_text[:, None, None], null, text)

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medsyn.config import ModelStage
 from medsyn.errors import InputError
-from medsyn.files import atomic_path
 from medsyn.models.unet import UNet
+from medsyn.tensors import save_tensors
 
 
 def build(stage: ModelStage, cond_dim: int | None) -> UNet:
@@ -37,13 +36,10 @@ def build(stage: ModelStage, cond_dim: int | None) -> UNet:
 def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, provenance: Mapping[str, Any]) -> None:
     """Write weights with their settings, atomically."""
     metadata = {
-        "format": "pt",
         "config": json.dumps(stage.model_dump(mode="json"), sort_keys=True),
         "provenance": json.dumps(provenance, sort_keys=True),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    save_tensors(path, state, metadata)
 
 
 def load(path: str | Path) -> tuple[UNet, ModelStage]:

@@ -144,7 +144,9 @@ class _Run:
         self.step, self.metrics, self.loss_ema = facts["step"], facts["metrics"], facts["loss_ema"]
         self.window = [(loss, norm) for loss, norm in facts["window"]]
         self.started = self.logged = (time.monotonic(), self.step)
-        log.info("%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.state)
+        log.info(
+            "%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.state
+        )
 
     def optimise(self, step: int) -> None:
         """One optimiser step over batch_size samples, then log and checkpoint when they are due."""
@@ -210,8 +212,8 @@ class _Run:
             value = float(self.accelerator.reduce(loss, "mean"))
             if not math.isfinite(value):
                 raise DivergedError(
-                    f"{self.task.name}: the loss is {value} at step {step}; the last checkpoint in {self.state} is kept."
-                    " Lower train.learning_rate or use precision bf16, then delete the folder and start anew"
+                    f"{self.task.name}: the loss is {value} at step {step}; the last checkpoint in {self.state} is"
+                    " kept. Lower train.learning_rate or use precision bf16, then delete the folder and start anew"
                 )
             smooth = value if self.loss_ema is None else self.loss_ema
             self.loss_ema = _LOSS_SMOOTHING * smooth + (1 - _LOSS_SMOOTHING) * value

@@ -1,0 +1,173 @@
+"""From a sentence to a chest CT: one volume, or a shard of a prompts table (the verb `generate`).
+
+A row of the table is sample_id, text, seed and optionally prompt_type, section, text_mode (text or none) and fix_image,
+fix_lobes, fix_airway, fix_vessels: a file on the model's grid or a subject of the cohort whose image or mask is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from medsyn.errors import InputError
+from medsyn.files import atomic_dir, read_csv, write_csv, write_json
+from medsyn.models.channels import STRUCTURE_OF
+from medsyn.progress import log, track
+from medsyn.run import Prompt, Run, record, to_volumes
+from medsyn.volume import read_volume, write_volume
+
+_FIXABLE = {
+    "image": "image",
+    "lobes": "lobe",
+    "lobe": "lobe",
+    "airway": "airway",
+    "vessels": "vessel",
+    "vessel": "vessel",
+}
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where the subjects of fix_* columns lie: <root>/<shard>/<subject_id>/."""
+
+    volumes: Path | None = None
+    masks: Path | None = None
+
+
+def generate_one(run: Run, text: str, seed: int | None, fixes: Sequence[str], out: Path) -> None:
+    """Draw one volume; write `out`, <stem>_<structure>.nii.gz and <stem>.json."""
+    suffix = next((end for end in (".nii.gz", ".nii", ".mha", ".nrrd") if out.name.endswith(end)), None)
+    if suffix is None:
+        raise InputError(f"--out {out}: name a .nii.gz, .nii, .mha or .nrrd file")
+    if seed is not None and seed < 0:
+        raise InputError(f"--seed {seed}: give 0 or more")
+    fixed: dict[str, NDArray] = {}
+    sources: dict[str, str] = {}
+    for item in fixes:
+        name, separator, file = item.partition("=")
+        if not separator:
+            raise InputError(f"--fix {item}: write NAME=FILE, for example lobes=lobes.nii.gz")
+        channel = _channel(run, name)
+        fixed[channel], sources[channel] = _read_fixed(run, channel, Path(file)), file
+    prompt = Prompt(
+        sample_id=out.name.removesuffix(suffix),
+        text=text or None,
+        seed=run.settings.sampling.seed if seed is None else seed,
+        fixed=fixed,
+        facts={"fixed": sources},
+    )
+    stem = out.name.removesuffix(suffix)
+    array = run.draw([prompt])[0]
+    for name, volume in to_volumes(run, array).items():
+        path = out if name == "volume" else out.with_name(f"{stem}_{name}{suffix}")
+        write_volume(path, volume)
+        log.info("wrote %s", path)
+    write_json(out.with_name(f"{stem}.json"), record(run, prompt))
+
+
+def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path) -> None:
+    """Draw rows k, k+N, ... of a prompts table into `out`/<sample_id>/; a bad row is rejected in index.csv."""
+    number, count = _parse_shard(shard)
+    rows = read_csv(prompts, ("sample_id", "text", "seed"))
+    if repeated := _repeated([row["sample_id"] for row in rows]):
+        raise InputError(f"{prompts}: sample_id {repeated} appears twice; make the ids unique")
+    index: list[dict[str, Any]] = []
+    chosen = rows[number::count]
+    with atomic_dir(out) as folder:
+        for batch in track(list(_batches(run, chosen)), what="generating volumes"):
+            ready = []
+            for row in batch:
+                try:
+                    ready.append(_prompt(run, row, roots))
+                except InputError as error:
+                    log.warning("%s: rejected: %s", row["sample_id"], error)
+                    index.append({"sample_id": row["sample_id"], "status": "rejected", "reason": str(error)})
+            for prompt, array in zip(ready, run.draw(ready) if ready else (), strict=True):
+                target = folder / prompt.sample_id
+                for name, volume in to_volumes(run, array).items():
+                    write_volume(target / f"{name}.nii.gz", volume)
+                write_json(target / "provenance.json", record(run, prompt))
+                index.append({"sample_id": prompt.sample_id, "status": "ok", "reason": ""})
+            log.info("generated %d of %d volumes", len(index), len(chosen))
+        write_csv(folder / "index.csv", index, ("sample_id", "status", "reason"))
+
+
+def _prompt(run: Run, row: Mapping[str, str], roots: Roots) -> Prompt:
+    sample_id = row["sample_id"]
+    if not sample_id or sample_id in (".", "..") or "/" in sample_id or "\\" in sample_id:
+        raise InputError(f"sample_id '{sample_id}' cannot be a folder name")
+    if not row["seed"].isdecimal():
+        raise InputError(f"seed '{row['seed']}' is not a whole number of 0 or more")
+    mode = row.get("text_mode") or "text"
+    if mode not in ("text", "none"):
+        raise InputError(f"text_mode '{mode}' is neither text nor none")
+    fixed: dict[str, NDArray] = {}
+    sources: dict[str, str] = {}
+    for name, value in _fixes(row).items():
+        channel = _channel(run, name)
+        fixed[channel] = _read_fixed(run, channel, _find(channel, value, roots))
+        sources[channel] = value
+    facts = {key: row[key] for key in ("prompt_type", "section") if row.get(key)}
+    text = row["text"] if mode == "text" and row["text"].strip() else None
+    return Prompt(sample_id, text, int(row["seed"]), {**facts, "fixed": sources}, fixed)
+
+
+def _fixes(row: Mapping[str, str]) -> dict[str, str]:
+    return {key.removeprefix("fix_"): value for key, value in row.items() if key.startswith("fix_") and value}
+
+
+def _batches(run: Run, rows: Sequence[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+    """Runs of at most batch_size rows that fix the same channels."""
+    batch: list[dict[str, str]] = []
+    for row in sorted(rows, key=lambda row: tuple(sorted(_fixes(row)))):
+        if batch and (len(batch) == run.settings.sampling.batch_size or set(_fixes(row)) != set(_fixes(batch[0]))):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _channel(run: Run, name: str) -> str:
+    channel = _FIXABLE.get(name)
+    if channel is None:
+        raise InputError(f"'{name}' cannot be fixed; give image, lobes, airway or vessels")
+    if channel not in run.channels:
+        raise InputError(f"'{name}' cannot be fixed: the model '{run.label}' has only {', '.join(run.channels)}")
+    return channel
+
+
+def _find(channel: str, value: str, roots: Roots) -> Path:
+    """The file of a fix_* entry: a path, or a subject looked up as <root>/*/<subject>/<name>.nii.gz."""
+    if Path(value).is_file():
+        return Path(value)
+    root = roots.volumes if channel == "image" else roots.masks
+    name = f"{STRUCTURE_OF.get(channel, 'volume')}.nii.gz"
+    found = sorted(root.glob(f"*/{value}/{name}")) if root is not None else []
+    if not found:
+        raise InputError(f"{value}: neither a file nor a subject with {name} under {root or 'a given root'}")
+    return found[0]
+
+
+def _read_fixed(run: Run, channel: str, path: Path) -> NDArray:
+    array = read_volume(path).array
+    size = run.settings.preprocess.size
+    if array.shape != tuple(size):
+        raise InputError(f"{path}: its grid is {array.shape}, the model's {tuple(size)}; run `medsyn preprocess` first")
+    return array
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise InputError(f"--shard {shard}: write k/N with 0 <= k < N")
+    return int(number), int(count)
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

@@ -1,0 +1,215 @@
+"""A trained run and how it draws volumes: two denoisers, a text encoder and sampling settings.
+
+A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn with DDIM from text
+and noise, enlarged by nearest neighbour, and refined by the super-resolution network. A volume depends on its prompt,
+its seed and the settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway,
+vessels) are fixed at both resolutions; the authors fix them at the low one only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsyn.config import ModelStage, SamplingStage, load_stage, validate
+from medsyn.diffusion.objective import enlarge, reduce_resolution
+from medsyn.diffusion.samplers import Denoiser, ddim, guided_denoiser, volume_noise
+from medsyn.errors import InputError
+from medsyn.files import read_json, sha256, write_json
+from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
+from medsyn.models.unet import UNet
+from medsyn.models.weights import load
+from medsyn.provenance import provenance
+from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
+
+_RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
+_LOW, _HIGH = 0, 1  # streams of noise
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One volume to draw. text None: without text; fixed: channel name -> array (D, H, W) of HU or labels."""
+
+    sample_id: str
+    text: str | None
+    seed: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, NDArray] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """A trained run in memory, on the device it will use."""
+
+    label: str
+    low_res: UNet
+    super_res: UNet
+    channels: tuple[str, ...]
+    window_hu: tuple[float, float]
+    factor: int
+    text_encoder: Path
+    settings: SamplingStage
+    hashes: dict[str, str]
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self._encoder: Any = None
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Text states (n, num_tokens, hidden), rounded to the float16 in which training reads them."""
+        from medsyn.text.encoder import TextEncoder
+
+        if self._encoder is None:
+            self._encoder = TextEncoder.from_folder(self.text_encoder)
+        states, _ = self._encoder.encode(list(texts))
+        return torch.as_tensor(states).half().float().to(self.device)
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[Prompt]) -> NDArray:
+        """Volumes (n, C, D, H, W) in [-1, 1] at full resolution."""
+        sampling = self.settings.sampling
+        size = self.settings.preprocess.size
+        low_size = [s // self.factor for s in size]
+        seeds = [prompt.seed for prompt in prompts]
+        fixed, channels = self._fixed(prompts)
+        noise = volume_noise(seeds, (len(self.channels), *low_size), _LOW).to(self.device)
+        denoiser = self._low_res_denoiser(prompts)
+        given = None if fixed is None else reduce_resolution(fixed, self.factor)
+        with self._autocast():
+            low = ddim(
+                denoiser, noise, sampling.num_steps_low_res, fixed=given, fixed_channels=channels, what="low resolution"
+            )
+        volumes = []
+        for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
+            condition = enlarge(low[i : i + 1].float(), self.factor)
+            noise = volume_noise([seed], (len(self.channels), *size), _HIGH).to(self.device)
+            with self._autocast():
+                volume = ddim(
+                    guided_denoiser(self.super_res, condition=condition),
+                    noise,
+                    sampling.num_steps_super_res,
+                    fixed=None if fixed is None else fixed[i : i + 1],
+                    fixed_channels=channels,
+                    what="super-resolution",
+                )
+            volumes.append(volume.float().cpu().numpy()[0])
+        return np.stack(volumes)
+
+    def _low_res_denoiser(self, prompts: Sequence[Prompt]) -> Denoiser:
+        texts = [prompt.text for prompt in prompts]
+        if not self.low_res.takes_text or all(text is None for text in texts):
+            return guided_denoiser(self.low_res)
+        states = self.encode([text or "" for text in texts])
+        null = self.low_res.null_cond_emb
+        without = torch.tensor([text is None for text in texts], device=self.device)[:, None, None]
+        states = torch.where(without, null.to(states.dtype), states)  # type: ignore[union-attr]
+        return guided_denoiser(self.low_res, text=states, guidance_scale=self.settings.sampling.guidance_scale)
+
+    def _fixed(self, prompts: Sequence[Prompt]) -> tuple[Tensor | None, list[int]]:
+        names = tuple(prompts[0].fixed)
+        if not names:
+            return None, []
+        indices = [self.channels.index(name) for name in names]
+        values = np.zeros((len(prompts), len(self.channels), *self.settings.preprocess.size), np.float32)
+        for i, prompt in enumerate(prompts):
+            for name, index in zip(names, indices, strict=True):
+                values[i, index] = to_channel(name, prompt.fixed[name], self.window_hu)
+        return torch.from_numpy(values).to(self.device), indices
+
+    def _autocast(self) -> Any:
+        precision = self.settings.sampling.precision
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_encoder: Path, sampling: Path) -> None:
+    """Write run.json: paths relative to its folder, sampling settings copied in."""
+    settings = load_stage(SamplingStage, sampling)
+    load_pair(low_res, super_res)
+    folder = out.parent.resolve()
+    paths = {"low_res": low_res, "super_res": super_res, "text_encoder": text_encoder}
+    for path in paths.values():
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+    relative = {name: os.path.relpath(path.resolve(), folder) for name, path in paths.items()}
+    write_json(out, {"label": label, **relative, "sampling": settings.model_dump(mode="json")})
+
+
+def load_pair(low_res: Path, super_res: Path) -> tuple[UNet, UNet, ModelStage]:
+    """Both networks and the settings of the first; networks of different channels or windows are an InputError."""
+    low, low_stage = load(low_res)
+    high, high_stage = load(super_res)
+    for path, stage, wanted in ((low_res, low_stage, "low_res"), (super_res, high_stage, "super_res")):
+        if stage.stage != wanted:
+            raise InputError(f"{path}: a {stage.stage} network, {wanted} is wanted here")
+    for name in ("channels", "window_hu", "low_res_factor"):
+        if getattr(low_stage, name) != getattr(high_stage, name):
+            raise InputError(f"{super_res}: {name} differs from that of {low_res}; train both with the same settings")
+    return low, high, low_stage
+
+
+def sampling_with(weights: Path, config: Path | None, **changes: Any) -> SamplingStage:
+    """Sampling settings: of `config` or else of the run, with `changes` that are not None."""
+    source, record = _run_record(weights)
+    stage = validate(SamplingStage, record["sampling"], source) if config is None else load_stage(SamplingStage, config)
+    given = {name: value for name, value in changes.items() if value is not None}
+    values = stage.model_dump(mode="json")
+    values["sampling"] |= given
+    stage = validate(SamplingStage, values, config or source)
+    if max(stage.sampling.num_steps_low_res, stage.sampling.num_steps_super_res) > 1000:
+        raise InputError(f"{config or source}: DDIM takes at most 1000 steps")
+    return stage
+
+
+def open_run(weights: Path, settings: SamplingStage) -> Run:
+    """Load the networks of run.json (or of the folder that holds it) onto the GPU if there is one."""
+    source, record = _run_record(weights)
+    folder = source.parent
+    paths = {name: folder / record[name] for name in ("low_res", "super_res")}
+    low, high, stage = load_pair(paths["low_res"], paths["super_res"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Run(
+        label=record["label"],
+        low_res=low.to(device),
+        super_res=high.to(device),
+        channels=stage.channels,
+        window_hu=stage.window_hu,
+        factor=stage.low_res_factor,
+        text_encoder=folder / record["text_encoder"],
+        settings=settings,
+        hashes={name: sha256(path) for name, path in paths.items()},
+        device=device,
+    )
+
+
+def to_volumes(run: Run, array: NDArray) -> dict[str, Volume]:
+    """Channels (C, D, H, W) in [-1, 1] as volumes by file name: `volume` int16 HU and uint8 structures."""
+    grid = run.settings.preprocess
+    spacing = grid_spacing_mm(grid.size, grid.field_of_view_mm)
+    origin = centred_origin_mm(grid.size, spacing)
+    return {
+        STRUCTURE_OF.get(channel, "volume"): Volume(from_channel(channel, values, run.window_hu), spacing, origin)
+        for channel, values in zip(run.channels, array, strict=True)
+    }
+
+
+def record(run: Run, prompt: Prompt) -> dict[str, Any]:
+    facts = {"sample_id": prompt.sample_id, "text": prompt.text, "seed": prompt.seed, **prompt.facts}
+    return provenance(run.settings, label=run.label, weights=run.hashes, channels=list(run.channels), **facts)
+
+
+def _run_record(weights: Path) -> tuple[Path, dict[str, Any]]:
+    source = weights / "run.json" if weights.is_dir() else weights
+    record = read_json(source)
+    missing = [key for key in _RUN_KEYS if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise InputError(f"{source}: not a run written by `medsyn assemble` ({missing[0]} is missing)")
+    return source, record

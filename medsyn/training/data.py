@@ -1,0 +1,215 @@
+"""Training data of the denoisers: store shards and text embeddings; every batch is a function of (step, slots).
+
+A store shard is a folder with {low,high}_image.npy int16 HU and {low,high}_label.npy uint8 (n, D, H, W), memory-mapped,
+read into memory when small, and index.csv (subject_id, report_id, split). Only rows of the split `train` are used.
+Sample `slot` of step `s` is number k = s * batch_size + slot of a sequence that goes through a fresh permutation of the
+volumes in every epoch; its noise, time, text section, text drop and crop come from a generator seeded by (seed, k).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from medsyn.config import ModelStage
+from medsyn.diffusion.samplers import seeded
+from medsyn.errors import InputError
+from medsyn.files import read_csv, sha256
+from medsyn.models.channels import to_channels
+
+_IN_MEMORY_BYTES = 2 << 30
+_HASHED_ROWS = 16
+_KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of sampling
+
+
+class Store:
+    """Volumes of the training split over several shard folders.
+
+    resolution is "low" or "high"; `volume(i)` gives HU (D, H, W) int16 and packed labels (D, H, W) uint8.
+    """
+
+    def __init__(self, shards: Sequence[Path], resolution: str) -> None:
+        self.subject_ids: list[str] = []
+        self.report_ids: list[str] = []
+        self._rows: list[tuple[int, int]] = []
+        self._arrays: list[tuple[NDArray, NDArray]] = []
+        digest = hashlib.sha256()
+        for number, shard in enumerate(shards):
+            index = read_csv(shard / "index.csv", ("subject_id", "report_id", "split"))
+            arrays = tuple(_open(shard / f"{resolution}_{kind}.npy") for kind in ("image", "label"))
+            if len({len(index), len(arrays[0]), len(arrays[1])}) != 1 or arrays[0].shape != arrays[1].shape:
+                raise InputError(f"{shard}: arrays and index.csv disagree in length; make the store again")
+            digest.update(_fingerprint(index, arrays))
+            self._arrays.append((arrays[0], arrays[1]))
+            for row, entry in enumerate(index):
+                if entry["split"] == "train":
+                    self.subject_ids.append(entry["subject_id"])
+                    self.report_ids.append(entry["report_id"])
+                    self._rows.append((number, row))
+        if not self._rows:
+            raise InputError(f"{shards[0] if shards else 'store'}: no volume of the split 'train'")
+        if len({arrays[0].shape[1:] for arrays in self._arrays}) != 1:
+            raise InputError(f"{shards[0]}: the shards have different grids; make the store again with one config")
+        if sum(a.nbytes + b.nbytes for a, b in self._arrays) < _IN_MEMORY_BYTES:
+            self._arrays = [(np.array(a), np.array(b)) for a, b in self._arrays]
+        self.hash = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Grid (D, H, W)."""
+        depth, height, width = self._arrays[0][0].shape[1:]
+        return depth, height, width
+
+    def volume(self, i: int, window: tuple[slice, slice, slice] | None = None) -> tuple[NDArray, NDArray]:
+        """HU and packed labels of training volume i, or of a crop of it."""
+        shard, row = self._rows[i]
+        image, label = self._arrays[shard]
+        where = (row, *window) if window else (row,)
+        return image[where], label[where]
+
+
+class Embeddings:
+    """Frozen text states of every report: float16 (n, num_tokens, hidden) per section, looked up by report id."""
+
+    def __init__(self, path: Path, sections: Sequence[str]) -> None:
+        try:
+            with safe_open(path, framework="pt") as handle:
+                report_ids = json.loads((handle.metadata() or {})["report_ids"])
+                self._states = [handle.get_tensor(section) for section in sections]
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"{path}: not the text embeddings of these sections ({error}); run `medsyn embed`"
+            ) from None
+        self._row = {report_id: row for row, report_id in enumerate(report_ids)}
+        self.path = path
+        self.hash = sha256(path)[:16]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per text."""
+        return self._states[0].shape[1]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of one state."""
+        return self._states[0].shape[2]
+
+    def rows(self, report_ids: Sequence[str]) -> list[int]:
+        """Row of each report; an unknown one is an InputError."""
+        missing = [name for name in report_ids if name not in self._row]
+        if missing:
+            raise InputError(
+                f"{self.path}: no text for report {missing[0]} ({len(missing)} missing); run `medsyn embed`"
+            )
+        return [self._row[name] for name in report_ids]
+
+    def states(self, row: int, section: int) -> Tensor:
+        """(num_tokens, hidden) float32."""
+        return self._states[section][row].float()
+
+
+class TrainingData:
+    """Batches of one stage: x0 and epsilon [B, C, D, H, W] and t [B].
+
+    Low resolution adds text [B, num_tokens, hidden] and drop_text [B] (without embeddings: neither, the network is
+    unconditional); super-resolution adds condition_noise [B, C, D, H, W] and condition_level [B].
+    """
+
+    def __init__(self, stage: ModelStage, store: Store, embeddings: Embeddings | None) -> None:
+        self.stage, self.store, self.embeddings = stage, store, embeddings
+        self.high = stage.stage == "super_res"
+        if embeddings is not None:
+            self.rows = embeddings.rows(store.report_ids)
+            if embeddings.num_tokens != stage.num_tokens:
+                raise InputError(
+                    f"{embeddings.path}: {embeddings.num_tokens} tokens a text, text.num_tokens is {stage.num_tokens};"
+                    " run `medsyn embed` again"
+                )
+        crop = stage.train.crop_size if self.high else None
+        if crop and any(c > s or c % stage.low_res_factor for c, s in zip(crop, store.size, strict=True)):
+            raise InputError(
+                f"train.crop_size {list(crop)}: must be divisible by {stage.low_res_factor} and fit in {store.size}"
+            )
+        self.crop = crop
+
+    def batch(self, step: int, slots: Sequence[int]) -> dict[str, Tensor]:
+        """Samples `slots` of 0-based optimiser step `step`, stacked."""
+        samples = [self.sample(step * self.stage.train.batch_size + slot) for slot in slots]
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def sample(self, number: int) -> dict[str, Tensor]:
+        """Sample `number` of the whole run."""
+        train = self.stage.train
+        epoch, position = divmod(number, len(self.store))
+        index = int(_permutation(train.seed, epoch, len(self.store))[position])
+        generator = seeded(_KEY_SAMPLE, train.seed, number)
+        uniform = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+        x0 = self.clean(index, uniform[:3])
+        if train.flip_left_right and uniform[3] < 0.5:
+            x0 = x0.flip(-1)
+        sample = {
+            "x0": x0,
+            "epsilon": torch.randn(x0.shape, generator=generator),
+            "t": torch.tensor(uniform[4], dtype=torch.float32),
+        }
+        if self.high:
+            sample["condition_noise"] = torch.randn(x0.shape, generator=generator)
+            sample["condition_level"] = torch.tensor(uniform[5] * train.max_low_res_noise, dtype=torch.float32)
+        elif self.embeddings is not None:
+            section = int(uniform[6] * len(self.stage.sections))
+            sample["text"] = self.embeddings.states(self.rows[index], section)
+            sample["drop_text"] = torch.tensor(uniform[7] < train.text_dropout)
+        return sample
+
+    def clean(self, index: int, where: Sequence[float] = (0.5, 0.5, 0.5)) -> Tensor:
+        """Clean volume (C, D, H, W) in [-1, 1] of training volume `index`; `where` in [0, 1) places the crop."""
+        window = None
+        if self.crop:
+            starts = [int(u * (s - c + 1)) for u, s, c in zip(where, self.store.size, self.crop, strict=True)]
+            window = tuple(slice(a, a + c) for a, c in zip(starts, self.crop, strict=True))
+        image, label = self.store.volume(index, window)  # type: ignore[arg-type]
+        return torch.from_numpy(to_channels(self.stage.channels, image, label, self.stage.window_hu))
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of the data, for the identity of a run."""
+        text = None if self.embeddings is None else self.embeddings.hash
+        return {"data.store": self.store.hash, "data.embeddings": text}
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _open(path: Path) -> NDArray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make the store first (`medsyn store`)") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not a numpy array ({error}); make the store again") from None
+
+
+def _fingerprint(index: list[dict[str, str]], arrays: Sequence[NDArray]) -> bytes:
+    """Hash of the index and of up to 16 evenly spaced volumes, so that a terabyte need not be read."""
+    digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        for row in np.unique(np.linspace(0, max(len(array) - 1, 0), _HASHED_ROWS).astype(int)) if len(array) else ():
+            digest.update(np.ascontiguousarray(array[row]).tobytes())
+    return digest.digest()

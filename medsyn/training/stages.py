@@ -1,0 +1,117 @@
+"""Training of one denoiser from store and text to its files: the driver behind `medsyn train`.
+
+Writes <out>.safetensors (averaged weights, settings and provenance inside), <out stem>_metrics.csv and
+<out stem>_preview.png (training volumes, noisy at t = 0.5, and what the network makes of them).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medsyn.config import ModelStage
+from medsyn.diffusion.objective import denoising_loss, super_res_condition
+from medsyn.diffusion.schedule import TAU_PER_T, add_noise
+from medsyn.errors import InputError
+from medsyn.files import atomic_path, write_csv
+from medsyn.models.weights import build, save
+from medsyn.progress import log
+from medsyn.provenance import provenance
+from medsyn.training.checkpoint import flatten
+from medsyn.training.data import Embeddings, Store, TrainingData
+from medsyn.training.loop import METRIC_COLUMNS, Task, train
+
+_NUM_PREVIEWS = 4
+_PREVIEW_T = 0.5
+
+
+def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path | None, state: Path, out: Path) -> None:
+    """Train the network of `stage`; `state` holds its checkpoints and is removed when `out` is complete."""
+    if stage.stage == "super_res" and embeddings is not None:
+        raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
+    store = Store(shards, "high" if stage.stage == "super_res" else "low")
+    texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
+    data = TrainingData(stage, store, texts)
+    _check_grid(stage, data)
+    log.info("%s: %d volumes of %s, channels %s", stage.stage, len(store), store.size, ", ".join(stage.channels))
+    task = denoising_task(stage, data)
+    trained = train(task, stage.train, state)
+    if not trained.is_main_process:
+        return
+    record = provenance(stage, data=data.identity(), num_volumes=len(store), seed=stage.train.seed)
+    write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, METRIC_COLUMNS)
+    write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
+    save(out, trained.network.state_dict(), stage, record)
+    shutil.rmtree(state)
+
+
+def denoising_task(stage: ModelStage, data: TrainingData) -> Task:
+    """The training loop's task of one denoiser."""
+    cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
+    settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
+    return Task(
+        name=stage.stage,
+        build=lambda: build(stage, cond_dim),
+        batch=data.batch,
+        loss=lambda network, batch: batch_loss(network, batch, stage.low_res_factor),
+        identity={**settings, **data.identity()},
+    )
+
+
+def batch_loss(network: nn.Module, batch: dict[str, Tensor], factor: int) -> Tensor:
+    """The denoising loss of a batch of TrainingData."""
+    return denoising_loss(network, batch["x0"], batch["epsilon"], batch["t"], **_conditions(batch, factor))
+
+
+def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
+    """PNG, one row a volume: its channels in the middle coronal slice, then noisy, then predicted."""
+    batch = {
+        key: torch.stack([sample[key] for sample in map(data.sample, range(min(_NUM_PREVIEWS, len(data.store))))])
+        for key in data.sample(0)
+    }
+    device = next(network.parameters()).device
+    batch = {key: value.to(device) for key, value in batch.items()}
+    t = torch.full_like(batch["t"], _PREVIEW_T)
+    if "drop_text" in batch:
+        batch["drop_text"] = torch.zeros_like(batch["drop_text"])
+    noisy = add_noise(batch["x0"], batch["epsilon"], t)
+    with torch.no_grad():
+        predicted = network(noisy, TAU_PER_T * t, **_conditions(batch, data.stage.low_res_factor))
+    panels = np.stack([part.float().cpu().numpy() for part in (batch["x0"], noisy, predicted)], axis=1)
+    picture = np.concatenate([_row(sample) for sample in panels], axis=0)
+    with atomic_path(path) as temporary:
+        imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
+
+
+def _conditions(batch: dict[str, Tensor], factor: int) -> dict[str, Tensor]:
+    if "condition_noise" in batch:
+        condition = super_res_condition(batch["x0"], factor, batch["condition_noise"], batch["condition_level"])
+        return {"condition": condition}
+    return {key: batch[key] for key in ("text", "drop_text") if key in batch}
+
+
+def _row(sample: NDArray) -> NDArray:
+    """(3, C, D, H, W) -> one row of coronal slices, superior up, enlarged to about 96 pixels with a white border."""
+    size = sample.shape[3] // 2
+    slices: list[Any] = [part[:, ::-1] for part in sample[:, :, :, size].reshape(-1, 1, *sample.shape[2::2])]
+    factor = max(96 // sample.shape[-1], 1)
+    tiles = [np.pad(np.kron(part[0], np.ones((factor, factor))), 1, constant_values=1.0) for part in slices]
+    return np.concatenate(tiles, axis=1)
+
+
+def _check_grid(stage: ModelStage, data: TrainingData) -> None:
+    multiple = 2 ** (len(stage.unet.mults) - 1)
+    size = data.crop or data.store.size
+    if size[1] % multiple or size[2] % multiple:
+        raise InputError(
+            f"{stage.stage}: the in-plane size {size[1]} x {size[2]} is not divisible by {multiple}, which"
+            f" {len(stage.unet.mults)} levels (unet.mults) need"
+        )

@@ -1,0 +1,176 @@
+"""Drawing volumes from a run: files, determinism, independence of the batch, fixed channels, bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import SIZE, install_text_encoder, make_run
+
+from medsyn.cli import main
+from medsyn.files import read_csv, sha256, write_csv
+from medsyn.run import Prompt, open_run, sampling_with
+from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
+
+FIELDS = ("sample_id", "prompt_type", "text", "seed", "section", "fix_image", "fix_lobes", "fix_airway", "text_mode")
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    install_text_encoder(monkeypatch)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    return make_run(folder)
+
+
+def write_prompts(path, rows):
+    write_csv(path, [{**dict.fromkeys(FIELDS, ""), "text": "Effusion.", "seed": 1, **row} for row in rows], FIELDS)
+    return path
+
+
+def grid(array):
+    spacing = grid_spacing_mm(SIZE, (292.0, 316.0, 316.0))
+    return Volume(array, spacing, centred_origin_mm(SIZE, spacing))
+
+
+def test_one_volume_same_seed_same_bytes(run_folder, tmp_path):
+    command = ["generate", "--weights", str(run_folder), "--text", "Large effusion.", "--quiet"]
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        assert main([*command, "--seed", str(seed), "--out", str(tmp_path / name / "ct.nii.gz")]) == 0
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"ct.nii.gz", "ct_lobes.nii.gz", "ct_airway.nii.gz", "ct_vessels.nii.gz", "ct.json"}
+    assert all(sha256(tmp_path / "a" / name) == sha256(tmp_path / "b" / name) for name in names)
+    assert sha256(tmp_path / "a" / "ct.nii.gz") != sha256(tmp_path / "c" / "ct.nii.gz")
+    volume = read_volume(tmp_path / "a" / "ct.nii.gz")
+    assert volume.array.dtype == np.int16 and volume.array.shape == SIZE
+    assert volume.spacing_mm == pytest.approx((18.25, 19.75, 19.75))
+    assert volume.direction == pytest.approx((1, 0, 0, 0, -1, 0, 0, 0, 1))
+    assert read_volume(tmp_path / "a" / "ct_lobes.nii.gz").array.max() <= 5
+    record = json.loads((tmp_path / "a" / "ct.json").read_text())
+    assert record["seed"] == 7 and record["text"] == "Large effusion." and record["weights"]["low_res"]
+
+
+def test_prompts_in_shards_and_a_bad_row(run_folder, tmp_path):
+    rows = [{"sample_id": f"p{i}", "seed": i} for i in range(5)] + [{"sample_id": "bad", "seed": "x"}]
+    prompts = write_prompts(tmp_path / "prompts.csv", rows)
+    done = {}
+    for k in (0, 1):
+        out = tmp_path / str(k)
+        command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--shard", f"{k}/2"]
+        assert main([*command, "--out", str(out), "--quiet"]) == 0
+        done |= {row["sample_id"]: (k, row["status"]) for row in read_csv(out / "index.csv")}
+    assert done == {
+        **{f"p{i}": (i % 2, "ok") for i in range(5)},
+        "bad": (1, "rejected"),
+    }
+    files = {path.name for path in (tmp_path / "0" / "p0").iterdir()}
+    assert files == {"volume.nii.gz", "lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz", "provenance.json"}
+
+
+def test_a_volume_does_not_depend_on_its_batch(run_folder):
+    run = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0))
+    prompts = [Prompt(f"p{i}", text, seed=i) for i, text in enumerate(("Effusion.", None, "Normal.", "Nodule."))]
+    together = run.draw(prompts)
+    for i, prompt in enumerate(prompts):
+        difference = np.abs(run.draw([prompt])[0] - together[i])
+        assert difference.mean() < 1e-5 and difference.max() < 1e-3  # rounding, amplified by random weights
+    assert np.abs(together[0] - together[2]).max() > 0.01
+
+
+def test_text_guidance_and_null_text_matter(run_folder):
+    plain = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0))
+    strong = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=4.0))
+    draws = [run.draw([Prompt("p", text, 3)]) for run in (plain, strong) for text in ("Effusion.", None)]
+    with_text, null, guided, null_again = draws
+    assert np.abs(with_text - null).max() > 1e-4
+    assert np.abs(with_text - guided).max() > 1e-4
+    assert np.abs(null - null_again).max() < 1e-5
+
+
+def test_no_second_call_without_guidance(run_folder):
+    run = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0, num_steps_low_res=2))
+    calls = []
+    run.low_res.register_forward_hook(lambda *_: calls.append(1))
+    run.draw([Prompt("p", "Effusion.", 0)])
+    assert len(calls) == 3  # two steps and the call at tau = 0
+    run.settings = sampling_with(run_folder, None, guidance_scale=2.0, num_steps_low_res=2)
+    run.draw([Prompt("p", "Effusion.", 0)])
+    assert len(calls) == 3 + 6
+
+
+def test_fixed_channels_come_back_exactly(run_folder, tmp_path):
+    rng = np.random.default_rng(0)
+    lobes = rng.integers(0, 6, SIZE).astype(np.uint8)
+    image = rng.integers(-1024, 601, SIZE).astype(np.int16)
+    write_volume(tmp_path / "masks" / "0" / "s1" / "lobes.nii.gz", grid(lobes))
+    write_volume(tmp_path / "volumes" / "1" / "s1" / "volume.nii.gz", grid(image))
+    rows = [
+        {"sample_id": "a", "fix_lobes": "s1", "text_mode": "none"},
+        {"sample_id": "b", "fix_image": "s1", "fix_lobes": str(tmp_path / "masks" / "0" / "s1" / "lobes.nii.gz")},
+        {"sample_id": "c"},
+        {"sample_id": "d", "fix_airway": "s1"},
+    ]
+    prompts = write_prompts(tmp_path / "prompts.csv", rows)
+    roots = ["--masks-root", str(tmp_path / "masks"), "--volumes-root", str(tmp_path / "volumes")]
+    out = tmp_path / "out"
+    command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--out", str(out), "--quiet"]
+    assert main([*command, *roots]) == 0
+    assert {row["sample_id"]: row["status"] for row in read_csv(out / "index.csv")} == {
+        "a": "ok",
+        "b": "ok",
+        "c": "ok",
+        "d": "rejected",
+    }
+    assert np.array_equal(read_volume(out / "a" / "lobes.nii.gz").array, lobes)
+    assert np.array_equal(read_volume(out / "b" / "lobes.nii.gz").array, lobes)
+    assert np.array_equal(read_volume(out / "b" / "volume.nii.gz").array, image)
+    assert not np.array_equal(read_volume(out / "c" / "lobes.nii.gz").array, lobes)
+    assert json.loads((out / "a" / "provenance.json").read_text())["text"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--text", "x", "--fix", "heart=a.nii.gz", "--out", "x.nii.gz"], "heart"),
+        (["--text", "x", "--fix", "lobes", "--out", "x.nii.gz"], "NAME=FILE"),
+        (["--text", "x", "--out", "x.txt"], ".nii.gz"),
+        (["--text", "x", "--seed", "-1", "--out", "x.nii.gz"], "--seed"),
+        (["--text", "x", "--steps-low-res", "2000", "--out", "x.nii.gz"], "1000"),
+        (["--prompts", "missing.csv", "--out", "x"], "missing.csv"),
+    ],
+)
+def test_bad_input_is_one_line(run_folder, tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--weights", str(run_folder), "--quiet", *options]) == 2
+    message = capsys.readouterr().err.strip()
+    assert words in message and "\n" not in message
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x.nii.gz").exists()
+
+
+def test_run_without_shape_channels(tmp_path, monkeypatch):
+    install_text_encoder(monkeypatch)
+    (tmp_path / "model").mkdir()
+    folder = make_run(tmp_path / "model", ("image",))
+    out = tmp_path / "ct.nii.gz"
+    assert main(["generate", "--weights", str(folder), "--text", "x", "--out", str(out), "--quiet"]) == 0
+    assert not (tmp_path / "ct_lobes.nii.gz").exists()
+    fix = ["--fix", f"lobes={out}"]
+    assert main(["generate", "--weights", str(folder), "--text", "x", "--out", str(out), "--quiet", *fix]) == 2
+
+
+def test_assemble_refuses_the_wrong_pair(run_folder, tmp_path, capsys):
+    weights = str(run_folder / "low_res.safetensors")
+    options = ["--low-res", weights, "--super-res", weights, "--text-encoder", str(run_folder / "text")]
+    sampling = ["--sampling", str(run_folder / "sampling.json"), "--out", str(tmp_path / "run.json")]
+    assert main(["assemble", "--label", "x", *options, *sampling]) == 2
+    assert "super_res is wanted" in capsys.readouterr().err
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_moved_run_still_opens(run_folder, tmp_path):
+    moved = tmp_path / "elsewhere"
+    run_folder.rename(moved)
+    run = open_run(moved, sampling_with(moved, None))
+    assert torch.isfinite(torch.from_numpy(run.draw([Prompt("p", "x", 0)]))).all()
