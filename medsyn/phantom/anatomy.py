@@ -1,0 +1,203 @@
+"""One person: every number that shapes a phantom, drawn from a seed, in millimetres of the model's field of view.
+
+Frame: (z, y, x) with z inferior to superior, y posterior to anterior, x patient right to left, origin at the centre of
+the field of view. Nothing here knows of a grid. Mean dimensions are adult textbook values at full inspiration: inner
+thoracic width 24-29 cm, lung height 24-27 cm, right dome 1-2 cm above the left (Gray's Anatomy, 41st ed., ch. 53-58).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+# Outline of the inner chest wall by height fraction t (0 recess tip, 1 apex): half width, front and back as shares.
+_PROFILE_T = (-0.3, 0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.78, 0.85, 0.9, 0.95, 1.0, 1.15)
+_PROFILE_WIDTH = (0.97, 1.0, 1.0, 0.965, 0.915, 0.88, 0.845, 0.80, 0.73, 0.67, 0.59, 0.52, 0.42)
+_PROFILE_FRONT = (0.96, 0.97, 0.98, 1.0, 0.97, 0.90, 0.81, 0.71, 0.59, 0.48, 0.37, 0.28, 0.18)
+_PROFILE_BACK = (-0.84, -0.92, -0.98, -1.0, -0.98, -0.94, -0.88, -0.82, -0.75, -0.69, -0.63, -0.57, -0.5)
+_SPINE_T = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.15)
+_SPINE_Y = (-30.0, -33.0, -38.0, -44.0, -47.0, -42.0, -31.0, -24.0)
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """One piece of the heart: centre and semi-axes (z, y, x) mm; rows of `axes` are the semi-axes' directions."""
+
+    centre: NDArray[np.float64]
+    semi: NDArray[np.float64]
+    axes: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A subject's shape; lengths in mm, Hounsfield units in HU, angles in radians."""
+
+    female: bool
+    rotation: NDArray[np.float64]
+    half_width: float
+    half_depth: float
+    top: float
+    bottom: float
+    squareness: float
+    fat: float
+    muscle: float
+    dome_top_right: float
+    dome_top_left: float
+    dome_drop: float
+    trachea_radius: float
+    vessel_scale: float
+    normal_ctr: float
+    blood_hu: float
+    lung_hu: float
+    gravity_hu: float
+    bone_hu: float
+    noise_hu: float
+    texture_hu: float
+    lobe_shares: tuple[float, float, float]
+    fissure_slope: float
+    sway: float
+    scale: float
+
+    @property
+    def height(self) -> float:
+        """From the tip of the posterior recess to the apex."""
+        return self.top - self.bottom
+
+    def level(self, t: float) -> float:
+        """z of height fraction t."""
+        return self.bottom + t * self.height
+
+    def profile(self, z: NDArray) -> tuple[Array, Array, Array, Array]:
+        """Half width, centre y, half depth of the inner chest wall and y of the vertebral bodies at heights z."""
+        t = (z - self.bottom) / self.height
+        width = self.half_width * _smooth_interp(t, _PROFILE_T, _PROFILE_WIDTH)
+        front = self.half_depth * _smooth_interp(t, _PROFILE_T, _PROFILE_FRONT)
+        back = self.half_depth * _smooth_interp(t, _PROFILE_T, _PROFILE_BACK)
+        spine = self.half_depth / 88.0 * _smooth_interp(t, _SPINE_T, _SPINE_Y)
+        return tuple(  # type: ignore[return-value]
+            v.astype(np.float32) for v in (width, (front + back) / 2, (front - back) / 2, spine)
+        )
+
+    def point(self, z: float, y: float, x: float) -> NDArray[np.float64]:
+        """A landmark given for the mean adult, scaled to this subject."""
+        return np.array([z * self.height / 252.0, y * self.half_depth / 88.0, x * self.half_width / 132.0])
+
+
+def _smooth_interp(t: NDArray, knots: tuple[float, ...], values: tuple[float, ...]) -> NDArray:
+    from scipy.interpolate import PchipInterpolator
+
+    return PchipInterpolator(knots, values)(np.clip(t, knots[0], knots[-1]))
+
+
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """Draw one adult. Sex shifts size, fat, muscle and trachea; everything else varies independently."""
+    female = bool(rng.random() < 0.5)
+    scale = float(np.clip(rng.normal(0.955 if female else 1.03, 0.035), 0.86, 1.1))
+    half_width = float(np.clip(128.0 * scale + rng.normal(0, 4), 110, 143))
+    half_depth = float(np.clip(84.0 * scale + rng.normal(0, 5), 68, 100))
+    height = float(np.clip(250.0 * scale + rng.normal(0, 8), 215, 272))
+    middle = float(rng.normal(-3, 3))
+    angles = np.clip(rng.normal(0, [0.025, 0.02, 0.03]), -0.06, 0.06)
+    contrast = bool(rng.random() < 0.45)
+    upper = float(np.clip(rng.normal(0.36, 0.025), 0.30, 0.42))
+    middle_lobe = float(np.clip(rng.normal(0.17, 0.018), 0.12, 0.22))
+    return Anatomy(
+        female=female,
+        rotation=_rotation(*angles),
+        half_width=half_width,
+        half_depth=half_depth,
+        top=min(middle + height / 2, 134.0),
+        bottom=max(middle - height / 2, -138.0),
+        squareness=float(rng.uniform(0.2, 0.5)),
+        fat=float(np.clip(rng.normal(14 if female else 11, 5), 4, 26)),
+        muscle=float(np.clip(rng.normal(7 if female else 10, 1.5), 4.5, 14)),
+        dome_top_right=float(rng.normal(0.345, 0.02)),
+        dome_top_left=float(rng.normal(-0.045, 0.012)),
+        dome_drop=float(np.clip(rng.normal(66, 6), 50, 80)),
+        trachea_radius=float(np.clip(rng.normal(7.6 if female else 9.0, 0.6), 6.2, 11)),
+        vessel_scale=float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)),
+        normal_ctr=float(np.clip(rng.normal(0.445, 0.022), 0.405, 0.485)),
+        blood_hu=float(rng.uniform(110, 190) if contrast else rng.normal(42, 4)),
+        lung_hu=float(np.clip(rng.normal(-852, 11), -876, -825)),
+        gravity_hu=float(np.clip(rng.normal(48, 12), 20, 75)),
+        bone_hu=float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.3)),
+        noise_hu=float(np.clip(rng.normal(17, 3), 11, 24)),
+        texture_hu=float(np.clip(rng.normal(17, 3), 11, 24)),
+        lobe_shares=(upper, middle_lobe, float(np.clip(rng.normal(0.51, 0.025), 0.44, 0.57))),
+        fissure_slope=float(np.clip(rng.normal(0.95, 0.08), 0.75, 1.15)),
+        sway=float(rng.normal(0, 2.5)),
+        scale=scale,
+    )
+
+
+def _rotation(about_z: float, about_y: float, about_x: float) -> NDArray[np.float64]:
+    """Rotation matrix on (z, y, x) vectors from three small angles."""
+
+    def plane(i: int, j: int, angle: float) -> NDArray[np.float64]:
+        matrix = np.eye(3)
+        matrix[i, i] = matrix[j, j] = np.cos(angle)
+        matrix[i, j], matrix[j, i] = -np.sin(angle), np.sin(angle)
+        return matrix
+
+    return plane(1, 2, about_z) @ plane(0, 2, about_y) @ plane(0, 1, about_x)
+
+
+# --- heart ---
+
+_HEART = (  # centre (z, y, x), long axis (z, y, x), semi-axes (long, across, across)
+    ((-38, 18, 33), (-0.42, 0.45, 0.78), (52, 33, 33)),  # left ventricle
+    ((-40, 40, 10), (-0.45, 0.12, 0.88), (47, 25, 30)),  # right ventricle
+    ((-24, 18, -19), (1.0, 0.0, 0.0), (31, 26, 22)),  # right atrium
+    ((-8, -2, 6), (0.0, 0.0, 1.0), (34, 18, 20)),  # left atrium
+)
+
+
+def heart_ellipsoids(anatomy: Anatomy, ctr: float) -> list[Ellipsoid]:
+    """The heart's pieces, widened until its widest axial extent is `ctr` times the inner thoracic width there."""
+    low, high = 0.4, 2.6
+    for _ in range(40):
+        lateral = (low + high) / 2
+        if cardiothoracic_ratio(anatomy, _scaled_heart(anatomy, lateral)) < ctr:
+            low = lateral
+        else:
+            high = lateral
+    return _scaled_heart(anatomy, (low + high) / 2)
+
+
+def _scaled_heart(anatomy: Anatomy, lateral: float) -> list[Ellipsoid]:
+    anchor = anatomy.point(-6, 4, 4)
+    stretch = np.array([lateral**0.55, lateral**0.5, lateral])
+    pieces = []
+    for centre, direction, semi in _HEART:
+        long_axis = np.array(direction, float) / np.linalg.norm(direction)
+        helper = np.array([0.0, 1.0, 0.0]) if abs(long_axis[1]) < 0.9 else np.array([1.0, 0.0, 0.0])
+        second = np.cross(long_axis, helper)
+        second /= np.linalg.norm(second)
+        frame = np.stack([long_axis, second, np.cross(long_axis, second)])
+        size = np.array(semi, float)[[0, 2, 1]] * anatomy.scale
+        # stretch the ellipsoid's matrix so that it stays an exact ellipsoid
+        shape = (frame.T * size**2) @ frame * np.outer(stretch, stretch)
+        values, vectors = np.linalg.eigh(shape)
+        pieces.append(Ellipsoid(anchor + (anatomy.point(*centre) - anchor) * stretch, np.sqrt(values), vectors.T))
+    return pieces
+
+
+def cardiothoracic_ratio(anatomy: Anatomy, pieces: list[Ellipsoid]) -> float:
+    """Maximal cardiac width over maximal inner thoracic width at the same axial level (each slice in closed form)."""
+    z = np.arange(anatomy.level(0.05), anatomy.level(0.75), 1.0)
+    left, right = np.full(z.shape, -np.inf), np.full(z.shape, np.inf)
+    for piece in pieces:
+        shape = (piece.axes.T * piece.semi**2) @ piece.axes
+        along = (z - piece.centre[0]) / np.sqrt(shape[0, 0])
+        inside = np.abs(along) < 1
+        centre = piece.centre[2] + shape[0, 2] / np.sqrt(shape[0, 0]) * along
+        spread = np.sqrt(np.maximum((shape[2, 2] - shape[0, 2] ** 2 / shape[0, 0]) * (1 - along**2), 0))
+        left = np.where(inside, np.maximum(left, centre + spread), left)
+        right = np.where(inside, np.minimum(right, centre - spread), right)
+    width = np.where(np.isfinite(left), left - right, 0.0)
+    widest = int(np.argmax(width))
+    return float(width[widest] / (2.0 * anatomy.profile(z[widest : widest + 1])[0][0]))

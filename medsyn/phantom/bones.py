@@ -1,0 +1,128 @@
+"""The skeleton of the chest: ribs with cartilage, sternum, vertebrae, scapulae, as pointwise coverage and HU.
+
+Ribs are a periodic band on the chest wall: twelve a side, RIB_PITCH apart, sinking from the spine to the front; the
+first seven reach the sternum through cartilage, the eleventh and twelfth float (Gray's Anatomy, 41st ed., ch. 53).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsyn.phantom.anatomy import Anatomy
+from medsyn.phantom.fields import RIB_PITCH, Shell
+
+Array = NDArray[np.float32]
+_SPONGY, _CORTEX, _CARTILAGE, _DISC, _CANAL = 210.0, 680.0, 120.0, 85.0, 20.0
+
+
+def cover(distance: Array, width: float) -> Array:
+    """Share of a voxel of edge `width` that lies inside a surface at signed `distance`."""
+    return np.clip(np.float32(0.5) - distance * np.float32(1 / width), 0, 1)
+
+
+def _bone_hu(distance: Array, a: Anatomy, width: float, cortex_mm: float) -> Array:
+    """Spongy inside, dense near the surface."""
+    inner = cover(distance + np.float32(cortex_mm), width)
+    return (np.float32(a.bone_hu) * (_CORTEX + (_SPONGY - _CORTEX) * inner)).astype(np.float32)
+
+
+def paint_bones(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
+    """Paint the skeleton over `hu` in place; `width` is the voxel edge in mm."""
+    _ribs(a, s, hu, width)
+    _sternum(a, s, hu, width)
+    _scapulae(a, s, hu, width)
+    _spine(a, s, hu, width)
+
+
+def _ribs(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
+    near = np.nonzero((s.cavity > -width) & (s.cavity < 10 + width))
+    if near[0].size == 0:
+        return
+    z, angle, depth = s.z[near], s.angle[near], s.cavity[near]
+    pitch = np.float32(RIB_PITCH * a.height / 252.0)
+    top = np.float32(a.level(0.955))
+    sink = np.float32(60.0 * a.height / 252.0)
+    t = np.clip((angle - np.float32(0.25)) / np.float32(2.1), 0, 1)
+    path = t * t * (3 - 2 * t)
+    rise = np.clip(angle - np.float32(2.35), 0, 1)
+    unrolled = z + sink * path
+    number = np.clip(np.rint((top - unrolled) / pitch), 0, 11)
+    lift = np.where(number >= 3, np.float32(40.0) * rise, np.float32(6.0) * rise)
+    height = unrolled - lift - (top - number * pitch)
+    half = np.float32(6.3 * a.scale)
+    distance = np.hypot((depth - np.float32(4.6)) / np.float32(3.6), height / half)
+    distance = (distance - 1) * np.float32(4.2)
+    end = np.select([number <= 6, number <= 9, number == 10], [2.40, 2.25, 1.5], 0.95).astype(np.float32)
+    bony = (end - angle) * np.float32(70.0)
+    bone = cover(distance, width) * np.clip(np.float32(0.5) + bony / width, 0, 1)
+    gristle = cover(distance, width) * (bony < 0) * ((number <= 8) & (angle > 2.0))
+    value = hu[near]
+    value += gristle * (np.float32(_CARTILAGE) - value)
+    value += bone * (_bone_hu(distance, a, width, 1.1) - value)
+    hu[near] = value
+
+
+def _sternum(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
+    near = np.nonzero((s.angle > 2.5) & (s.cavity > 0) & (s.cavity < 20) & (np.abs(s.x) < 45))
+    if near[0].size == 0:
+        return
+    t = (s.z[near] - np.float32(a.bottom)) / np.float32(a.height)
+    manubrium = np.clip((t - np.float32(0.70)) * 12, 0, 1)
+    half = np.float32(a.scale) * (np.float32(15.0) + np.float32(11.0) * manubrium)
+    across = np.abs(s.x[near]) - half
+    through = np.abs(s.cavity[near] - np.float32(8.5)) - np.float32(5.2)
+    along = np.maximum(t - np.float32(0.845), np.float32(0.27) - t) * np.float32(a.height)
+    gap = (np.abs(t - np.float32(0.70)) - np.float32(0.006)) * np.float32(a.height)
+    distance = np.maximum(np.maximum(across, through), np.maximum(along, -gap))
+    value = hu[near]
+    value += cover(distance, width) * (_bone_hu(distance, a, width, 1.3) * np.float32(0.8) - value)
+    hu[near] = value
+
+
+def _scapulae(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
+    t0, t1 = a.level(0.50), a.level(0.98)
+    near = np.nonzero((s.cavity > 8) & (s.cavity < 46) & (s.z > t0 - 5) & (s.z < t1 + 25) & (s.angle < 1.9))
+    if near[0].size == 0:
+        return
+    z, angle, depth = s.z[near], s.angle[near], s.outline[near]
+    share = np.clip((z - np.float32(t0)) / np.float32(t1 - t0), 0, 1)
+    inner, outer = np.float32(0.80) - np.float32(0.15) * share, np.float32(0.95) + np.float32(0.55) * share
+    middle, half = (inner + outer) / 2, (outer - inner) / 2
+    lateral = np.clip((angle - middle) / np.maximum(half, 1e-3), -1, 1)
+    lift = np.float32(19.0) + np.float32(8.0) * share + np.float32(3.0) * lateral
+    thick = np.float32(1.7) + np.float32(3.2) * np.maximum(lateral, 0) ** 3
+    blade = np.abs(depth - lift) - thick
+    rim = (np.abs(angle - middle) - half) * np.float32(85.0)
+    distance = np.maximum(np.maximum(blade, rim), np.maximum(np.float32(t0) - z, z - np.float32(t1)))
+    value = hu[near]
+    value += cover(distance, width) * (_bone_hu(distance, a, width, 1.2) - value)
+    hu[near] = value
+
+
+def _spine(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
+    near = np.nonzero((np.abs(s.x - s.spine_x) < 46) & (s.y < s.spine_y + 26) & (s.y > s.spine_y - 66))
+    if near[0].size == 0:
+        return
+    z, y, x = s.z[near], s.y[near] - s.spine_y[near], s.x[near] - s.spine_x[near]
+    pitch = np.float32(RIB_PITCH * a.height / 252.0)
+    level = (np.float32(a.level(0.955)) - z) / pitch
+    phase = (level - np.rint(level)) * pitch
+    grow = np.float32(a.scale) * (np.float32(1.0) - np.float32(0.0016) * z)
+    waist = np.float32(1.0) - np.float32(0.10) * np.cos(phase * np.float32(2 * np.pi) / pitch)
+    rx, ry = 16.5 * grow * waist, 13.5 * grow * waist
+    radial = (np.hypot(x / rx, y / ry) - 1) * (rx + ry) / 2
+    disc = np.abs(phase) - (pitch / 2 - np.float32(2.3))
+    value = hu[near]
+    value += cover(radial, width) * (np.float32(_DISC) - value)
+    centrum = np.maximum(radial, disc)
+    value += cover(centrum, width) * (_bone_hu(centrum, a, width, 1.0) - value)
+    back = y + 13.5 * grow + 9.5
+    canal = np.hypot(x / 1.15, back) - 8.0 * grow
+    arch = np.maximum(canal - 5.0, np.abs(phase) - pitch * np.float32(0.36))
+    spinous = np.maximum(np.maximum(np.abs(x) - 3.2, np.abs(back + 24 * grow) - 15 * grow), np.abs(phase + 4) - 6.0)
+    wing = np.maximum(np.maximum(np.abs(back + 3 - 0.12 * np.abs(x)) - 5.0, np.abs(x) - 30 * grow), np.abs(phase) - 5.5)
+    posterior = np.minimum(np.minimum(arch, spinous), wing)
+    value += cover(posterior, width) * (_bone_hu(posterior, a, width, 1.3) - value)
+    value += cover(canal, width) * (np.float32(_CANAL) - value)
+    hu[near] = value

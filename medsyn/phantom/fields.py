@@ -1,0 +1,195 @@
+"""Pointwise fields of one anatomy: signed distances (mm, negative inside) on a slab of a grid.
+
+Everything here is a function of position alone, so a coarse and a fine grid see the same person. Distances are exact
+for tubes and first-order (field over gradient) for the other shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsyn.phantom.anatomy import Anatomy, Ellipsoid
+from medsyn.phantom.grid import Grid
+
+Array = NDArray[np.float32]
+RIB_PITCH = 21.0
+"""Distance between neighbouring ribs and vertebrae in the mean adult, mm."""
+_LUT_STEP = 0.25
+_LUT_HALF = 190.0
+
+
+@dataclass
+class Body:
+    """The anatomy with what is derived from it once: lookup tables, heart pieces, fissure offsets."""
+
+    anatomy: Anatomy
+    heart: list[Ellipsoid]
+    tables: tuple[Array, ...] = field(init=False)
+    oblique_offset: dict[str, float] = field(default_factory=lambda: {"left": 0.0, "right": 0.0})
+    horizontal_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        z = np.arange(-_LUT_HALF, _LUT_HALF + _LUT_STEP, _LUT_STEP)
+        self.tables = self.anatomy.profile(z)
+
+    def lookup(self, z: Array) -> tuple[Array, ...]:
+        """Half width, centre y, half depth and spine y at every point's height."""
+        index = np.clip((z + np.float32(_LUT_HALF)) * np.float32(1 / _LUT_STEP) + 0.5, 0, len(self.tables[0]) - 1)
+        index = index.astype(np.int32)
+        return tuple(table[index] for table in self.tables)
+
+
+@dataclass
+class Shell:
+    """Fields of one slab; all (d, H, W) float32."""
+
+    z: Array
+    y: Array
+    x: Array
+    spine_y: Array
+    spine_x: Array
+    cavity: Array
+    """distance to the inner chest wall"""
+    outline: Array
+    """the same without the groove of the spine: what the muscles and skin follow"""
+    angle: Array
+    """around the chest: 0 at the spine, pi at the sternum"""
+    dome: Array
+    """height above the diaphragm"""
+    apex: Array
+    """height above the pleural apex"""
+
+
+def smooth_max(a: Array, b: Array, k: float) -> Array:
+    """Maximum of two distances with edges rounded over about k mm (polynomial)."""
+    h = np.maximum(np.float32(k) - np.abs(a - b), 0)
+    return np.maximum(a, b) + h * h * np.float32(0.25 / k)
+
+
+def smooth_min(a: Array, b: Array, k: float) -> Array:
+    """Minimum of two distances with corners filled over about k mm."""
+    return -smooth_max(-a, -b, k)
+
+
+def sigmoid(value: Array) -> Array:
+    """Smooth step from 0 to 1, cheap and bounded (algebraic)."""
+    return (np.float32(0.5) + np.float32(0.5) * value / np.sqrt(1 + value * value)).astype(np.float32)
+
+
+def coordinates(anatomy: Anatomy, grid: Grid, slab: slice) -> tuple[Array, Array, Array]:
+    """Positions in the subject's own (rotated) frame."""
+    z, y, x = grid.axes
+    r = anatomy.rotation.astype(np.float32)
+    z3, y3, x3 = z[slab, None, None], y[None, :, None], x[None, None, :]
+    return tuple(r[i, 0] * z3 + r[i, 1] * y3 + r[i, 2] * x3 for i in range(3))  # type: ignore[return-value]
+
+
+def shell(body: Body, grid: Grid, slab: slice) -> Shell:
+    """Chest wall, diaphragm and pleural apex on one slab."""
+    a = body.anatomy
+    z, y, x = coordinates(a, grid, slab)
+    width, centre, depth, spine_y = body.lookup(z)
+    spine_x = np.float32(a.sway) * np.sin(z * np.float32(0.02))
+    groove = np.exp(-np.square((x - spine_x) * np.float32(1 / 35.0)))
+    posterior = sigmoid((spine_y + 38 - y) * np.float32(1 / 16.0))
+    push = (spine_y + np.float32(16.0) - (centre - depth)) * groove * posterior
+    yc = y - centre
+    cavity, angle = _wall(x - spine_x * np.float32(0.5), yc - push, width, depth, a.squareness)
+    outline, _ = _wall(x, yc, width, depth, a.squareness)
+    return Shell(z, y, x, spine_y, spine_x, cavity, outline, angle, _dome(a, z, y, x), _apex(a, z, y, x))
+
+
+def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> tuple[Array, Array]:
+    """Distance to a squircle-like wall of half width and half depth, and the angle around it."""
+    u, v = x / width, y / depth
+    uu, vv = u * u, v * v
+    q = uu + vv - np.float32(squareness) * np.minimum(uu, 1.5) * np.minimum(vv, 1.5)
+    radius = np.sqrt(np.maximum(q, 1e-4))
+    slope = np.sqrt(uu / (width * width) + vv / (depth * depth) + np.float32(1e-9))
+    distance = radius * (radius - 1) / slope
+    angle = np.arctan2(np.abs(u), -v)
+    return distance.astype(np.float32), angle.astype(np.float32)
+
+
+def _dome(a: Anatomy, z: Array, y: Array, x: Array) -> Array:
+    """Height above the diaphragm: two domes, deepest in the posterior recess, with a saddle under the heart."""
+    right = _half_dome(a, y, x, -1.0, a.level(a.dome_top_right))
+    left = _half_dome(a, y, x, 1.0, a.level(a.dome_top_right + a.dome_top_left))
+    return z - smooth_max(right, left, 14.0)
+
+
+def _half_dome(a: Anatomy, y: Array, x: Array, side: float, top: float) -> Array:
+    v = (y - np.float32(0.06 * a.half_depth)) / np.float32(a.half_depth)
+    u = (x - np.float32(side * 0.5 * a.half_width)) / np.float32(0.56 * a.half_width)
+    u = np.where(u * side < 0, u * np.float32(0.75), u)
+    drop = np.float32(a.dome_drop) * (1 - np.float32(0.42) * np.clip(v, -1, 1))
+    r = u * u + v * v
+    return (np.float32(top) - drop * r * (np.float32(0.55) + np.float32(0.35) * np.minimum(r, 2.0))).astype(np.float32)
+
+
+def _apex(a: Anatomy, z: Array, y: Array, x: Array) -> Array:
+    u = (np.abs(x) - np.float32(0.34 * a.half_width)) / np.float32(0.40 * a.half_width)
+    v = (y + np.float32(0.22 * a.half_depth)) / np.float32(0.55 * a.half_depth)
+    r = np.minimum(u * u + v * v, 6.0)
+    return z - np.float32(a.top) + np.float32(26.0) * r
+
+
+def heart_distance(body: Body, z: Array, y: Array, x: Array) -> Array:
+    """Signed distance to the heart: its four chambers' ellipsoids, blended."""
+    best: Array | None = None
+    for piece in body.heart:
+        offset = (z - np.float32(piece.centre[0]), y - np.float32(piece.centre[1]), x - np.float32(piece.centre[2]))
+        square = np.zeros(z.shape, np.float32)
+        slope = np.zeros(z.shape, np.float32)
+        for direction, semi in zip(piece.axes.astype(np.float32), piece.semi.astype(np.float32), strict=True):
+            along = (direction[0] * offset[0] + direction[1] * offset[1] + direction[2] * offset[2]) / semi
+            along *= along
+            square += along
+            slope += along / (semi * semi)
+        k0 = np.sqrt(square)
+        distance = k0 * (k0 - 1) / np.sqrt(slope + np.float32(1e-9))
+        best = distance if best is None else smooth_min(best, distance, 5.0)
+    assert best is not None
+    return best
+
+
+def septum_distance(a: Anatomy, s: Shell) -> Array:
+    """The thin middle of the mediastinum: lungs nearly meet before and behind the great vessels, not at the inlet."""
+    high = np.maximum(s.z - np.float32(a.level(0.80)), 0) * np.float32(1 / 40.0)
+    low = np.maximum(np.float32(a.level(0.42)) - s.z, 0) * np.float32(1 / 60.0)
+    front = np.clip((s.y - 10) * np.float32(1 / 60.0), 0, 1)
+    half = np.float32(3.5) + np.float32(15.0) * np.minimum(high, 1.6) ** 2 + np.float32(8.0) * low * front
+    return np.abs(s.x - np.float32(2.0)) - half
+
+
+def lung_distance(a: Anatomy, s: Shell, mediastinum: Array) -> Array:
+    """Signed distance to the pleural space: inside the chest wall, above the diaphragm, beside the mediastinum."""
+    slope = np.float32(0.72)
+    wall = smooth_max(s.cavity, s.apex * np.float32(0.6), 8.0)
+    base = smooth_max(wall, -s.dome * slope, 3.0)
+    return smooth_max(base, -mediastinum, 7.0)
+
+
+def fissures(body: Body, s: Shell) -> tuple[Array, Array]:
+    """Signed heights above the oblique and horizontal fissures, mm along their normals."""
+    a = body.anatomy
+    v = s.y / np.float32(a.half_depth)
+    u = np.abs(s.x) / np.float32(a.half_width)
+    bow = np.float32(6.0) * np.sin(v * np.float32(2.6)) - np.float32(10.0) * (u - np.float32(0.5))
+    offset = np.where(s.x > 0, np.float32(body.oblique_offset["left"]), np.float32(body.oblique_offset["right"]))
+    slope = np.float32(a.fissure_slope)
+    oblique = (s.z - offset + slope * s.y - bow) / np.float32(np.hypot(1, a.fissure_slope))
+    horizontal = s.z - np.float32(body.horizontal_offset) + np.float32(0.10) * s.y - np.float32(7.0) * (v * v - u)
+    return oblique, horizontal.astype(np.float32)
+
+
+def lobe_labels(body: Body, s: Shell, inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Labels 1..5 of LOBE_NAMES inside `inside`, 0 outside."""
+    oblique, horizontal = fissures(body, s)
+    upper = oblique > 0
+    left = np.where(upper, 1, 2)
+    right = np.where(upper, np.where(horizontal > 0, 3, 4), 5)
+    return np.where(inside, np.where(s.x > 0, left, right), 0).astype(np.uint8)

@@ -1,0 +1,168 @@
+"""Findings inside the lungs, placed on the plan grid and stored as thresholds and spheres in millimetres.
+
+Each finding's `amount` is met by choosing a threshold of a continuous score as a quantile over the plan grid: the
+effusion's dependent level, the share of destroyed lung, the reach of an opacity. Rendering only compares scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsyn.phantom.fields import Shell
+from medsyn.phantom.findings import FindingSpec
+from medsyn.phantom.grid import Grid, Noise
+from medsyn.volume import LOBE_NAMES
+
+Array = NDArray[np.float32]
+BULLA_HU, DESTROYED_HU, FLUID_HU, SOLID_HU, GROUND_GLASS_HU = -992.0, -985.0, 12.0, 35.0, -560.0
+
+
+@dataclass
+class Opacity:
+    """A focal lesion: centre (z, y, x) mm, threshold of its score in mm, edge softness in mm, HU, lobe label."""
+
+    kind: str
+    centre: NDArray[np.float64]
+    reach: float
+    edge: float
+    hu: float
+    lobe: int
+
+
+@dataclass
+class Pathology:
+    """All findings of one subject in continuous space."""
+
+    seed: tuple[int, ...]
+    effusion_level: dict[str, float] = field(default_factory=dict)
+    atelectasis_mm: dict[str, float] = field(default_factory=dict)
+    bullae: list[tuple[NDArray[np.float64], float]] = field(default_factory=list)
+    destroyed_level: float | None = None
+    diffuse_hu: float = 0.0
+    opacities: list[Opacity] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.patches = Noise(np.random.default_rng([*self.seed, 21]), 11.0)
+        self.fringe = Noise(np.random.default_rng([*self.seed, 22]), 12.0)
+
+
+def effusion_score(s: Shell) -> Array:
+    """How dependent a point of the pleural space is (mm): down is posterior, then basal; fluid climbs along the wall."""
+    wall = np.maximum(-s.cavity, 0)
+    return -s.y - np.float32(0.42) * s.z + np.float32(26.0) * np.exp(-wall * np.float32(1 / 11.0))
+
+
+def destruction_score(p: Pathology, s: Shell, grid: Grid, slab: slice) -> Array:
+    """Where emphysema destroys the lung first: patches, more of them towards the apices."""
+    return p.patches.sample(grid, slab) + s.z * np.float32(1 / 110.0)
+
+
+def bullae_distance(p: Pathology, s: Shell) -> Array:
+    """Signed distance to the nearest bulla, 99 mm where there is none."""
+    best = np.full(s.z.shape, 99.0, np.float32)
+    for centre, radius in p.bullae:
+        c = centre.astype(np.float32)
+        near = _near(s, c, radius + 6)
+        if near[0].size:
+            d = np.sqrt((s.z[near] - c[0]) ** 2 + (s.y[near] - c[1]) ** 2 + (s.x[near] - c[2]) ** 2)
+            best[near] = np.minimum(best[near], d - np.float32(radius))
+    return best
+
+
+def opacity_score(p: Pathology, o: Opacity, s: Shell, fringe: Array) -> Array:
+    """Distance from the lesion's centre with a ragged edge, mm."""
+    c = o.centre.astype(np.float32)
+    d = np.sqrt((s.z - c[0]) ** 2 + (s.y - c[1]) ** 2 + (s.x - c[2]) ** 2)
+    ragged = 0.06 * o.reach if o.kind == "nodule" else 7.0
+    return (d + np.float32(ragged) * fringe).astype(np.float32)
+
+
+def _near(s: Shell, c: NDArray, reach: float) -> tuple[NDArray, ...]:
+    return np.nonzero((np.abs(s.z - c[0]) < reach) & (np.abs(s.y - c[1]) < reach) & (np.abs(s.x - c[2]) < reach))
+
+
+def place(
+    seed: tuple[int, ...], specs: tuple[FindingSpec, ...], s: Shell, lung: Array, labels: NDArray[np.uint8], grid: Grid
+) -> Pathology:
+    """Meet every spec's amount on the plan grid; `lung` is the distance to the pleural space, `labels` the lobes."""
+    p = Pathology(seed)
+    rng = np.random.default_rng([*seed, 23])
+    fluid = np.zeros(lung.shape, bool)
+    for spec in specs:
+        if spec.kind == "pleural_effusion":
+            fluid |= _place_effusion(p, spec, s, lung, grid)
+    air = (labels > 0) & ~fluid
+    for spec in specs:
+        if spec.kind == "emphysema":
+            _place_emphysema(p, spec, s, lung, air, labels, grid, rng)
+        elif spec.kind in ("consolidation", "ground_glass_opacity", "nodule"):
+            _place_opacity(p, spec, s, lung, air & (labels == LOBE_NAMES.index(spec.lobe) + 1), grid, rng)
+    return p
+
+
+def _place_effusion(p: Pathology, spec: FindingSpec, s: Shell, lung: Array, grid: Grid) -> NDArray[np.bool_]:
+    space = (lung < 0) & ((s.x > 0) == (spec.side == "left"))
+    score = effusion_score(s)
+    share = np.clip(spec.amount / (space.sum() * grid.voxel_ml), 0, 0.95)
+    level = float(np.round(np.quantile(score[space], 1 - share), 3))
+    p.effusion_level[spec.side] = level
+    p.atelectasis_mm[spec.side] = float(4.0 + 11.0 * min(spec.amount / 1200.0, 1.2))
+    return space & (score > level)
+
+
+def _place_emphysema(
+    p: Pathology,
+    spec: FindingSpec,
+    s: Shell,
+    lung: Array,
+    air: NDArray,
+    labels: NDArray,
+    grid: Grid,
+    rng: np.random.Generator,
+) -> None:
+    target = spec.amount / 100.0 * air.sum()
+    filled = np.zeros(lung.shape, bool)
+    upper = np.nonzero(air & np.isin(labels, (1, 3)) & (lung > -30) & (lung < -5))
+    anywhere = np.nonzero(air & (lung < -5))
+    weight = rng.uniform(0.35, 0.5)
+    for _ in range(60):
+        if filled.sum() >= weight * target or upper[0].size == 0 or anywhere[0].size == 0:
+            break
+        pool = upper if rng.random() < 0.85 else anywhere
+        pick = int(rng.integers(pool[0].size))
+        centre = np.array([float(c[pool][pick]) for c in (s.z, s.y, s.x)])
+        radius = float(np.clip(rng.lognormal(np.log(12.0), 0.4), 7.5, 30.0))
+        radius = min(radius, 7.5 + 1.1 * float(np.cbrt(max(target - filled.sum(), 1) * grid.voxel_ml * 120)))
+        p.bullae.append((np.round(centre, 3), round(radius, 3)))
+        d2 = (s.z - centre[0]) ** 2 + (s.y - centre[1]) ** 2 + (s.x - centre[2]) ** 2
+        filled |= air & (d2 < radius**2)
+    rest = air & ~filled
+    wanted = (target - filled.sum()) / max(rest.sum(), 1)
+    score = destruction_score(p, s, grid, slice(None))
+    p.destroyed_level = float(np.round(np.quantile(score[rest], 1 - np.clip(wanted, 0.0, 0.9)), 4))
+    p.diffuse_hu = -22.0 * min(spec.amount / 30.0, 1.0)
+
+
+def _place_opacity(
+    p: Pathology, spec: FindingSpec, s: Shell, lung: Array, lobe: NDArray, grid: Grid, rng: np.random.Generator
+) -> None:
+    label = LOBE_NAMES.index(spec.lobe) + 1
+    depth = min(spec.amount / 2 + 2, 14.0) if spec.kind == "nodule" else 4.0
+    inner = np.nonzero(lobe & (lung < -depth))
+    if inner[0].size == 0:
+        inner = np.nonzero(lobe)
+    if inner[0].size == 0:
+        return
+    pick = int(rng.integers(inner[0].size))
+    centre = np.round(np.array([float(c[inner][pick]) for c in (s.z, s.y, s.x)]), 3)
+    hu = GROUND_GLASS_HU if spec.kind == "ground_glass_opacity" else SOLID_HU
+    edge = {"nodule": 1.0, "consolidation": 3.0}.get(spec.kind, 8.0)
+    opacity = Opacity(spec.kind, centre, spec.amount / 2, edge, hu, label)
+    if spec.kind != "nodule":
+        score = opacity_score(p, opacity, s, p.fringe.sample(grid, slice(None)))
+        share = np.clip(spec.amount / (lobe.sum() * grid.voxel_ml), 0.0, 0.97)
+        opacity.reach = float(np.round(np.quantile(score[lobe], share), 3))
+    p.opacities.append(opacity)

@@ -1,0 +1,191 @@
+"""A plan rendered to Hounsfield units on a grid, with the true masks. No global state, no threads, fixed order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from medsyn.phantom import pathology, soft
+from medsyn.phantom.airway import WALL_FACTOR, WALL_OFFSET_MM
+from medsyn.phantom.bones import cover, paint_bones
+from medsyn.phantom.fields import Shell, fissures, lobe_labels
+from medsyn.phantom.grid import Grid, Noise
+from medsyn.phantom.pathology import Pathology
+from medsyn.phantom.plan import Lungs, Plan, central_tubes, lungs_on, mediastinal_distance
+from medsyn.phantom.tubes import Tubes, coverage
+
+Array = NDArray[np.float32]
+PSF_SIGMA_MM = 0.75
+"""Standard deviation of the scanner's point spread, about that of a soft reconstruction kernel (FWHM 1.8 mm)."""
+FISSURE_MM = 0.9
+_VESSEL_SHARE = 90
+
+
+@dataclass
+class Rendering:
+    """hu: int16 (D, H, W); masks: lobes uint8 labels, the others uint8 0/1, same shape."""
+
+    hu: NDArray[np.int16]
+    masks: dict[str, NDArray[np.uint8]]
+
+
+@dataclass
+class _Layers:
+    """Tubes of the subject on the grid, 0..255, and distance to the central ones."""
+
+    around: Array
+    great: NDArray[np.uint8]
+    oesophagus: NDArray[np.uint8]
+    wall: NDArray[np.uint8]
+    lumen: NDArray[np.uint8]
+    lung_vessels: NDArray[np.uint8]
+    mottle: Noise
+    texture: Noise
+    fine: Noise
+
+
+def render(plan: Plan, findings: Pathology, grid: Grid) -> Rendering:
+    """Render one subject; `findings` from `pathology.place`."""
+    layers = _layers(plan, grid)
+    hu = np.empty(grid.size, np.float32)
+    names = ("lobes", "airway", "vessels", "heart", "effusion")
+    masks = {name: np.zeros(grid.size, np.uint8) for name in names}
+    for slab in grid.slabs():
+        lungs = lungs_on(plan.body, grid, slab, layers.around)
+        hu[slab] = _paint(plan, findings, grid, slab, lungs, layers, masks)
+    return Rendering(_scan(plan, grid, hu), masks)
+
+
+def _layers(plan: Plan, grid: Grid) -> _Layers:
+    turn = plan.anatomy.rotation.T
+
+    def covered(tubes: Tubes) -> NDArray[np.uint8]:
+        return coverage(grid, tubes.rotated(turn))
+
+    lumen = plan.airways.lumen()
+    seeds = np.random.SeedSequence([*plan.seed, 31]).spawn(3)
+    return _Layers(
+        around=mediastinal_distance(grid, plan.body, central_tubes(plan.airways, plan.vessels)),
+        great=covered(plan.vessels.great),
+        oesophagus=covered(plan.vessels.oesophagus),
+        wall=covered(lumen.widened(WALL_FACTOR, WALL_OFFSET_MM)),
+        lumen=covered(lumen),
+        lung_vessels=covered(plan.vessels.arteries + plan.vessels.veins),
+        mottle=Noise(np.random.default_rng(seeds[0]), 14.0),
+        texture=Noise(np.random.default_rng(seeds[1]), 9.0),
+        fine=Noise(np.random.default_rng(seeds[2]), 4.5),
+    )
+
+
+def _paint(
+    plan: Plan,
+    p: Pathology,
+    grid: Grid,
+    slab: slice,
+    lungs: Lungs,
+    layers: _Layers,
+    masks: dict[str, NDArray[np.uint8]],
+) -> Array:
+    a, s, width = plan.anatomy, lungs.shell, grid.width
+    mottle = layers.mottle.sample(grid, slab)
+    hu = np.full(s.z.shape, soft.AIR, np.float32)
+    soft.paint_wall(a, s, hu, width, mottle)
+    paint_bones(a, s, hu, width)
+    soft.paint_abdomen(a, s, hu, width)
+    soft.paint_heart(a, hu, lungs.heart, mottle, width)
+    soft.paint(hu, _share(layers.oesophagus[slab]), 40.0)
+    soft.paint(hu, _share(layers.great[slab]), a.blood_hu)
+    inside = lungs.lung < 0
+    labels = lobe_labels(plan.body, s, inside)
+    air, fluid = _lung_tissue(plan, p, grid, slab, lungs, layers, labels)
+    soft.paint(hu, cover(lungs.lung, width), air)
+    # vessels and airways run on through consolidated lung: bronchograms; none in the fluid
+    dry = 1 - fluid
+    soft.paint(hu, _share(layers.lung_vessels[slab]) * dry, a.blood_hu)
+    soft.paint(hu, _share(layers.wall[slab]) * dry, 10.0)
+    soft.paint(hu, _share(layers.lumen[slab]) * dry, soft.AIR)
+    wet = (fluid > 0.5) & inside
+    masks["lobes"][slab] = np.where(wet, 0, labels)
+    masks["effusion"][slab] = wet
+    masks["heart"][slab] = (lungs.heart < 0) & ~inside
+    masks["airway"][slab] = (layers.lumen[slab] >= 128) & ~wet
+    masks["vessels"][slab] = (layers.lung_vessels[slab] >= _VESSEL_SHARE) & (masks["lobes"][slab] > 0)
+    return hu
+
+
+def _share(layer: NDArray[np.uint8]) -> Array:
+    return layer.astype(np.float32) * np.float32(1 / 255.0)
+
+
+def _lung_tissue(
+    plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: _Layers, labels: NDArray[np.uint8]
+) -> tuple[Array, Array]:
+    """HU of what fills the pleural space, and the share of each voxel that is fluid."""
+    a, s, width = plan.anatomy, lungs.shell, grid.width
+    down = -(s.y + np.float32(0.02 * a.half_depth)) * np.float32(1 / (2 * a.half_depth))
+    air = np.float32(a.lung_hu + p.diffuse_hu) + np.float32(a.gravity_hu) * down
+    texture = np.float32(0.65) * layers.texture.sample(grid, slab) + np.float32(0.75) * layers.fine.sample(grid, slab)
+    air += np.float32(a.texture_hu) * texture
+    oblique, horizontal = fissures(plan.body, s)
+    # the horizontal fissure exists in front of the oblique one on the right only
+    minor = np.where((s.x < 0) & (oblique > 0), np.abs(horizontal), 99).astype(np.float32)
+    line = np.minimum(np.abs(oblique), minor) - np.float32(FISSURE_MM / 2)
+    thin = np.float32(min(FISSURE_MM / width, 1.0))
+    soft.paint(air, thin * cover(np.maximum(line, line + FISSURE_MM / 2 - width / 2), width), -350.0)
+    if p.destroyed_level is not None:
+        _paint_emphysema(p, s, grid, slab, air, width)
+    if p.opacities:
+        fringe = p.fringe.sample(grid, slab)
+        for opacity in p.opacities:
+            score = pathology.opacity_score(p, opacity, s, fringe) - np.float32(opacity.reach)
+            where = np.ones_like(score) if opacity.kind == "nodule" else (labels == opacity.lobe).astype(np.float32)
+            soft.paint(air, where * cover(score, max(width, opacity.edge)), opacity.hu)
+    return air, _paint_effusion(p, s, air, width)
+
+
+def _paint_emphysema(p: Pathology, s: Shell, grid: Grid, slab: slice, air: Array, width: float) -> None:
+    assert p.destroyed_level is not None
+    score = (pathology.destruction_score(p, s, grid, slab) - np.float32(p.destroyed_level)) * np.float32(7.0)
+    soft.paint(air, np.clip(score + np.float32(0.5), 0, 1), pathology.DESTROYED_HU)
+    bulla = pathology.bullae_distance(p, s)
+    rim = np.float32(min(1.0 / width, 1.0)) * cover(np.abs(bulla) - np.float32(0.5), width)
+    soft.paint(air, rim * np.float32(0.9), -500.0)
+    soft.paint(air, cover(bulla + np.float32(0.5), width), pathology.BULLA_HU)
+
+
+def _paint_effusion(p: Pathology, s: Shell, air: Array, width: float) -> Array:
+    fluid = np.zeros(s.z.shape, np.float32)
+    if not p.effusion_level:
+        return fluid
+    score = pathology.effusion_score(s)
+    for side, level in p.effusion_level.items():
+        here = ((s.x > 0) == (side == "left")).astype(np.float32)
+        depth = np.float32(level) - score
+        squeezed = here * np.clip(np.float32(1.0) - (depth - np.float32(p.atelectasis_mm[side])) / 12.0, 0, 1)
+        soft.paint(air, squeezed * squeezed, 28.0)
+        fluid = np.maximum(fluid, here * cover(depth, width))
+    soft.paint(air, fluid, pathology.FLUID_HU)
+    return fluid
+
+
+def _scan(plan: Plan, grid: Grid, hu: Array) -> NDArray[np.int16]:
+    """Scanner: quantum noise, then the point spread of both, then whole Hounsfield units."""
+    rng = np.random.default_rng([*plan.seed, 41, grid.size[0]])
+    sigma = [PSF_SIGMA_MM / step for step in grid.spacing]
+    noise = rng.standard_normal(grid.size, dtype=np.float32)
+    if min(sigma) < 0.25:  # the voxel is wider than the point spread: coverage has blurred already
+        hu += np.float32(plan.anatomy.noise_hu) * noise
+    else:
+        loss = np.prod([np.sqrt(_kernel_energy(value)) for value in sigma])
+        hu += noise * np.float32(plan.anatomy.noise_hu / loss)
+        hu = gaussian_filter(hu, sigma, truncate=3.0)
+    return np.clip(np.rint(np.round(hu, 2)), -1024, 3071).astype(np.int16)
+
+
+def _kernel_energy(sigma: float) -> float:
+    x = np.arange(-int(3 * sigma + 0.5), int(3 * sigma + 0.5) + 1)
+    kernel = np.exp(-0.5 * (x / sigma) ** 2)
+    return float(np.square(kernel / kernel.sum()).sum())
