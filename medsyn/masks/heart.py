@@ -30,8 +30,7 @@ SMOOTH_MM = 15.0
 def cardiothoracic_ratio(
     hu: NDArray, lungs: NDArray[np.uint8], effusion: NDArray[np.bool_], spacing_mm: Spacing
 ) -> float | None:
-    """Maximal cardiac width / maximal inner thoracic width at the same level; None when no slice shows both lungs and a
-    heart.
+    """Maximal cardiac width / maximal inner thoracic width at the same level; None when no slice shows a heart.
 
     lungs: 0, 1 right, 2 left; effusion: pleural fluid, part of the thoracic cavity.
     """

@@ -27,12 +27,13 @@ from medsyn.masks.morphology import (
     components,
     dilate,
     erode,
-    fill_slices,
 )
 
 AIR_HU = -400.0
 WORKING_MM = 2.5
 RIGHT, LEFT = 1, 2
+HOLE_MM2 = 400.0
+"""Largest hole of an axial slice that is filled: a vessel at the hilum, not the dome of the liver."""
 MINIMUM_ML = 80.0
 """A smaller component is no lung, unless ..."""
 COLLAPSED_ML = 25.0
@@ -41,7 +42,7 @@ COLLAPSED_ML = 25.0
 
 @dataclass(frozen=True)
 class Lungs:
-    """label: uint8 (D, H, W), 0 background, 1 right, 2 left lung, airway lumen excluded; airway: central airway, bool."""
+    """label: uint8 (D, H, W), 0 background, 1 right, 2 left, without the airway; airway: its lumen, bool."""
 
     label: NDArray[np.uint8]
     airway: NDArray[np.bool_]
@@ -84,9 +85,18 @@ def _coarse_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
     for side in (RIGHT, LEFT):
         if not (label == side).any():
             continue
-        whole = fill_slices(close(label == side, 6.0, spacing_mm))
+        whole = _fill_small_holes(close(label == side, 6.0, spacing_mm), spacing_mm)
         out[whole & (out == 0) & ~airway] = side
     return Lungs(out, airway)
+
+
+def _fill_small_holes(lung: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """Fill vessels and nodules: closed cavities, and holes of axial slices too small for the diaphragm's dome."""
+    lung = np.asarray(ndimage.binary_fill_holes(lung))
+    labels, sizes = components(~lung, IN_PLANE)
+    hole = sizes * spacing_mm[1] * spacing_mm[2] <= HOLE_MM2
+    hole[0] = False
+    return np.asarray(lung | hole[labels])
 
 
 def _without_gas(air: NDArray[np.bool_], hu: NDArray, voxel_ml: float) -> NDArray[np.bool_]:

@@ -87,19 +87,3 @@ def close(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDA
 def open_(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
     """Opening by a ball."""
     return dilate(erode(mask, radius_mm, spacing_mm), radius_mm, spacing_mm) & mask
-
-
-def fill_slices(mask: NDArray[np.bool_], axis: int = 0) -> NDArray[np.bool_]:
-    """Fill holes in every slice across `axis` (holes do not touch the slice's border)."""
-    structure = np.zeros((3, 3, 3), bool)
-    index: list[slice | int] = [slice(None)] * 3
-    index[axis] = 1
-    structure[tuple(index)] = ndimage.generate_binary_structure(2, 1)
-    outside, _ = ndimage.label(~mask, structure)
-    border = np.unique(
-        np.concatenate([np.take(outside, i, axis=a).ravel() for a in range(3) if a != axis for i in (0, -1)])
-    )
-    open_labels = np.zeros(outside.max() + 1, bool)
-    open_labels[border] = True
-    open_labels[0] = False
-    return np.asarray(~open_labels[outside])

@@ -42,8 +42,8 @@ def check_tools(config: MasksConfig) -> None:
         tool = getattr(config, structure)
         if tool != "classical":
             raise InputError(
-                f"masks.{structure}: the tool '{tool}' is not available in this installation; choose 'classical', or make"
-                f" the masks elsewhere and name them in the cohort manifest's column '{structure}'"
+                f"masks.{structure}: the tool '{tool}' is not available here; choose 'classical', or make the"
+                f" masks elsewhere and name them in the cohort manifest's column '{structure}'"
             )
 
 
