@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -117,30 +118,39 @@ def extract(
     net, info = load_extractor(weights)
     if tuple(info["window_hu"]) != tuple(window_hu):
         raise InputError(f"{weights}: was trained with the window {info['window_hu']} HU, not {list(window_hu)}")
-    features = features_of(net, list(files.values()), window_hu, batch_size)
+    features = features_of(net, _read_equal(list(files.values())), window_hu, batch_size)
     with atomic_path(out) as temporary, temporary.open("wb") as handle:
         np.savez(handle, ids=np.array(list(files), dtype=np.str_), features=features, extractor=np.array(info["name"]))
 
 
 def features_of(
-    net: ResNet3d, files: Sequence[Path], window_hu: tuple[float, float], batch_size: int
+    net: ResNet3d, volumes: Iterable[NDArray], window_hu: tuple[float, float], batch_size: int = 4
 ) -> NDArray[np.float32]:
-    """Features (n, F) of volume files that all have one shape, on the accelerator if there is one."""
+    """Features (n, F) of volumes (D, H, W) in HU that all have one shape, on the accelerator if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = _channels_last(net.to(device)).eval()
-    shape: tuple[int, ...] | None = None
     rows = [np.empty((0, net.num_features), dtype=np.float32)]
-    for start in track(range(0, len(files), batch_size), what="features"):
-        arrays = []
-        for path in files[start : start + batch_size]:
-            array = read_volume(path).array
-            shape = shape or array.shape
-            if array.shape != shape:
-                raise InputError(f"{path}: {array.shape} voxels, the volumes before have {shape}; preprocess them")
-            arrays.append(array)
-        with torch.no_grad():
-            rows.append(net(_batch(np.stack(arrays), window_hu, device)).float().cpu().numpy())
+    with torch.no_grad():
+        for batch in batched(volumes, batch_size):
+            rows.append(net(_batch(np.stack(batch), window_hu, device)).float().cpu().numpy())
     return np.concatenate(rows)
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` consecutive items, the last one shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _read_equal(files: Sequence[Path]) -> Iterator[NDArray]:
+    shape: tuple[int, ...] | None = None
+    for path in track(files, what="features", total=len(files)):
+        array = read_volume(path).array
+        shape = shape or array.shape
+        if array.shape != shape:
+            raise InputError(f"{path}: {array.shape} voxels, the volumes before have {shape}; preprocess them")
+        yield array
 
 
 def fit(

@@ -16,15 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
+from medsyn.evaluate.measures import MEASURES
 from medsyn.files import read_csv
 
-MEASURES = (
-    "lung_volume_ml",
-    "airway_volume_mm3",
-    "effusion_volume_ml",
-    "laa950_percent",
-    "cardiothoracic_ratio",
-)
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 WITH, WITHOUT = ("positive", "with"), ("negative", "without")
 
@@ -74,6 +68,11 @@ def read_prompts(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
             if (known["prompt_type"], known["text"]) != (row["prompt_type"], row["text"]):
                 raise InputError(f"{path}: sample '{row['sample_id']}' has two different prompts; give ids once")
     return prompts
+
+
+def is_prompted(row: dict[str, str]) -> bool:
+    """Whether a prompt row conditions on text at all (its text is not empty and text_mode is not `none`)."""
+    return bool(row["text"].strip()) and row.get("text_mode", "text") != "none"
 
 
 def split_prompt_type(prompt_type: str) -> tuple[str, bool] | None:

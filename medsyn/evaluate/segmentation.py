@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.errors import InputError
-from medsyn.evaluate.inputs import list_volumes, read_prompts
+from medsyn.evaluate.inputs import is_prompted, list_volumes, read_prompts
 from medsyn.evaluate.statistics import dice, mean_label_dice
 from medsyn.files import write_csv
 from medsyn.volume import read_volume
@@ -20,7 +20,7 @@ COLUMNS = ("sample_id", "subject_id", "text", "airway_dice", "lobe_dice", "reaso
 
 
 def score_segmentation(prompts: Path, samples: Sequence[str], masks: Sequence[str], out: Path) -> None:
-    """Write COLUMNS for every prompt row with fix_image; text is `with` or `without` (an empty prompt).
+    """Write COLUMNS for every prompt row with fix_image; text is `with` or `without` (no prompt).
 
     A sample without volume or a subject without masks keeps its row, with empty scores and the reason.
     """
@@ -32,7 +32,7 @@ def score_segmentation(prompts: Path, samples: Sequence[str], masks: Sequence[st
             continue
         subject = subject_of(prompt["fix_image"])
         row: dict[str, Any] = {"sample_id": sample_id, "subject_id": subject}
-        row["text"] = "with" if prompt["text"].strip() else "without"
+        row["text"] = "with" if is_prompted(prompt) else "without"
         if sample_id not in files:
             row["reason"] = "no generated volume"
         elif subject not in references:

@@ -105,12 +105,17 @@ def _distances(real: NDArray, synthetic: NDArray | None, config: EvaluationConfi
 
 
 def prompt_pair_table(
-    finding: str, prompts: Sequence[str], measures: Mapping[str, MeasureTable], config: EvaluationConfig
+    finding: str,
+    prompts: Sequence[str],
+    measures: Mapping[str, MeasureTable],
+    config: EvaluationConfig,
+    *,
+    name_methods: bool = False,
 ) -> Table:
-    """Tables II to IV and VII: a measure of volumes prompted without and with `finding`.
+    """Tables II to IV and VII: a measure of volumes prompted without and with `finding`, two rows a method.
 
-    One method gives two rows; several give two rows each, named in the column `language_model`. p_value stands in the
-    row with the finding: its measure is larger than without it.
+    With `name_methods` (Table VII) a column `language_model` names the method. p_value stands in the row with the
+    finding: its measure is larger than without it.
     """
     pair = config.prompt_pairs.get(finding)  # type: ignore[call-overload]
     measure = pair.measure if pair is not None else MEASURE_OF_FINDING.get(finding)
@@ -118,8 +123,10 @@ def prompt_pair_table(
         raise InputError(f"no measure is defined for '{finding}'; add it to evaluation.prompt_pairs")
     columns = ["prompt_type", "n", *(f"{measure}_{part}" for part in ("mean", "std", "ci_low", "ci_high"))]
     columns += ["p_value", "num_missing", "prompt"]
-    if len(measures) > 1:
+    if name_methods:
         columns = ["language_model", *columns]
+    elif len(measures) != 1:
+        raise InputError(f"this table is of one model; --measures names {', '.join(measures)}")
     rows: Rows = []
     for method, table in measures.items():
         samples = _samples_of(finding, prompts, table, method)
