@@ -1,0 +1,65 @@
+"""Deterministic values of the parity numbers: a hash of positions, and parameters filled from it.
+
+The rule sorts the authors' parameter names, so the fill also proves that the names are translated correctly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from medsyn.config import UNetConfig
+from medsyn.models.medsyn_keys import medsyn_names
+from medsyn.models.unet import UNet
+
+SHAPE = (2, 4, 6, 16, 12)
+TAU = torch.tensor([37.0, 912.5])
+
+
+def hashed(count: int, tag: int) -> np.ndarray:
+    """`count` values in [-1, 1) of stream `tag`."""
+    mask = np.uint64(0xFFFFFFFF)
+    h = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(2654435761) + np.uint64((tag + 1) * 2246822519 % 2**32)
+    h &= mask
+    for shift, factor in ((15, 2246822519), (13, 3266489917)):
+        h ^= h >> np.uint64(shift)
+        h = h * np.uint64(factor) & mask
+    h ^= h >> np.uint64(16)
+    return h.astype(np.float64) / 2**31 - 1
+
+
+def tensor(shape: tuple[int, ...], tag: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor of hashed values."""
+    return torch.from_numpy(scale * hashed(int(np.prod(shape)), tag)).to(dtype).reshape(shape)
+
+
+def filled_network(kind: str, order: str) -> UNet:
+    """The tiny low-resolution ("low") or super-resolution ("sr") network with hashed parameters."""
+    text = kind == "low"
+    config = UNetConfig(dim=8, mults=(1, 2, 4), num_heads=2, up_order=order, num_bottom_blocks=4 if text else 1)
+    network = UNet(config, condition_channels=0 if text else 4, cond_dim=24 if text else None, num_tokens=192)
+    state = network.state_dict()
+    names = {own: several[0] for own, several in medsyn_names(state, config.num_bottom_blocks).items()}
+    rank = {name: i for i, name in enumerate(sorted(names.values()))}
+    for own, name in names.items():
+        value = state[own]
+        v = hashed(value.numel(), rank[name])
+        if name.endswith((".norm.weight", ".gamma")):
+            v = 1 + 0.1 * v
+        elif name.endswith(".bias"):
+            v = 0.1 * v
+        elif name != "null_cond_emb":
+            v = v * np.sqrt(3 * value.shape[0] / value.numel())
+        value.copy_(torch.from_numpy(v).float().reshape(value.shape))
+    return network.eval()
+
+
+def inputs(kind: str) -> dict[str, torch.Tensor]:
+    """Arguments of the network besides the text."""
+    given = {"x": tensor(SHAPE, 100001, 1.7), "tau": TAU}
+    return given if kind == "low" else {**given, "condition": tensor(SHAPE, 100003)}
+
+
+def text_states() -> torch.Tensor:
+    """Text states [2, 192, 24]."""
+    return tensor((2, 192, 24), 100002, 1.7)

@@ -1,0 +1,146 @@
+"""Schedule, one step, full loops and fixed channels against the parity numbers; the objective; the noise of volumes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from parity import tensor
+from torch import nn
+
+from medsyn.diffusion.objective import denoising_loss, enlarge, reduce_resolution, super_res_condition
+from medsyn.diffusion.samplers import ddim, ddim_grid, ddim_step, guided_denoiser, seeded, volume_noise
+from medsyn.diffusion.schedule import add_noise, alpha_bar, alpha_bar_at, ancestral_coefficients
+
+SMALL = (1, 4, 2, 2, 2)
+ALPHAS = {
+    -0.1: 0.9999,
+    0: 0.9998445910,
+    0.001: 0.9998033132,
+    0.02: 0.9980973490,
+    0.1: 0.9719416652,
+    0.25: 0.8468805280,
+    0.5: 0.4937668427,
+    0.75: 0.1442496812,
+    0.9: 0.0240879801,
+    0.95: 0.0060587029,
+    0.98: 0.0009710421,
+    0.99: 0.0002428195,
+    0.993: 0.0001189865,
+    0.995: 0.0001,
+    1: 0.0001,
+}
+# steps, guidance, fixed channels -> mean, standard deviation, first 8, of the result in [0, 1]
+LOOPS = {
+    (50, 1, ()): "0.760208 0.079749 0.714630 0.841803 0.837480 0.835467 0.834496 0.610104 0.703272 0.702963",
+    (100, 1, ()): "0.774061 0.067421 0.737110 0.842747 0.839080 0.837334 0.836445 0.644954 0.726882 0.726391",
+    (20, 1, ()): "0.727047 0.107561 0.657210 0.838363 0.833911 0.830627 0.829452 0.536295 0.645649 0.646157",
+    (30, 1, ()): "0.744599 0.093039 0.688107 0.840314 0.835710 0.833196 0.832116 0.574010 0.676374 0.676409",
+    (50, 2, ()): "0.838377 0.080630 0.808230 0.916653 0.909605 0.909409 0.909314 0.668310 0.788513 0.785927",
+    (50, 3, ()): "0.908986 0.079317 0.897523 0.978154 0.971365 0.972060 0.972404 0.723991 0.871573 0.866643",
+    (50, 1, (1,)): "0.647564 0.211377 0.685429 0.814016 0.818967 0.813376 0.802041 0.618676 0.718746 0.677605",
+    (50, 1, (1, 2)): "0.587587 0.231232 0.694580 0.814721 0.811869 0.774645 0.782302 0.673521 0.719377 0.635734",
+    (50, 1, (0,)): "0.693002 0.171275 0.888525 0.894264 0.378990 0.455011 0.215555 0.304352 0.399070 0.589134",
+}
+
+
+class Toy(nn.Module):
+    """The toy denoiser of the full loops: with text the conditional, without the null prediction."""
+
+    def forward(self, x, tau, text=None):
+        mu = x.mean(dim=1, keepdim=True)
+        wave = torch.cos(0.004 * tau)[:, None, None, None, None]
+        if text is None:
+            return torch.tanh(0.55 * x + 0.15 * mu + 0.2 * wave)
+        return torch.tanh(0.6 * x + 0.2 * mu + 0.3 * wave)
+
+
+def test_schedule():
+    for t, value in ALPHAS.items():
+        assert alpha_bar_at(t) == pytest.approx(value, abs=1e-9)
+    assert alpha_bar(torch.tensor([0.25, 0.9])).tolist() == pytest.approx([ALPHAS[0.25], ALPHAS[0.9]], abs=1e-6)
+
+
+def test_one_step():
+    x0, epsilon = tensor(SMALL, 200001), tensor(SMALL, 200002, math.sqrt(3))
+    x_t = add_noise(x0, epsilon, torch.tensor([0.5]))
+    assert x_t.flatten()[:4].tolist() == pytest.approx([-0.659552, -1.223402, -0.636604, 0.758102], abs=1e-5)
+    prediction = torch.tanh(0.6 * x_t + 0.3 * math.cos(2.0))
+    assert prediction.flatten()[:4].tolist() == pytest.approx([-0.478144, -0.695683, -0.467453, 0.318536], abs=1e-5)
+    x_s = ddim_step(x_t, prediction, 0.5, 0.48)
+    assert x_s.mean().item() == pytest.approx(0.036496, abs=1e-5)
+    assert x_s.std(unbiased=False).item() == pytest.approx(0.840914, abs=1e-5)
+    expected = [-0.659875, -1.215626, -0.637176, 0.748354, 1.484737, -0.827103, 0.399948, -1.035187]
+    assert x_s.flatten()[:8].tolist() == pytest.approx(expected, abs=1e-5)
+    c_x0, c_xt, variance = ancestral_coefficients(0.5, 0.48)
+    mean = (c_x0 * prediction + c_xt * x_t).flatten()[:4].tolist()
+    assert mean == pytest.approx([-0.640927, -1.172610, -0.619132, 0.717067], abs=1e-5)
+    assert variance == pytest.approx(0.0557007, abs=1e-7)
+
+
+def test_ancestral_coefficients():
+    for k, expected in ((500, (0.00437473, 0.99535012, 3.144336e-3)), (1, (0.20968068, 0.79028678, 3.259717e-5))):
+        assert ancestral_coefficients(k / 999, (k - 1) / 999) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "guidance", "fixed"), LOOPS)
+def test_full_loop(steps, guidance, fixed):
+    mean, std, *first = (float(number) for number in LOOPS[steps, guidance, fixed].split())
+    noise, given = tensor(SMALL, 200003, math.sqrt(3)), tensor(SMALL, 200004)
+    denoiser = guided_denoiser(Toy(), text=torch.zeros(1), guidance_scale=float(guidance))
+    result = (ddim(denoiser, noise, steps, fixed=given, fixed_channels=fixed) + 1) / 2
+    assert result.mean().item() == pytest.approx(mean, abs=1e-4)
+    assert result.std(unbiased=False).item() == pytest.approx(std, abs=1e-4)
+    assert result.flatten()[:8].tolist() == pytest.approx(first, abs=1e-4)
+    assert torch.equal(result[:, list(fixed)], (given[:, list(fixed)] + 1) / 2)
+
+
+def test_number_of_calls():
+    assert [len(ddim_grid(steps)) for steps in (50, 20, 100, 30, 1)] == [51, 21, 101, 31, 2]
+    assert ddim_grid(30)[0] == 990 and ddim_grid(30)[-1] == 0
+    for steps in (0, 1001):
+        with pytest.raises(ValueError, match="num_steps"):
+            ddim_grid(steps)
+
+
+def test_a_perfect_denoiser_gives_the_clean_volume():
+    clean = tensor(SMALL, 5)
+    noise = tensor(SMALL, 6, math.sqrt(3))
+    assert torch.allclose(ddim(lambda _x, _tau: clean, noise, 7), clean)
+
+
+def test_loss_is_the_squared_error_of_the_clean_volume():
+    x0, epsilon, t = tensor(SMALL, 1), tensor(SMALL, 2), torch.tensor([0.3])
+    seen = {}
+
+    def network(x, tau, **given):
+        seen.update(x=x, tau=tau, **given)
+        return torch.zeros_like(x)
+
+    loss = denoising_loss(network, x0, epsilon, t, text=None)
+    assert loss.item() == pytest.approx(x0.square().mean().item())
+    alpha = alpha_bar_at(0.3)
+    assert torch.allclose(seen["x"], math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * epsilon, atol=1e-6)
+    assert seen["tau"].item() == pytest.approx(300, abs=1e-3)
+
+
+def test_super_res_condition():
+    x0, noise = tensor((2, 1, 8, 8, 8), 1), tensor((2, 1, 8, 8, 8), 2)
+    low = enlarge(reduce_resolution(x0, 4), 4)
+    assert torch.equal(low[0, 0, :4, :4, :4], x0[0, 0, 0, 0, 0].expand(4, 4, 4))
+    assert torch.equal(low[0, 0, 4:, :4, 4:], x0[0, 0, 4, 0, 4].expand(4, 4, 4))
+    condition = super_res_condition(x0, 4, noise, torch.tensor([0.0, 0.25]))
+    assert torch.equal(condition[0], low[0])
+    assert torch.allclose(condition[1], 0.75 * low[1] + 0.25 * noise[1])
+
+
+def test_noise_is_per_volume_and_per_stage():
+    together = volume_noise([3, 4, 5], (4, 2, 2, 2), 0)
+    assert torch.equal(together[1], volume_noise([4], (4, 2, 2, 2), 0)[0])
+    assert not torch.equal(together[1], volume_noise([4], (4, 2, 2, 2), 1)[0])
+    large = volume_noise([9], (1, 32, 32, 32), 0)
+    assert abs(large.mean().item()) < 0.02 and abs(large.std().item() - 1) < 0.02
+    assert not torch.equal(torch.rand(3, generator=seeded(1, 2)), torch.rand(3, generator=seeded(2, 1)))
+    assert np.isfinite(large.numpy()).all()
