@@ -94,6 +94,7 @@ class TextEncoderConfig(Section):
     num_epochs: PositiveInt = Field(5, description="epochs over all reports of the training split (paper: 5)")
     batch_size: PositiveInt = 32
     learning_rate: PositiveFloat = 5e-4
+    num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5
     max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
