@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.phantom.anatomy import Anatomy
-from medsyn.phantom.tree import FLOW_EXPONENT, Tree, curved_tubes, grow
+from medsyn.phantom.tree import Tree, curved_tubes, grow, relative_radius
 from medsyn.phantom.tubes import Tubes
 
 WALL_FACTOR, WALL_OFFSET_MM = 1.2, 0.25
-THINNEST_LUMEN_MM = 0.5
+THINNEST_LUMEN_MM = 0.7
 
 # (z, y, x) of the mean adult
 _TRACHEA = ((150, 12, 0), (118, 9, 1), (85, 2, 2), (58, -5, 1), (40, -8, 0))
@@ -68,7 +68,7 @@ def build_airways(anatomy: Anatomy, points: dict[int, NDArray[np.float64]], smal
     whole = float(sum(share.values()))
 
     def radius_of(flow: float | NDArray) -> NDArray:
-        return anatomy.trachea_radius * (np.asarray(flow) / whole) ** (1 / FLOW_EXPONENT)
+        return anatomy.trachea_radius * relative_radius(np.asarray(flow) / whole)
 
     def path(landmarks: tuple, flow: float, first: float | None = None) -> Tubes:
         r = float(radius_of(flow))

@@ -60,6 +60,8 @@ class Anatomy:
     lobe_shares: tuple[float, float, float]
     fissure_slope: float
     sway: float
+    stomach_gas: float
+    stomach_size: float
     scale: float
 
     @property
@@ -97,9 +99,9 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """Draw one adult. Sex shifts size, fat, muscle and trachea; everything else varies independently."""
     female = bool(rng.random() < 0.5)
     scale = float(np.clip(rng.normal(0.955 if female else 1.03, 0.035), 0.86, 1.1))
-    half_width = float(np.clip(128.0 * scale + rng.normal(0, 4), 110, 143))
-    half_depth = float(np.clip(84.0 * scale + rng.normal(0, 5), 68, 100))
-    height = float(np.clip(250.0 * scale + rng.normal(0, 8), 215, 272))
+    half_width = float(np.clip(132.0 * scale + rng.normal(0, 4), 112, 145))
+    half_depth = float(np.clip(94.0 * scale + rng.normal(0, 4.5), 78, 106))
+    height = float(np.clip(262.0 * scale + rng.normal(0, 7), 228, 274))
     middle = float(rng.normal(-3, 3))
     angles = np.clip(rng.normal(0, [0.025, 0.02, 0.03]), -0.06, 0.06)
     contrast = bool(rng.random() < 0.45)
@@ -115,21 +117,23 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         squareness=float(rng.uniform(0.2, 0.5)),
         fat=float(np.clip(rng.normal(14 if female else 11, 5), 4, 26)),
         muscle=float(np.clip(rng.normal(7 if female else 10, 1.5), 4.5, 14)),
-        dome_top_right=float(rng.normal(0.345, 0.02)),
+        dome_top_right=float(rng.normal(0.285, 0.022)),
         dome_top_left=float(rng.normal(-0.045, 0.012)),
-        dome_drop=float(np.clip(rng.normal(66, 6), 50, 80)),
+        dome_drop=float(np.clip(rng.normal(70, 6), 54, 84)),
         trachea_radius=float(np.clip(rng.normal(7.6 if female else 9.0, 0.6), 6.2, 11)),
         vessel_scale=float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)),
         normal_ctr=float(np.clip(rng.normal(0.445, 0.022), 0.405, 0.485)),
         blood_hu=float(rng.uniform(110, 190) if contrast else rng.normal(42, 4)),
-        lung_hu=float(np.clip(rng.normal(-852, 11), -876, -825)),
+        lung_hu=float(np.clip(rng.normal(-865, 10), -885, -842)),
         gravity_hu=float(np.clip(rng.normal(48, 12), 20, 75)),
         bone_hu=float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.3)),
-        noise_hu=float(np.clip(rng.normal(17, 3), 11, 24)),
-        texture_hu=float(np.clip(rng.normal(17, 3), 11, 24)),
+        noise_hu=float(np.clip(rng.normal(19, 3), 12, 27)),
+        texture_hu=float(np.clip(rng.normal(30, 4), 21, 39)),
         lobe_shares=(upper, middle_lobe, float(np.clip(rng.normal(0.51, 0.025), 0.44, 0.57))),
         fissure_slope=float(np.clip(rng.normal(0.95, 0.08), 0.75, 1.15)),
         sway=float(rng.normal(0, 2.5)),
+        stomach_gas=float(rng.uniform(-0.5, 0.55)),
+        stomach_size=float(rng.uniform(0.7, 1.05)),
         scale=scale,
     )
 
@@ -149,19 +153,21 @@ def _rotation(about_z: float, about_y: float, about_x: float) -> NDArray[np.floa
 # --- heart ---
 
 _HEART = (  # centre (z, y, x), long axis (z, y, x), semi-axes (long, across, across)
-    ((-38, 18, 33), (-0.42, 0.45, 0.78), (52, 33, 33)),  # left ventricle
-    ((-40, 40, 10), (-0.45, 0.12, 0.88), (47, 25, 30)),  # right ventricle
-    ((-24, 18, -19), (1.0, 0.0, 0.0), (31, 26, 22)),  # right atrium
-    ((-8, -2, 6), (0.0, 0.0, 1.0), (34, 18, 20)),  # left atrium
+    ((-44, 20, 34), (-0.45, 0.42, 0.78), (55, 44, 46)),  # left ventricle
+    ((-48, 44, 12), (-0.50, 0.15, 0.85), (53, 40, 37)),  # right ventricle
+    ((-30, 24, -20), (1.0, 0.0, 0.0), (46, 34, 27)),  # right atrium
+    ((-12, -2, 8), (0.0, 0.0, 1.0), (40, 27, 26)),  # left atrium
 )
 
 
 def heart_ellipsoids(anatomy: Anatomy, ctr: float) -> list[Ellipsoid]:
     """The heart's pieces, widened until its widest axial extent is `ctr` times the inner thoracic width there."""
+    z = np.arange(anatomy.level(0.05), anatomy.level(0.75), 1.0)
+    chest = 2.0 * anatomy.profile(z)[0]
     low, high = 0.4, 2.6
-    for _ in range(40):
+    for _ in range(24):
         lateral = (low + high) / 2
-        if cardiothoracic_ratio(anatomy, _scaled_heart(anatomy, lateral)) < ctr:
+        if cardiothoracic_ratio(z, chest, _scaled_heart(anatomy, lateral)) < ctr:
             low = lateral
         else:
             high = lateral
@@ -186,9 +192,8 @@ def _scaled_heart(anatomy: Anatomy, lateral: float) -> list[Ellipsoid]:
     return pieces
 
 
-def cardiothoracic_ratio(anatomy: Anatomy, pieces: list[Ellipsoid]) -> float:
-    """Maximal cardiac width over maximal inner thoracic width at the same axial level (each slice in closed form)."""
-    z = np.arange(anatomy.level(0.05), anatomy.level(0.75), 1.0)
+def cardiothoracic_ratio(z: NDArray, chest: NDArray, pieces: list[Ellipsoid]) -> float:
+    """Maximal cardiac width over inner thoracic width `chest` at the same of the heights `z`, slices in closed form."""
     left, right = np.full(z.shape, -np.inf), np.full(z.shape, np.inf)
     for piece in pieces:
         shape = (piece.axes.T * piece.semi**2) @ piece.axes
@@ -200,4 +205,4 @@ def cardiothoracic_ratio(anatomy: Anatomy, pieces: list[Ellipsoid]) -> float:
         right = np.where(inside, np.minimum(right, centre - spread), right)
     width = np.where(np.isfinite(left), left - right, 0.0)
     widest = int(np.argmax(width))
-    return float(width[widest] / (2.0 * anatomy.profile(z[widest : widest + 1])[0][0]))
+    return float(width[widest] / chest[widest])

@@ -120,7 +120,9 @@ def _spine(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
     back = y + 13.5 * grow + 9.5
     canal = np.hypot(x / 1.15, back) - 8.0 * grow
     arch = np.maximum(canal - 5.0, np.abs(phase) - pitch * np.float32(0.36))
-    spinous = np.maximum(np.maximum(np.abs(x) - 3.2, np.abs(back + 24 * grow) - 15 * grow), np.abs(phase + 4) - 6.0)
+    slanted = phase + np.float32(2.0) + np.float32(0.62) * (back + 10)
+    slanted -= np.rint(slanted / pitch) * pitch
+    spinous = np.maximum(np.maximum(np.abs(x) - 2.6, np.abs(back + 22 * grow) - 13 * grow), np.abs(slanted) - 4.6)
     wing = np.maximum(np.maximum(np.abs(back + 3 - 0.12 * np.abs(x)) - 5.0, np.abs(x) - 30 * grow), np.abs(phase) - 5.5)
     posterior = np.minimum(np.minimum(arch, spinous), wing)
     value += cover(posterior, width) * (_bone_hu(posterior, a, width, 1.3) - value)

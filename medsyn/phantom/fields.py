@@ -84,7 +84,7 @@ def coordinates(anatomy: Anatomy, grid: Grid, slab: slice) -> tuple[Array, Array
     z, y, x = grid.axes
     r = anatomy.rotation.astype(np.float32)
     z3, y3, x3 = z[slab, None, None], y[None, :, None], x[None, None, :]
-    return tuple(r[i, 0] * z3 + r[i, 1] * y3 + r[i, 2] * x3 for i in range(3))  # type: ignore[return-value]
+    return tuple(r[i, 0] * z3 + r[i, 1] * y3 + r[i, 2] * x3 for i in range(3))
 
 
 def shell(body: Body, grid: Grid, slab: slice) -> Shell:

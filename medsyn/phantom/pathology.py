@@ -45,12 +45,12 @@ class Pathology:
     opacities: list[Opacity] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.patches = Noise(np.random.default_rng([*self.seed, 21]), 11.0)
+        self.patches = Noise(np.random.default_rng([*self.seed, 21]), 13.0)
         self.fringe = Noise(np.random.default_rng([*self.seed, 22]), 12.0)
 
 
 def effusion_score(s: Shell) -> Array:
-    """How dependent a point of the pleural space is (mm): down is posterior, then basal; fluid climbs along the wall."""
+    """How dependent a point of the pleural space is, mm: posterior, then basal; fluid climbs along the wall."""
     wall = np.maximum(-s.cavity, 0)
     return -s.y - np.float32(0.42) * s.z + np.float32(26.0) * np.exp(-wall * np.float32(1 / 11.0))
 
@@ -127,14 +127,14 @@ def _place_emphysema(
     filled = np.zeros(lung.shape, bool)
     upper = np.nonzero(air & np.isin(labels, (1, 3)) & (lung > -30) & (lung < -5))
     anywhere = np.nonzero(air & (lung < -5))
-    weight = rng.uniform(0.35, 0.5)
+    weight = rng.uniform(0.45, 0.65)
     for _ in range(60):
         if filled.sum() >= weight * target or upper[0].size == 0 or anywhere[0].size == 0:
             break
         pool = upper if rng.random() < 0.85 else anywhere
         pick = int(rng.integers(pool[0].size))
         centre = np.array([float(c[pool][pick]) for c in (s.z, s.y, s.x)])
-        radius = float(np.clip(rng.lognormal(np.log(12.0), 0.4), 7.5, 30.0))
+        radius = float(np.clip(rng.lognormal(np.log(14.0), 0.4), 7.5, 30.0))
         radius = min(radius, 7.5 + 1.1 * float(np.cbrt(max(target - filled.sum(), 1) * grid.voxel_ml * 120)))
         p.bullae.append((np.round(centre, 3), round(radius, 3)))
         d2 = (s.z - centre[0]) ** 2 + (s.y - centre[1]) ** 2 + (s.x - centre[2]) ** 2

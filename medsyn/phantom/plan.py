@@ -29,7 +29,7 @@ from medsyn.phantom.grid import Grid
 from medsyn.phantom.tubes import Tubes, distance_around
 from medsyn.phantom.vessels import Vessels, build_vessels
 
-PLAN_GRID = Grid((60, 64, 64))
+PLAN_GRID = Grid((64, 64, 64))
 _POINTS_PER_LITRE = 2600
 _SMALLEST_GROUP = 4
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.special import ndtr
 
 from medsyn.phantom import pathology, soft
 from medsyn.phantom.airway import WALL_FACTOR, WALL_OFFSET_MM
@@ -14,13 +15,15 @@ from medsyn.phantom.bones import cover, paint_bones
 from medsyn.phantom.fields import Shell, fissures, lobe_labels
 from medsyn.phantom.grid import Grid, Noise
 from medsyn.phantom.pathology import Pathology
-from medsyn.phantom.plan import Lungs, Plan, central_tubes, lungs_on, mediastinal_distance
+from medsyn.phantom.plan import PLAN_GRID, Lungs, Plan, central_tubes, lungs_on, mediastinal_distance
 from medsyn.phantom.tubes import Tubes, coverage
 
 Array = NDArray[np.float32]
 PSF_SIGMA_MM = 0.75
 """Standard deviation of the scanner's point spread, about that of a soft reconstruction kernel (FWHM 1.8 mm)."""
-FISSURE_MM = 0.9
+FISSURE_MM, FISSURE_HU = 0.9, -350.0
+BULLA_WALL_MM = 0.7
+WALL_HU = 10.0
 _VESSEL_SHARE = 90
 
 
@@ -33,7 +36,7 @@ class Rendering:
 
 
 @dataclass
-class _Layers:
+class Layers:
     """Tubes of the subject on the grid, 0..255, and distance to the central ones."""
 
     around: Array
@@ -47,9 +50,8 @@ class _Layers:
     fine: Noise
 
 
-def render(plan: Plan, findings: Pathology, grid: Grid) -> Rendering:
-    """Render one subject; `findings` from `pathology.place`."""
-    layers = _layers(plan, grid)
+def render(plan: Plan, findings: Pathology, grid: Grid, layers: Layers) -> Rendering:
+    """Render one subject; `findings` from `pathology.place`, `layers` from `tube_layers` on the same grid."""
     hu = np.empty(grid.size, np.float32)
     names = ("lobes", "airway", "vessels", "heart", "effusion")
     masks = {name: np.zeros(grid.size, np.uint8) for name in names}
@@ -59,7 +61,36 @@ def render(plan: Plan, findings: Pathology, grid: Grid) -> Rendering:
     return Rendering(_scan(plan, grid, hu), masks)
 
 
-def _layers(plan: Plan, grid: Grid) -> _Layers:
+def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, layers: Layers) -> None:
+    """Shift the level of destruction until the expected %LAA-950 on the plan grid is `target_percent`, in place.
+
+    Expected over the scanner's noise, with vessels, bullae and opacities where they are; `layers` on PLAN_GRID.
+    """
+    every = slice(None)
+    p.destroyed_level = None
+    opaque, fluid = _lung_tissue(plan, p, PLAN_GRID, every, plan.lungs, layers, plan.labels)
+    base = _parenchyma(plan, p, PLAN_GRID, every, plan.lungs, layers)
+    inside = (plan.labels > 0) & (fluid <= 0.5) & (layers.lumen < 128)
+    counted = inside & (opaque - base < 25)
+    air, vessel, wall = base[counted], _share(layers.lung_vessels[counted]), _share(layers.wall[counted])
+    edge = 1 - cover(plan.lungs.lung[counted], PLAN_GRID.width)
+    score = pathology.destruction_score(p, plan.lungs.shell, PLAN_GRID, every)[counted]
+    bulla = pathology.bullae_distance(p, plan.lungs.shell)[counted]
+    low, high = float(score.min()) - 1.0, float(score.max()) + 1.0
+    for _ in range(12):
+        level = (low + high) / 2
+        hu = air.copy()
+        _destroy(hu, score - np.float32(level), bulla, PLAN_GRID.width)
+        soft.paint(hu, vessel, plan.anatomy.blood_hu)
+        soft.paint(hu, wall, WALL_HU)
+        soft.paint(hu, edge, 0.0)
+        expected = 100.0 * float(ndtr((-950.0 - hu) / plan.anatomy.noise_hu).sum()) / max(int(inside.sum()), 1)
+        low, high = (low, level) if expected < target_percent else (level, high)
+    p.destroyed_level = round((low + high) / 2, 4)
+
+
+def tube_layers(plan: Plan, grid: Grid) -> Layers:
+    """Everything tubular of the subject and its noise fields, ready for `render` on `grid`."""
     turn = plan.anatomy.rotation.T
 
     def covered(tubes: Tubes) -> NDArray[np.uint8]:
@@ -67,7 +98,7 @@ def _layers(plan: Plan, grid: Grid) -> _Layers:
 
     lumen = plan.airways.lumen()
     seeds = np.random.SeedSequence([*plan.seed, 31]).spawn(3)
-    return _Layers(
+    return Layers(
         around=mediastinal_distance(grid, plan.body, central_tubes(plan.airways, plan.vessels)),
         great=covered(plan.vessels.great),
         oesophagus=covered(plan.vessels.oesophagus),
@@ -86,7 +117,7 @@ def _paint(
     grid: Grid,
     slab: slice,
     lungs: Lungs,
-    layers: _Layers,
+    layers: Layers,
     masks: dict[str, NDArray[np.uint8]],
 ) -> Array:
     a, s, width = plan.anatomy, lungs.shell, grid.width
@@ -94,7 +125,7 @@ def _paint(
     hu = np.full(s.z.shape, soft.AIR, np.float32)
     soft.paint_wall(a, s, hu, width, mottle)
     paint_bones(a, s, hu, width)
-    soft.paint_abdomen(a, s, hu, width)
+    soft.paint_abdomen(a, s, hu, width, mottle)
     soft.paint_heart(a, hu, lungs.heart, mottle, width)
     soft.paint(hu, _share(layers.oesophagus[slab]), 40.0)
     soft.paint(hu, _share(layers.great[slab]), a.blood_hu)
@@ -102,16 +133,19 @@ def _paint(
     labels = lobe_labels(plan.body, s, inside)
     air, fluid = _lung_tissue(plan, p, grid, slab, lungs, layers, labels)
     soft.paint(hu, cover(lungs.lung, width), air)
-    # vessels and airways run on through consolidated lung: bronchograms; none in the fluid
-    dry = 1 - fluid
-    soft.paint(hu, _share(layers.lung_vessels[slab]) * dry, a.blood_hu)
-    soft.paint(hu, _share(layers.wall[slab]) * dry, 10.0)
-    soft.paint(hu, _share(layers.lumen[slab]) * dry, soft.AIR)
+    # vessels and airways run on through consolidated lung (bronchograms), not through fluid or the heart
+    around = layers.around[slab]
+    root = np.clip(np.maximum(5 - lungs.lung, 4 - around) * np.float32(0.5), 0, 1) * (lungs.heart > 1)
+    seen = np.maximum(np.clip(np.float32(1.5) - around, 0, 1), root) * (1 - fluid)
+    soft.paint(hu, _share(layers.lung_vessels[slab]) * seen, a.blood_hu)
+    soft.paint(hu, _share(layers.wall[slab]) * seen, WALL_HU)
+    lumen = _share(layers.lumen[slab]) * seen
+    soft.paint(hu, lumen, soft.AIR)
     wet = (fluid > 0.5) & inside
     masks["lobes"][slab] = np.where(wet, 0, labels)
     masks["effusion"][slab] = wet
-    masks["heart"][slab] = (lungs.heart < 0) & ~inside
-    masks["airway"][slab] = (layers.lumen[slab] >= 128) & ~wet
+    masks["airway"][slab] = lumen >= 0.5
+    masks["heart"][slab] = (lungs.heart < 0) & ~inside & (lumen < 0.5)
     masks["vessels"][slab] = (layers.lung_vessels[slab] >= _VESSEL_SHARE) & (masks["lobes"][slab] > 0)
     return hu
 
@@ -121,22 +155,14 @@ def _share(layer: NDArray[np.uint8]) -> Array:
 
 
 def _lung_tissue(
-    plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: _Layers, labels: NDArray[np.uint8]
+    plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: Layers, labels: NDArray[np.uint8]
 ) -> tuple[Array, Array]:
     """HU of what fills the pleural space, and the share of each voxel that is fluid."""
-    a, s, width = plan.anatomy, lungs.shell, grid.width
-    down = -(s.y + np.float32(0.02 * a.half_depth)) * np.float32(1 / (2 * a.half_depth))
-    air = np.float32(a.lung_hu + p.diffuse_hu) + np.float32(a.gravity_hu) * down
-    texture = np.float32(0.65) * layers.texture.sample(grid, slab) + np.float32(0.75) * layers.fine.sample(grid, slab)
-    air += np.float32(a.texture_hu) * texture
-    oblique, horizontal = fissures(plan.body, s)
-    # the horizontal fissure exists in front of the oblique one on the right only
-    minor = np.where((s.x < 0) & (oblique > 0), np.abs(horizontal), 99).astype(np.float32)
-    line = np.minimum(np.abs(oblique), minor) - np.float32(FISSURE_MM / 2)
-    thin = np.float32(min(FISSURE_MM / width, 1.0))
-    soft.paint(air, thin * cover(np.maximum(line, line + FISSURE_MM / 2 - width / 2), width), -350.0)
+    s, width = lungs.shell, grid.width
+    air = _parenchyma(plan, p, grid, slab, lungs, layers)
     if p.destroyed_level is not None:
-        _paint_emphysema(p, s, grid, slab, air, width)
+        score = pathology.destruction_score(p, s, grid, slab) - np.float32(p.destroyed_level)
+        _destroy(air, score, pathology.bullae_distance(p, s), width)
     if p.opacities:
         fringe = p.fringe.sample(grid, slab)
         for opacity in p.opacities:
@@ -146,14 +172,27 @@ def _lung_tissue(
     return air, _paint_effusion(p, s, air, width)
 
 
-def _paint_emphysema(p: Pathology, s: Shell, grid: Grid, slab: slice, air: Array, width: float) -> None:
-    assert p.destroyed_level is not None
-    score = (pathology.destruction_score(p, s, grid, slab) - np.float32(p.destroyed_level)) * np.float32(7.0)
-    soft.paint(air, np.clip(score + np.float32(0.5), 0, 1), pathology.DESTROYED_HU)
-    bulla = pathology.bullae_distance(p, s)
-    rim = np.float32(min(1.0 / width, 1.0)) * cover(np.abs(bulla) - np.float32(0.5), width)
-    soft.paint(air, rim * np.float32(0.9), -500.0)
-    soft.paint(air, cover(bulla + np.float32(0.5), width), pathology.BULLA_HU)
+def _parenchyma(plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: Layers) -> Array:
+    """Lung without vessels: density falls from back to front (gravity), texture, fissures."""
+    a, s, width = plan.anatomy, lungs.shell, grid.width
+    down = -(s.y + np.float32(0.02 * a.half_depth)) * np.float32(1 / (2 * a.half_depth))
+    air = np.float32(a.lung_hu + p.diffuse_hu) + np.float32(a.gravity_hu) * down
+    texture = np.float32(0.65) * layers.texture.sample(grid, slab) + np.float32(0.75) * layers.fine.sample(grid, slab)
+    air += np.float32(a.texture_hu) * texture
+    oblique, horizontal = fissures(plan.body, s)
+    # the horizontal fissure exists in front of the oblique one on the right only
+    minor = np.where((s.x < 0) & (oblique > 0), np.abs(horizontal), 99).astype(np.float32)
+    line = np.minimum(np.abs(oblique), minor) - np.float32(max(FISSURE_MM, width) / 2)
+    soft.paint(air, np.float32(min(FISSURE_MM / width, 1.0)) * cover(line, width), FISSURE_HU)
+    return air
+
+
+def _destroy(air: Array, score: Array, bulla: Array, width: float) -> None:
+    """Paint emphysema over lung, in place: where `score` > 0 the lung is destroyed, inside bullae it is gone."""
+    soft.paint(air, np.clip(score * np.float32(7.0) + np.float32(0.5), 0, 1), pathology.DESTROYED_HU)
+    rim = np.float32(min(BULLA_WALL_MM / width, 1.0)) * cover(np.abs(bulla) - np.float32(BULLA_WALL_MM / 2), width)
+    soft.paint(air, cover(bulla, width), pathology.BULLA_HU)
+    soft.paint(air, rim, -500.0)
 
 
 def _paint_effusion(p: Pathology, s: Shell, air: Array, width: float) -> Array:

@@ -1,8 +1,8 @@
 """Which findings a phantom has: prevalences and severities of the embedded cohort.
 
-About 27 % of subjects are normal. Of the others, each of pleural effusion, emphysema and cardiomegaly is present in 48 %
-(35 % of all), consolidation in 17 %, ground glass in 17 % and nodules in 21 % (12, 12 and 15 % of all); a subject drawn
-as ill with none of them is drawn again. Severities are Beta(2, 1.3): most cases are plain to see.
+About 27 % of subjects are normal; of all, each of pleural effusion, emphysema and cardiomegaly is present in about 35
+%, consolidation and ground glass in 12 % each and nodules in 15 %, in any combination. A subject drawn as ill with no
+finding is drawn again. Severities are Beta(2, 1.3) distributed: most cases are plain to see.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Array = NDArray[np.float32]
 AIR, FAT, MUSCLE, SKIN, LIVER, SPLEEN, STOMACH = -1000.0, -103.0, 52.0, 20.0, 58.0, 48.0, 25.0
 
 
-def paint(hu: Array, share: Array, value: Array | float) -> None:
+def paint(hu: Array, share: Array, value: Array | np.floating | float) -> None:
     """Replace `share` (0..1) of every voxel by `value`, in place."""
     hu += share * (np.asarray(value, np.float32) - hu)
 
@@ -45,9 +45,9 @@ def body_distance(a: Anatomy, s: Shell) -> tuple[Array, Array]:
 def _breasts(a: Anatomy, s: Shell) -> Array:
     size = np.float32(1.0 + 0.035 * (a.fat - 14))
     z = (s.z - np.float32(a.level(0.50))) / (np.float32(52.0) * size)
-    y = (s.y - np.float32(0.93 * a.half_depth)) / (np.float32(34.0) * size)
+    y = (s.y - np.float32(0.98 * a.half_depth)) / (np.float32(48.0) * size)
     x = (np.abs(s.x) - np.float32(0.55 * a.half_width)) / (np.float32(56.0) * size)
-    return (np.sqrt(z * z + y * y + x * x + np.float32(1e-6)) - 1) * np.float32(38.0)
+    return (np.sqrt(z * z + y * y + x * x + np.float32(1e-6)) - 1) * np.float32(48.0)
 
 
 def paint_wall(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> None:
@@ -58,12 +58,14 @@ def paint_wall(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> 
     if a.female:
         gland = cover(_breasts(a, s) + np.float32(9.0) + 4 * mottle, width) * (muscle > 2)
         paint(hu, gland * np.clip(0.35 + 0.5 * mottle, 0, 0.9), 30.0)
-    planes = np.clip(mottle - np.float32(0.9), 0, 1) * np.clip((s.outline - 10) * np.float32(0.3), 0, 1)
-    paint(hu, cover(muscle, width), np.float32(MUSCLE) - np.float32(110.0) * planes)
+    # fat planes between the muscle layers of the wall
+    layer = np.abs(s.outline - 11 - np.float32(0.62 * a.muscle) - 2 * mottle) - np.float32(0.8)
+    planes = cover(layer, width) * np.float32(min(1.6 / width, 1.0)) * np.clip(s.angle - np.float32(0.4), 0, 1)
+    paint(hu, cover(muscle, width), np.float32(MUSCLE) - np.float32(140.0) * planes + 6 * mottle)
     paint(hu, cover(s.cavity + np.float32(0.5), width), FAT + 8.0)
 
 
-def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
+def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> None:
     """Liver on the right, stomach with its gas bubble and spleen on the left, below the diaphragm's 3 mm of muscle."""
     under = cover(s.dome, width) * cover(s.cavity, width)
     if not under.any():
@@ -72,21 +74,22 @@ def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
     below = np.maximum(s.dome + np.float32(3.0), s.cavity + np.float32(2.5))
     spine_guard = 26 - np.hypot(s.x - s.spine_x, s.y - s.spine_y - 4)
     space = np.maximum(below, spine_guard)
-    paint(hu, cover(space, width), FAT + 6.0)
+    paint(hu, cover(space, width), np.float32(FAT + 6.0) + 12 * mottle)
     edge = s.x - np.float32(18.0) - np.float32(0.28) * (s.y - 20) + np.float32(0.10) * (s.z + 90)
     liver = smooth_max(space, edge, 10.0)
     w, d, top = a.half_width, a.half_depth, a.level(a.dome_top_right + a.dome_top_left)
     spleen = _ellipsoid(s, (top - 48, -0.45 * d, 0.66 * w), (42, 0.42 * d, 0.24 * w))
-    stomach = _ellipsoid(s, (top - 42, 0.18 * d, 0.46 * w), (50, 0.50 * d, 0.36 * w))
+    size = a.stomach_size
+    stomach = _ellipsoid(s, (top - 8 - 36 * size, 0.14 * d, 0.46 * w), (46 * size, 0.46 * d * size, 0.35 * w * size))
     liver = np.maximum(liver, -stomach)
-    paint(hu, cover(liver, width), LIVER + 0.12 * max(a.blood_hu - 42, 0))
+    paint(hu, cover(liver, width), 3 * mottle + LIVER + 0.12 * max(a.blood_hu - 42, 0))
     spleen = np.maximum(np.maximum(spleen, space), -stomach - 2)
     paint(hu, cover(spleen, width), SPLEEN + 0.25 * max(a.blood_hu - 42, 0))
     stomach = np.maximum(stomach, space)
     paint(hu, cover(stomach, width), 45.0)
     inner = stomach + np.float32(4.0)
     paint(hu, cover(inner, width), STOMACH)
-    gas = np.maximum(inner, np.float32(0.36 * d) - s.y)
+    gas = np.maximum(inner, np.float32(0.14 * d + a.stomach_gas * 0.46 * d * size) - s.y)
     paint(hu, cover(gas, width), AIR + 10)
 
 

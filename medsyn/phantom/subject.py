@@ -13,7 +13,7 @@ from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.grid import Grid
 from medsyn.phantom.pathology import place
 from medsyn.phantom.plan import PLAN_GRID, make_plan
-from medsyn.phantom.render import Rendering, render
+from medsyn.phantom.render import Rendering, calibrate_emphysema, render, tube_layers
 from medsyn.phantom.sampling import sample_findings
 from medsyn.volume import LOBE_NAMES, Volume, centred_origin_mm
 
@@ -52,7 +52,12 @@ def render_subject(
     plan = make_plan((seed, index), findings)
     lesions = place(plan.seed, findings, plan.lungs.shell, plan.lungs.lung, plan.labels, PLAN_GRID)
     grid = Grid((size, size, size))
-    rendering = render(plan, lesions, grid)
+    layers = tube_layers(plan, grid)
+    for spec in findings:
+        if spec.kind == "emphysema":
+            plan_layers = layers if grid == PLAN_GRID else tube_layers(plan, PLAN_GRID)
+            calibrate_emphysema(plan, lesions, spec.amount, plan_layers)
+    rendering = render(plan, lesions, grid, layers)
     origin = centred_origin_mm(grid.size, grid.spacing)
     volume = Volume(rendering.hu, grid.spacing, origin)
     truth = {
@@ -86,9 +91,9 @@ def _measures(body: Body, rendering: Rendering, grid: Grid) -> dict[str, object]
 
 def _cardiothoracic_ratio(body: Body, heart: NDArray[np.uint8], grid: Grid) -> float:
     """Maximal width of the heart mask over the maximal inner width of the chest on the same axial slice."""
-    columns = heart.any(axis=1)  # (D, W)
+    columns = (heart > 0).max(axis=1)  # (D, W)
     extent = np.where(columns.any(1), grid.size[2] - columns.argmax(1) - columns[:, ::-1].argmax(1), 0)
     widest = int(extent.argmax())
-    inside = shell(body, grid, slice(widest, widest + 1)).cavity[0] < 0
-    across = inside.any(axis=0)
-    return float(extent[widest] / max(int(across.sum()), 1))
+    inside = shell(body, grid, slice(widest, widest + 1)).cavity < 0
+    across = int(inside.any(axis=(0, 1)).sum())
+    return float(extent[widest] / max(across, 1))

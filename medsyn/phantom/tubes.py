@@ -132,7 +132,7 @@ def _box(
     r0, r1 = part.start_radius.astype(np.float32), part.end_radius.astype(np.float32)
     radius = r0[:, None, None, None] + along * (r1 - r0)[:, None, None, None]
     keep = inside[:, 0, :, None, None] & inside[:, 1, None, :, None] & inside[:, 2, None, None, :]
-    d, h, w = grid.size
+    _, h, w = grid.size
     flat = (index[:, 0, :, None, None] * h + index[:, 1, None, :, None]) * w + index[:, 2, None, None, :]
     yield flat[keep], distance[keep], radius[keep]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medsyn.phantom.airway import WALL_FACTOR, WALL_OFFSET_MM, Airways
 from medsyn.phantom.anatomy import Anatomy
-from medsyn.phantom.tree import FLOW_EXPONENT, Tree, curved_tubes, grow
+from medsyn.phantom.tree import Tree, curved_tubes, grow, relative_radius
 from medsyn.phantom.tubes import Tubes
 
 _GREAT = {  # name: (points (z, y, x), radii) of the mean adult
@@ -58,6 +58,9 @@ _VEIN_PATHS = {
     5: ((-14, -8, -16), (-22, -16, -32), (-30, -22, -44)),
 }
 
+_VEIN_MM = 8.2
+"""Radius of a vein that drained the whole lungs."""
+
 
 @dataclass(frozen=True)
 class Vessels:
@@ -79,17 +82,17 @@ def build_vessels(anatomy: Anatomy, airways: Airways, points: dict[int, NDArray[
     whole = float(sum(len(p) for p in points.values()))
     for label, tree in airways.lobes.items():
         arteries = arteries + _artery(anatomy, tree, airways.radius[label], _ARTERY_ROOTS[label])
-        landmarks = [anatomy.point(*p) for p in _VEIN_PATHS[label]]
-        vein = grow(points[label], landmarks[-1], landmarks[-1] - landmarks[-2], smallest=smallest)
-        radius = 8.6 * anatomy.scale * anatomy.vessel_scale * (vein.flow / whole) ** (1 / FLOW_EXPONENT)
-        root = 8.6 * anatomy.scale * (len(points[label]) / whole) ** (1 / FLOW_EXPONENT)
-        veins = veins + Tubes.path(landmarks, [root * 1.2, root * 1.1, root]) + curved_tubes(vein, radius)
+        course = [anatomy.point(*p) for p in _VEIN_PATHS[label]]
+        vein = grow(points[label], course[-1], course[-1] - course[-2], smallest=smallest)
+        radius = _VEIN_MM * anatomy.scale * anatomy.vessel_scale * relative_radius(vein.flow / whole)
+        root = _VEIN_MM * anatomy.scale * float(relative_radius(len(points[label]) / whole))
+        veins = veins + Tubes.path(course, [root * 1.2, root * 1.1, root]) + curved_tubes(vein, radius)
     return Vessels(great, oesophagus, arteries, veins)
 
 
 def _artery(anatomy: Anatomy, tree: Tree, bronchus: NDArray[np.float64], root: tuple[float, float, float]) -> Tubes:
     """The tree moved sideways by the two radii, so that bronchus and artery touch, and joined to its root."""
-    radius = (bronchus * 1.08 + 0.12) * anatomy.vessel_scale
+    radius = (bronchus * 0.95 + 0.15) * anatomy.vessel_scale
     heads = tree.directions()
     preferred = np.array([0.55, 0.25, 0.8 if root[2] > 0 else -0.8])
     side = preferred - (heads @ preferred)[:, None] * heads
