@@ -86,6 +86,7 @@ def _add_score_verbs(verbs: Verbs) -> None:
     parser.add_argument("--split", default="validation", help="whose real volumes (default: validation)")
     parser.add_argument("--prompts", required=True, help="prompt set 'augmentation'")
     parser.add_argument("--samples", required=True, nargs="+", help=f"generated: {VOLUMES_HELP}")
+    parser.add_argument("--method-label", default="MedSyn", help="name of the generating model in the rows")
     parser.add_argument("--out", required=True, help="CSV, one row a method and fold")
 
     parser = verbs.add(
@@ -114,7 +115,8 @@ def _add_table_verb(verbs: Verbs) -> None:
     parser.add_argument("--config", required=True, help="evaluation.json of the verb config")
     parser.add_argument("--features", nargs="+", action="append", metavar="LABEL FILE", help=f"1: {GROUP_HELP}")
     parser.add_argument("--measures", nargs="+", action="append", metavar="LABEL FILE", help=f"1-4, 7: {GROUP_HELP}")
-    parser.add_argument("--against", help="1: method whose airway volume the others must exceed (p_value)")
+    parser.add_argument("--against", help="1: method whose airway the others' must exceed (default: without_shape)")
+    parser.add_argument("--label", nargs=2, action="append", metavar=("KEY", "TEXT"), help="1: a method's full name")
     parser.add_argument("--prompts", nargs="+", help="2-4, 7: prompt CSVs of the measured samples")
     parser.add_argument("--finding", help="2-4, 7: another finding than the paper's")
     parser.add_argument("--scores", nargs="+", help="5: score-segmentation CSVs; 6: classify CSVs")
@@ -181,6 +183,7 @@ def _classify(args: argparse.Namespace) -> None:
         split=args.split,
         prompts=Path(args.prompts),
         samples=args.samples,
+        method_label=args.method_label,
         out=Path(args.out),
     )
 
@@ -229,6 +232,7 @@ def _table1(args: argparse.Namespace, features: dict, measures: dict, config: ob
     measured = {label: read_measures(files) for label, files in measures.items()}
     if args.against is not None and args.against not in measured:
         raise InputError(f"--against {args.against}: no --measures with that label")
+    against = args.against or "without_shape"
     if REAL in feature_sets:
         part = feature_sets[REAL]
         kept = keep_split(part.ids, args.cohort, args.split)
@@ -237,7 +241,7 @@ def _table1(args: argparse.Namespace, features: dict, measures: dict, config: ob
     if REAL in measured:
         kept = keep_split(measured[REAL], args.cohort, args.split)
         measured[REAL] = {name: row for name, row in measured[REAL].items() if name in kept}
-    return table1(feature_sets, measured, config, args.against)  # type: ignore[arg-type]
+    return table1(feature_sets, measured, config, against, dict(args.label or []))  # type: ignore[arg-type]
 
 
 def _figure(args: argparse.Namespace) -> None:

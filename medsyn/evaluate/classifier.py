@@ -41,12 +41,14 @@ def classify(
     split: str,
     prompts: Path,
     samples: Sequence[str],
+    method_label: str,
     out: Path,
 ) -> None:
     """Cross-validate both classifiers of `finding` and write one row per method and fold.
 
     Real volumes are those of `split` in cohort.csv that have a label; synthetic ones those whose prompt_type is
-    `<finding>/positive` or `<finding>/negative`. Fewer than two real volumes leave the table empty, with a warning.
+    `<finding>/positive` or `<finding>/negative`, made by the model `method_label`.
+    Fewer than two real volumes leave the table empty, with a warning.
     """
     real, real_labels = _real(finding, cohort, labels, volumes, split)
     synthetic, synthetic_labels = _synthetic(finding, prompts, samples)
@@ -57,6 +59,8 @@ def classify(
         rows = cross_validate(
             real, real_labels, synthetic, synthetic_labels, finding, stage.augmentation, stage.window_hu
         )
+        for row in rows:
+            row["method"] += f" with {method_label}" if row["method"] == "augmented" else ""
     write_csv(out, rows, COLUMNS)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsyn.config import FeaturesConfig, FeaturesStage
@@ -30,6 +30,7 @@ from medsyn.files import atomic_path, read_csv, sha256
 from medsyn.models.resnet3d import ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
+from medsyn.tensors import save_tensors
 from medsyn.volume import read_volume
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -62,8 +63,7 @@ def make_extractor(stage: FeaturesStage, stores: Sequence[str | Path], labels: s
         ),
         "provenance": json.dumps(provenance(stage, **facts), sort_keys=True),
     }
-    with atomic_path(out) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, temporary, metadata)
+    save_tensors(out, net.state_dict(), metadata)
     log.info("features: %s", description)
 
 

@@ -46,17 +46,18 @@ def table1(
     measures: Mapping[str, MeasureTable],
     config: EvaluationConfig,
     against: str | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Table:
     """Synthesis quality: FID and MMD to `real` and the airway's volume, one row a method, `real` last.
 
     FID and MMD use equally many real and synthetic volumes (`n_fid`, at most config.num_fid_samples). The row `real`
     holds the mean distance of random halves of the real volumes to each other; `fid_half` and `mmd_half` give every
-    method at that same, smaller number, where it can be compared with it. p_value: the airway is larger than in the
-    method `against`.
+    method at that same, smaller number, where it can be compared with it. `labels` holds full names. p_value:
+    the airway is larger than in the method `against`.
     """
     airway = "airway_volume_mm3"
     summary_columns = [f"{airway}_{part}" for part in ("mean", "std", "ci_low", "ci_high")]
-    columns = ["method", "n", "fid", "fid_ci_low", "fid_ci_high", "mmd", "mmd_ci_low", "mmd_ci_high", "n_fid"]
+    columns = ["method", "label", "n", "fid", "fid_ci_low", "fid_ci_high", "mmd", "mmd_ci_low", "mmd_ci_high", "n_fid"]
     columns += ["fid_half", "mmd_half", "n_half", *summary_columns, "n_airway", "num_missing"]
     columns += ["p_value", "p_value_versus", "feature_extractor", "note"]
     names = [*(name for name in dict.fromkeys([*features, *measures]) if name != REAL), REAL]
@@ -68,7 +69,11 @@ def table1(
     rows: Rows = []
     for name in names:
         values = [row[airway] for row in measures.get(name, {}).values()]
-        row = {"method": name, "n": len(features[name].ids) if name in features else len(values)}
+        row = {
+            "method": name,
+            "label": (labels or {}).get(name, name),
+            "n": len(features[name].ids) if name in features else len(values),
+        }
         row |= _summary(values, airway, config) if name in measures else {}
         row["n_airway"] = row.pop("n_used", 0)
         if against is not None and against in measures and name != against and name in measures:
@@ -195,7 +200,7 @@ def table6(scores: Sequence[str | Path]) -> Table:
     columns = ["method", "finding", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"]
     columns += ["folds", "n_real", "n_synthetic"]
     rows: Rows = []
-    for method in ("baseline", "augmented"):
+    for method in dict.fromkeys(entry["method"] for entry in entries) or ("baseline", "augmented"):
         for finding in dict.fromkeys(findings):
             chosen = [entry for entry in entries if (entry["method"], entry["finding"]) == (method, finding)]
             row: dict[str, Any] = {"method": method, "finding": finding, "folds": len(chosen)}
