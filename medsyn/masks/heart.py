@@ -25,6 +25,7 @@ ANTERIOR = 0.38
 """Share of the cavity's depth behind which lie spine and aorta."""
 THICKNESS_MM = 20.0
 SMOOTH_MM = 15.0
+DOME_PERCENTILE = 90
 
 
 def cardiothoracic_ratio(
@@ -50,17 +51,17 @@ def cardiac_borders(
 ) -> NDArray[np.float64]:
     """Right and left border of the heart per axial slice, as x edges in voxels (D, 2); NaN where they cannot be seen."""
     borders = np.full((lungs.shape[0], 2), np.nan)
-    cavity = (lungs > 0) | effusion
+    right, left = pleural_cavities(lungs, effusion)
+    cavity = right | left
     minimum = 1500.0 / (spacing_mm[1] * spacing_mm[2])
-    seen = [(lungs == side).sum((1, 2)) > minimum for side in (RIGHT, LEFT)]
-    for z in np.flatnonzero(seen[0] & seen[1]):
+    for z in np.flatnonzero((right.sum((1, 2)) > minimum) & (left.sum((1, 2)) > minimum)):
         depth = np.flatnonzero(cavity[z].any(1))
         between = convex_hull_image(cavity[z]) & ~cavity[z] & (hu[z] > SOFT_HU)
         between[: int(depth[0] + ANTERIOR * (depth[-1] - depth[0]))] = False
-        thick = np.flatnonzero(between.sum(0) * spacing_mm[1] >= THICKNESS_MM)
-        if thick.size:
-            borders[z] = thick[0], thick[-1] + 1
-    right_dome, left_dome = (dome_level(lungs == side, spacing_mm, side) for side in (RIGHT, LEFT))
+        run = _central_run(between.sum(0) * spacing_mm[1] >= THICKNESS_MM, cavity[z])
+        if run is not None:
+            borders[z] = run
+    right_dome, left_dome = dome_level(right, spacing_mm, RIGHT), dome_level(left, spacing_mm, LEFT)
     held = borders[right_dome : right_dome + max(2, round(SMOOTH_MM / spacing_mm[0])), 0]
     borders[:right_dome, 0] = np.where(
         np.isfinite(borders[:right_dome, 0]), np.nanmedian(held) if np.isfinite(held).any() else np.nan, np.nan
@@ -69,18 +70,44 @@ def cardiac_borders(
     return _median_along_z(borders, max(1, round(SMOOTH_MM / spacing_mm[0]) // 2 * 2 + 1))
 
 
+def pleural_cavities(
+    lungs: NDArray[np.uint8], effusion: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Right and left lung, each with the fluid on its side of the midline between the lungs."""
+    columns = np.arange(lungs.shape[2])
+    ends = [np.flatnonzero(((lungs == side) | effusion).any((0, 1))) for side in (RIGHT, LEFT)]
+    middle = (min(e[0] for e in ends if e.size) + max(e[-1] for e in ends if e.size)) / 2 if any(map(len, ends)) else 0
+    return (lungs == RIGHT) | (effusion & (columns < middle)), (lungs == LEFT) | (effusion & (columns >= middle))
+
+
+def _central_run(thick: NDArray[np.bool_], cavity: NDArray[np.bool_]) -> tuple[int, int] | None:
+    """First and one past the last column of the run of `thick` columns that lies in the middle third of the cavity."""
+    columns = np.flatnonzero(cavity.any(0))
+    width = columns[-1] - columns[0] + 1
+    labels, count = ndimage.label(thick)
+    if not count:
+        return None
+    central = np.bincount(labels[columns[0] + width // 3 : columns[-1] + 1 - width // 3], minlength=count + 1)
+    central[0] = 0
+    if not central.any():
+        return None
+    run = np.flatnonzero(labels == int(np.argmax(central)))
+    return int(run[0]), int(run[-1]) + 1
+
+
 def dome_level(lung: NDArray[np.bool_], spacing_mm: Spacing, side: int) -> int:
-    """First slice above the diaphragm's dome: the highest floor of the lung in its lateral half."""
-    columns = np.flatnonzero(lung.any((0, 1)))
+    """First slice above the diaphragm's dome: the highest floor of the lung in its lateral third, behind."""
+    columns, rows = np.flatnonzero(lung.any((0, 1))), np.flatnonzero(lung.any((0, 2)))
     if columns.size == 0:
         return 0
-    middle = (columns[0] + columns[-1]) // 2
-    lateral = lung[:, :, :middle] if side == RIGHT else lung[:, :, middle:]
+    third, back = (columns[-1] - columns[0]) // 3 + 1, (rows[0] + rows[-1]) // 2
+    outer = slice(columns[0], columns[0] + third) if side == RIGHT else slice(columns[-1] + 1 - third, columns[-1] + 1)
+    lateral = lung[:, :back, outer]
     footprint = lateral.sum(0) * spacing_mm[0] > 60.0
     if not footprint.any():
         return 0
     floor = lateral.argmax(0)
-    return int(np.percentile(floor[footprint], 97)) + 1
+    return int(np.percentile(floor[footprint], DOME_PERCENTILE)) + 1
 
 
 def _median_along_z(borders: NDArray[np.float64], window: int) -> NDArray[np.float64]:
