@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from medsyn.config import UNetConfig
 from medsyn.models.blocks import (
     ChannelNorm,
+    Conv3d,
     ResBlock,
     SpatialAttention,
     TextCrossAttention,
@@ -99,7 +100,7 @@ class UNet(nn.Module):
         kernel = config.init_kernel
 
         self.null_cond_emb = nn.Parameter(torch.randn(1, num_tokens, cond_dim)) if cond_dim else None
-        self.init_conv = nn.Conv3d(channels + condition_channels, dim, kernel, padding=kernel // 2)
+        self.init_conv = Conv3d(channels + condition_channels, dim, kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(
             TimeEmbedding(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
         )
@@ -119,7 +120,7 @@ class UNet(nn.Module):
             for i, (low, high) in enumerate(reversed(pairs))
         )
         self.head = ResBlock(2 * dim, dim, FLAT, groups, None)
-        self.to_volume = nn.Conv3d(dim, channels, 1)
+        self.to_volume = Conv3d(dim, channels, 1)
 
     @property
     def takes_text(self) -> bool:
