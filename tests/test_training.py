@@ -19,12 +19,13 @@ from torch import nn
 
 from medsyn.cli import main
 from medsyn.config import TrainConfig
+from medsyn.ct.store import pack_labels
 from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256, write_json
-from medsyn.models.channels import CHANNELS, from_channel, pack_labels, to_channels
+from medsyn.models.channels import CHANNELS, from_channel
 from medsyn.models.weights import load
 from medsyn.training.checkpoint import load_checkpoint, save_checkpoint
-from medsyn.training.data import Embeddings, Store, TrainingData
+from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
 from medsyn.training.ema import Ema
 from medsyn.training.loop import DivergedError, Task, learning_rate, train
 

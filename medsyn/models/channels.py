@@ -5,8 +5,6 @@ image: HU clipped to the window, mapped to [-1, 1]; lobe: label 0..5 as 2 label/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,18 +12,6 @@ CHANNELS = ("image", "lobe", "airway", "vessel")
 STRUCTURE_OF = {"lobe": "lobes", "airway": "airway", "vessel": "vessels"}
 """Channel -> the structure's name in files (medsyn.volume.STRUCTURES)."""
 _MAX_LOBE = 5
-
-
-def pack_labels(lobes: NDArray, airway: NDArray, vessels: NDArray) -> NDArray:
-    """One uint8 of the training store: lobe + 8 airway + 16 vessel."""
-    return (lobes.astype(np.uint8) | (airway != 0).astype(np.uint8) << 3 | (vessels != 0).astype(np.uint8) << 4).astype(
-        np.uint8
-    )
-
-
-def unpack_labels(packed: NDArray) -> dict[str, NDArray]:
-    """Labels by channel name: lobe 0..5, airway and vessel 0/1."""
-    return {"lobe": packed & 7, "airway": packed >> 3 & 1, "vessel": packed >> 4 & 1}
 
 
 def to_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> NDArray:
@@ -45,9 +31,3 @@ def from_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> 
     if name == "lobe":
         return np.clip(np.round((values + 1) / 2 * _MAX_LOBE), 0, _MAX_LOBE).astype(np.uint8)
     return (values > 0).astype(np.uint8)
-
-
-def to_channels(channels: Sequence[str], image_hu: NDArray, packed: NDArray, window_hu: tuple[float, float]) -> NDArray:
-    """(D, H, W) HU and packed labels of the store -> float32 (C, D, H, W) in the order of `channels`."""
-    values = {"image": image_hu, **unpack_labels(packed)}
-    return np.stack([to_channel(name, values[name], window_hu) for name in channels])

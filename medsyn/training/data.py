@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from medsyn.config import ModelStage
+from medsyn.ct.store import unpack_labels
 from medsyn.diffusion.samplers import seeded
 from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256
-from medsyn.models.channels import to_channels
+from medsyn.models.channels import to_channel
 
 _IN_MEMORY_BYTES = 2 << 30
 _HASHED_ROWS = 16
@@ -189,6 +190,13 @@ class TrainingData:
         """Hashes of the data, for the identity of a run."""
         text = None if self.embeddings is None else self.embeddings.hash
         return {"data.store": self.store.hash, "data.embeddings": text}
+
+
+def to_channels(channels: Sequence[str], image_hu: NDArray, packed: NDArray, window_hu: tuple[float, float]) -> NDArray:
+    """HU and packed labels (D, H, W) of the store as float32 (C, D, H, W) in the order of `channels`."""
+    lobes, airway, vessels = unpack_labels(packed)
+    values = {"image": image_hu, "lobe": lobes, "airway": airway, "vessel": vessels}
+    return np.stack([to_channel(name, values[name], window_hu) for name in channels])
 
 
 @lru_cache(maxsize=4)
