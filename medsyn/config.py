@@ -86,7 +86,7 @@ class TextEncoderConfig(Section):
     vocabulary: Literal["reports", "english"] = Field(
         "reports", description="from scratch: corpus of the tokenizer and, for english, of the pretraining"
     )
-    vocabulary_size: PositiveInt = 1500
+    vocabulary_size: PositiveInt = 1000
     hidden_size: PositiveInt = 96
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 4

@@ -1,0 +1,57 @@
+"""The reports table (report_id, findings, impression, split) as the text stages read it.
+
+`split` is train, validation or text_only (a report without an image, which the language model learns from as well).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsyn.errors import InputError
+from medsyn.files import read_csv
+from medsyn.text.sections import section_text
+
+REPORT_COLUMNS = ("report_id", "findings", "impression", "split")
+SPLITS = ("train", "validation", "text_only")
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One report; patient is the report's own id where the table has no column patient_id."""
+
+    report_id: str
+    findings: str
+    impression: str
+    split: str
+    patient: str
+
+    def text(self, section: str) -> str:
+        """The text of section `report`, `findings` or `impression`."""
+        return section_text(self.findings, self.impression, section)
+
+
+def read_reports(path: str | Path) -> list[ReportRow]:
+    """All reports; an empty report, an unknown split or an id that comes twice is an InputError that names it."""
+    reports: list[ReportRow] = []
+    seen: set[str] = set()
+    for row in read_csv(path, REPORT_COLUMNS):
+        name = row["report_id"]
+        if name in seen:
+            raise InputError(f"{path}: report {name} is listed twice; keep one of them")
+        if not (row["findings"].strip() or row["impression"].strip()):
+            raise InputError(f"{path}: report {name} is empty; give it findings or an impression, or leave the row out")
+        if row["split"] not in SPLITS:
+            raise InputError(f"{path}: report {name} has split '{row['split']}'; it must be one of {', '.join(SPLITS)}")
+        seen.add(name)
+        patient = row.get("patient_id") or name
+        reports.append(ReportRow(name, row["findings"], row["impression"], row["split"], patient))
+    if not reports:
+        raise InputError(f"{path}: no reports in it; at least one of the training split is needed")
+    return reports
+
+
+def of_split(reports: Iterable[ReportRow], *splits: str) -> list[ReportRow]:
+    """The reports of the named splits, in the table's order."""
+    return [report for report in reports if report.split in splits]

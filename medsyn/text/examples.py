@@ -1,0 +1,175 @@
+"""From token ids to training batches: section pairs, masked tokens, batches of similar length.
+
+Every batch is a pure function of (seed, step), so a run that is killed and continued sees the same samples. An input
+is "[CLS] FINDINGS: ... [SEP] IMPRESSION: ... [SEP]", one segment, because later the encoder reads one text, not two. In
+task (b) of the paper's Section IV-A a share of the Impressions is replaced by that of another patient; in task (a) a
+share of the tokens is to be predicted, of which 80 % become [MASK], 10 % another token, and 10 % stay (BERT, Devlin et
+al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsyn.text.bert import IGNORED
+from medsyn.text.tokenizer import SPECIAL_TOKENS, TokenIds
+
+_BUCKET = 32  # batches that are sorted by length together
+_HELD_OUT = 2**31  # first "epoch" of the held-out batches
+_HELD_OUT_EXAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Special:
+    """Ids of the special tokens and the size of the vocabulary."""
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+    size: int
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Special:
+        """The ids that `tokenizer` uses."""
+        pad, _, start, separator, mask = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+        return cls(pad, start, separator, mask, len(tokenizer))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokenised training texts: pairs of sections, or single texts when `seconds` is None.
+
+    firsts, seconds: ids per text; patients: whose text it is, for swapping. fraction settings: see TextEncoderConfig.
+    """
+
+    firsts: Sequence[TokenIds]
+    seconds: Sequence[TokenIds] | None
+    patients: Sequence[str]
+    special: Special
+    max_tokens: int
+    mask_fraction: float
+    swap_fraction: float
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def num_tokens(self) -> NDArray[np.int64]:
+        """(n,) length of every unswapped input."""
+        seconds = self.seconds or [np.empty(0, dtype=np.int32)] * len(self)
+        extra = 2 if self.seconds is None else 3
+        lengths = [len(first) + len(second) + extra for first, second in zip(self.firsts, seconds, strict=True)]
+        return np.minimum(np.asarray(lengths), self.max_tokens)
+
+    def example(self, epoch: int, index: int) -> tuple[TokenIds, TokenIds, int]:
+        """(ids, labels, paired) of one input in one epoch."""
+        rng = np.random.default_rng((self.seed, epoch, index))
+        paired = IGNORED
+        if self.seconds is None:
+            ids = _join([self.firsts[index]], self.special, self.max_tokens)
+        else:
+            other = self._other(index, rng) if rng.random() < self.swap_fraction else index
+            paired = int(other == index)
+            ids = _join([self.firsts[index], self.seconds[other]], self.special, self.max_tokens)
+        masked, labels = mask_tokens(ids, self.special, self.mask_fraction, rng)
+        return masked, labels, paired
+
+    def _other(self, index: int, rng: np.random.Generator) -> int:
+        """Another patient whose Impression has other words; the index itself if ten draws find none."""
+        assert self.seconds is not None
+        for candidate in rng.integers(len(self), size=10):
+            different = self.patients[candidate] != self.patients[index]
+            if different and not np.array_equal(self.seconds[candidate], self.seconds[index]):
+                return int(candidate)
+        return index
+
+
+def mask_tokens(
+    ids: TokenIds, special: Special, fraction: float, rng: np.random.Generator
+) -> tuple[TokenIds, TokenIds]:
+    """(corrupted ids, labels): `fraction` of the ordinary tokens, at least one, are to be predicted."""
+    ordinary = np.flatnonzero(~np.isin(ids, (special.pad, special.cls, special.sep)))
+    count = max(1, round(fraction * len(ordinary)))
+    chosen = rng.permutation(ordinary)[:count]
+    labels = np.full_like(ids, IGNORED)
+    labels[chosen] = ids[chosen]
+    masked = ids.copy()
+    fate = rng.random(len(chosen))
+    masked[chosen[fate < 0.8]] = special.mask
+    replaced = chosen[fate >= 0.9]
+    masked[replaced] = rng.integers(special.size, size=len(replaced))
+    return masked, labels
+
+
+class Batches:
+    """Batches of similar length, every text once an epoch (the last batch is filled up from the start)."""
+
+    def __init__(self, texts: Texts, batch_size: int) -> None:
+        self.texts, self.batch_size = texts, batch_size
+        self.per_epoch = -(-len(texts) // batch_size)
+        self._lengths = texts.num_tokens()
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def batch(self, step: int, slots: Sequence[int]) -> dict[str, Tensor]:
+        """Samples `slots` (places in the batch) of optimiser step `step`."""
+        epoch, place = divmod(step, self.per_epoch)
+        chosen = self._order(epoch)[place][list(slots)]
+        return collate([self.texts.example(epoch, int(index)) for index in chosen], self.texts.special.pad)
+
+    def held_out(self) -> list[dict[str, Tensor]]:
+        """All texts in fixed draws of masks and swaps, as many rounds as a steady measure needs, shortest first."""
+        order = np.argsort(self._lengths, kind="stable")
+        parts = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        rounds = range(-(-_HELD_OUT_EXAMPLES // len(order)))
+        draws = [[(_HELD_OUT + number, int(index)) for index in part] for part in parts for number in rounds]
+        return [collate([self.texts.example(*draw) for draw in part], self.texts.special.pad) for part in draws]
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
+        """(batches, batch_size) indices of one epoch: shuffled, sorted by length within buckets, shuffled again."""
+        rng = np.random.default_rng((self.texts.seed, epoch))
+        order = np.resize(rng.permutation(len(self.texts)), self.per_epoch * self.batch_size)
+        span = _BUCKET * self.batch_size
+        for start in range(0, len(order), span):
+            bucket = order[start : start + span]
+            order[start : start + span] = bucket[np.argsort(self._lengths[bucket], kind="stable")]
+        return order.reshape(self.per_epoch, self.batch_size)[rng.permutation(self.per_epoch)]
+
+
+def collate(examples: Sequence[tuple[TokenIds, TokenIds, int]], pad: int) -> dict[str, Tensor]:
+    """Pad to a common length: ids, mask, labels (n, tokens) and paired (n,), all int64."""
+    length = max(len(ids) for ids, _, _ in examples)
+    ids = np.full((len(examples), length), pad, dtype=np.int64)
+    labels = np.full((len(examples), length), IGNORED, dtype=np.int64)
+    mask = np.zeros((len(examples), length), dtype=np.int64)
+    for row, (tokens, targets, _) in enumerate(examples):
+        ids[row, : len(tokens)] = tokens
+        labels[row, : len(tokens)] = targets
+        mask[row, : len(tokens)] = 1
+    paired = np.asarray([pair for _, _, pair in examples], dtype=np.int64)
+    arrays = {"ids": ids, "mask": mask, "labels": labels, "paired": paired}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def cut(ids: TokenIds, length: int) -> list[TokenIds]:
+    """A long text in pieces of at most `length` tokens."""
+    return [ids[start : start + length] for start in range(0, len(ids), length)]
+
+
+def _join(parts: Sequence[TokenIds], special: Special, max_tokens: int) -> TokenIds:
+    """[CLS] a [SEP] or [CLS] a [SEP] b [SEP]; what does not fit is cut off, from both parts if both are long."""
+    room = max_tokens - 1 - len(parts)
+    rest = sum(len(part) for part in parts[1:])
+    first = parts[0][: max(room - rest, room // len(parts))]
+    pieces: list[NDArray] = [np.asarray([special.cls]), first, np.asarray([special.sep])]
+    for second in parts[1:]:
+        pieces += [second[: room - len(first)], np.asarray([special.sep])]
+    return np.concatenate(pieces).astype(np.int32)

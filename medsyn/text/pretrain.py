@@ -1,0 +1,254 @@
+"""Pretraining of the text encoder on reports (paper, Section IV-A): masked tokens and paired sections.
+
+Takes the reports table, gives a folder in the format of transformers with its tokenizer, the curves on held-out reports
+and the settings that the encoder needs. It is trained by the project's one loop (`medsyn.training.loop`), not by the
+Trainer of transformers: the loop brings AdamW, warm-up, mixed precision, several processes and exact resume, and every
+batch here is a pure function of (seed, step), so a second loop would only repeat it. The rate is constant after the
+warm-up and the weights are averaged (EMA), so that a run can stop at the end of every epoch to look at the held-out
+reports, and goes on as if it had not stopped.
+
+Where it starts: a BERT checkpoint, or from scratch with a vocabulary trained on the reports (`vocabulary: reports`), or
+with vocabulary and first masked-language steps on general English (`vocabulary: english`), the ablation of Section V-G.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import BertForMaskedLM
+
+from medsyn.config import TextEncoderConfig, TextEncoderStage, TrainConfig
+from medsyn.errors import InputError
+from medsyn.files import atomic_dir, write_csv, write_json
+from medsyn.progress import log
+from medsyn.provenance import hash_json, provenance
+from medsyn.tensors import save_tensors
+from medsyn.text.bert import IGNORED, ReportBert, load_language_model, new_language_model
+from medsyn.text.corpus import ReportRow, of_split, read_reports
+from medsyn.text.encoder import SETTINGS_FILE
+from medsyn.text.english import english_documents
+from medsyn.text.examples import Batches, Special, Texts, cut
+from medsyn.text.tokenizer import TokenIds, load_tokenizer, token_ids, train_tokenizer
+from medsyn.training.loop import Task, to_device, train
+
+CURVE_COLUMNS = ("epoch", "step", "train_loss", "mlm_perplexity", "unigram_perplexity", "pairing_accuracy")
+_EMA_DECAY = 0.98
+_CHECKPOINT_EVERY = 500
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenised reports: what is trained on, what is held out."""
+
+    tokenizer: Any
+    special: Special
+    training: Texts
+    held_out: Texts
+    hashes: dict[str, str]
+
+
+def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state: Path | None = None) -> dict[str, Any]:
+    """Train the encoder on train and text_only reports and write the folder `out`; returns the held-out measures.
+
+    state: where checkpoints live until the end; by default a hidden folder beside `out` whose name depends on settings
+    and reports, so that the same command continues a killed run and a changed one starts anew.
+    """
+    config = stage.encoder
+    corpus = read_corpus(config, reports_path)
+    identity = {"text": config.model_dump(mode="json"), **corpus.hashes}
+    state = state or out.parent / f".{out.name}.{hash_json(identity)}"
+    start = _starting_point(config, corpus, state, identity)
+    batches = Batches(corpus.training, config.batch_size)
+    task = Task("pretrain-text", lambda: ReportBert(start()), batches.batch, _loss(config.seed), identity)
+    unigram = unigram_perplexity(corpus)
+    rows: list[dict[str, Any]] = []
+    for epoch in range(1, config.num_epochs + 1):
+        trained = train(task, _train_config(config, batches.per_epoch, epoch * batches.per_epoch), state / "reports")
+        row = {"epoch": epoch, "step": epoch * batches.per_epoch, "train_loss": trained.metrics[-1]["loss"]}
+        row |= evaluate(trained.network, Batches(corpus.held_out, config.batch_size).held_out())
+        rows.append(row | {"unigram_perplexity": unigram})
+        log.info(
+            "epoch %d of %d: held-out perplexity %.2f (unigram %.1f), pairing accuracy %.3f",
+            *(epoch, config.num_epochs, row["mlm_perplexity"], unigram, row["pairing_accuracy"] or math.nan),
+        )
+    if trained.is_main_process:
+        _write(out, stage, corpus, trained.network, rows)
+        for old in out.parent.glob(f".{out.name}.*"):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(state, ignore_errors=True)
+    return rows[-1]
+
+
+def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
+    """Read and tokenise the reports, training the tokenizer if need be; InputError without training or held-out ones."""
+    reports = read_reports(reports_path)
+    training, held_out = of_split(reports, "train", "text_only"), of_split(reports, "validation")
+    for rows, what in ((training, "train or text_only"), (held_out, "validation")):
+        if not rows:
+            raise InputError(f"{reports_path}: no report of split {what}; the text encoder needs both")
+    hashes = {"reports_sha256": _sha256([f"{r.report_id} {r.split} {r.text('report')}" for r in reports])}
+    if config.init != "scratch":
+        tokenizer = load_tokenizer(config.init)
+    elif config.vocabulary == "english":
+        hashes["english_sha256"] = _sha256(english_documents())
+        tokenizer = train_tokenizer(english_documents(), config.vocabulary_size)
+    else:
+        tokenizer = train_tokenizer([report.text("report") for report in training], config.vocabulary_size)
+    special = Special.of(tokenizer)
+    pairs = [_pairs(rows, tokenizer, special, config) for rows in (training, held_out)]
+    return Corpus(tokenizer, special, pairs[0], pairs[1], hashes)
+
+
+def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
+    """Perplexity exp(mean nats) over the masked tokens and share of pairs told right (None without pairs)."""
+    network.eval()
+    device = next(network.parameters()).device
+    nats: list[Tensor] = []
+    correct: list[Tensor] = []
+    with torch.inference_mode():
+        for batch in batches:
+            result = network(**to_device(batch, device))
+            nats.append(result["token_nats"].cpu())
+            correct.append(result["pairing_correct"].cpu())
+    right = torch.cat(correct)
+    return {
+        "mlm_perplexity": math.exp(float(torch.cat(nats).double().mean())),
+        "pairing_accuracy": float(right.mean()) if len(right) else None,
+    }
+
+
+def unigram_perplexity(corpus: Corpus) -> float:
+    """Perplexity on the same held-out tokens of guessing by frequency alone (training counts plus one)."""
+    counts = np.ones(corpus.special.size)
+    for sections in (corpus.training.firsts, corpus.training.seconds or ()):
+        for ids in sections:
+            np.add.at(counts, ids, 1)
+    nats = -np.log(counts / counts.sum())
+    labels = [batch["labels"].numpy() for batch in Batches(corpus.held_out, 64).held_out()]
+    return math.exp(float(np.concatenate([nats[part[part != IGNORED]] for part in labels]).mean()))
+
+
+def _pairs(rows: Sequence[ReportRow], tokenizer: Any, special: Special, config: TextEncoderConfig) -> Texts:
+    firsts = list(token_ids(tokenizer, [f"FINDINGS: {row.text('findings')}" for row in rows]))
+    seconds = list(token_ids(tokenizer, [f"IMPRESSION: {row.text('impression')}" for row in rows]))
+    return _texts(firsts, seconds, [row.patient for row in rows], special, config)
+
+
+def _texts(
+    firsts: list[TokenIds],
+    seconds: list[TokenIds] | None,
+    patients: list[str],
+    special: Special,
+    config: TextEncoderConfig,
+) -> Texts:
+    return Texts(
+        firsts,
+        seconds,
+        patients,
+        special,
+        config.max_tokens,
+        config.mask_fraction,
+        config.swap_fraction,
+        config.seed,
+    )
+
+
+def _starting_point(
+    config: TextEncoderConfig, corpus: Corpus, state: Path, identity: dict[str, Any]
+) -> Callable[[], BertForMaskedLM]:
+    """What builds the language model that is fine-tuned on the reports."""
+    if config.init != "scratch":
+        return lambda: load_language_model(config.init, config.max_tokens)
+    if config.vocabulary == "reports" or config.num_english_steps == 0:
+        return lambda: new_language_model(config, corpus.special.size)
+    documents = token_ids(corpus.tokenizer, english_documents())
+    pieces = [piece for ids in documents for piece in cut(ids, config.max_tokens - 2)]
+    texts = _texts(pieces, None, [""] * len(pieces), corpus.special, config)
+    batches = Batches(texts, config.batch_size)
+    task = Task(
+        "pretrain-text: general English",
+        lambda: ReportBert(new_language_model(config, corpus.special.size)),
+        batches.batch,
+        _loss(config.seed),
+        identity,
+    )
+    steps = config.num_english_steps
+    network = train(task, _train_config(config, batches.per_epoch, steps), state / "english").network
+    assert isinstance(network, ReportBert)
+    weights = {name: value.detach().cpu().clone() for name, value in network.language.state_dict().items()}
+
+    def build() -> BertForMaskedLM:
+        model = new_language_model(config, corpus.special.size)
+        model.load_state_dict(weights)
+        return model
+
+    return build
+
+
+def _sha256(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _loss(seed: int) -> Callable[[nn.Module, Any], Tensor]:
+    """The training loss; dropout is seeded by the batch, so a continued run draws what the whole one would have."""
+
+    def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        content = int(batch["ids"].sum()) * 31 + int(batch["labels"].sum())
+        torch.manual_seed((seed * 1_000_003 + content) % 2**31)
+        network.train()
+        value: Tensor = network(**batch)["loss"]
+        return value
+
+    return loss
+
+
+def _train_config(config: TextEncoderConfig, per_epoch: int, num_steps: int) -> TrainConfig:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return TrainConfig(
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        micro_batch_size=max(1, config.batch_size // processes),
+        learning_rate=config.learning_rate,
+        num_warmup_steps=min(config.num_warmup_steps, per_epoch),
+        ema_decay=_EMA_DECAY,
+        ema_start_step=per_epoch // 2,
+        precision=config.precision,
+        checkpoint_every=_CHECKPOINT_EVERY,
+        log_every=per_epoch,
+        seed=config.seed,
+    )
+
+
+def _write(out: Path, stage: TextEncoderStage, corpus: Corpus, network: nn.Module, rows: list[dict[str, Any]]) -> None:
+    """The folder in transformers' format, with curves, held-out measures and the encoder's settings."""
+    assert isinstance(network, ReportBert)
+    lengths = {"training": corpus.training.num_tokens(), "held_out": corpus.held_out.num_tokens()}
+    facts = {
+        "num_reports": {name: len(values) for name, values in lengths.items()},
+        "tokens_per_report": {name: round(float(values.mean()), 1) for name, values in lengths.items()},
+        "vocabulary_size": corpus.special.size,
+        "num_parameters": sum(parameter.numel() for parameter in network.language.bert.parameters()),
+    }
+    encoder = {
+        "num_tokens": stage.num_tokens,
+        "mask_padding": stage.mask_padding,
+        "max_tokens": stage.encoder.max_tokens,
+    }
+    with atomic_dir(out) as folder:
+        network.language.float().save_pretrained(folder)
+        corpus.tokenizer.save_pretrained(folder)
+        save_tensors(folder / "pairing_head.safetensors", dict(network.pairing.named_parameters()), {})
+        write_json(folder / SETTINGS_FILE, encoder)
+        write_csv(folder / "metrics.csv", rows, CURVE_COLUMNS)
+        record = provenance(stage, **corpus.hashes)
+        write_json(folder / "heldout.json", {"held_out": rows[-1], **facts, "provenance": record})

@@ -1,0 +1,57 @@
+"""WordPiece vocabularies: trained on a corpus, reproducibly, and the conversion of texts to token ids.
+
+BERT's tokenizer (lower case, white space and punctuation, WordPiece), trained with the tokenizers library. The library
+numbers the pieces "##x" of single characters in the order of a hash map, so two trainings would differ; naming those
+pieces beforehand fixes their numbers and with them the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import BertTokenizer
+
+from medsyn.errors import InputError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_CHUNK = 1000
+TokenIds = NDArray[np.int32]
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> BertTokenizer:
+    """A BERT tokenizer with at most `vocabulary_size` pieces learned from `texts`; equal texts give equal pieces."""
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    characters = {character for text in texts for character in trained.normalizer.normalize_str(text)}
+    pieces = [f"##{character}" for character in sorted(characters) if not character.isspace()]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size, special_tokens=[*SPECIAL_TOKENS, *pieces], show_progress=False
+    )
+    trained.train_from_iterator(texts, trainer)
+    return BertTokenizer(vocab=trained.get_vocab(with_added_tokens=True), do_lower_case=True)
+
+
+def load_tokenizer(source: str | Path) -> BertTokenizer:
+    """The tokenizer of a local folder or hub name; InputError if there is none."""
+    try:
+        return BertTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: no BERT tokenizer there ({_first_line(error)})") from None
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> Iterator[TokenIds]:
+    """Ids of each text without special tokens, of any length."""
+    for start in range(0, len(texts), _CHUNK):
+        batch = list(texts[start : start + _CHUNK])
+        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+            yield np.asarray(ids, dtype=np.int32)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
