@@ -92,8 +92,9 @@ class TextEncoderConfig(Section):
     num_heads: PositiveInt = 4
     num_english_steps: int = Field(0, ge=0, description="masked-language-model steps on general English first")
     num_epochs: PositiveInt = Field(5, description="epochs over all reports of the training split (paper: 5)")
-    batch_size: PositiveInt = 32
-    learning_rate: PositiveFloat = 5e-4
+    batch_size: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-3
+    dropout: Fraction = Field(0.0, description="from scratch only; a checkpoint keeps its own")
     num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5

@@ -90,7 +90,7 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
 
 
 def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
-    """Read and tokenise the reports, training the tokenizer if need be; InputError without training or held-out ones."""
+    """Read the reports and tokenise them, training the tokenizer if need be; InputError if a split is missing."""
     reports = read_reports(reports_path)
     training, held_out = of_split(reports, "train", "text_only"), of_split(reports, "validation")
     for rows, what in ((training, "train or text_only"), (held_out, "validation")):
