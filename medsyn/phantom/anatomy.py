@@ -115,7 +115,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         top=min(middle + height / 2, 134.0),
         bottom=max(middle - height / 2, -138.0),
         squareness=float(rng.uniform(0.2, 0.5)),
-        fat=float(np.clip(rng.normal(14 if female else 11, 5), 4, 26)),
+        fat=float(np.clip(rng.normal(16 if female else 12, 5), 5, 28)),
         muscle=float(np.clip(rng.normal(7 if female else 10, 1.5), 4.5, 14)),
         dome_top_right=float(rng.normal(0.285, 0.022)),
         dome_top_left=float(rng.normal(-0.045, 0.012)),

@@ -134,7 +134,7 @@ def _place_emphysema(
         pool = upper if rng.random() < 0.85 else anywhere
         pick = int(rng.integers(pool[0].size))
         centre = np.array([float(c[pool][pick]) for c in (s.z, s.y, s.x)])
-        radius = float(np.clip(rng.lognormal(np.log(14.0), 0.4), 7.5, 30.0))
+        radius = float(np.clip(rng.lognormal(np.log(15.5), 0.42), 7.5, 30.0))
         radius = min(radius, 7.5 + 1.1 * float(np.cbrt(max(target - filled.sum(), 1) * grid.voxel_ml * 120)))
         p.bullae.append((np.round(centre, 3), round(radius, 3)))
         d2 = (s.z - centre[0]) ** 2 + (s.y - centre[1]) ** 2 + (s.x - centre[2]) ** 2

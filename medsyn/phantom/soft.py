@@ -25,10 +25,10 @@ def body_distance(a: Anatomy, s: Shell) -> tuple[Array, Array]:
     back = np.clip(np.float32(1.9) - s.angle, 0, 1) * np.clip((t - np.float32(0.25)) * 2.5, 0, 1)
     midline = np.clip((s.angle - np.float32(2.65)) * 3, 0, 1)
     thick = np.float32(10.0) + np.float32(a.muscle) * (
-        np.float32(0.35) + np.float32(1.2) * front * (1 - midline) + np.float32(1.7) * back
+        np.float32(0.35) + np.float32(1.2) * front * (1 - midline) + np.float32(1.3) * back
     )
     muscle = s.outline - thick
-    rise = np.maximum(t - np.float32(0.62), 0)
+    rise = np.maximum(t - np.float32(0.66), 0)
     shoulder_x = np.float32(a.half_width) * (np.float32(0.80) + np.float32(1.35) * np.minimum(rise, 0.42))
     shoulder_y = np.float32(a.half_depth) * (np.float32(0.50) + np.float32(0.25) * np.minimum(rise, 0.3))
     u, v = s.x / shoulder_x, (s.y + np.float32(0.26 * a.half_depth)) / shoulder_y
@@ -81,13 +81,14 @@ def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) 
     spleen = _ellipsoid(s, (top - 48, -0.45 * d, 0.66 * w), (42, 0.42 * d, 0.24 * w))
     size = a.stomach_size
     stomach = _ellipsoid(s, (top - 8 - 36 * size, 0.14 * d, 0.46 * w), (46 * size, 0.46 * d * size, 0.35 * w * size))
+    stomach = stomach + 4 * mottle
     liver = np.maximum(liver, -stomach)
     paint(hu, cover(liver, width), 3 * mottle + LIVER + 0.12 * max(a.blood_hu - 42, 0))
     spleen = np.maximum(np.maximum(spleen, space), -stomach - 2)
     paint(hu, cover(spleen, width), SPLEEN + 0.25 * max(a.blood_hu - 42, 0))
     stomach = np.maximum(stomach, space)
     paint(hu, cover(stomach, width), 45.0)
-    inner = stomach + np.float32(4.0)
+    inner = stomach + np.float32(2.8)
     paint(hu, cover(inner, width), STOMACH)
     gas = np.maximum(inner, np.float32(0.14 * d + a.stomach_gas * 0.46 * d * size) - s.y)
     paint(hu, cover(gas, width), AIR + 10)
