@@ -89,9 +89,9 @@ def figure4(
         f"{FINDINGS[f][0].lower()} [{FINDINGS[f][3][0]:.0f}, {FINDINGS[f][3][1]:.0f}]" for f in shown
     )
     title = "Real subjects with a finding, samples prompted with it, samples prompted with its reverse"
-    with drawing(out, 16.4, 0.95 + 1.95 * len(shown), title, notes(footer + ".", phantom)) as figure:
-        axes = grid(figure, len(shown), 10, left=1.1, top=0.85, bottom=0.45)
-        figure.subplots_adjust(hspace=0.22)
+    with drawing(out, 16.4, 0.85 + 1.85 * len(shown), title, notes(footer + ".", phantom)) as figure:
+        axes = grid(figure, len(shown), 10, left=1.1, top=0.8, bottom=0.4)
+        figure.subplots_adjust(hspace=0.2)
         for row, finding in zip(axes, shown, strict=True):
             name, axial, coronal, window = FINDINGS[finding]
             row_label(row[0], name)
@@ -125,7 +125,7 @@ def figure5(out: Path, values: Mapping[str, Sequence[float | None]], phantom: bo
     if p_value is not None:
         footer += f"One-tailed Welch t-test: p = {p_value:.2g}."
     with drawing(out, 6.6, 4.2, "Cardiothoracic ratio by prompt", _plain(footer, phantom)) as figure:
-        axes = grid(figure, 1, 1, left=0.7, top=0.55, bottom=0.95)[0, 0]
+        axes = grid(figure, 1, 1, left=0.7, top=0.7, bottom=0.95)[0, 0]
         known = {word: known_values(values[word]) for word in ("negative", "positive")}
         pooled = np.concatenate(list(known.values()))
         if len(pooled) == 0:
@@ -139,9 +139,9 @@ def figure5(out: Path, values: Mapping[str, Sequence[float | None]], phantom: bo
         axes.set_ylabel("density", fontsize=9, color=INK)
         axes.tick_params(labelsize=8, colors=FAINT)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
         axes.set_xlim(x[0], x[-1])
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
 
 
 def figure6(
@@ -168,7 +168,7 @@ def figure6(
         for row, (structure, subject, names) in zip(axes, rows, strict=True):
             mask = _mask_of(masks, subject, structure)
             level = _level_of(mask)
-            row_label(row[0], structure, 12)
+            row_label(row[0], structure)
             show_mask(row[0], mask, structure, level)
             show(row[1], read_volume(real[subject]), "coronal", level)
             for k, panel in enumerate(row[2:]):

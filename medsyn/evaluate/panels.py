@@ -73,9 +73,10 @@ def show(
         rows, columns = picture.shape
         axes.set_ylim(box[1] * rows - 0.5, box[0] * rows - 0.5)
         axes.set_xlim(box[2] * columns - 0.5, box[3] * columns - 0.5)
-    elif plane != "sagittal":
-        for x, side in ((0.02, "R"), (0.98, "L")):
-            place = {"ha": "left" if side == "R" else "right", "va": "center", "transform": axes.transAxes}
+    else:
+        sides = ("A", "P") if plane == "sagittal" else ("R", "L")
+        for x, side in zip((0.02, 0.98), sides, strict=True):
+            place = {"ha": "left" if x < 0.5 else "right", "va": "center", "transform": axes.transAxes}
             axes.text(x, 0.5, side, color="#e8d8a0", fontsize=6, **place)  # type: ignore[arg-type]
     blank(axes)
 
@@ -94,7 +95,8 @@ def show_mask(axes: Axes, mask: Volume, structure: str, fraction: float) -> None
 
 
 def blank(axes: Axes) -> None:
-    """No ticks, no frame, black behind."""
+    """No ticks, no frame, black behind, upper edges of a row aligned."""
+    axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor("black")
@@ -102,7 +104,7 @@ def blank(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def row_label(axes: Axes, text: str, width: int = 18) -> None:
+def row_label(axes: Axes, text: str, width: int = 14) -> None:
     """Name a row at the left of its first panel."""
     wrapped = "\n".join(textwrap.wrap(text, width))
     axes.text(-0.06, 0.5, wrapped, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=INK)

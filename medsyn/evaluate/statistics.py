@@ -6,6 +6,7 @@ this is Welch's, which does not assume that an effusion prompt and its reversal 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,9 @@ def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float 
     a, b = known_values(greater), known_values(smaller)
     if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
         return None
-    return float(stats.ttest_ind(a, b, equal_var=False, alternative="greater").pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one sample may well be constant: no effusion at all
+        return float(stats.ttest_ind(a, b, equal_var=False, alternative="greater").pvalue)
 
 
 def dice(first: NDArray, second: NDArray) -> float | None:

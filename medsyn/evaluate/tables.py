@@ -99,7 +99,8 @@ def _distances(real: NDArray, synthetic: NDArray | None, config: EvaluationConfi
                 continue
             a, b = equal_numbers(real, synthetic, config.num_fid_samples, config.seed)
             row |= {name: distance(a, b), "n_fid": len(a)}
-            row[f"{name}_ci_low"], row[f"{name}_ci_high"] = jackknife_interval(distance, a, b, seed=config.seed)
+            low, high = jackknife_interval(distance, a, b, seed=config.seed)
+            row |= {f"{name}_ci_low": max(0.0, low) if name == "fid" else low, f"{name}_ci_high": high}
     except ValueError as error:
         return row | {"note": f"no distance: {error}"}
     if synthetic is None:

@@ -84,7 +84,8 @@ def _distance_rows(
         row["feature_extractor"] = info["name"]
         try:
             row["value"] = distance(a, b)
-            row["ci_low"], row["ci_high"] = jackknife_interval(distance, a, b, seed=seed)
+            low, high = jackknife_interval(distance, a, b, seed=seed)
+            row |= {"ci_low": max(0.0, low) if name == "fid" else low, "ci_high": high}
         except ValueError as error:
             row["note"] = str(error)
         rows.append(row)
