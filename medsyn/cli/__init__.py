@@ -30,7 +30,7 @@ class Verbs:
         """Add verb `name`; `run` receives the parsed arguments. Returns the parser to add options to."""
         parser: argparse.ArgumentParser = self._subparsers.add_parser(
             name,
-            help=summary,
+            help=summary.replace("%", "%%"),
             description=summary,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
