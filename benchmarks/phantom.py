@@ -1,14 +1,11 @@
-"""Time of one phantom, files written included, on one core: `python benchmarks/phantom.py [--sizes 64 256] [--count 3]`.
+"""Time of one phantom, files written included, on one core.
+
+    OMP_NUM_THREADS=1 python benchmarks/phantom.py [--sizes 64 256] [--count 3]
 
 Prints CPU seconds (what one core needs) and wall seconds for each size; the aims are 1 s at 64^3 and 20 s at 256^3.
 """
 
 from __future__ import annotations
-
-import os
-
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
 
 import argparse
 import tempfile

@@ -50,7 +50,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     normal = render_subject(SEED, 1, args.size, ())
     beside_real(normal, real_ct(args.data / "ct" / "chest_real_5mm.nii.gz"), args.out / "phantom_vs_real.png")
-    examples(args.size, normal, args.out / "phantom_findings.png")
+    examples(min(args.size, 192), args.out / "phantom_findings.png")
     trees(normal, args.data / "anatomy", args.out / "phantom_trees.png")
     sizes(args.out / "phantom_sizes.png", normal)
     table(args.count, args.data / "anatomy", args.out / "phantom_table.csv")
@@ -111,8 +111,9 @@ def beside_real(phantom: RenderedSubject, real: Volume, path: Path) -> None:
     save(figure, path)
 
 
-def examples(size: int, normal: RenderedSubject, path: Path) -> None:
+def examples(size: int, path: Path) -> None:
     """Every finding in the same person: axial and coronal."""
+    normal = render_subject(SEED, 1, size, ())
     figure, axes = plt.subplots(2, len(EXAMPLES), figsize=(3.1 * len(EXAMPLES), 6.4), facecolor="black")
     for column, (name, specs) in enumerate(EXAMPLES.items()):
         subject = render_subject(SEED, 1, size, specs) if specs else normal

@@ -105,7 +105,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     middle = float(rng.normal(-3, 3))
     angles = np.clip(rng.normal(0, [0.025, 0.02, 0.03]), -0.06, 0.06)
     contrast = bool(rng.random() < 0.45)
-    upper = float(np.clip(rng.normal(0.36, 0.025), 0.30, 0.42))
+    upper = float(np.clip(rng.normal(0.338, 0.027), 0.27, 0.40))
     middle_lobe = float(np.clip(rng.normal(0.17, 0.018), 0.12, 0.22))
     return Anatomy(
         female=female,
@@ -129,7 +129,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         bone_hu=float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.3)),
         noise_hu=float(np.clip(rng.normal(19, 3), 12, 27)),
         texture_hu=float(np.clip(rng.normal(30, 4), 21, 39)),
-        lobe_shares=(upper, middle_lobe, float(np.clip(rng.normal(0.51, 0.025), 0.44, 0.57))),
+        lobe_shares=(upper, middle_lobe, float(np.clip(rng.normal(0.50, 0.025), 0.43, 0.56))),
         fissure_slope=float(np.clip(rng.normal(0.95, 0.08), 0.75, 1.15)),
         sway=float(rng.normal(0, 2.5)),
         stomach_gas=float(rng.uniform(-0.5, 0.55)),
@@ -153,10 +153,10 @@ def _rotation(about_z: float, about_y: float, about_x: float) -> NDArray[np.floa
 # --- heart ---
 
 _HEART = (  # centre (z, y, x), long axis (z, y, x), semi-axes (long, across, across)
-    ((-44, 20, 34), (-0.45, 0.42, 0.78), (55, 44, 46)),  # left ventricle
-    ((-48, 44, 12), (-0.50, 0.15, 0.85), (53, 40, 37)),  # right ventricle
-    ((-30, 24, -20), (1.0, 0.0, 0.0), (46, 34, 27)),  # right atrium
-    ((-12, -2, 8), (0.0, 0.0, 1.0), (40, 27, 26)),  # left atrium
+    ((-44, 20, 37), (-0.45, 0.42, 0.78), (55, 44, 46)),  # left ventricle
+    ((-48, 44, 15), (-0.50, 0.15, 0.85), (53, 40, 37)),  # right ventricle
+    ((-30, 24, -17), (1.0, 0.0, 0.0), (46, 34, 27)),  # right atrium
+    ((-12, -2, 11), (0.0, 0.0, 1.0), (40, 27, 26)),  # left atrium
 )
 
 
@@ -175,7 +175,7 @@ def heart_ellipsoids(anatomy: Anatomy, ctr: float) -> list[Ellipsoid]:
 
 
 def _scaled_heart(anatomy: Anatomy, lateral: float) -> list[Ellipsoid]:
-    anchor = anatomy.point(-6, 4, 4)
+    anchor = anatomy.point(-6, 4, 7)
     stretch = np.array([lateral**0.55, lateral**0.5, lateral])
     pieces = []
     for centre, direction, semi in _HEART:

@@ -162,7 +162,7 @@ def septum_distance(a: Anatomy, s: Shell) -> Array:
     low = np.maximum(np.float32(a.level(0.42)) - s.z, 0) * np.float32(1 / 60.0)
     front = np.clip((s.y - 10) * np.float32(1 / 60.0), 0, 1)
     half = np.float32(3.5) + np.float32(15.0) * np.minimum(high, 1.6) ** 2 + np.float32(8.0) * low * front
-    return np.abs(s.x - np.float32(2.0)) - half
+    return np.abs(s.x - np.float32(5.0)) - half
 
 
 def lung_distance(a: Anatomy, s: Shell, mediastinum: Array) -> Array:
