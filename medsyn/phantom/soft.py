@@ -25,7 +25,7 @@ def body_distance(a: Anatomy, s: Shell) -> tuple[Array, Array]:
     back = np.clip(np.float32(1.9) - s.angle, 0, 1) * np.clip((t - np.float32(0.25)) * 2.5, 0, 1)
     midline = np.clip((s.angle - np.float32(2.65)) * 3, 0, 1)
     thick = np.float32(10.0) + np.float32(a.muscle) * (
-        np.float32(0.35) + np.float32(1.2) * front * (1 - midline) + np.float32(1.3) * back
+        np.float32(0.12) + np.float32(1.1) * front * (1 - midline) + np.float32(1.3) * back
     )
     muscle = s.outline - thick
     rise = np.maximum(t - np.float32(0.66), 0)
