@@ -33,14 +33,15 @@ class ReportBert(nn.Module):
         nn.init.normal_(self.pairing.weight, std=0.02)
         nn.init.zeros_(self.pairing.bias)
 
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor, paired: Tensor) -> dict[str, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor, segments: Tensor, labels: Tensor, paired: Tensor) -> dict[str, Tensor]:
         """Losses of one batch.
 
-        ids, mask, labels: (n, tokens) int64, labels IGNORED where a token is not to be predicted; paired: (n,) int64, 1
-        paired, 0 swapped, IGNORED for a text that is no pair. Gives `loss` (sum of both cross-entropies), `token_nats`
-        (one value per predicted token) and `pairing_correct` (one 0/1 value per pair).
+        ids, mask, segments (0, 1), labels: (n, tokens) int64, labels IGNORED where a token is not to be predicted;
+        paired: (n,) int64, 1 paired, 0 swapped, IGNORED for a text that is no pair. Gives `loss` (sum of both
+        cross-entropies), `token_nats` (one value per predicted token), `pairing_correct` (one 0/1 value per pair).
         """
-        states = self.language.bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, tokens, hidden)
+        output = self.language.bert(input_ids=ids, attention_mask=mask, token_type_ids=segments)
+        states = output.last_hidden_state  # (n, tokens, hidden)
         predicted = labels != IGNORED
         scores = self.language.cls(states[predicted])  # (predicted tokens, vocabulary)
         token_nats = functional.cross_entropy(scores.float(), labels[predicted], reduction="none")

@@ -1,10 +1,10 @@
 """From token ids to training batches: section pairs, masked tokens, batches of similar length.
 
 Every batch is a pure function of (seed, step), so a run that is killed and continued sees the same samples. An input
-is "[CLS] FINDINGS: ... [SEP] IMPRESSION: ... [SEP]", one segment, because later the encoder reads one text, not two. In
-task (b) of the paper's Section IV-A a share of the Impressions is replaced by that of another patient; in task (a) a
-share of the tokens is to be predicted, of which 80 % become [MASK], 10 % another token, and 10 % stay (BERT, Devlin et
-al. 2019).
+is "[CLS] FINDINGS: ... [SEP] IMPRESSION: ... [SEP]" with BERT's two segments; either section may come first, because
+later the encoder reads single texts and a short prompt must be at home at the start. In task (b) of the paper's Section
+IV-A a share of the Impressions is replaced by that of another patient; in task (a) a share of the tokens is to be
+predicted, of which 80 % become [MASK], 10 % another token, and 10 % stay (BERT, Devlin et al. 2019).
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Texts:
         else:
             other = self._other(index, rng) if rng.random() < self.swap_fraction else index
             paired = int(other == index)
-            ids = _join([self.firsts[index], self.seconds[other]], self.special, self.max_tokens)
+            parts = [self.firsts[index], self.seconds[other]]
+            ids = _join(parts if rng.random() < 0.5 else parts[::-1], self.special, self.max_tokens)
         masked, labels = mask_tokens(ids, self.special, self.mask_fraction, rng)
         return masked, labels, paired
 
@@ -123,7 +124,7 @@ class Batches:
         """Samples `slots` (places in the batch) of optimiser step `step`."""
         epoch, place = divmod(step, self.per_epoch)
         chosen = self._order(epoch)[place][list(slots)]
-        return collate([self.texts.example(epoch, int(index)) for index in chosen], self.texts.special.pad)
+        return collate([self.texts.example(epoch, int(index)) for index in chosen], self.texts.special)
 
     def held_out(self) -> list[dict[str, Tensor]]:
         """All texts in fixed draws of masks and swaps, as many rounds as a steady measure needs, shortest first."""
@@ -131,7 +132,7 @@ class Batches:
         parts = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         rounds = range(-(-_HELD_OUT_EXAMPLES // len(order)))
         draws = [[(_HELD_OUT + number, int(index)) for index in part] for part in parts for number in rounds]
-        return [collate([self.texts.example(*draw) for draw in part], self.texts.special.pad) for part in draws]
+        return [collate([self.texts.example(*draw) for draw in part], self.texts.special) for part in draws]
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """(batches, batch_size) indices of one epoch: shuffled, sorted by length within buckets, shuffled again."""
@@ -144,10 +145,10 @@ class Batches:
         return order.reshape(self.per_epoch, self.batch_size)[rng.permutation(self.per_epoch)]
 
 
-def collate(examples: Sequence[tuple[TokenIds, TokenIds, int]], pad: int) -> dict[str, Tensor]:
-    """Pad to a common length: ids, mask, labels (n, tokens) and paired (n,), all int64."""
+def collate(examples: Sequence[tuple[TokenIds, TokenIds, int]], special: Special) -> dict[str, Tensor]:
+    """Pad to a common length: ids, mask, segments, labels (n, tokens) and paired (n,), all int64."""
     length = max(len(ids) for ids, _, _ in examples)
-    ids = np.full((len(examples), length), pad, dtype=np.int64)
+    ids = np.full((len(examples), length), special.pad, dtype=np.int64)
     labels = np.full((len(examples), length), IGNORED, dtype=np.int64)
     mask = np.zeros((len(examples), length), dtype=np.int64)
     for row, (tokens, targets, _) in enumerate(examples):
@@ -155,7 +156,9 @@ def collate(examples: Sequence[tuple[TokenIds, TokenIds, int]], pad: int) -> dic
         labels[row, : len(tokens)] = targets
         mask[row, : len(tokens)] = 1
     paired = np.asarray([pair for _, _, pair in examples], dtype=np.int64)
-    arrays = {"ids": ids, "mask": mask, "labels": labels, "paired": paired}
+    ends = (ids == special.sep).cumsum(axis=1) - (ids == special.sep)  # separators before each token
+    segments = ((ends > 0) & (mask > 0)).astype(np.int64)
+    arrays = {"ids": ids, "mask": mask, "segments": segments, "labels": labels, "paired": paired}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

@@ -59,6 +59,7 @@ class Labeler:
         except re.error as error:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
         self.findings = tuple(self._findings)
+        self._mention = re.compile("|".join(finding.present.pattern for finding in self._findings.values()))
         for name, finding in self._findings.items():
             for other in finding.includes:
                 if other not in self._findings:
@@ -66,8 +67,9 @@ class Labeler:
 
     def label(self, text: str) -> dict[str, int]:
         """1 for every finding that the report says is there or suspects, else 0."""
-        sentences = [part.strip() for part in _SENTENCE.split(" ".join(text.lower().split(" ")))]
-        kept = [part for part in sentences if part and not self._scopes["history"].search(part)]
+        sentences = _SENTENCE.split(text.lower())
+        mentioned = [part for part in sentences if self._mention.search(part)]
+        kept = [part for part in mentioned if not self._scopes["history"].search(part)]
         labels = {
             name: int(any(self._affirms(finding, part) for part in kept)) for name, finding in self._findings.items()
         }
@@ -117,8 +119,8 @@ def load_labeler(path: str | Path) -> Labeler:
     return Labeler(rules, path)
 
 
-def label_table(path: str | Path, labeler: Labeler) -> tuple[str, list[dict[str, Any]]]:
-    """(name of the id column, rows of id and labels) of a CSV with `id` or `report_id`, and `report` or sections."""
+def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
+    """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`."""
     rows = read_csv(path)
     columns = set(rows[0]) if rows else set()
     key = next((name for name in ("id", "report_id") if name in columns), None)
@@ -135,8 +137,8 @@ def label_table(path: str | Path, labeler: Labeler) -> tuple[str, list[dict[str,
         text = row.get("report", "").strip() or sections
         if not text:
             raise InputError(f"{path}: report {row[key]} is empty; give it a text or leave the row out")
-        labelled.append({key: row[key], **labeler.label(text)})
-    return key, labelled
+        labelled.append({"id": row[key], **labeler.label(text)})
+    return labelled
 
 
 def _union(phrases: Sequence[str]) -> re.Pattern[str]:
