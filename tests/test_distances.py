@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_resnet3d import hash_values
+from parity import hashed
 
 from medsyn.evaluate.distances import (
     equal_numbers,
@@ -15,8 +15,8 @@ from medsyn.evaluate.distances import (
     median_distance,
 )
 
-A = (1.3 * hash_values(384, 400010)).reshape(64, 6)
-B = (hash_values(480, 400011) + 0.2).reshape(80, 6)
+A = (1.3 * hashed(384, 400010)).reshape(64, 6)
+B = (hashed(480, 400011) + 0.2).reshape(80, 6)
 
 
 def test_parity() -> None:
@@ -42,7 +42,7 @@ def test_frechet_of_one_dimension_by_hand() -> None:
 
 def test_mmd_by_hand() -> None:
     x, y = np.array([[0.0], [1.0]]), np.array([[0.0], [3.0]])
-    # all 16 ordered distances: six 0, two 1, three pairs of ... sorted, the eighth is the lower median
+    # lower median of 16 ordered distances: the eighth
     distances = sorted(abs(p - q) for p in (0, 1, 0, 3) for q in (0, 1, 0, 3))
     sigma = distances[7]
     k = lambda d: np.exp(-(d**2) / sigma**2)  # noqa: E731

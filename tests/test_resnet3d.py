@@ -5,29 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from parity import hashed
 
 from medsyn.models.resnet3d import ResNet3d, to_unit
 
 
-def hash_values(count: int, tag: int) -> np.ndarray:
-    """`count` values in [-1, 1), a pure function of position and tag (32-bit mixing)."""
-    mask = np.uint64(0xFFFFFFFF)
-    h = (np.arange(1, count + 1, dtype=np.uint64) * np.uint64(2654435761)) & mask
-    h = (h + np.uint64((tag + 1) * 2246822519 % 2**32)) & mask
-    h ^= h >> np.uint64(15)
-    h = (h * np.uint64(2246822519)) & mask
-    h ^= h >> np.uint64(13)
-    h = (h * np.uint64(3266489917)) & mask
-    h ^= h >> np.uint64(16)
-    return h.astype(np.float64) / 2**31 - 1
-
-
 def filled(depth: int) -> ResNet3d:
-    """The network in evaluation mode with every parameter set from `hash_values`."""
+    """The network in evaluation mode with every parameter set from the hash of the parity numbers."""
     net = ResNet3d(depth, 64).eval()
     with torch.no_grad():
         for rank, (name, parameter) in enumerate(sorted(net.named_parameters())):
-            values = hash_values(parameter.numel(), rank)
+            values = hashed(parameter.numel(), rank)
             if parameter.ndim > 1:
                 values *= np.sqrt(6 * parameter.shape[0] / parameter.numel())
             else:
@@ -38,11 +26,11 @@ def filled(depth: int) -> ResNet3d:
 
 @pytest.fixture(scope="module")
 def volume() -> torch.Tensor:
-    return torch.from_numpy(hash_values(61440, 400001).astype(np.float32)).reshape(1, 1, 32, 40, 48)
+    return torch.from_numpy(hashed(61440, 400001).astype(np.float32)).reshape(1, 1, 32, 40, 48)
 
 
 def test_hash_rule() -> None:
-    assert hash_values(4, 0) == pytest.approx([-0.6660353, -0.17918372, 0.24587787, -0.29354237], abs=1e-7)
+    assert hashed(4, 0) == pytest.approx([-0.6660353, -0.17918372, 0.24587787, -0.29354237], abs=1e-7)
 
 
 @pytest.mark.parametrize(
