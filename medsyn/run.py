@@ -24,6 +24,7 @@ from medsyn.diffusion.objective import enlarge, reduce_resolution
 from medsyn.diffusion.samplers import Denoiser, ddim, guided_denoiser, volume_noise
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
+from medsyn.memory import keep_freed_memory
 from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
 from medsyn.models.unet import UNet
 from medsyn.models.weights import load
@@ -171,6 +172,7 @@ def sampling_with(weights: Path, config: Path | None, **changes: Any) -> Samplin
 
 def open_run(weights: Path, settings: SamplingStage) -> Run:
     """Load the networks of run.json (or of the folder that holds it) onto the GPU if there is one."""
+    keep_freed_memory()
     source, record = _run_record(weights)
     folder = source.parent
     paths = {name: folder / record[name] for name in ("low_res", "super_res")}

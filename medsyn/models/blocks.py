@@ -66,9 +66,14 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """x [B, Cin, D, H, W]; scale, shift [B, Cout]: SiLU(norm(conv(x)) * (1 + scale) + shift)."""
-        x = self.norm(self.proj(x))
-        if scale is not None and shift is not None:
-            x = torch.addcmul(_per_channel(shift), x, _per_channel(1 + scale))
+        x, norm = self.proj(x), self.norm
+        if scale is None or shift is None:
+            x = norm(x)
+        elif x.shape[0] == 1:  # one volume: the time's affine joins that of the norm
+            gain = 1 + scale[0]
+            x = F.group_norm(x, norm.num_groups, norm.weight * gain, norm.bias * gain + shift[0], norm.eps)
+        else:
+            x = torch.addcmul(_per_channel(shift), norm(x), _per_channel(1 + scale))
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -91,7 +96,8 @@ class ResBlock(nn.Module):
         else:
             scale, shift = self.mlp(time).chunk(2, dim=1)
             hidden = self.block1(x, scale, shift)
-        return self.block2(hidden) + self.res_conv(x)
+        hidden, residual = self.block2(hidden), self.res_conv(x)
+        return hidden + residual if torch.is_grad_enabled() else hidden.add_(residual)
 
 
 class ChannelNorm(nn.Module):

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
 from medsyn.errors import InputError
 from medsyn.files import write_csv
+from medsyn.memory import keep_freed_memory
 from medsyn.progress import log, track
 from medsyn.training.checkpoint import cpu_copy, load_checkpoint, save_checkpoint
 from medsyn.training.ema import Ema
@@ -41,8 +41,8 @@ Batch = Any
 class Task:
     """What to train.
 
-    build() makes the network (weights drawn from the global generator, which the loop seeds); batch(step, slots) the
-    samples `slots` of optimiser step `step` (0-based); loss(network, batch) a scalar, the mean over the samples;
+    build() makes the network (its weights come from torch's generator, which the loop seeds for it); batch(step, slots)
+    the samples `slots` of optimiser step `step` (0-based); loss(network, batch) a scalar, the mean over the samples;
     identity is everything besides the TrainConfig that the result depends on.
     """
 
@@ -72,6 +72,7 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     Raises InputError for a state of another run, DivergedError for a non-finite loss (the last checkpoint is kept) and
     SystemExit(143) after writing a checkpoint when SIGTERM arrives.
     """
+    keep_freed_memory()
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
     run = _Run(task, config, state, accelerator)
@@ -107,8 +108,9 @@ class _Run:
                 f"{task.name}: train.batch_size {config.batch_size} is not a multiple of micro_batch_size {self.micro}"
                 f" times {accelerator.num_processes} processes"
             )
-        set_seed(config.seed)
-        network = task.build()
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            network = task.build()
         self.bare = network
         self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
         optimizer = torch.optim.AdamW(
