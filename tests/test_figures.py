@@ -146,7 +146,7 @@ def test_cells_of_the_report() -> None:
     header, cells, notes = display_table([row])
     assert header == ["Method", "n", "FID", "FID, half", "dice"]
     assert [cell["main"] for cell in cells[0]] == ["MedSyn", "4", "0.5", "1", "0.123 ± 0.01"]
-    assert cells[0][2]["below"] == "0.4 – 0.6"
+    assert cells[0][2]["below"] == "[0.4, 0.6]"
     assert notes == ["Feature extractor: net.", "Note: Half."]
     assert [number(text) for text in ("12345.6", "123.45", "0.00012345", "", "7")] == [
         "12,346",

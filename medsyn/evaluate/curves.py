@@ -35,7 +35,8 @@ def chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool = Fa
         parts.append(f'<text x="{LEFT - 5}" y="{y + 3:.1f}" class="tick end">{shown:.3g}</text>')
         x, _ = place(x_low + (x_high - x_low) * k / 4, y_low)
         tick = x_low + (x_high - x_low) * k / 4
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 13}" class="tick mid">{tick:.4g}</text>')
+        anchor = "end" if k == 4 else "mid"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 13}" class="tick {anchor}">{tick:.4g}</text>')
     for k, (label, line) in enumerate(lines):
         colour = COLOURS[k % len(COLOURS)]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (place(*point) for point in line))

@@ -15,17 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
-from medsyn.masks.effusion import segment_effusion
+from medsyn.masks.effusion import WORKING_MM, segment_effusion
 from medsyn.masks.heart import cardiothoracic_ratio
 from medsyn.masks.lungs import LEFT, RIGHT, segment_lungs
-from medsyn.masks.morphology import Spacing, block_factors, block_mean
+from medsyn.masks.morphology import Spacing, block_factors, block_labels, block_mean
 from medsyn.orientation import reorient
 from medsyn.volume import Volume
 
 MEASURES = ("lung_volume_ml", "airway_volume_mm3", "effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio")
 LOW_ATTENUATION_HU = -950.0
-WORKING_MM = 4.0
-"""Grid for effusion and heart: their measures do not need finer voxels."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,7 @@ def _thorax(model: Volume, lungs: NDArray[np.uint8]) -> tuple[float, float | Non
     """Effusion in ml and cardiothoracic ratio, on a coarser grid where the CT is fine."""
     factors = block_factors(model.spacing_mm, WORKING_MM)
     spacing: Spacing = tuple(s * f for s, f in zip(model.spacing_mm, factors, strict=True))  # type: ignore[assignment]
-    hu = block_mean(model.array, factors)
-    coarse = np.zeros(hu.shape, np.uint8)
-    for side in (RIGHT, LEFT):
-        coarse[block_mean(lungs == side, factors) > 0.5] = side
+    hu, coarse = block_mean(model.array, factors), block_labels(lungs, factors)
     effusion = segment_effusion(hu, coarse, spacing)
     volume_ml = float(effusion.sum()) * float(np.prod(spacing)) / 1000
     return volume_ml, cardiothoracic_ratio(hu, coarse, effusion, spacing)

@@ -82,7 +82,7 @@ def _cards(results: Path) -> list[dict[str, str]]:
             {
                 "title": f"{name}: with against without",
                 "value": f"{number(with_it[mean])} / {number(without[mean])} {_unit(mean)}".strip(),
-                "detail": f"p = {p_value(with_it['p_value'])} · n = {with_it['n']} and {without['n']}",
+                "detail": f"p {_relation(p_value(with_it['p_value']))} · n = {with_it['n']} and {without['n']}",
             }
         )
     path = results / "eval/table1.csv"
@@ -96,6 +96,10 @@ def _cards(results: Path) -> list[dict[str, str]]:
             }
         )
     return cards
+
+
+def _relation(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
 
 
 def _unit(column: str) -> str:
@@ -157,7 +161,7 @@ def _cohort(results: Path) -> Facts | None:
     reports = results / "cohort/reports.csv"
     if reports.exists():
         extra = sum(row["split"] == "text_only" for row in read_csv(reports, ["split"]))
-        note += f" {extra} further reports without images train the text encoder."
+        note += f" {extra:,} further reports without images train the text encoder." if extra else ""
     return {"labels": [name.replace("_", " ") for name in names], "rows": rows, "note": note}
 
 
@@ -204,11 +208,14 @@ def _encoder(folder: Path) -> Facts:
     x = curves.get("epoch", curves.get("step", []))
     charts = []
     for title, names in (
-        ("loss in training", ["train_loss"]),
-        ("held-out perplexity of masked words (lower is better)", ["mlm_perplexity", "unigram_perplexity"]),
-        ("held-out findings/impression pairing accuracy", ["pairing_accuracy"]),
+        ("loss in training", {"train_loss": "training"}),
+        (
+            "held-out perplexity of masked words (lower is better)",
+            {"mlm_perplexity": "model", "unigram_perplexity": "word frequencies alone"},
+        ),
+        ("held-out findings/impression pairing accuracy", {"pairing_accuracy": "held-out"}),
     ):
-        charts.append(chart([(name, x, curves[name]) for name in names if name in curves], "epoch", title))
+        charts.append(chart([(names[name], x, curves[name]) for name in names if name in curves], "epoch", title))
     facts = ""
     if (folder / "heldout.json").exists():
         values = read_json(folder / "heldout.json")

@@ -98,4 +98,4 @@ def _cell(row: Mapping[str, Any], name: str, is_summary: bool) -> Cell:
     else:
         main = number(row[name])
     low, high = row.get(f"{name}_ci_low", ""), row.get(f"{name}_ci_high", "")
-    return {"main": main, "below": f"{number(low)} – {number(high)}" if low and high else ""}
+    return {"main": main, "below": f"[{number(low)}, {number(high)}]" if low and high else ""}

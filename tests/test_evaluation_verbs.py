@@ -1,0 +1,218 @@
+"""The verbs that train, extract, classify, score and compare, on volumes of 16^3 voxels whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parity import hashed
+
+from medsyn.cli import main
+from medsyn.config import (
+    AugmentationConfig,
+    AugmentationStage,
+    EvaluationConfig,
+    FeaturesConfig,
+    FeaturesStage,
+    PreprocessConfig,
+)
+from medsyn.errors import InputError
+from medsyn.evaluate.classifier import pooled, stratified_folds
+from medsyn.evaluate.features import load_extractor, read_med3d
+from medsyn.evaluate.inputs import list_volumes, read_features
+from medsyn.files import read_csv, write_csv, write_json
+from medsyn.models.resnet3d import ResNet3d
+from medsyn.volume import Volume, write_volume
+
+SPACING = (18.0, 19.0, 19.0)
+WINDOW = (-1024.0, 600.0)
+
+
+def volume(seed: int, bright: bool) -> np.ndarray:
+    """(16, 16, 16) int16 lung-like noise, with a dense block if `bright`."""
+    hu = np.random.default_rng(seed).normal(-800, 60, size=(16, 16, 16))
+    if bright:
+        hu[:, :8] += 800
+    return hu.astype(np.int16)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Twelve labelled subjects as store and folders, eight samples, the stage files."""
+    subjects = [
+        {"subject_id": f"s{k}", "report_id": f"r{k}", "split": "train" if k < 8 else "validation"} for k in range(12)
+    ]
+    arrays = np.stack([volume(k, k % 2 == 1) for k in range(12)])
+    write_csv(tmp_path / "cohort.csv", subjects, ["subject_id", "report_id", "split"])
+    write_csv(tmp_path / "store/index.csv", subjects, ["subject_id", "report_id", "split"])
+    np.save(tmp_path / "store/high_image.npy", arrays)
+    write_csv(
+        tmp_path / "labels.csv",
+        [{"id": f"r{k}", "dense": k % 2, "never": 0} for k in range(12)],
+        ["id", "dense", "never"],
+    )
+    for k, array in enumerate(arrays):
+        write_volume(tmp_path / f"volumes/s{k}/volume.nii.gz", Volume(array, SPACING))
+    prompts = []
+    for k in range(8):
+        sign = ("negative", "positive")[k % 2]
+        write_volume(tmp_path / f"samples/p{k}/volume.nii.gz", Volume(volume(50 + k, k % 2 == 1), SPACING))
+        prompts.append({"sample_id": f"p{k}", "prompt_type": f"dense/{sign}", "text": "x", "seed": k})
+    write_csv(tmp_path / "prompts.csv", prompts, ["sample_id", "prompt_type", "text", "seed"])
+    features = FeaturesConfig(depth=10, base_width=2, num_epochs=3, batch_size=4)
+    write_json(tmp_path / "features.json", FeaturesStage(features=features, window_hu=WINDOW).model_dump(mode="json"))
+    augmentation = AugmentationConfig(num_folds=2, num_epochs=3, base_width=2, batch_size=4)
+    stage = AugmentationStage(augmentation=augmentation, window_hu=WINDOW)
+    write_json(tmp_path / "augmentation.json", stage.model_dump(mode="json"))
+    write_json(tmp_path / "preprocess.json", PreprocessConfig(size=(16, 16, 16)).model_dump(mode="json"))
+    write_json(
+        tmp_path / "evaluation.json", EvaluationConfig(prompt_pairs={}, num_fid_samples=4).model_dump(mode="json")
+    )
+    return tmp_path
+
+
+def verb(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def train(run: Path, out: Path) -> int:
+    store, labels = run / "store", run / "labels.csv"
+    return verb("train-features", "--config", run / "features.json", "--store", store, "--labels", labels, "--out", out)
+
+
+def test_features_are_trained_and_extracted_alike_twice(run: Path) -> None:
+    weights = run / "extractor.safetensors"
+    assert train(run, weights) == 0
+    first = weights.read_bytes()
+    assert train(run, weights) == 0
+    assert weights.read_bytes() == first
+    net, info = load_extractor(weights)
+    assert (net.depth, net.base_width) == (10, 2)
+    assert "trained on 8 volumes" in info["name"] and "dense" in info["name"] and "never" not in info["name"]
+    options = ["--weights", weights, "--config", run / "preprocess.json"]
+    split = ["--cohort", run / "cohort.csv", "--split", "validation"]
+    assert verb("features", *options, "--volumes", run / "volumes", *split, "--out", run / "real.npz") == 0
+    assert verb("features", *options, "--volumes", run / "samples", "--out", run / "medsyn.npz") == 0
+    real = read_features([run / "real.npz"])
+    assert sorted(real.ids) == ["s10", "s11", "s8", "s9"]
+    assert real.features.shape == (4, 16)
+    assert real.extractor == info["name"]
+    table = ["table", "1", "--config", run / "evaluation.json", "--out", run / "table1.csv"]
+    groups = ["--features", "real", run / "real.npz", "--features", "medsyn", run / "medsyn.npz"]
+    assert verb(*table, *groups) == 0
+    medsyn = read_csv(run / "table1.csv")[0]
+    assert (medsyn["method"], medsyn["n"], medsyn["n_fid"]) == ("medsyn", "8", "4")
+    assert medsyn["feature_extractor"] == info["name"]
+    assert float(medsyn["fid"]) >= 0
+
+
+def test_labels_that_never_vary_cannot_train(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_csv(run / "labels.csv", [{"id": f"r{k}", "never": 0} for k in range(12)], ["id", "never"])
+    assert train(run, run / "e.safetensors") == 2
+    assert "needs at least" in capsys.readouterr().err
+    assert not (run / "e.safetensors").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_med3d_checkpoint_loads_strictly(tmp_path: Path, prefix: str) -> None:
+    net = ResNet3d(10, 2)
+    for rank, parameter in enumerate(net.parameters()):
+        parameter.data = torch.from_numpy(hashed(parameter.numel(), rank)).float().reshape(parameter.shape)
+    state = {prefix + name: value for name, value in net.state_dict().items()}
+    head = {f"{prefix}conv_seg.0.weight": torch.zeros(1)}
+    torch.save({"state_dict": state | head}, tmp_path / "net.pth")
+    loaded = read_med3d(tmp_path / "net.pth", 10, 2)
+    x = torch.from_numpy(hashed(16**3, 7)).float().reshape(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net.eval()(x))
+    state.pop(f"{prefix}bn1.weight")
+    torch.save({"state_dict": state}, tmp_path / "broken.pth")
+    with pytest.raises(InputError, match=r"bn1\.weight"):
+        read_med3d(tmp_path / "broken.pth", 10, 2)
+
+
+def test_given_weights_replace_training(run: Path) -> None:
+    torch.save({"state_dict": ResNet3d(10, 2).state_dict()}, run / "net.pth")
+    features = FeaturesConfig(depth=10, base_width=2, weights=str(run / "net.pth"))
+    write_json(run / "features.json", FeaturesStage(features=features, window_hu=WINDOW).model_dump(mode="json"))
+    assert train(run, run / "e.safetensors") == 0
+    assert load_extractor(run / "e.safetensors")[1]["name"].startswith("Med3D ResNet-10, weights net.pth")
+
+
+def test_classifier_learns_an_obvious_finding(run: Path) -> None:
+    out = run / "dense.csv"
+    arguments = ["--config", run / "augmentation.json", "--cohort", run / "cohort.csv", "--labels", run / "labels.csv"]
+    arguments += ["--volumes", run / "volumes", "--prompts", run / "prompts.csv", "--samples", run / "samples"]
+    arguments += ["--split", "train", "--method-label", "M", "--out", out]
+    assert verb("classify", "--finding", "dense", *arguments) == 0
+    rows = read_csv(out)
+    assert [row["method"] for row in rows] == ["baseline"] * 2 + ["augmented with M"] * 2
+    assert {row["n_synthetic"] for row in rows if row["method"] != "baseline"} == {"8"}
+    assert sum(int(row["n_test"]) for row in rows) == 16
+    first = out.read_bytes()
+    assert verb("classify", "--finding", "dense", *arguments) == 0
+    assert out.read_bytes() == first
+    assert verb("classify", "--finding", "absent", *arguments) == 2
+
+
+def test_folds_are_disjoint_and_stratified() -> None:
+    labels = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0])
+    folds = stratified_folds(labels, 3, seed=1)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(10))
+    assert [int(labels[fold].sum()) for fold in folds] == [1, 1, 1]
+    assert len(stratified_folds(labels[:2], 5, seed=1)) == 2
+
+
+def test_pooling_is_a_block_mean() -> None:
+    array = np.arange(64 * 32 * 33, dtype=np.float64).reshape(64, 32, 33)
+    small = pooled(array)
+    assert small.shape == (32, 32, 16)
+    assert small[0, 0, 0] == array[:2, :1, :2].mean()
+
+
+def test_segmentation_scores(run: Path) -> None:
+    mask = np.zeros((16, 16, 16), np.uint8)
+    mask[:8] = 1
+    half = mask.copy()
+    half[:4] = 0
+    for name in ("airway", "lobes"):
+        write_volume(run / f"masks/s0/{name}.nii.gz", Volume(mask, SPACING))
+        write_volume(run / f"samples/p0/{name}.nii.gz", Volume(half, SPACING))
+    rows = [
+        {"sample_id": "p0", "prompt_type": "segmentation", "text": "A report.", "fix_image": "s0"},
+        {"sample_id": "p1", "prompt_type": "segmentation", "text": "", "fix_image": "masks/s0/volume.nii.gz"},
+        {"sample_id": "p9", "prompt_type": "segmentation", "text": "x", "text_mode": "none", "fix_image": "s0"},
+    ]
+    write_csv(run / "seg.csv", rows, ["sample_id", "prompt_type", "text", "text_mode", "fix_image"])
+    out = run / "scores.csv"
+    options = ["--samples", run / "samples", "--masks", run / "masks", "--out", out]
+    assert verb("score-segmentation", "--prompts", run / "seg.csv", *options) == 0
+    scored, without_masks, absent = read_csv(out)
+    assert float(scored["airway_dice"]) == pytest.approx(2 / 3, abs=1e-6)
+    assert (scored["text"], without_masks["text"], absent["text"]) == ("with", "without", "without")
+    assert without_masks["airway_dice"] == "" and "airway.nii.gz" in without_masks["reason"]
+    assert absent["reason"] == "no generated volume"
+    assert verb("score-segmentation", "--prompts", run / "prompts.csv", *options) == 2
+
+
+def test_evaluate_two_folders_without_extractor(run: Path) -> None:
+    for group, shift in (("real", 0), ("fake", 5)):
+        for k in range(2):
+            write_volume(run / group / f"{k}.nii.gz", Volume(volume(shift + k, False), SPACING))
+    out = run / "compared.csv"
+    assert verb("evaluate", "--real", run / "real", "--synthetic", run / "fake", "--out", out, "--quiet") == 0
+    rows = {row["metric"]: row for row in read_csv(out)}
+    assert rows["fid"]["value"] == "" and "--weights" in rows["fid"]["note"]
+    assert rows["lung_volume_ml"]["num_missing_real"] == "2"  # noise without a body holds no lungs
+    assert (run / "compared.json").exists()
+    (run / "none").mkdir()
+    assert verb("evaluate", "--real", run / "none", "--synthetic", run / "fake", "--out", out) == 2
+
+
+def test_ids_must_be_unique(run: Path) -> None:
+    with pytest.raises(InputError, match="give every id once"):
+        list_volumes([run / "volumes", run / "volumes"])
+    with pytest.raises(InputError, match="no such folder"):
+        list_volumes([run / "absent"])
