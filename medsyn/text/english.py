@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sysconfig
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -33,10 +34,10 @@ def english_documents(max_characters: int = 1_500_000) -> tuple[str, ...]:
     return tuple(documents)
 
 
-def _sources() -> list[str]:
+def _sources() -> Iterator[str]:
     """Language topics first, then module, class and function docstrings by file name."""
     topics = importlib.import_module("pydoc_data.topics").topics
-    texts = [topics[name] for name in sorted(topics)]
+    yield from (topics[name] for name in sorted(topics))
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -44,5 +45,4 @@ def _sources() -> list[str]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                texts.append(ast.get_docstring(node) or "")
-    return texts
+                yield ast.get_docstring(node) or ""

@@ -29,7 +29,7 @@ from transformers import BertForMaskedLM
 
 from medsyn.config import TextEncoderConfig, TextEncoderStage, TrainConfig
 from medsyn.errors import InputError
-from medsyn.files import atomic_dir, write_csv, write_json
+from medsyn.files import atomic_dir, read_json, write_csv, write_json
 from medsyn.progress import log
 from medsyn.provenance import hash_json, provenance
 from medsyn.tensors import save_tensors
@@ -71,21 +71,29 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
     batches = Batches(corpus.training, config.batch_size)
     task = Task("pretrain-text", lambda: ReportBert(start()), batches.batch, _loss(config.seed), identity)
     unigram = unigram_perplexity(corpus)
-    rows: list[dict[str, Any]] = []
-    for epoch in range(1, config.num_epochs + 1):
+    curve = state / "curve.json"
+    rows: list[dict[str, Any]] = read_json(curve) if curve.exists() else []
+    for epoch in range(len(rows) + 1, config.num_epochs + 1):
         trained = train(task, _train_config(config, batches.per_epoch, epoch * batches.per_epoch), state / "reports")
-        row = {"epoch": epoch, "step": epoch * batches.per_epoch, "train_loss": trained.metrics[-1]["loss"]}
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "step": epoch * batches.per_epoch,
+            "train_loss": trained.metrics[-1]["loss"],
+        }
         row |= evaluate(trained.network, Batches(corpus.held_out, config.batch_size).held_out())
         rows.append(row | {"unigram_perplexity": unigram})
         log.info(
             "epoch %d of %d: held-out perplexity %.2f (unigram %.1f), pairing accuracy %.3f",
-            *(epoch, config.num_epochs, row["mlm_perplexity"], unigram, row["pairing_accuracy"] or math.nan),
+            *(epoch, config.num_epochs, row["mlm_perplexity"], unigram, row["pairing_accuracy"]),
         )
-    if trained.is_main_process:
-        _write(out, stage, corpus, trained.network, rows)
-        for old in out.parent.glob(f".{out.name}.*"):
-            shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(state, ignore_errors=True)
+        if not trained.is_main_process:
+            continue
+        if epoch < config.num_epochs:
+            write_json(curve, rows)
+        else:
+            _write(out, stage, corpus, trained.network, rows)
+            for old in (state, *out.parent.glob(f".{out.name}.*")):
+                shutil.rmtree(old, ignore_errors=True)
     return rows[-1]
 
 
@@ -109,8 +117,8 @@ def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
     return Corpus(tokenizer, special, pairs[0], pairs[1], hashes)
 
 
-def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
-    """Perplexity exp(mean nats) over the masked tokens and share of pairs told right (None without pairs)."""
+def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Perplexity exp(mean nats) over the masked tokens, and the share of pairs told right."""
     network.eval()
     device = next(network.parameters()).device
     nats: list[Tensor] = []
@@ -120,10 +128,9 @@ def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[s
             result = network(**to_device(batch, device))
             nats.append(result["token_nats"].cpu())
             correct.append(result["pairing_correct"].cpu())
-    right = torch.cat(correct)
     return {
         "mlm_perplexity": math.exp(float(torch.cat(nats).double().mean())),
-        "pairing_accuracy": float(right.mean()) if len(right) else None,
+        "pairing_accuracy": float(torch.cat(correct).mean()),
     }
 
 

@@ -1,0 +1,159 @@
+"""The prompt sets: sizes, seeds, what is fixed, and labels that agree with what a prompt is called."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from text_data import sample_reports
+
+from medsyn.cli import main
+from medsyn.cli.text import PROMPT_SETS
+from medsyn.config import EvaluationConfig
+from medsyn.files import read_csv
+from medsyn.text.labels import default_labeler
+from medsyn.text.prompts import COLUMNS, SETS, build_prompts, read_sources
+
+PAIRS = {
+    "pleural_effusion": {
+        "measure": "effusion_volume_ml",
+        "with_finding": "There are large pleural effusions seen.",
+        "without_finding": "There is no pleural effusion.",
+    },
+    "cardiomegaly": {
+        "measure": "cardiothoracic_ratio",
+        "with_finding": "There is cardiomegaly.",
+        "without_finding": "There is no cardiomegaly.",
+    },
+}
+CONFIG = EvaluationConfig(
+    num_fid_samples=20,
+    num_per_prompt=4,
+    num_segmentation_subjects=3,
+    prompt_pairs=PAIRS,
+    augmentation={"num_reports_per_class": 5},
+    seed=1,
+)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("cohort")
+    cohort, reports = folder / "cohort.csv", folder / "reports.csv"
+    rows = [
+        [
+            f"s{number:03d}",
+            f"r{number:03d}",
+            report.findings,
+            report.impression,
+            "train" if number % 4 else "validation",
+        ]
+        for number, (_, report) in enumerate(sample_reports(60, seed=2))
+    ]
+    with cohort.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["subject_id", "report_id", "findings", "impression", "split"])
+        writer.writerows(rows)
+    with reports.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["report_id", "findings", "impression", "split"])
+        writer.writerows(row[1:] for row in rows)
+    return cohort, reports
+
+
+def rows_of(name: str, tables: tuple[Path, Path], config: EvaluationConfig = CONFIG) -> list[dict[str, object]]:
+    return build_prompts(name, read_sources(*tables, config))
+
+
+def validation(tables: tuple[Path, Path]) -> list[dict[str, str]]:
+    return [row for row in read_csv(tables[0]) if row["split"] == "validation"]
+
+
+@pytest.mark.parametrize("name", PROMPT_SETS)
+def test_verb_writes_every_set_the_same_way_twice(name: str, tables: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(CONFIG.model_dump_json())
+    outputs = []
+    for run in ("a", "b"):
+        out = tmp_path / f"{run}.csv"
+        arguments = ["prompts", "--set", name, "--cohort", str(tables[0]), "--reports", str(tables[1])]
+        assert main([*arguments, "--config", str(tmp_path / "evaluation.json"), "--out", str(out), "--quiet"]) == 0
+        outputs.append(out.read_bytes())
+    assert outputs[0] == outputs[1]
+    rows = read_csv(tmp_path / "a.csv", COLUMNS)
+    assert len({row["sample_id"] for row in rows}) == len(rows) > 0
+    assert all(row["text"] and 0 <= int(row["seed"]) < 2**31 for row in rows)
+
+
+def test_verb_and_module_know_the_same_sets() -> None:
+    assert tuple(SETS) == PROMPT_SETS
+
+
+def test_reports_come_from_the_validation_split_each_once_before_any_twice(tables: tuple[Path, Path]) -> None:
+    rows = rows_of("reports", tables)
+    known = {f"FINDINGS: {row['findings']} IMPRESSION: {row['impression']}" for row in validation(tables)}
+    assert len(rows) == 20
+    assert {row["text"] for row in rows} == known
+    assert len({row["seed"] for row in rows}) == 20
+
+
+def test_pairs_share_their_seeds_and_flip_their_label(tables: tuple[Path, Path]) -> None:
+    rows = rows_of("pairs", tables)
+    for finding in PAIRS:
+        sides = {
+            side: [row for row in rows if row["prompt_type"] == f"{finding}/{side}"] for side in ("with", "without")
+        }
+        assert [row["seed"] for row in sides["with"]] == [row["seed"] for row in sides["without"]]
+        assert len({row["seed"] for row in sides["with"]}) == 4
+        for side, label in (("with", 1), ("without", 0)):
+            assert all(default_labeler().label(str(row["text"]))[finding] == label for row in sides[side])
+    assert rows_of("effusion_pairs", tables) == [row for row in rows if str(row["prompt_type"]).startswith("pleural")]
+
+
+def test_a_larger_set_begins_with_the_smaller_one(tables: tuple[Path, Path]) -> None:
+    larger = CONFIG.model_copy(update={"num_fid_samples": 33})
+    assert rows_of("reports", tables, larger)[:20] == rows_of("reports", tables)
+    other_seed = CONFIG.model_copy(update={"seed": 2})
+    assert rows_of("reports", tables, other_seed) != rows_of("reports", tables)
+
+
+def test_augmentation_prompts_have_the_label_of_their_name(tables: tuple[Path, Path]) -> None:
+    rows = rows_of("augmentation", tables)
+    assert len(rows) == 2 * 2 * 5
+    for row in rows:
+        finding, side = str(row["prompt_type"]).split("/")
+        assert default_labeler().label(str(row["text"]))[finding] == int(side == "positive")
+
+
+def test_segmentation_fixes_the_image_with_and_without_text(tables: tuple[Path, Path]) -> None:
+    rows = rows_of("segmentation", tables)
+    members = {row["subject_id"] for row in validation(tables)}
+    assert len(rows) == 6
+    for text, none in zip(rows[::2], rows[1::2], strict=True):
+        assert (text["text_mode"], none["text_mode"]) == ("text", "none")
+        assert text["fix_image"] == none["fix_image"]
+        assert text["fix_image"] in members
+        assert text["seed"] == none["seed"]
+
+
+def test_controlled_fixes_one_structure_and_varies_the_seed(tables: tuple[Path, Path]) -> None:
+    rows = rows_of("controlled", tables)
+    for structure in ("lobes", "airway", "vessels"):
+        chosen = [row for row in rows if row.get(f"fix_{structure}")]
+        assert len(chosen) == 3
+        assert len({row["seed"] for row in chosen}) == 3
+        subject = next(row for row in validation(tables) if row["subject_id"] == chosen[0][f"fix_{structure}"])
+        assert {row["text"] for row in chosen} == {subject["impression"]}
+
+
+def test_bad_input_is_one_line(tables: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = CONFIG.model_dump() | {"augmentation": {"findings": ["fracture"]}}
+    (tmp_path / "evaluation.json").write_text(EvaluationConfig(**unknown).model_dump_json())
+    arguments = ["prompts", "--config", str(tmp_path / "evaluation.json"), "--out", str(tmp_path / "out.csv")]
+    inputs = ["--cohort", str(tables[0]), "--reports", str(tables[1])]
+    assert main([*arguments, *inputs, "--set", "augmentation"]) == 2
+    assert "the labeler knows no 'fracture'" in capsys.readouterr().err
+    (tmp_path / "cohort.csv").write_text("subject_id,findings,impression,split\ns1,a,b,train\n")
+    assert (
+        main([*arguments, "--cohort", str(tmp_path / "cohort.csv"), "--reports", str(tables[1]), "--set", "pairs"]) == 2
+    )
+    assert "nothing in split validation" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()

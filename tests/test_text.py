@@ -1,0 +1,308 @@
+"""The text encoder: batches, pretraining (reproducible, resumable), states free of their batch, embeddings."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from text_data import write_reports_csv
+from transformers import BertConfig, BertForMaskedLM
+
+from medsyn.cli import main
+from medsyn.config import TextEncoderConfig, TextEncoderStage
+from medsyn.errors import InputError
+from medsyn.files import read_csv, read_json, sha256
+from medsyn.tensors import read_metadata
+from medsyn.text import pretrain as pretrain_module
+from medsyn.text.bert import IGNORED, load_language_model
+from medsyn.text.encoder import TextEncoder
+from medsyn.text.english import english_documents
+from medsyn.text.examples import Batches, Special, Texts, mask_tokens
+from medsyn.text.pretrain import pretrain
+from medsyn.text.tokenizer import token_ids, train_tokenizer
+
+TINY = TextEncoderConfig(
+    vocabulary_size=300, hidden_size=32, num_layers=1, num_heads=2, num_epochs=2, batch_size=16, max_tokens=96
+)
+SECTIONS = ("report", "findings", "impression")
+SPECIAL = Special(pad=0, cls=1, sep=2, mask=3, size=100)
+
+
+def stage(encoder: TextEncoderConfig = TINY, **settings: object) -> TextEncoderStage:
+    return TextEncoderStage(
+        **{"encoder": encoder, "num_tokens": 48, "mask_padding": False, "sections": SECTIONS} | settings
+    )
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reports") / "reports.csv"
+    write_reports_csv(path, 160, 24)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(reports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "model"
+    pretrain(stage(), reports, folder)
+    return folder
+
+
+@pytest.fixture
+def encoder(model: Path) -> Iterator[TextEncoder]:
+    yield TextEncoder.from_folder(model)
+
+
+def texts(count: int = 40, max_tokens: int = 64, swap_fraction: float = 0.5) -> Texts:
+    rng = np.random.default_rng(0)
+    firsts = [np.full(rng.integers(3, 40), 10 + index, dtype=np.int32) for index in range(count)]
+    seconds = [np.full(rng.integers(3, 20), 10 + index, dtype=np.int32) for index in range(count)]
+    patients = [str(index) for index in range(count)]
+    return Texts(firsts, seconds, patients, SPECIAL, max_tokens, 0.15, swap_fraction, 0)
+
+
+def test_masking_follows_80_10_10() -> None:
+    rng = np.random.default_rng(0)
+    ids = np.full(40_000, 50, dtype=np.int32)
+    ids[0], ids[-1] = SPECIAL.cls, SPECIAL.sep
+    masked, labels = mask_tokens(ids, SPECIAL, 0.15, rng)
+    chosen = labels != IGNORED
+    assert chosen.sum() == round(0.15 * 39_998)
+    assert not chosen[[0, -1]].any()
+    assert (masked[~chosen] == ids[~chosen]).all()
+    assert (masked[chosen] == SPECIAL.mask).mean() == pytest.approx(0.8, abs=0.02)
+    assert (masked[chosen] == 50).mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_swapped_impression_is_another_patients() -> None:
+    data = texts(swap_fraction=0.5)
+    seen = {0: 0, 1: 0}
+    for index in range(len(data)):
+        for epoch in range(20):
+            masked, labels, paired = data.example(epoch, index)
+            ids = np.where(labels == IGNORED, masked, labels)
+            words = set(ids[ids >= 10].tolist())
+            assert (words == {10 + index}) == bool(paired)
+            assert 10 + index in words
+            seen[paired] += 1
+    assert seen[0] == pytest.approx(400, abs=60)
+
+
+def test_one_epoch_has_every_text_and_short_batches_stay_short() -> None:
+    batches = Batches(texts(swap_fraction=0.0), 8)
+    firsts = []
+    for step in range(batches.per_epoch):
+        batch = batches.batch(step, range(8))
+        ids = torch.where(batch["labels"] == IGNORED, batch["ids"], batch["labels"])
+        firsts += [int(row[row >= 10][0]) for row in ids]
+        assert bool((batch["segments"] <= batch["mask"]).all())
+        assert batch["segments"].any(dim=1).all()
+    assert sorted(firsts) == list(range(10, 50))
+
+
+def test_a_batch_is_a_function_of_the_step() -> None:
+    one, two = Batches(texts(), 8), Batches(texts(), 8)
+    two.batch(3, range(8))
+    for name, tensor in one.batch(7, range(8)).items():
+        assert torch.equal(tensor, two.batch(7, range(8))[name])
+    halves = [one.batch(7, range(4))["paired"], one.batch(7, range(4, 8))["paired"]]
+    assert torch.equal(torch.cat(halves), one.batch(7, range(8))["paired"])
+
+
+def test_long_pairs_keep_both_sections() -> None:
+    long = [np.full(200, word, dtype=np.int32) for word in (20, 30)]
+    for first, second, expected in (
+        (long[0], long[1], (30, 31)),
+        (long[0], long[1][:5], (56, 5)),
+        (long[0][:4], long[1], (4, 57)),
+    ):
+        ids, labels, _ = Texts([first], [second], ["a"], SPECIAL, 64, 0.15, 0.0, 0).example(0, 0)
+        whole = np.where(labels == IGNORED, ids, labels)
+        assert len(whole) == 64
+        counts = ((whole == 20).sum(), (whole == 30).sum())
+        assert sum(counts) == 61
+        assert abs(counts[0] - expected[0]) <= 1
+
+
+def test_vocabulary_is_reproducible_and_knows_whole_words() -> None:
+    corpus = ["There is a large pleural effusion.", "No cardiomegaly.", "Pleural effusion on the left."] * 5
+    first, second = train_tokenizer(corpus, 200), train_tokenizer(corpus, 200)
+    assert first.get_vocab() == second.get_vocab()
+    assert first.tokenize("pleural EFFUSION.") == ["pleural", "effusion", "."]
+    assert [len(ids) for ids in token_ids(first, ["pleural effusion", ""])] == [2, 0]
+
+
+def test_pretraining_writes_the_folder(model: Path) -> None:
+    names = {path.name for path in model.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "metrics.csv",
+        "heldout.json",
+        "medsyn_text.json",
+    } <= names
+    curve = read_csv(model / "metrics.csv")
+    assert [row["epoch"] for row in curve] == ["1", "2"]
+    assert float(curve[1]["mlm_perplexity"]) < float(curve[0]["mlm_perplexity"])
+    held_out = read_json(model / "heldout.json")
+    assert held_out["num_reports"] == {"training": 136, "held_out": 24}
+    assert 0 <= held_out["held_out"]["pairing_accuracy"] <= 1
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+
+
+def test_same_run_same_bytes_and_a_killed_run_ends_equal(
+    reports: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "_CHECKPOINT_EVERY", 4)
+        original = Batches.batch
+
+        def killed(self: Batches, step: int, slots: range) -> dict[str, torch.Tensor]:
+            if step == 13:
+                raise KeyboardInterrupt
+            return original(self, step, slots)
+
+        patch.setattr(Batches, "batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(stage(), reports, tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+    pretrain(stage(), reports, tmp_path / "model")
+    for name in ("model.safetensors", "tokenizer.json", "pairing_head.safetensors", "medsyn_text.json"):
+        assert sha256(tmp_path / "model" / name) == sha256(model / name), name
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_states_do_not_depend_on_the_batch(encoder: TextEncoder) -> None:
+    samples = ["There is no pleural effusion.", "Cardiomegaly.", "There is a large left pleural effusion. " * 9, ""]
+    states, mask = encoder.encode(samples)
+    assert states.shape == (4, 48, 32)
+    assert states.dtype == np.float32
+    assert mask.dtype == bool
+    assert mask[3].sum() == 2
+    assert mask[2].all()
+    for index, sample in enumerate(samples):
+        alone, alone_mask = encoder.encode([sample])
+        np.testing.assert_allclose(alone[0], states[index], atol=1e-5)
+        assert (alone_mask[0] == mask[index]).all()
+    reversed_states, _ = encoder.encode(samples[::-1], batch_size=2)
+    np.testing.assert_allclose(reversed_states[::-1], states, atol=1e-5)
+    assert np.abs(states[0, 40]).sum() > 0
+    assert encoder.encode([])[0].shape == (0, 48, 32)
+
+
+def test_masked_padding_is_zero_and_the_rest_is_the_same(model: Path) -> None:
+    open_encoder = TextEncoder(model, num_tokens=48, mask_padding=False, max_tokens=96)
+    masked = TextEncoder(model, num_tokens=48, mask_padding=True, max_tokens=96)
+    (states, mask), (zeroed, _) = open_encoder.encode(["No bullae."]), masked.encode(["No bullae."])
+    np.testing.assert_array_equal(zeroed[mask], states[mask])
+    assert not zeroed[~mask].any()
+    with pytest.raises(InputError, match="96 positions"):
+        TextEncoder(model, num_tokens=200, mask_padding=False, max_tokens=96)
+
+
+def test_effusion_is_linearly_decodable(encoder: TextEncoder, tmp_path: Path) -> None:
+    specs = write_reports_csv(tmp_path / "more.csv", 600, 200, seed=9)
+    rows = read_csv(tmp_path / "more.csv")
+    truth = np.array([any(spec.kind == "pleural_effusion" for spec in one) for one in specs], dtype=float)
+    states, mask = encoder.encode([row["impression"] for row in rows])
+    means = (states * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+    design = np.c_[means, np.ones(len(means))]
+    fit, probe = design[:400], design[400:]
+    weights = np.linalg.solve(fit.T @ fit + 0.01 * np.eye(fit.shape[1]), fit.T @ (truth[:400] * 2 - 1))
+    assert (((probe @ weights) > 0) == truth[400:]).mean() > 0.85
+
+
+def test_positions_are_extended_and_the_first_rows_kept(tmp_path: Path) -> None:
+    small = BertForMaskedLM(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=8,
+        )
+    )
+    small.save_pretrained(tmp_path)
+    extended = load_language_model(tmp_path, 20)
+    table = extended.bert.embeddings.position_embeddings.weight
+    assert table.shape == (20, 16)
+    assert torch.equal(table[:8], small.bert.embeddings.position_embeddings.weight)
+    ids = torch.arange(1, 7)[None]
+    torch.testing.assert_close(extended.eval()(ids).logits, small.eval()(ids).logits)
+    assert extended(torch.ones(1, 20, dtype=torch.long)).logits.shape == (1, 20, 50)
+    with pytest.raises(InputError, match="no BERT checkpoint"):
+        load_language_model(tmp_path / "absent", 20)
+
+
+def test_general_english_has_no_radiology() -> None:
+    documents = english_documents(50_000)
+    assert 40_000 < sum(map(len, documents)) <= 50_000
+    assert english_documents(50_000) == documents
+    assert "effusion" not in " ".join(documents)
+
+
+def test_a_checkpoint_and_general_english_as_a_start(
+    reports: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain_module, "english_documents", lambda: english_documents(50_000))
+    from_checkpoint = TINY.model_copy(update={"init": str(model), "num_epochs": 1, "max_tokens": 120})
+    result = pretrain(stage(from_checkpoint), reports, tmp_path / "continued")
+    before = read_json(model / "heldout.json")["held_out"]["mlm_perplexity"]
+    assert result["mlm_perplexity"] < before
+    english = TINY.model_copy(update={"vocabulary": "english", "num_english_steps": 2, "num_epochs": 1})
+    pretrain(stage(english), reports, tmp_path / "generic")
+    generic = TextEncoder.from_folder(tmp_path / "generic")
+    assert generic.encode(["There is cardiomegaly."])[1].sum() > 8
+    assert "english_sha256" in read_json(tmp_path / "generic" / "heldout.json")["provenance"]
+
+
+def test_embed_writes_every_section(reports: Path, model: Path, encoder: TextEncoder, tmp_path: Path) -> None:
+    (tmp_path / "text.json").write_text(stage().model_dump_json())
+    out = tmp_path / "embeddings.safetensors"
+    arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--out", str(out)]
+    assert main([*arguments, "--reports", str(reports), "--quiet"]) == 0
+    rows = [row for row in read_csv(reports) if row["split"] != "text_only"]
+    assert json.loads(read_metadata(out)["report_ids"]) == [row["report_id"] for row in rows]
+    tensors = load_file(out)
+    assert set(tensors) == {*SECTIONS, *(f"{section}_mask" for section in SECTIONS)}
+    assert tensors["impression"].shape == (len(rows), 48, 32)
+    assert tensors["impression"].dtype == torch.float16
+    assert tensors["impression_mask"].dtype == torch.uint8
+    states, mask = encoder.encode([rows[5]["impression"]])
+    np.testing.assert_allclose(tensors["impression"][5].float().numpy(), states[0], atol=4e-3)
+    assert (tensors["impression_mask"][5].numpy() == mask[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("report_id,findings,split\na,b,train\n", "missing column impression"),
+        ("report_id,findings,impression,split\na,,,train\n", "report a is empty"),
+        ("report_id,findings,impression,split\na,b,c,test\n", "split 'test'"),
+        ("report_id,findings,impression,split\na,b,c,train\na,b,c,train\n", "listed twice"),
+        ("report_id,findings,impression,split\na,b,c,train\n", "no report of split validation"),
+        ("report_id,findings,impression,split\n", "no reports"),
+    ],
+)
+def test_bad_reports_are_one_line(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reports.csv").write_text(content)
+    (tmp_path / "text.json").write_text(stage().model_dump_json())
+    arguments = ["pretrain-text", "--config", str(tmp_path / "text.json"), "--reports", str(tmp_path / "reports.csv")]
+    assert main([*arguments, "--out", str(tmp_path / "model")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "model").exists()
+
+
+def test_embed_refuses_other_settings(reports: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.json").write_text(stage(num_tokens=32).model_dump_json())
+    arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--reports", str(reports)]
+    assert main([*arguments, "--out", str(tmp_path / "e.safetensors")]) == 2
