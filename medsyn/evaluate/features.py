@@ -67,8 +67,11 @@ def make_extractor(stage: FeaturesStage, stores: Sequence[str | Path], labels: s
     log.info("features: %s", description)
 
 
-def load_extractor(path: str | Path) -> tuple[ResNet3d, dict[str, Any]]:
-    """The network in evaluation mode, and its description: depth, base_width, window_hu, name."""
+def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = None) -> tuple[ResNet3d, dict[str, Any]]:
+    """The network in evaluation mode, and its description: depth, base_width, window_hu, name.
+
+    With `window_hu`, an extractor that was made for another window is an InputError.
+    """
     try:
         with safe_open(str(path), framework="pt") as handle:
             metadata = handle.metadata() or {}
@@ -82,6 +85,8 @@ def load_extractor(path: str | Path) -> tuple[ResNet3d, dict[str, Any]]:
             f"{path}: no feature extractor of this program; write one with `medsyn train-features`"
             " (its setting features.weights converts a Med3D checkpoint)"
         ) from None
+    if window_hu is not None and tuple(info["window_hu"]) != tuple(window_hu):
+        raise InputError(f"{path}: was made for the window {info['window_hu']} HU, not {list(window_hu)}; set it so")
     return net.eval(), info
 
 
@@ -115,9 +120,7 @@ def extract(
 
     All volumes must have one shape (D, H, W); the window is that of the preprocessing and must be the extractor's.
     """
-    net, info = load_extractor(weights)
-    if tuple(info["window_hu"]) != tuple(window_hu):
-        raise InputError(f"{weights}: was trained with the window {info['window_hu']} HU, not {list(window_hu)}")
+    net, info = load_extractor(weights, window_hu)
     features = features_of(net, _read_equal(list(files.values())), window_hu, batch_size)
     with atomic_path(out) as temporary, temporary.open("wb") as handle:
         np.savez(handle, ids=np.array(list(files), dtype=np.str_), features=features, extractor=np.array(info["name"]))

@@ -95,13 +95,14 @@ def show_mask(axes: Axes, mask: Volume, structure: str, fraction: float) -> None
 
 
 def blank(axes: Axes) -> None:
-    """No ticks, no frame, black behind, upper edges of a row aligned."""
+    """No ticks, a thin frame, black behind, upper edges of a row aligned."""
     axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor("black")
     for spine in axes.spines.values():
-        spine.set_visible(False)
+        spine.set_color("#9aa5b1")
+        spine.set_linewidth(0.5)
 
 
 def row_label(axes: Axes, text: str, width: int = 14) -> None:

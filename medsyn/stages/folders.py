@@ -71,7 +71,7 @@ def _distance_rows(
     if weights is None:
         reason = "no feature extractor given (--weights)"
         return [{"metric": name, "n_real": 0, "n_synthetic": 0, "note": reason} for name in metrics]
-    net, info = load_extractor(weights)
+    net, info = load_extractor(weights, config.window_hu)
     features = {
         group: features_of(net, _on_grid(paths, config, group, rejects), config.window_hu)
         for group, paths in files.items()
