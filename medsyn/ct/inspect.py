@@ -23,8 +23,8 @@ PADDING_HU = (-3024.0, -2048.0, -2000.0)
 COARSEST_MM = 10.0
 MINIMUM_VOXELS = 16
 MINIMUM_EXTENT_MM = 100.0
-MINIMUM_LUNGS_ML = 700.0
-"""Both lungs together; adults hold 2 to 7 litres, bases cut off or compressed by effusions at least this."""
+MINIMUM_LUNGS_ML, MINIMUM_WITHOUT_AIRWAY_ML = 200.0, 700.0
+"""Both lungs together: adults hold 2 to 7 litres; compressed by effusions less. Without a trachea, more."""
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -122,8 +122,10 @@ def lung_faults(lungs: Lungs, volume: Volume) -> list[str]:
     ml = {value: float((lungs.label == value).sum()) * volume.voxel_mm3 / 1000 for value in (RIGHT, LEFT)}
     if not min(ml.values()):
         return ["not a chest: " + ("no lung found" if not max(ml.values()) else "one lung only found")]
-    if sum(ml.values()) < MINIMUM_LUNGS_ML:
+    least = MINIMUM_LUNGS_ML if lungs.airway.any() else MINIMUM_WITHOUT_AIRWAY_ML
+    if sum(ml.values()) < least:
+        seen = "a trachea" if lungs.airway.any() else "no trachea"
         return [
-            f"not a chest: air that looks like lung is {sum(ml.values()):.0f} ml, less than {MINIMUM_LUNGS_ML:.0f} ml"
+            f"not a chest: {seen}, and air that looks like lung is {sum(ml.values()):.0f} ml, less than {least:.0f} ml"
         ]
     return []

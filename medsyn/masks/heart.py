@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
+from medsyn.masks.effusion import pleural_cavities
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.masks.morphology import Spacing
 
@@ -51,8 +52,8 @@ def cardiac_borders(
 ) -> NDArray[np.float64]:
     """Right and left border of the heart per axial slice, as x edges in voxels (D, 2); NaN where they cannot be seen."""
     borders = np.full((lungs.shape[0], 2), np.nan)
-    right, left = pleural_cavities(lungs, effusion)
-    cavity = right | left
+    sides = pleural_cavities(lungs, effusion)
+    right, left, cavity = sides == RIGHT, sides == LEFT, sides > 0
     minimum = 1500.0 / (spacing_mm[1] * spacing_mm[2])
     for z in np.flatnonzero((right.sum((1, 2)) > minimum) & (left.sum((1, 2)) > minimum)):
         depth = np.flatnonzero(cavity[z].any(1))
@@ -68,16 +69,6 @@ def cardiac_borders(
     )
     borders[:left_dome] = np.nan
     return _median_along_z(borders, max(1, round(SMOOTH_MM / spacing_mm[0]) // 2 * 2 + 1))
-
-
-def pleural_cavities(
-    lungs: NDArray[np.uint8], effusion: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Right and left lung, each with the fluid on its side of the midline between the lungs."""
-    columns = np.arange(lungs.shape[2])
-    ends = [np.flatnonzero(((lungs == side) | effusion).any((0, 1))) for side in (RIGHT, LEFT)]
-    middle = (min(e[0] for e in ends if e.size) + max(e[-1] for e in ends if e.size)) / 2 if any(map(len, ends)) else 0
-    return (lungs == RIGHT) | (effusion & (columns < middle)), (lungs == LEFT) | (effusion & (columns >= middle))
 
 
 def _central_run(thick: NDArray[np.bool_], cavity: NDArray[np.bool_]) -> tuple[int, int] | None:

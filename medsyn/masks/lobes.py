@@ -19,16 +19,18 @@ RIGHT_HORIZONTAL = (0.466, 0.017, 0.327, -0.102, 0.224, -0.386)
 """w of the surface = c0 + c1 u + c2 v + c3 u^2 + c4 u v + c5 v^2."""
 
 
-def segment_lobes(lungs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def segment_lobes(lungs: NDArray[np.uint8], cavities: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Lobe labels 0..5 (order of `medsyn.volume.LOBE_NAMES`) from lung labels (1 right, 2 left), model orientation (D,
     H, W).
     """
     out = np.zeros(lungs.shape, np.uint8)
+    cavities = lungs if cavities is None else cavities
     for side in (RIGHT, LEFT):
         z, y, x = np.nonzero(lungs == side)
         if z.size == 0:
             continue
-        w, v, u = _unit(z), _unit(y), _unit(x)
+        box = cavities == side
+        w, v, u = (_unit(index, box, axis) for axis, index in enumerate((z, y, x)))
         if side == LEFT:
             out[z, y, x] = np.where(w > _surface(LEFT_OBLIQUE, u, v), 1, 2)
             continue
@@ -38,10 +40,10 @@ def segment_lobes(lungs: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return out
 
 
-def _unit(index: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Index scaled to 0..1 over its own range."""
-    low, high = index.min(), index.max()
-    return np.asarray((index - low) / max(high - low, 1), np.float32)
+def _unit(index: NDArray[np.int64], box: NDArray[np.bool_], axis: int) -> NDArray[np.float32]:
+    """Index along an axis scaled to 0..1 over the extent of `box`."""
+    extent = np.flatnonzero(box.any(tuple(other for other in range(3) if other != axis)))
+    return np.asarray((index - extent[0]) / max(extent[-1] - extent[0], 1), np.float32)
 
 
 def _surface(c: tuple[float, ...], u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:

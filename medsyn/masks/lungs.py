@@ -80,7 +80,7 @@ def _coarse_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
     inside = inner_air(hu)
     airway = central_airway(hu, inside, spacing_mm)
     lung_air = inside & ~dilate(airway, max(2.0, 0.6 * spacing_mm[2]), spacing_mm)
-    label = _two_sides(_without_gas(lung_air, hu, voxel_ml), spacing_mm, voxel_ml)
+    label = _two_sides(_without_gas(lung_air, hu, voxel_ml), airway, spacing_mm, voxel_ml)
     out = np.zeros(hu.shape, np.uint8)
     for side in (RIGHT, LEFT):
         if not (label == side).any():
@@ -109,65 +109,70 @@ def _without_gas(air: NDArray[np.bool_], hu: NDArray, voxel_ml: float) -> NDArra
     return np.asarray(keep[labels])
 
 
-def _two_sides(air: NDArray[np.bool_], spacing_mm: Spacing, voxel_ml: float) -> NDArray[np.uint8]:
-    """Give every lung component a side; a component that spans both is cut where erosion first parts it."""
+def _two_sides(
+    air: NDArray[np.bool_], airway: NDArray[np.bool_], spacing_mm: Spacing, voxel_ml: float
+) -> NDArray[np.uint8]:
+    """Give every lung component a side; one that spans both is cut where erosion parts it, else at the midline."""
     out = np.zeros(air.shape, np.uint8)
     labels, sizes = components(air)
     order = [index for index in np.argsort(sizes)[::-1][:6] if sizes[index] * voxel_ml >= COLLAPSED_ML]
     if not order:
         return out
     columns = np.arange(air.shape[2])
-    middle = _midline(labels > 0, labels == order[0])
+    middle = _midline(np.isin(labels, order), airway)
     for index in order:
         part = labels == index
-        volume_ml = sizes[index] * voxel_ml
         profile = part.sum((0, 1))
         balance = profile[columns < middle].sum() / profile.sum()
-        if min(balance, 1 - balance) > 0.2:
-            out[part] = _part_in_two(part, spacing_mm, middle)[part]
-            continue
+        if min(balance, 1 - balance) > 0.04:
+            cut = _part_in_two(part, spacing_mm, middle, COLLAPSED_ML / voxel_ml)
+            if cut is None and min(balance, 1 - balance) > 0.2:
+                cut = np.where(part & (columns < middle), RIGHT, LEFT)
+            if cut is not None:
+                out[part] = cut[part]
+                continue
         side = RIGHT if balance > 0.5 else LEFT
-        if volume_ml >= MINIMUM_ML or not (out == side).any():
+        if sizes[index] * voxel_ml >= MINIMUM_ML or not (out == side).any():
             out[part] = side
     return out
 
 
-def _midline(air: NDArray[np.bool_], largest: NDArray[np.bool_]) -> float:
-    """Column between the lungs: the middle of the bounding box of all lung air, moved to the gap nearest to it."""
+def _midline(air: NDArray[np.bool_], airway: NDArray[np.bool_]) -> float:
+    """Column between the lungs: the trachea's, else the emptiest near the middle of all lung air."""
+    if airway.any():
+        levels = np.flatnonzero(airway.any((1, 2)))
+        trachea = airway[levels[0] + 2 * (levels[-1] - levels[0]) // 3 :]
+        return float(np.nonzero(trachea)[2].mean())
     columns = np.flatnonzero(air.any((0, 1)))
-    centre = (columns[0] + columns[-1]) / 2
+    centre, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0] + 1
     profile = ndimage.gaussian_filter1d(air.sum((0, 1)).astype(float), 1.0)
-    width = columns[-1] - columns[0] + 1
-    near = np.arange(int(centre - 0.15 * width), int(centre + 0.15 * width) + 1)
-    near = near[(near >= 0) & (near < len(profile))]
-    penalty = profile[near] / max(profile.max(), 1) + 0.5 * np.abs(near - centre) / width
-    del largest
-    return float(near[np.argmin(penalty)])
+    near = np.arange(max(int(centre - 0.15 * width), 0), min(int(centre + 0.15 * width) + 1, len(profile)))
+    return float(near[np.argmin(profile[near] / max(profile.max(), 1) + 0.5 * np.abs(near - centre) / width)])
 
 
-def _part_in_two(part: NDArray[np.bool_], spacing_mm: Spacing, middle: float) -> NDArray[np.uint8]:
-    """Cut lungs that touch (anterior or posterior junction): erode until two large cores remain, then give back by
-    distance.
+def _part_in_two(
+    part: NDArray[np.bool_], spacing_mm: Spacing, middle: float, minimum_voxels: float
+) -> NDArray[np.uint8] | None:
+    """Cut lungs that touch (anterior or posterior junction) into 1 right and 2 left, None when no erosion parts them.
+
+    Eroded until a core is left on each side of the midline; every voxel then goes to the nearer core.
     """
-    out = np.zeros(part.shape, np.uint8)
     depth = ndimage.distance_transform_edt(part, spacing_mm)
     for radius in np.arange(1.0, 16.0, 1.0) * min(spacing_mm) / 2:
         labels, sizes = components(depth > radius)
-        large = np.argsort(sizes)[::-1][:2]
-        if len(sizes) > 2 and sizes[large[1]] > 0.15 * sizes[large[0]]:
-            cores = [np.flatnonzero((labels == index).any((0, 1))).mean() for index in large]
-            right = large[int(np.argmin(cores))]
-            left = large[int(np.argmax(cores))]
-            seeds = np.where(labels == right, RIGHT, np.where(labels == left, LEFT, 0))
+        cores: dict[int, int] = {}
+        for index in np.argsort(sizes)[::-1][:4]:
+            if sizes[index] < 0.4 * minimum_voxels:
+                break
+            where = np.flatnonzero((labels == index).any((0, 1))).mean()
+            cores.setdefault(RIGHT if where < middle else LEFT, int(index))
+        if len(cores) == 2:
+            seeds = np.where(labels == cores[RIGHT], RIGHT, np.where(labels == cores[LEFT], LEFT, 0))
             nearest = ndimage.distance_transform_edt(
                 seeds == 0, spacing_mm, return_distances=False, return_indices=True
             )
-            out[part] = seeds[tuple(nearest)][part]
-            return out
-    columns = np.arange(part.shape[2])[None, None, :]
-    out[part & (columns < middle)] = RIGHT
-    out[part & (columns >= middle)] = LEFT
-    return out
+            return np.where(part, seeds[tuple(nearest)], 0).astype(np.uint8)
+    return None
 
 
 def _refine(

@@ -43,6 +43,18 @@ def block_expand(array: NDArray, factors: tuple[int, int, int], shape: tuple[int
     return array[tuple(slice(0, count) for count in shape)]
 
 
+def block_labels(labels: NDArray[np.uint8], factors: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Labels on blocks of `factors` voxels: the one that fills more than half of a block."""
+    if factors == (1, 1, 1):
+        return labels
+    out: NDArray[np.uint8] | None = None
+    for value in np.unique(labels[labels > 0]):
+        share = block_mean(labels == value, factors)
+        out = np.zeros(share.shape, np.uint8) if out is None else out
+        out[share > 0.5] = value
+    return np.zeros(block_mean(labels, factors).shape, np.uint8) if out is None else out
+
+
 def components(
     mask: NDArray[np.bool_], structure: NDArray | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

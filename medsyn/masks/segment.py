@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medsyn import __version__
 from medsyn.config import MasksConfig
 from medsyn.errors import InputError
+from medsyn.masks.effusion import fluid_on_grid, pleural_cavities
 from medsyn.masks.lobes import segment_lobes
 from medsyn.masks.lungs import Lungs, segment_lungs
 from medsyn.masks.vessels import segment_vessels
@@ -82,7 +83,8 @@ def segment(
 def _classical(structure: str, model: Volume, lungs: Lungs, target: Volume) -> Volume:
     """One structure by the weights-free tools, on the grid of `target`."""
     if structure == "lobes":
-        mask: NDArray = segment_lobes(lungs.label)
+        fluid = fluid_on_grid(model.array, lungs.label, model.spacing_mm)
+        mask: NDArray = segment_lobes(lungs.label, pleural_cavities(lungs.label, fluid))
     elif structure == "airway":
         mask = lungs.airway.astype(np.uint8)
     else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medsyn.masks.morphology import Spacing, dilate, erode, keep_large
 
 FINE_HU = -500.0
-PARTIAL = 0.22
+PARTIAL = 0.37
 """Share of blood (40 HU) in a voxel of the lung, from which it counts as vessel on a coarse grid."""
 COARSE_MM = 3.0
 PLEURA_MM, WALL_MM, MINIMUM_MM3 = 2.0, 2.5, 15.0
