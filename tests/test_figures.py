@@ -119,8 +119,8 @@ def test_report_of_a_run_and_of_nothing(run: Path) -> None:
     figure(run, "5", *arguments(run)["5"])
     columns = ["prompt_type", "n", *(f"effusion_volume_ml_{part}" for part in ("mean", "std", "ci_low", "ci_high"))]
     rows = [
-        {"prompt_type": "pleural_effusion/negative", "n": 3, "effusion_volume_ml_mean": 12.5},
-        {"prompt_type": "pleural_effusion/positive", "n": 3, "effusion_volume_ml_mean": 1234.5, "p_value": 0.0004},
+        {"prompt_type": "pleural_effusion/without", "n": 3, "effusion_volume_ml_mean": 12.5},
+        {"prompt_type": "pleural_effusion/with", "n": 3, "effusion_volume_ml_mean": 1234.5, "p_value": 0.0004},
     ]
     write_csv(run / "eval/table2.csv", rows, [*columns, "p_value", "num_missing", "prompt"])
     assert main(["report", "--results", str(run), "--phantom", "--out", str(run / "report.html")]) == 0

@@ -34,10 +34,10 @@ def run(tmp_path: Path) -> Path:
     """A folder with prompts, measures and evaluation.json of six samples."""
     prompts = [
         {"sample_id": name, "prompt_type": f"pleural_effusion/{sign}", "text": text, "seed": 0}
-        for sign, text, names in (("positive", "With.", "abc"), ("negative", "Without.", "def"))
+        for sign, text, names in (("with", "With.", "abc"), ("without", "Without.", "def"))
         for name in names
     ]
-    prompts.append({"sample_id": "x", "prompt_type": "emphysema/positive", "text": "Bullae.", "seed": 0})
+    prompts.append({"sample_id": "x", "prompt_type": "emphysema/with", "text": "Bullae.", "seed": 0})
     write_csv(tmp_path / "pairs.csv", prompts, ["sample_id", "prompt_type", "text", "seed"])
     rows = [{"subject_id": name, "effusion_volume_ml": value} for name, value in EFFUSION.items()]
     write_csv(tmp_path / "0.csv", rows, ["subject_id", *MEASURES, "reason"])
@@ -86,7 +86,7 @@ def test_samples_that_were_never_measured_are_missing(run: Path) -> None:
 
 def test_prompts_of_another_set_are_refused(run: Path) -> None:
     measured = {"stranger": dict.fromkeys(MEASURES, 1.0)}
-    with pytest.raises(InputError, match="pleural_effusion/positive"):
+    with pytest.raises(InputError, match="pleural_effusion/with"):
         prompt_pair_table("pleural_effusion", [str(run / "pairs.csv")], {"medsyn": measured}, CONFIG)
 
 

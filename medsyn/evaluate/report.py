@@ -76,7 +76,7 @@ def _cards(results: Path) -> list[dict[str, str]]:
         if len(rows) != 2:
             continue
         mean = next(key for key in rows[0] if key.endswith("_mean"))
-        with_it = next(row for row in rows if row["prompt_type"].endswith("/positive"))
+        with_it = next(row for row in rows if row["prompt_type"].endswith("/with"))
         without = next(row for row in rows if row is not with_it)
         cards.append(
             {

@@ -94,7 +94,7 @@ def _cell(row: Mapping[str, Any], name: str, is_summary: bool) -> Cell:
     elif name == "method" and row.get("label"):
         main = row["label"]
     elif name == "prompt_type":
-        main = row[name].replace("_", " ").replace("/positive", ": with").replace("/negative", ": without")
+        main = row[name].replace("_", " ").replace("/", ": ")
     else:
         main = number(row[name])
     low, high = row.get(f"{name}_ci_low", ""), row.get(f"{name}_ci_high", "")

@@ -137,7 +137,7 @@ def prompt_pair_table(
     for method, table in measures.items():
         samples = _samples_of(finding, prompts, table, method)
         values = {sign: [table.get(name, {}).get(measure) for name in names] for sign, (names, _) in samples.items()}
-        for sign, word in ((False, "negative"), (True, "positive")):
+        for sign, word in ((False, "without"), (True, "with")):
             row = _summary(values[sign], measure, config)
             row |= {"language_model": method, "prompt_type": f"{finding}/{word}", "n": row.pop("n_used")}
             row["prompt"] = samples[sign][1]
@@ -163,7 +163,7 @@ def _samples_of(
                 texts[kind[1]].append(row["text"])
     for sign in (True, False):
         if not names[sign]:
-            word = "positive" if sign else "negative"
+            word = "with" if sign else "without"
             raise InputError(f"{', '.join(prompts)}: no measured sample of '{method}' has prompt_type {finding}/{word}")
     return {sign: (names[sign], " | ".join(dict.fromkeys(texts[sign]))) for sign in names}
 
