@@ -51,8 +51,8 @@ def test_table2_by_hand(run: Path) -> None:
     assert main(["table", "2", *arguments, "--measures", "medsyn", str(run / "0.csv"), "--quiet"]) == 0
     without, with_it = read_csv(out)
     assert (without["prompt_type"], with_it["prompt_type"]) == (
-        "pleural_effusion/negative",
-        "pleural_effusion/positive",
+        "pleural_effusion/without",
+        "pleural_effusion/with",
     )
     assert (with_it["n"], with_it["num_missing"], without["n"], without["num_missing"]) == ("2", "1", "3", "0")
     assert float(with_it["effusion_volume_ml_mean"]) == 1000
