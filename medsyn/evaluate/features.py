@@ -274,10 +274,10 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
                 targets[row["split"]].append([known[name] for name in names])
     matrix = np.array(targets["train"], dtype=np.float32).reshape(-1, len(names))
     usable = [i for i in range(len(names)) if 0 < matrix[:, i].sum() < len(matrix)]
-    if len(matrix) < config.batch_size or not usable:
+    if not usable:
         raise InputError(
-            f"{labels}: {len(matrix)} labelled training volumes with {len(usable)} labels that vary; the feature"
-            f" extractor needs at least {config.batch_size} volumes and one such label"
+            f"{labels}: no label varies over the {len(matrix)} labelled training volumes; the feature extractor needs"
+            " at least one such label, or set evaluation.features.weights to a Med3D checkpoint"
         )
     model = new_network(config, len(usable)).to("cuda" if torch.cuda.is_available() else "cpu")
     loss = fit(
@@ -286,7 +286,7 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
         torch.from_numpy(matrix[:, usable]),
         window_hu=stage.window_hu,
         num_epochs=config.num_epochs,
-        batch_size=config.batch_size,
+        batch_size=min(config.batch_size, len(matrix)),
         learning_rate=config.learning_rate,
         seed=config.seed,
         what="train-features",
