@@ -147,6 +147,9 @@ class TrainConfig(Section):
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
     crop_size: Size3 | None = Field(None, description="super-resolution: random crop (D, H, W)")
+    timestep_power: PositiveFloat = Field(
+        1.0, description="t = u^this, u uniform; 1 is the paper's, below 1 trains more at high noise: text acts sooner"
+    )
     flip_left_right: bool = Field(False, description="never with reports that name a side")
     seed: int = 0
 
@@ -219,6 +222,9 @@ class EvaluationConfig(Section):
     num_per_prompt: PositiveInt = 32
     num_segmentation_subjects: PositiveInt = 32
     num_bootstrap: PositiveInt = 1000
+    prompt_section: Literal["report", "findings", "impression"] = Field(
+        "report", description="what of a report serves as prompt in Tables I, V and VI"
+    )
     prompt_pairs: dict[Finding, PromptPairConfig]
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

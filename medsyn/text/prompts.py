@@ -58,6 +58,12 @@ class Sources:
             chosen += [pool[index] for index in rng.permutation(len(pool))]
         return chosen[:count]
 
+    def row(self, sample_id: str, prompt_type: str, report: ReportRow, seed: int) -> Row:
+        """A row whose prompt is the configured section of `report`, or the whole report if that section is empty."""
+        section = self.config.prompt_section
+        text = report.text(section)
+        return _row(sample_id, prompt_type, text or report.text("report"), seed, section if text else "report")
+
 
 def write_prompts(name: str, cohort: str | Path, reports: str | Path, config: EvaluationConfig, out: str | Path) -> int:
     """Write prompt set `name` to `out`; returns the number of rows."""
@@ -88,7 +94,7 @@ def _reports(sources: Sources) -> list[Row]:
     pool = of_split(sources.reports, "validation")
     chosen = sources.draw(pool, sources.config.num_fid_samples, "reports")
     return [
-        _row(f"report_{number:05d}", "report", report.text("report"), sources.seed("reports", number), "report")
+        sources.row(f"report_{number:05d}", "report", report, sources.seed("reports", number))
         for number, report in enumerate(chosen)
     ]
 
@@ -140,7 +146,7 @@ def _augmentation(sources: Sources) -> list[Row]:
             count = settings.num_reports_per_class if pools[split] else 0
             for number, report in enumerate(sources.draw(pools[split], count, kind)):
                 name = f"{finding}_{side}_{number:03d}"
-                rows.append(_row(name, kind, report.text("report"), sources.seed("augmentation", name), "report"))
+                rows.append(sources.row(name, kind, report, sources.seed("augmentation", name)))
     return rows
 
 
@@ -150,9 +156,10 @@ def _segmentation(sources: Sources) -> list[Row]:
     for index in order[: sources.config.num_segmentation_subjects]:
         subject = sources.subjects[index]
         name = subject["subject_id"]
-        text = section_text(subject["findings"], subject["impression"], "report")
+        report = ReportRow(name, subject["findings"], subject["impression"], "validation", name)
         for mode in ("text", "none"):
-            row = _row(f"{name}_{mode}", f"segmentation/{mode}", text, sources.seed("segmentation", name), "report")
+            seed = sources.seed("segmentation", name)
+            row = sources.row(f"{name}_{mode}", f"segmentation/{mode}", report, seed)
             rows.append(row | {"text_mode": mode, "fix_image": name})
     return rows
 

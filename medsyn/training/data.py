@@ -166,7 +166,7 @@ class TrainingData:
         sample = {
             "x0": x0,
             "epsilon": torch.randn(x0.shape, generator=generator),
-            "t": torch.tensor(uniform[4], dtype=torch.float32),
+            "t": torch.tensor(uniform[4] ** train.timestep_power, dtype=torch.float32),
         }
         if self.high:
             sample["condition_noise"] = torch.randn(x0.shape, generator=generator)
