@@ -59,7 +59,7 @@ class PreprocessConfig(Section):
     window_hu: tuple[float, float] = (-1024.0, 600.0)
     low_res_factor: PositiveInt = 4
     alignment: Literal["lung_centre", "none"] = Field("lung_centre", description="what the grid is centred on")
-    max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more than this share is no chest CT in HU")
+    max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this is no chest CT")
 
     @model_validator(mode="after")
     def _check(self) -> PreprocessConfig:

@@ -68,13 +68,19 @@ class ConvUnit(nn.Module):
         """x [B, Cin, D, H, W]; scale, shift [B, Cout]: SiLU(norm(conv(x)) * (1 + scale) + shift)."""
         x, norm = self.proj(x), self.norm
         if scale is None or shift is None:
-            x = norm(x)
+            x = self._normalise(x)
         elif x.shape[0] == 1:  # one volume: the time's affine joins that of the norm
             gain = 1 + scale[0]
             x = F.group_norm(x, norm.num_groups, norm.weight * gain, norm.bias * gain + shift[0], norm.eps)
         else:
-            x = torch.addcmul(_per_channel(shift), norm(x), _per_channel(1 + scale))
+            x = torch.addcmul(_per_channel(shift), self._normalise(x), _per_channel(1 + scale))
         return F.silu(x, inplace=not torch.is_grad_enabled())
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """The norm; on a CPU its gradient is several times faster in the contiguous layout."""
+        if torch.is_grad_enabled() and x.device.type == "cpu":
+            return self.norm(x.contiguous()).contiguous(memory_format=torch.channels_last_3d)
+        return self.norm(x)
 
 
 class ResBlock(nn.Module):
