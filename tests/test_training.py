@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_models import HIDDEN, NUM_TOKENS, SIZE, make_embeddings, make_store, stage
 from torch import nn
@@ -107,6 +108,20 @@ def test_killed_and_resumed_equals_uninterrupted(data_folder, tmp_path, name):
     assert all(torch.equal(first[key], second[key]) for key in first)
     losses = [[row["loss"] for row in read_csv(tmp_path / f"{stem}_metrics.csv")] for stem in ("whole", "broken")]
     assert losses[0] == losses[1]
+
+
+def test_two_processes_equal_one(data_folder, tmp_path):
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    size = {"num_steps": 6, "batch_size": 4, "micro_batch_size": 1}
+    assert main([*command(data_folder, one, **size), "--quiet"]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medsyn"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [*launcher, *command(data_folder, two, **size), "--quiet"]
+    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, timeout=300)
+    first, second = load_file(one), load_file(two)
+    assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-4
+    with safe_open(two, framework="pt") as handle:
+        assert json.loads(handle.metadata()["provenance"])["num_processes"] == 2
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):

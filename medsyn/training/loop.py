@@ -59,7 +59,8 @@ class Trained:
 
     network: nn.Module
     metrics: list[dict[str, Any]]
-    is_main_process: bool = True
+    is_main_process: bool
+    num_processes: int
 
 
 class DivergedError(InputError):
@@ -74,7 +75,8 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     """
     keep_freed_memory()
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
+    precision = {"fp32": "no"}.get(config.precision, config.precision)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     run = _Run(task, config, state, accelerator)
     run.resume()
     with _sigterm() as stop:
@@ -205,7 +207,9 @@ class _Run:
         """Write the last checkpoint and hand out the averaged weights."""
         self.save()
         self.bare.load_state_dict(self.ema.average, strict=False)
-        return Trained(self.bare.eval(), self.metrics, self.accelerator.is_main_process)
+        is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
+        self.accelerator.end_training()
+        return Trained(self.bare.eval(), self.metrics, is_main, num_processes)
 
     def _flush(self) -> None:
         """Read the losses of the last steps from the device; a non-finite one stops the run."""

@@ -46,7 +46,8 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     trained = train(task, stage.train, state)
     if not trained.is_main_process:
         return
-    record = provenance(stage, data=data.identity(), num_volumes=len(store), seed=stage.train.seed)
+    facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
+    record = provenance(stage, data=data.identity(), **facts)
     write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, METRIC_COLUMNS)
     write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     save(out, trained.network.state_dict(), stage, record)
