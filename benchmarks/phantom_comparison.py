@@ -26,7 +26,7 @@ from medsyn.phantom.grid import FIELD_OF_VIEW_MM
 from medsyn.phantom.subject import RenderedSubject, render_subject
 from medsyn.volume import MODEL_DIRECTION, Volume, centred_origin_mm, from_sitk, grid_spacing_mm
 
-LUNG, SOFT = (-1350, 150), (-160, 240)
+LUNG, SOFT, EMPHYSEMA = (-1350, 150), (-160, 240), (-1050, -650)
 SEED = 2024
 EXAMPLES = {
     "normal": (),
@@ -117,7 +117,8 @@ def examples(size: int, path: Path) -> None:
     figure, axes = plt.subplots(2, len(EXAMPLES), figsize=(3.1 * len(EXAMPLES), 6.4), facecolor="black")
     for column, (name, specs) in enumerate(EXAMPLES.items()):
         subject = render_subject(SEED, 1, size, specs) if specs else normal
-        window = SOFT if "CTR" in name or name.startswith("effusion") else LUNG
+        soft, dark = name.startswith(("effusion", "cardiomegaly")), name.startswith("emphysema")
+        window = SOFT if soft else EMPHYSEMA if dark else LUNG
         z, y = _where(subject, normal, name)
         array, (sz, sy, sx) = subject.volume.array, subject.volume.spacing_mm
         show(axes[0, column], array[z], (sy, sx), window)

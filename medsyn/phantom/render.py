@@ -21,6 +21,7 @@ from medsyn.phantom.tubes import Tubes, coverage
 Array = NDArray[np.float32]
 PSF_SIGMA_MM = 0.75
 """Standard deviation of the scanner's point spread, about that of a soft reconstruction kernel (FWHM 1.8 mm)."""
+_WIDE_MM = 3.0
 FISSURE_MM, FISSURE_HU = 0.9, -350.0
 BULLA_WALL_MM = 0.7
 WALL_HU = 10.0
@@ -61,32 +62,53 @@ def render(plan: Plan, findings: Pathology, grid: Grid, layers: Layers) -> Rende
     return Rendering(_scan(plan, grid, hu), masks)
 
 
-def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, layers: Layers) -> None:
-    """Shift the level of destruction until the expected %LAA-950 on the plan grid is `target_percent`, in place.
+def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, grid: Grid, layers: Layers) -> None:
+    """Shift the level of destruction until the expected %LAA-950 on `grid` is `target_percent`, in place.
 
-    Expected over the scanner's noise, with vessels, bullae and opacities where they are; `layers` on PLAN_GRID.
+    Expected over the scanner's noise at the plan's points, with vessels, bullae, opacities and partial volume as
+    `grid` shows them; `layers` from `tube_layers` on `grid`.
     """
     every = slice(None)
     p.destroyed_level = None
     opaque, fluid = _lung_tissue(plan, p, PLAN_GRID, every, plan.lungs, layers, plan.labels)
     base = _parenchyma(plan, p, PLAN_GRID, every, plan.lungs, layers)
-    inside = (plan.labels > 0) & (fluid <= 0.5) & (layers.lumen < 128)
+    blur = 0.0 if grid.width > _WIDE_MM else PSF_SIGMA_MM
+    width = float(np.sqrt(grid.width**2 + 12 * blur**2))  # the box as wide as voxel and point spread together
+    inside = (plan.labels > 0) & (fluid <= 0.5)
+    lumen = _shares_at(grid, layers.lumen, inside, blur)
+    inside[inside] = lumen < 0.5
     counted = inside & (opaque - base < 25)
-    air, vessel, wall = base[counted], _share(layers.lung_vessels[counted]), _share(layers.wall[counted])
-    edge = 1 - cover(plan.lungs.lung[counted], PLAN_GRID.width)
+    air = base[counted]
+    vessel, wall = (_shares_at(grid, layer, counted, blur) for layer in (layers.lung_vessels, layers.wall))
+    edge = 1 - cover(plan.lungs.lung[counted], width)
     score = pathology.destruction_score(p, plan.lungs.shell, PLAN_GRID, every)[counted]
     bulla = pathology.bullae_distance(p, plan.lungs.shell)[counted]
     low, high = float(score.min()) - 1.0, float(score.max()) + 1.0
     for _ in range(12):
         level = (low + high) / 2
         hu = air.copy()
-        _destroy(hu, score - np.float32(level), bulla, PLAN_GRID.width)
+        _destroy(hu, score - np.float32(level), bulla, width)
         soft.paint(hu, vessel, plan.anatomy.blood_hu)
         soft.paint(hu, wall, WALL_HU)
         soft.paint(hu, edge, 0.0)
         expected = 100.0 * float(ndtr((-950.0 - hu) / plan.anatomy.noise_hu).sum()) / max(int(inside.sum()), 1)
         low, high = (low, level) if expected < target_percent else (level, high)
     p.destroyed_level = round((low + high) / 2, 4)
+
+
+def _shares_at(grid: Grid, layer: NDArray[np.uint8], points: NDArray[np.bool_], blur_mm: float) -> Array:
+    """Coverage of a layer of `grid`, blurred, at the marked points of the plan grid."""
+    where = np.nonzero(points)
+    index = [((w + 0.5) * m / n).astype(int) for w, n, m in zip(where, PLAN_GRID.size, grid.size, strict=True)]
+    if blur_mm == 0:
+        return _share(layer[tuple(index)])
+    taps = [np.exp(-0.5 * (np.arange(-1, 2) * step / blur_mm) ** 2) for step in grid.spacing]
+    taps = [tap / tap.sum() for tap in taps]
+    total = np.zeros(len(index[0]), np.float32)
+    for z, y, x in np.ndindex(3, 3, 3):
+        shifted = tuple(np.clip(i + k - 1, 0, m - 1) for i, k, m in zip(index, (z, y, x), grid.size, strict=True))
+        total += np.float32(taps[0][z] * taps[1][y] * taps[2][x]) * _share(layer[shifted])
+    return total
 
 
 def tube_layers(plan: Plan, grid: Grid) -> Layers:
@@ -215,7 +237,7 @@ def _scan(plan: Plan, grid: Grid, hu: Array) -> NDArray[np.int16]:
     rng = np.random.default_rng([*plan.seed, 41, grid.size[0]])
     sigma = [PSF_SIGMA_MM / step for step in grid.spacing]
     noise = rng.standard_normal(grid.size, dtype=np.float32)
-    if min(sigma) < 0.25:  # the voxel is wider than the point spread: coverage has blurred already
+    if grid.width > _WIDE_MM:  # the voxel is much wider than the point spread: coverage has blurred already
         hu += np.float32(plan.anatomy.noise_hu) * noise
     else:
         loss = np.prod([np.sqrt(_kernel_energy(value)) for value in sigma])

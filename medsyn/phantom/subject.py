@@ -55,8 +55,7 @@ def render_subject(
     layers = tube_layers(plan, grid)
     for spec in findings:
         if spec.kind == "emphysema":
-            plan_layers = layers if grid == PLAN_GRID else tube_layers(plan, PLAN_GRID)
-            calibrate_emphysema(plan, lesions, spec.amount, plan_layers)
+            calibrate_emphysema(plan, lesions, spec.amount, grid, layers)
     rendering = render(plan, lesions, grid, layers)
     origin = centred_origin_mm(grid.size, grid.spacing)
     volume = Volume(rendering.hu, grid.spacing, origin)
