@@ -7,6 +7,7 @@ most slices.
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,32 @@ def read_ct(path: str | Path) -> Volume:
         return read_dicom_folder(path)
     if path.exists() and not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: not a format read here; give {', '.join(SUFFIXES)} or a folder of DICOM slices")
-    return read_volume(path)
+    volume = read_volume(path)
+    if path.name.lower().endswith(SUFFIXES[:2]):
+        count = nifti_non_finite(path)
+        if count:
+            raise InputError(f"{path}: {count} voxels are NaN or infinite; write the file again from its source")
+    return volume
+
+
+def nifti_non_finite(path: Path) -> int:
+    """Voxels of a NIfTI file of floats that are NaN or infinite: ITK's reader turns them into 0 in silence.
+
+    NIfTI-1 header: its size (348) tells the byte order, the data type is at byte 70 (16 float32, 64 float64), the
+    offset of the voxels a float at byte 108.
+    """
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
+        header = handle.read(348)
+        order = "<" if header[:4] == (348).to_bytes(4, "little") else ">"
+        kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
+        if kind is None:
+            return 0
+        handle.read(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]) - len(header))
+        count = 0
+        while block := handle.read(1 << 22):
+            values = np.frombuffer(block[: len(block) // int(kind[1]) * int(kind[1])], order + kind)
+            count += int(values.size - np.isfinite(values).sum())
+    return count
 
 
 def read_dicom_folder(folder: str | Path) -> Volume:

@@ -32,7 +32,7 @@ LOWEST_HU = -25.0
 STEEP_HU_PER_MM = 8.0
 """The smoothed scan is steeper than this where lung borders on solid tissue, and passes through fluid's values."""
 DARKER_HU, CORE_HU_RANGE, EDGE_STEP_HU = 30.0, (15.0, 36.0), 5.0
-"""A pool's core is this much below the muscle of the back, within a range; its edge a step less. Muscle: 30 to 60 HU."""
+"""A pool's core is this much below the muscle of the back, within a range; its edge a step less. Muscle: 30 to 60."""
 OPENING_MM, EDGE_MM, CONTACT_MM = 6.0, 5.0, 25.0
 MINIMUM_ML = 12.0
 BACK = 0.28
@@ -99,7 +99,7 @@ def _noise_hu(hu: NDArray, smooth: NDArray, core_hu: float) -> float:
 def _pleural(
     core: NDArray[np.bool_], lung: NDArray[np.bool_], hu: NDArray, noise_hu: float, spacing_mm: Spacing
 ) -> NDArray[np.bool_]:
-    """The pools near a lung that reach the back of the thorax and its lower part and are as even as the noise allows."""
+    """The pools near a lung that reach the back of the thorax and its lower part, as even as the noise allows."""
     labels, sizes = components(core)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     near = dilate(lung, CONTACT_MM, spacing_mm)

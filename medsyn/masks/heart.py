@@ -50,7 +50,7 @@ def cardiothoracic_ratio(
 def cardiac_borders(
     hu: NDArray, lungs: NDArray[np.uint8], effusion: NDArray[np.bool_], spacing_mm: Spacing
 ) -> NDArray[np.float64]:
-    """Right and left border of the heart per axial slice, as x edges in voxels (D, 2); NaN where they cannot be seen."""
+    """Right and left border of the heart per axial slice, as x edges in voxels (D, 2); NaN where not seen."""
     borders = np.full((lungs.shape[0], 2), np.nan)
     sides = pleural_cavities(lungs, effusion)
     right, left, cavity = sides == RIGHT, sides == LEFT, sides > 0

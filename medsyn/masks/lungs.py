@@ -61,7 +61,8 @@ def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
     found = _coarse_lungs(coarse, coarse_mm)
     if factors == (1, 1, 1):
         return found
-    return Lungs(_refine(found.label, hu, factors, coarse_mm), block_expand(found.airway, factors, hu.shape))
+    airway = block_expand(found.airway, factors, hu.shape)
+    return Lungs(np.where(airway, 0, _refine(found.label, hu, factors, coarse_mm)).astype(np.uint8), airway)
 
 
 def inner_air(hu: NDArray) -> NDArray[np.bool_]:
