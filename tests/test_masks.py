@@ -14,7 +14,7 @@ from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json
 from medsyn.masks.lungs import LEFT, RIGHT, inner_air, segment_lungs
-from medsyn.masks.morphology import block_expand, block_factors, block_labels, block_mean
+from medsyn.masks.morphology import block_expand, block_factors, block_labels, block_mean, close
 from medsyn.masks.segment import segment
 from medsyn.orientation import orientation_code, reorient
 from medsyn.stages.tables import dice, mask_quality
@@ -95,6 +95,17 @@ def test_blocks() -> None:
     labels[0] = 2
     labels[1, 0, 0] = 1
     np.testing.assert_array_equal(block_labels(labels, (1, 2, 2)).ravel(), [2, 0])
+
+
+def test_closing_does_not_close_against_the_edge() -> None:
+    mask = np.zeros((6, 21, 21), bool)
+    mask[1:, 3:18, 3:18] = True
+    mask[0, 3:18, 3:18] = True
+    mask[0, 6:15, 6:15] = False  # a dome that begins in the first slice
+    assert not close(mask, 6.0, (5.0, 2.0, 2.0))[0, 9:12, 9:12].any()
+    slit = mask.copy()
+    slit[1:, 10, :] = False
+    assert close(slit, 6.0, (5.0, 2.0, 2.0))[3, 10, 10]
 
 
 def test_other_tools_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

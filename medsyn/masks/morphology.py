@@ -92,8 +92,11 @@ def erode(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDA
 
 
 def close(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Closing by a ball."""
-    return erode(dilate(mask, radius_mm, spacing_mm), radius_mm, spacing_mm) | mask
+    """Closing by a ball; the array's edge counts as going on unchanged, so that nothing is closed against it."""
+    half = [int(radius_mm / step) for step in spacing_mm]
+    padded = np.pad(mask, [(h, h) for h in half], mode="edge")
+    closed = erode(dilate(padded, radius_mm, spacing_mm), radius_mm, spacing_mm)
+    return closed[tuple(slice(h, h + count) for h, count in zip(half, mask.shape, strict=True))] | mask
 
 
 def open_(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
