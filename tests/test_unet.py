@@ -9,6 +9,7 @@ from parity import filled_network, hashed, inputs, text_states
 
 from medsyn.config import UNetConfig
 from medsyn.errors import InputError
+from medsyn.models.blocks import ConvUnit
 from medsyn.models.medsyn_keys import from_medsyn_keys, medsyn_names, read_shape, strip_prefixes, to_medsyn_keys
 from medsyn.models.unet import UNet
 
@@ -174,6 +175,18 @@ def test_intermediate_values(kind, order, table):
     for name, (shape, numbers) in table.items():
         assert "x".join(map(str, seen[name].shape)) == shape, name
         check(seen[name], numbers)
+
+
+def test_norm_stays_exact_on_large_volumes():
+    """The channels-last sums of a 64 x 64 x 64 volume, with a mean far from 0, against double precision."""
+    unit = ConvUnit(4, 8, (1, 3, 3), num_groups=4).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 64, 64, 64, generator=generator) + 1
+    scale, shift = torch.randn(2, 2, 8, generator=generator)
+    with torch.no_grad():
+        fast = unit(x.contiguous(memory_format=torch.channels_last_3d), scale, shift)
+        exact = unit.double()(x.double(), scale.double(), shift.double())
+    assert (fast - exact).abs().max() < 1e-5
 
 
 def test_text_drop_is_per_sample():

@@ -44,8 +44,7 @@ class Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last_3d):
             return super().forward(x)
-        autocast = torch.is_autocast_enabled("cpu")
-        if _ONEDNN and x.dtype == torch.float32 and not torch.is_grad_enabled() and not autocast:
+        if _ONEDNN and _plain_cpu(x):
             ones, padding = (1, 1, 1), [k // 2 for k in self.kernel_size]
             return torch.mkldnn_convolution(x, self.weight, self.bias, padding, ones, ones, 1)
         if self.kernel_size[0] > 1:
@@ -66,19 +65,18 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """x [B, Cin, D, H, W]; scale, shift [B, Cout]: SiLU(norm(conv(x)) * (1 + scale) + shift)."""
-        x, norm = self.proj(x), self.norm
-        if scale is None or shift is None:
-            x = self._normalise(x)
-        elif x.shape[0] == 1:  # one volume: the time's affine joins that of the norm
-            gain = 1 + scale[0]
-            x = F.group_norm(x, norm.num_groups, norm.weight * gain, norm.bias * gain + shift[0], norm.eps)
+        x = self.proj(x)
+        if _plain_cpu(x) and x.is_contiguous(memory_format=torch.channels_last_3d):
+            x = _group_norm_(x, self.norm, scale, shift)
         else:
-            x = torch.addcmul(_per_channel(shift), self._normalise(x), _per_channel(1 + scale))
+            x = self._normalise(x)
+            if scale is not None and shift is not None:
+                x = torch.addcmul(_per_channel(shift), x, _per_channel(1 + scale))
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
     def _normalise(self, x: Tensor) -> Tensor:
-        """The norm; on a CPU its gradient is several times faster in the contiguous layout."""
-        if torch.is_grad_enabled() and x.device.type == "cpu":
+        """The norm; on a CPU it is more exact and its gradient several times faster in the contiguous layout."""
+        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d):
             return self.norm(x.contiguous()).contiguous(memory_format=torch.channels_last_3d)
         return self.norm(x)
 
@@ -167,6 +165,35 @@ def downsample(dim: int) -> nn.Conv3d:
 def upsample(dim: int) -> nn.ConvTranspose3d:
     """Double H and W; D stays."""
     return nn.ConvTranspose3d(dim, dim, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+
+
+def _plain_cpu(x: Tensor) -> bool:
+    """Whether x is a float32 CPU tensor outside autograd and autocast: inference, where work in place is allowed."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _group_norm_(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """GroupNorm of a channels-last x [B, C, D, H, W] in place, with the affine by time [B, C] in the same pass.
+
+    PyTorch's channels-last kernel adds up all voxels one after the other in single precision, which is wrong by 3e-4 at
+    64^3 and worse beyond; here the sums of the slices are joined in double precision.
+    """
+    batch, channels, depth, height, width = x.shape
+    slices = x.permute(0, 2, 3, 4, 1).reshape(batch, depth, height * width, channels)
+    grouped = (batch, norm.num_groups, channels // norm.num_groups)
+    mean = slices.mean(2).double().mean(1).view(grouped).mean(2, keepdim=True)
+    mean_square = slices.square().mean(2).double().mean(1).view(grouped).mean(2, keepdim=True)
+    gain = torch.rsqrt((mean_square - mean.square()).clamp(min=0) + norm.eps) * norm.weight.view(1, *grouped[1:])
+    offset = norm.bias.view(1, *grouped[1:]) - mean * gain
+    gain, offset = gain.view(batch, channels), offset.view(batch, channels)
+    if scale is not None and shift is not None:
+        gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+    return torch.addcmul(_per_channel(offset.float()), x, _per_channel(gain.float()), out=x)
 
 
 def _per_channel(values: Tensor) -> Tensor:
