@@ -7,6 +7,8 @@ direction matrix is diag(1, -1, 1).
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +78,8 @@ def read_volume(path: str | Path) -> Volume:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file")
+    if path.name.lower().endswith(".gz"):
+        _check_compression(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -87,6 +91,16 @@ def read_volume(path: str | Path) -> Volume:
             " give one 3-D scalar volume"
         )
     return from_sitk(image)
+
+
+def _check_compression(path: Path) -> None:
+    """ITK's reader fills what is missing from a truncated .gz file with zeros in silence; refuse such a file."""
+    try:
+        with gzip.open(path) as handle:
+            while handle.read(1 << 22):
+                pass
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: truncated or damaged ({error}); copy it again") from None
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:
