@@ -123,6 +123,9 @@ class UNetConfig(Section):
     num_groups: PositiveInt = 8
     init_kernel: PositiveInt = Field(7, description="edge of the first convolution, odd")
     num_bottom_blocks: PositiveInt = Field(4, description="attention blocks at the bottom (text-conditioned net)")
+    add_condition: bool = Field(
+        False, description="super-resolution: add the condition to the output, so that only the difference is learned"
+    )
     up_order: Literal["A", "B"] = Field("A", description="A: upsample early (training scripts), B: late (inference)")
 
 
@@ -146,6 +149,9 @@ class TrainConfig(Section):
     log_every: PositiveInt = 50
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
+    condition_interpolation: Literal["nearest", "linear"] = Field(
+        "nearest", description="super-resolution: how the condition is enlarged; the authors take nearest"
+    )
     crop_size: Size3 | None = Field(None, description="super-resolution: random crop (D, H, W)")
     timestep_power: PositiveFloat = Field(
         1.0, description="t = u^this, u uniform; 1 is the paper's, below 1 trains more at high noise: text acts sooner"

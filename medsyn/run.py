@@ -1,7 +1,7 @@
 """A trained run and how it draws volumes: two denoisers, a text encoder and sampling settings.
 
 A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn with DDIM from text
-and noise, enlarged by nearest neighbour, and refined by the super-resolution network. A volume depends on its prompt,
+and noise, enlarged as in training, and refined by the super-resolution network. A volume depends on its prompt,
 its seed and the settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway,
 vessels) are fixed at both resolutions; the authors fix them at the low one only.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
-from medsyn.diffusion.objective import enlarge, reduce_resolution
+from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
 from medsyn.diffusion.samplers import Denoiser, ddim, guided_denoiser, volume_noise
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
@@ -56,6 +56,7 @@ class Run:
     channels: tuple[str, ...]
     window_hu: tuple[float, float]
     factor: int
+    interpolation: Interpolation
     text_encoder: Path
     settings: SamplingStage
     hashes: dict[str, str]
@@ -90,7 +91,7 @@ class Run:
             )
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
-            condition = enlarge(low[i : i + 1].float(), self.factor)
+            condition = enlarge(low[i : i + 1].float(), self.factor, self.interpolation)
             noise = volume_noise([seed], (len(self.channels), *size), _HIGH).to(self.device)
             with self._autocast():
                 volume = ddim(
@@ -145,7 +146,7 @@ def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_enco
 
 
 def load_pair(low_res: Path, super_res: Path) -> tuple[UNet, UNet, ModelStage]:
-    """Both networks and the settings of the first; networks of different channels or windows are an InputError."""
+    """Both networks and the settings of the second; networks of different channels or windows are an InputError."""
     low, low_stage = load(low_res)
     high, high_stage = load(super_res)
     for path, stage, wanted in ((low_res, low_stage, "low_res"), (super_res, high_stage, "super_res")):
@@ -154,7 +155,7 @@ def load_pair(low_res: Path, super_res: Path) -> tuple[UNet, UNet, ModelStage]:
     for name in ("channels", "window_hu", "low_res_factor"):
         if getattr(low_stage, name) != getattr(high_stage, name):
             raise InputError(f"{super_res}: {name} differs from that of {low_res}; train both with the same settings")
-    return low, high, low_stage
+    return low, high, high_stage
 
 
 def sampling_with(weights: Path, config: Path | None, **changes: Any) -> SamplingStage:
@@ -185,6 +186,7 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
         channels=stage.channels,
         window_hu=stage.window_hu,
         factor=stage.low_res_factor,
+        interpolation=stage.train.condition_interpolation,
         text_encoder=folder / record["text_encoder"],
         settings=settings,
         hashes={name: sha256(path) for name, path in paths.items()},

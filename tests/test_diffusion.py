@@ -128,6 +128,16 @@ def test_loss_is_the_squared_error_of_the_clean_volume():
     assert seen["tau"].item() == pytest.approx(300, abs=1e-3)
 
 
+def test_linear_enlargement_keeps_the_samples_and_interpolates_between_them():
+    ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(1, 1, 16, 8, 8)
+    low = reduce_resolution(ramp, 4)
+    high = enlarge(low, 4, "linear")
+    assert high.shape == ramp.shape
+    torch.testing.assert_close(reduce_resolution(high, 4), low)
+    torch.testing.assert_close(high[:, :, :13], ramp[:, :, :13])
+    assert (high[:, :, 12:] == 12).all()
+
+
 def test_super_res_condition():
     x0, noise = tensor((2, 1, 8, 8, 8), 1), tensor((2, 1, 8, 8, 8), 2)
     low = enlarge(reduce_resolution(x0, 4), 4)

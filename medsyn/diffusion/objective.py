@@ -6,10 +6,14 @@ function of its arguments.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
+
+Interpolation = Literal["nearest", "linear"]
 
 
 def denoising_loss(network: nn.Module, x0: Tensor, epsilon: Tensor, t: Tensor, **conditions: Tensor | None) -> Tensor:
@@ -23,16 +27,26 @@ def reduce_resolution(volume: Tensor, factor: int) -> Tensor:
     return volume[..., ::factor, ::factor, ::factor]
 
 
-def enlarge(volume: Tensor, factor: int) -> Tensor:
-    """Nearest-neighbour enlargement of the last three axes of [B, C, D, H, W]."""
-    return F.interpolate(volume, scale_factor=factor, mode="nearest")
+def enlarge(volume: Tensor, factor: int, interpolation: Interpolation = "nearest") -> Tensor:
+    """Enlargement of the last three axes of [B, C, D, H, W]; the undoing of `reduce_resolution`.
+
+    "nearest" is the authors'. "linear" puts each value where `reduce_resolution` took it (index 0, factor, ...),
+    interpolates in between and repeats the last value beyond.
+    """
+    if interpolation == "nearest":
+        return F.interpolate(volume, scale_factor=factor, mode="nearest")
+    size = [(count - 1) * factor + 1 for count in volume.shape[2:]]
+    between = F.interpolate(volume, size=size, mode="trilinear", align_corners=True)
+    return F.pad(between, (0, factor - 1) * 3, mode="replicate")
 
 
-def super_res_condition(x0: Tensor, factor: int, noise: Tensor, level: Tensor) -> Tensor:
-    """Low-resolution condition of a clean crop: nearest x1/factor, nearest x factor, then (1-a) lr + a noise.
+def super_res_condition(
+    x0: Tensor, factor: int, noise: Tensor, level: Tensor, interpolation: Interpolation = "nearest"
+) -> Tensor:
+    """Low-resolution condition of a clean crop: nearest x1/factor, enlarged x factor, then (1-a) lr + a noise.
 
     noise has the shape of x0, level (a) is [B]; the network is not told a.
     """
     amount = level[:, None, None, None, None]
-    low = enlarge(reduce_resolution(x0, factor), factor)
+    low = enlarge(reduce_resolution(x0, factor), factor, interpolation)
     return (1 - amount) * low + amount * noise

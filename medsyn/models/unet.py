@@ -155,7 +155,8 @@ class UNet(nn.Module):
         x = self.bottom_out(x, time)
         for level in self.ups:
             x = level.up(x, skips.pop(), time, self.config.up_order)  # type: ignore[operator]
-        return self.to_volume(self.head(torch.cat([x, first], dim=1)))
+        x = self.to_volume(self.head(torch.cat([x, first], dim=1)))
+        return x + condition if self.config.add_condition and condition is not None else x
 
     def _tokens(self, batch: int, text: Tensor | None, drop_text: Tensor | None) -> Tensor | None:
         """Text states of each sample with the learned null text where it is dropped."""

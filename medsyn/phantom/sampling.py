@@ -24,7 +24,7 @@ PREVALENCE: dict[Kind, float] = {
 """Probability of each finding in a subject that is not normal, before redrawing the empty ones."""
 AMOUNT: dict[Kind, tuple[float, float]] = {
     "pleural_effusion": (60.0, 1500.0),
-    "emphysema": (5.0, 35.0),
+    "emphysema": (8.0, 55.0),
     "cardiomegaly": (0.52, 0.68),
     "consolidation": (30.0, 450.0),
     "ground_glass_opacity": (60.0, 700.0),

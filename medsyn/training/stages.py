@@ -62,14 +62,14 @@ def denoising_task(stage: ModelStage, data: TrainingData) -> Task:
         name=stage.stage,
         build=lambda: build(stage, cond_dim),
         batch=data.batch,
-        loss=lambda network, batch: batch_loss(network, batch, stage.low_res_factor),
+        loss=lambda network, batch: batch_loss(network, batch, stage),
         identity={**settings, **data.identity()},
     )
 
 
-def batch_loss(network: nn.Module, batch: dict[str, Tensor], factor: int) -> Tensor:
+def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) -> Tensor:
     """The denoising loss of a batch of TrainingData."""
-    return denoising_loss(network, batch["x0"], batch["epsilon"], batch["t"], **_conditions(batch, factor))
+    return denoising_loss(network, batch["x0"], batch["epsilon"], batch["t"], **_conditions(batch, stage))
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
@@ -85,17 +85,18 @@ def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
         batch["drop_text"] = torch.zeros_like(batch["drop_text"])
     noisy = add_noise(batch["x0"], batch["epsilon"], t)
     with torch.no_grad():
-        predicted = network(noisy, TAU_PER_T * t, **_conditions(batch, data.stage.low_res_factor))
+        predicted = network(noisy, TAU_PER_T * t, **_conditions(batch, data.stage))
     panels = np.stack([part.float().cpu().numpy() for part in (batch["x0"], noisy, predicted)], axis=1)
     picture = np.concatenate([_row(sample) for sample in panels], axis=0)
     with atomic_path(path) as temporary:
         imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
 
 
-def _conditions(batch: dict[str, Tensor], factor: int) -> dict[str, Tensor]:
+def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:
     if "condition_noise" in batch:
-        condition = super_res_condition(batch["x0"], factor, batch["condition_noise"], batch["condition_level"])
-        return {"condition": condition}
+        noise, level = batch["condition_noise"], batch["condition_level"]
+        interpolation = stage.train.condition_interpolation
+        return {"condition": super_res_condition(batch["x0"], stage.low_res_factor, noise, level, interpolation)}
     return {key: batch[key] for key in ("text", "drop_text") if key in batch}
 
 
