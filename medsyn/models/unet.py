@@ -121,6 +121,9 @@ class UNet(nn.Module):
         )
         self.head = ResBlock(2 * dim, dim, FLAT, groups, None)
         self.to_volume = Conv3d(dim, channels, 1)
+        if config.add_condition:  # training starts from the condition itself
+            nn.init.zeros_(self.to_volume.weight)
+            nn.init.zeros_(self.to_volume.bias)  # type: ignore[arg-type]
 
     @property
     def takes_text(self) -> bool:
