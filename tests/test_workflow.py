@@ -113,8 +113,8 @@ def test_every_table_is_there_with_provenance(finished):
         rows = read_table(finished / RESULTS / f"eval/table{number}.csv")
         assert rows, f"table {number} is empty"
         assert "config_hash" in json.loads((finished / RESULTS / f"eval/table{number}.json").read_text())
-    methods = [row["method"] for row in read_table(finished / RESULTS / "eval/table1.csv")]
-    assert "MedSyn" in methods and len(methods) == 3
+    methods = {row["method"]: row["label"] for row in read_table(finished / RESULTS / "eval/table1.csv")}
+    assert methods == {"medsyn": "MedSyn", "without_shape": "MedSyn without shape", "real": "real"}
 
 
 def test_the_report_and_the_figures_are_there(finished):
