@@ -100,7 +100,7 @@ def _check_compression(path: Path) -> None:
             while handle.read(1 << 22):
                 pass
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: truncated or damaged ({error}); copy it again") from None
+        raise InputError(f"{path}: cannot be read, truncated or damaged ({error}); copy it again") from None
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:

@@ -24,7 +24,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(-1000, 1000, (32, 32, 32)).astype(np.int16)
     write_volume(path, Volume(noise, (1.0, 1.0, 1.0)))
     path.write_bytes(path.read_bytes()[:20000])
-    with pytest.raises(InputError, match=r"a\.nii\.gz: truncated or damaged"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be read, truncated or damaged"):
         read_volume(path)
 
 

@@ -39,8 +39,16 @@ BACK = 0.28
 """A pool begins within this share of the thorax's depth from its back ..."""
 BASE = 0.6
 """... and within this share of the lungs' height from their base, most of it beside the lungs."""
+WALL_PERCENTILE = 5.0
+"""The chest wall reaches as deep below the skin as the shallowest lung, less this share of outliers; fluid lies deeper."""
 EVEN_HU = 30.0
 """Standard deviation within a pool; the edge of a consolidation, half air, has more."""
+
+
+def depth_below_skin_mm(body: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.float64]:
+    """Distance of every voxel of the body (holes filled) to the air around it, within its axial slice; outside: 0."""
+    slices = [np.pad(ndimage.binary_fill_holes(part), 1) for part in body]
+    return np.stack([ndimage.distance_transform_edt(part, sampling=spacing_mm[1:])[1:-1, 1:-1] for part in slices])
 
 
 def segment_effusion(hu: NDArray, lungs: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.bool_]:
@@ -52,6 +60,8 @@ def segment_effusion(hu: NDArray, lungs: NDArray[np.uint8], spacing_mm: Spacing)
     core_hu = float(np.clip(muscle_hu(smooth, lungs > 0, spacing_mm) - DARKER_HU, *CORE_HU_RANGE))
     free = (lungs == 0) & (hu > -150)
     even = np.sqrt(sum(g**2 for g in np.gradient(smooth, *spacing_mm))) < STEEP_HU_PER_MM
+    depth = depth_below_skin_mm((hu > -300) | (lungs > 0), spacing_mm)
+    free &= depth > np.percentile(depth[lungs > 0], WALL_PERCENTILE)
     core = open_(free & even & (smooth > LOWEST_HU) & (smooth < core_hu), OPENING_MM, spacing_mm)
     pools = _pleural(core, lungs > 0, hu, _noise_hu(hu, smooth, core_hu), spacing_mm)
     edge = dilate(pools, EDGE_MM, spacing_mm) & (lungs == 0) & (hu > -250) & (smooth < core_hu + EDGE_STEP_HU)
