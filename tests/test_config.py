@@ -25,7 +25,7 @@ def test_shipped_configs_are_valid_and_every_stage_reads_its_file_back(name, tmp
 
 
 def test_schema_on_disk_is_current():
-    stored = json.loads((ROOT / "config/schema.json").read_text())
+    stored = json.loads((ROOT / "config/schema.json").read_text(encoding="utf-8"))
     assert stored == Config.model_json_schema(), "run `make schema`"
 
 
@@ -41,7 +41,7 @@ def test_schema_on_disk_is_current():
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_key(change, words, tmp_path, capsys):
-    values = yaml.safe_load((ROOT / "config/test.yaml").read_text()) | change
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8")) | change
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(values))
     assert main(["config", str(path)]) == 2
@@ -52,7 +52,7 @@ def test_a_mistake_is_one_line_that_names_file_and_key(change, words, tmp_path, 
 
 
 def test_changing_a_training_setting_changes_only_that_stage():
-    values = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
     before = stage_configs(Config(**values))
     values["low_res"]["train"]["num_steps"] += 1
     after = stage_configs(Config(**values))

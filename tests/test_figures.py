@@ -124,7 +124,7 @@ def test_report_of_a_run_and_of_nothing(run: Path) -> None:
     ]
     write_csv(run / "eval/table2.csv", rows, [*columns, "p_value", "num_missing", "prompt"])
     assert main(["report", "--results", str(run), "--phantom", "--out", str(run / "report.html")]) == 0
-    page = (run / "report.html").read_text()
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert "procedural phantoms, not patients" in page
     assert "1,234" in page or "1,235" in page
     assert "&lt; 0.001" in page
@@ -133,7 +133,7 @@ def test_report_of_a_run_and_of_nothing(run: Path) -> None:
     empty = run / "nothing"
     empty.mkdir()
     assert main(["report", "--results", str(empty), "--out", str(run / "empty.html")]) == 0
-    page = (run / "empty.html").read_text()
+    page = (run / "empty.html").read_text(encoding="utf-8")
     assert "not part of the results" in page
     assert "procedural phantoms" not in page
     assert main(["report", "--results", str(run / "absent"), "--out", str(run / "x.html")]) == 2

@@ -48,7 +48,7 @@ def test_one_volume_same_seed_same_bytes(run_folder, tmp_path):
     assert volume.spacing_mm == pytest.approx((18.25, 19.75, 19.75))
     assert volume.direction == pytest.approx((1, 0, 0, 0, -1, 0, 0, 0, 1))
     assert read_volume(tmp_path / "a" / "ct_lobes.nii.gz").array.max() <= 5
-    record = json.loads((tmp_path / "a" / "ct.json").read_text())
+    record = json.loads((tmp_path / "a" / "ct.json").read_text(encoding="utf-8"))
     assert record["seed"] == 7 and record["text"] == "Large effusion." and record["weights"]["low_res"]
 
 
@@ -127,7 +127,7 @@ def test_fixed_channels_come_back_exactly(run_folder, tmp_path):
     assert np.array_equal(read_volume(out / "b" / "lobes.nii.gz").array, lobes)
     assert np.array_equal(read_volume(out / "b" / "volume.nii.gz").array, image)
     assert not np.array_equal(read_volume(out / "c" / "lobes.nii.gz").array, lobes)
-    assert json.loads((out / "a" / "provenance.json").read_text())["text"] is None
+    assert json.loads((out / "a" / "provenance.json").read_text(encoding="utf-8"))["text"] is None
 
 
 @pytest.mark.parametrize(

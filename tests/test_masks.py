@@ -147,7 +147,7 @@ def test_mask_quality_by_hand(tmp_path: Path) -> None:
     assert dice(np.array([1, 1, 0]) > 0, np.array([0, 1, 0]) > 0) == pytest.approx(2 / 3)
     assert dice(np.zeros(3, bool), np.zeros(3, bool)) is None
     mask_quality([], [], tmp_path / "empty.csv")
-    assert (tmp_path / "empty.csv").read_text().startswith("subject_id,lung,left_upper")
+    assert (tmp_path / "empty.csv").read_text(encoding="utf-8").startswith("subject_id,lung,left_upper")
     assert read_csv(tmp_path / "empty.csv") == []
 
 

@@ -202,7 +202,7 @@ def test_verb_writes_a_cohort_and_shards_agree(tmp_path):
     for index, row in enumerate(rows):
         assert row["findings"] and row["impression"]
         assert row["labels"] == ";".join(dict.fromkeys(spec.kind for spec in subject_findings(4, index)))
-        truth = json.loads((tmp_path / "all" / row["truth"]).read_text())
+        truth = json.loads((tmp_path / "all" / row["truth"]).read_text(encoding="utf-8"))
         assert truth["subject_id"] == row["subject_id"] and truth["size"] == 24
         assert read_volume(tmp_path / "all" / row["image"]).array.shape == (24, 24, 24)
     for path in sorted((tmp_path / "one" / "phantom-00001").iterdir()):

@@ -132,7 +132,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     steps = list((tmp_path / "low_res_state").glob("step_*"))
-    assert len(steps) == 1 and json.loads((steps[0] / "facts.json").read_text())["step"] % 1000
+    assert len(steps) == 1 and json.loads((steps[0] / "facts.json").read_text(encoding="utf-8"))["step"] % 1000
 
 
 def test_refuses_the_state_of_other_settings_or_data(data_folder, tmp_path, capsys):
@@ -298,4 +298,4 @@ def wait_for(folder: Path, pattern: str, seconds: float = 90) -> None:
 
 def _identity(state: Path) -> dict:
     newest = max(state.glob("step_*"))
-    return json.loads((newest / "facts.json").read_text())["identity"]
+    return json.loads((newest / "facts.json").read_text(encoding="utf-8"))["identity"]

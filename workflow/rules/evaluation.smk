@@ -219,7 +219,7 @@ rule finding_table:
     output:
         table=report(
             "<results>/eval/table{number}.csv",
-            caption="../report/table{number}.rst",
+            caption="../report/finding_table.rst",
             category="Tables",
         ),
         provenance="<results>/eval/table{number}.json",
