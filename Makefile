@@ -8,7 +8,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
 
 help:
 	@echo "make env    set up .venv from envs/requirements.lock"
-	@echo "make demo   run the embedded experiment (2 cores: about 20 minutes; CORES=N for more)"
+	@echo "make demo   run the embedded experiment (2 cores: half an hour or more; CORES=N for more)"
 	@echo "make test   run the tests"
 	@echo "make check  style, types and workflow lint, as CI does"
 
