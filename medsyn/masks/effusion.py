@@ -40,7 +40,7 @@ BACK = 0.28
 BASE = 0.6
 """... and within this share of the lungs' height from their base, most of it beside the lungs."""
 WALL_PERCENTILE = 5.0
-"""The chest wall reaches as deep below the skin as the shallowest lung, less this share of outliers; fluid lies deeper."""
+"""Fluid lies deeper below the skin than the shallowest lung, but for this share of outliers: above is chest wall."""
 EVEN_HU = 30.0
 """Standard deviation within a pool; the edge of a consolidation, half air, has more."""
 
