@@ -123,6 +123,11 @@ class UNetConfig(Section):
     num_groups: PositiveInt = 8
     init_kernel: PositiveInt = Field(7, description="edge of the first convolution, odd")
     num_bottom_blocks: PositiveInt = Field(4, description="attention blocks at the bottom (text-conditioned net)")
+    patch_size: PositiveInt = Field(1, description="edge of the voxel cube that the network sees as one voxel")
+    sigma_data: PositiveFloat | None = Field(
+        None,
+        description="standard deviation of what is to be drawn: the network then predicts only what the noise hides",
+    )
     add_condition: bool = Field(
         False, description="super-resolution: add the condition to the output, so that only the difference is learned"
     )

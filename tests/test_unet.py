@@ -8,10 +8,11 @@ import torch
 from parity import filled_network, hashed, inputs, text_states
 
 from medsyn.config import UNetConfig
+from medsyn.diffusion.schedule import add_noise
 from medsyn.errors import InputError
 from medsyn.models.blocks import ConvUnit
 from medsyn.models.medsyn_keys import from_medsyn_keys, medsyn_names, read_shape, strip_prefixes, to_medsyn_keys
-from medsyn.models.unet import UNet
+from medsyn.models.unet import UNet, from_patches, to_patches
 
 TOLERANCE = 1e-4
 
@@ -267,3 +268,35 @@ def test_add_condition_starts_from_the_condition_and_adds_it_to_the_output():
         torch.testing.assert_close(network(x, tau, condition=condition), condition)
         network.to_volume.bias.fill_(0.5)
         torch.testing.assert_close(network(x, tau, condition=condition), condition + 0.5)
+
+
+def test_patches_are_inverted_and_hold_their_voxels():
+    x = torch.arange(2 * 3 * 4 * 8 * 6, dtype=torch.float32).view(2, 3, 4, 8, 6)
+    patches = to_patches(x, 2)
+    assert patches.shape == (2, 24, 2, 4, 3)
+    assert set(patches[1, :8, 1, 2, 0].tolist()) == set(x[1, 0, 2:4, 4:6, 0:2].flatten().tolist())
+    assert torch.equal(from_patches(patches, 2), x)
+
+
+def test_a_network_over_patches_draws_the_whole_grid():
+    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=1, patch_size=4), condition_channels=4)
+    x, condition = torch.randn(1, 4, 8, 16, 24), torch.randn(1, 4, 8, 16, 24)
+    assert network.init_conv.in_channels == 8 * 64
+    assert network(x, torch.tensor([300.0]), condition=condition).shape == x.shape
+
+
+@pytest.mark.parametrize("add_condition", [False, True])
+def test_sigma_data_keeps_what_the_noise_does_not_hide(add_condition):
+    config = UNetConfig(dim=8, mults=(1, 2), init_kernel=3, sigma_data=0.5, add_condition=add_condition)
+    network = UNet(config, condition_channels=4)
+    torch.nn.init.ones_(network.to_volume.weight)
+    x0, noise, condition = torch.rand(3, 2, 4, 4, 8, 8).unbind(0)
+    clean, hidden = (torch.full((2,), t) for t in (0.0, 1.0))
+    with torch.no_grad():
+        output = network._network(x0, clean, None, condition)
+        kept = network(add_noise(x0, noise, clean), 1000 * clean, condition=condition)
+        drawn = network(noise, 1000 * hidden, condition=condition)
+        plain = network._network(noise, 1000 * hidden, None, condition)
+    assert (kept - x0).abs().max() < 0.03 * (1 + output.abs().max())  # sqrt((1 - alpha_bar(0)) / s^2) = 0.025
+    expected = plain + condition if add_condition else plain
+    torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0.01)

@@ -110,10 +110,11 @@ def _row(sample: NDArray) -> NDArray:
 
 
 def _check_grid(stage: ModelStage, data: TrainingData) -> None:
-    multiple = 2 ** (len(stage.unet.mults) - 1)
+    patch = stage.unet.patch_size
+    multiple = patch * 2 ** (len(stage.unet.mults) - 1)
     size = data.crop or data.store.size
-    if size[1] % multiple or size[2] % multiple:
+    if size[1] % multiple or size[2] % multiple or size[0] % patch:
         raise InputError(
-            f"{stage.stage}: the in-plane size {size[1]} x {size[2]} is not divisible by {multiple}, which"
-            f" {len(stage.unet.mults)} levels (unet.mults) need"
+            f"{stage.stage}: a grid of {size} does not fit unet.patch_size {patch} and {len(stage.unet.mults)} levels"
+            f" (unet.mults): the in-plane size must be divisible by {multiple}, the depth by {patch}"
         )
