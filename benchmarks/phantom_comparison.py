@@ -1,6 +1,6 @@
 """Pictures and table of docs/phantom.md: phantoms beside a real CT and beside three real lung anatomies.
 
-    python benchmarks/phantom_comparison.py --data ../shared/data --out docs/images
+    python benchmarks/phantom_comparison.py --data FOLDER --out docs/images
 
 Needs the development data (a real chest CT in ct/, real anatomies in anatomy/); see docs/phantom.md for their sources.
 Arrays are (z, y, x) in model orientation (inferior-superior, posterior-anterior, right-left), spacing in mm.
@@ -31,7 +31,7 @@ SEED = 2024
 EXAMPLES = {
     "normal": (),
     "effusion, 900 ml left": (FindingSpec("pleural_effusion", 0.58, 900.0, "left"),),
-    "emphysema, 25 % below -950 HU": (FindingSpec("emphysema", 0.67, 25.0),),
+    "emphysema, 35 % below -950 HU": (FindingSpec("emphysema", 0.57, 35.0),),
     "cardiomegaly, CTR 0.62": (FindingSpec("cardiomegaly", 0.62, 0.62),),
     "consolidation, 220 ml right lower lobe": (FindingSpec("consolidation", 0.45, 220.0, "right", "right_lower"),),
     "ground glass, 350 ml left upper lobe": (FindingSpec("ground_glass_opacity", 0.45, 350.0, "left", "left_upper"),),

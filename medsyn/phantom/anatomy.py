@@ -7,7 +7,7 @@ thoracic width 24-29 cm, lung height 24-27 cm, right dome 1-2 cm above the left 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +135,21 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         stomach_gas=float(rng.uniform(-0.5, 0.55)),
         stomach_size=float(rng.uniform(0.7, 1.05)),
         scale=scale,
+    )
+
+
+def hyperinflated(anatomy: Anatomy, laa950_percent: float) -> Anatomy:
+    """The chest of a subject with emphysema: lower and flatter domes, deeper from front to back.
+
+    Full effect from 45 % of the lung below -950 HU on: domes 8 % of the lung's height lower and a third flatter, the
+    sagittal diameter 6 % larger (signs of hyperinflation, Fleischner Society glossary 2008 and textbooks).
+    """
+    amount = min(laa950_percent / 45.0, 1.0)
+    return replace(
+        anatomy,
+        half_depth=min(anatomy.half_depth * (1 + 0.06 * amount), 106.0),
+        dome_top_right=anatomy.dome_top_right - 0.08 * amount,
+        dome_drop=anatomy.dome_drop * (1 - 0.33 * amount),
     )
 
 

@@ -57,7 +57,7 @@ def effusion_score(s: Shell) -> Array:
 
 def destruction_score(p: Pathology, s: Shell, grid: Grid, slab: slice) -> Array:
     """Where emphysema destroys the lung first: patches, more of them towards the apices."""
-    return p.patches.sample(grid, slab) + s.z * np.float32(1 / 110.0)
+    return p.patches.sample(grid, slab) + s.z * np.float32(1 / 55.0)
 
 
 def bullae_distance(p: Pathology, s: Shell) -> Array:
@@ -127,14 +127,15 @@ def _place_emphysema(
     filled = np.zeros(lung.shape, bool)
     upper = np.nonzero(air & np.isin(labels, (1, 3)) & (lung > -30) & (lung < -5))
     anywhere = np.nonzero(air & (lung < -5))
-    weight = rng.uniform(0.45, 0.65)
+    weight = rng.uniform(0.5, 0.7)
+    typical = 12.0 + 12.0 * min(spec.amount / 40.0, 1.0)  # mm; giant bullae in severe disease only
     for _ in range(60):
         if filled.sum() >= weight * target or upper[0].size == 0 or anywhere[0].size == 0:
             break
         pool = upper if rng.random() < 0.85 else anywhere
         pick = int(rng.integers(pool[0].size))
         centre = np.array([float(c[pool][pick]) for c in (s.z, s.y, s.x)])
-        radius = float(np.clip(rng.lognormal(np.log(15.5), 0.42), 7.5, 30.0))
+        radius = float(np.clip(rng.lognormal(np.log(typical), 0.42), 7.5, 45.0))
         radius = min(radius, 7.5 + 1.1 * float(np.cbrt(max(target - filled.sum(), 1) * grid.voxel_ml * 120)))
         p.bullae.append((np.round(centre, 3), round(radius, 3)))
         d2 = (s.z - centre[0]) ** 2 + (s.y - centre[1]) ** 2 + (s.x - centre[2]) ** 2

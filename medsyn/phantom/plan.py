@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.phantom.airway import Airways, build_airways
-from medsyn.phantom.anatomy import Anatomy, draw_anatomy, heart_ellipsoids
+from medsyn.phantom.anatomy import Anatomy, draw_anatomy, heart_ellipsoids, hyperinflated
 from medsyn.phantom.fields import (
     Body,
     Shell,
@@ -91,9 +91,12 @@ def central_tubes(airways: Airways, vessels: Vessels) -> Tubes:
 
 
 def make_plan(seed: Sequence[int], specs: tuple[FindingSpec, ...]) -> Plan:
-    """Draw the anatomy of `seed`, size the heart, place the fissures and grow the trees."""
+    """Draw the anatomy of `seed`, hyperinflate it and size its heart as the findings want, place the fissures and grow the trees."""
     draw, tree_draw = (np.random.default_rng(s) for s in np.random.SeedSequence(list(seed)).spawn(2))
     anatomy = draw_anatomy(draw)
+    for spec in specs:
+        if spec.kind == "emphysema":
+            anatomy = hyperinflated(anatomy, spec.amount)
     enlarged = [spec.amount for spec in specs if spec.kind == "cardiomegaly"]
     body = Body(anatomy, heart_ellipsoids(anatomy, max(enlarged) if enlarged else anatomy.normal_ctr))
     # the central tubes do not depend on the lobes: a first tree from the landmarks alone
