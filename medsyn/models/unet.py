@@ -9,8 +9,8 @@ Shapes: x [B, C, D, H, W] in [-1, 1] plus noise, tau [B] in 0..1000, text [B, nu
 condition [B, condition_channels, D, H, W]. H and W must be divisible by 2^(levels - 1); D is never resampled.
 
 Three options are ours, off by default, and let small networks learn in minutes: `patch_size` p works on p^3 voxels at
-a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p as well), `sigma_data` leaves the network
-what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
+a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p as well), `sigma_data` leaves the
+network what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
 variance-preserving schedule), `add_condition` makes it predict the difference from its condition.
 """
 

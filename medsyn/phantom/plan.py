@@ -91,7 +91,7 @@ def central_tubes(airways: Airways, vessels: Vessels) -> Tubes:
 
 
 def make_plan(seed: Sequence[int], specs: tuple[FindingSpec, ...]) -> Plan:
-    """Draw the anatomy of `seed`, hyperinflate it and size its heart as the findings want, place the fissures and grow the trees."""
+    """Draw the anatomy of `seed`, shape chest and heart as the findings want, place the fissures, grow the trees."""
     draw, tree_draw = (np.random.default_rng(s) for s in np.random.SeedSequence(list(seed)).spawn(2))
     anatomy = draw_anatomy(draw)
     for spec in specs:
