@@ -7,6 +7,7 @@ direction matrix is diag(1, -1, 1).
 
 from __future__ import annotations
 
+import errno
 import gzip
 import zlib
 from dataclasses import dataclass, replace
@@ -104,9 +105,26 @@ def _check_compression(path: Path) -> None:
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:
-    """Write a volume atomically; the suffix (.nii.gz, .nii, .mha, .nrrd) chooses the format."""
+    """Write a volume atomically; the suffix (.nii.gz, .nii, .mha, .nrrd) chooses the format. OSError if it cannot."""
     with atomic_path(path) as temporary:
-        sitk.WriteImage(to_sitk(volume), str(temporary), useCompression=True, compressionLevel=1)
+        try:
+            sitk.WriteImage(to_sitk(volume), str(temporary), useCompression=True, compressionLevel=1)
+            complete = _is_complete(temporary, volume.array.nbytes)
+        except RuntimeError:
+            complete = False
+        if not complete:
+            raise OSError(errno.ENOSPC, "not all of it could be written", str(path))
+
+
+def _is_complete(path: Path, num_bytes: int) -> bool:
+    """Whether a file just written holds `num_bytes` of voxels; ITK's NIfTI writer says nothing when a disk is full."""
+    if path.suffix != ".gz":
+        return path.suffix != ".nii" or path.stat().st_size > num_bytes
+    try:
+        _check_compression(path)
+    except InputError:
+        return False
+    return True
 
 
 def grid_spacing_mm(

@@ -1,5 +1,10 @@
 """The command line as a whole: every verb explains itself, bad input is one line and status 2."""
 
+import errno
+import os
+import subprocess
+import sys
+
 import pytest
 
 from medsyn.cli import build_parser, main
@@ -20,3 +25,27 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
     assert f"example:\n  medsyn {verb} " in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path):
+    import resource
+
+    command = [sys.executable, "-m", "medsyn", "phantom", "--count", "1", "--size", "16", "--out", str(tmp_path / "p")]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # noqa: E731
+    run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1, run.stderr
+    assert run.stderr.startswith("medsyn phantom: ")
+    assert f"{tmp_path}/" in run.stderr
+    assert "make room" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_says_what_to_do(monkeypatch, capsys, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("medsyn.phantom.cohort.write_cohort", fail)
+    assert main(["phantom", "--count", "1", "--out", str(tmp_path / "p")]) == 1
+    assert "make room and run the same command again" in capsys.readouterr().err

@@ -49,3 +49,18 @@ def test_contracts():
         Volume(np.zeros((2, 2)), (1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="spacing"):
         Volume(np.zeros((2, 2, 2)), (1.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(suffix, tmp_path):
+    resource = pytest.importorskip("resource")
+    noise = np.random.default_rng(0).integers(-1000, 1000, (20, 20, 20), dtype=np.int16)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(OSError, match="not all of it") as caught:
+            write_volume(tmp_path / f"a{suffix}", Volume(noise, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / f"a{suffix}")
+    assert list(tmp_path.iterdir()) == []

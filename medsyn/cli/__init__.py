@@ -7,6 +7,7 @@ Each module of this package adds the verbs of one part of the house through `add
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 import threading
@@ -67,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"medsyn {args.verb}: {where}{error.strerror}", file=sys.stderr)
+        where = error.filename or getattr(args, "out", None)
+        remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        print(f"medsyn {args.verb}: {f'{where}: ' if where else ''}{error.strerror}{remedy}", file=sys.stderr)
         return 2 if isinstance(error, FileNotFoundError) else 1
     except KeyboardInterrupt:
         print(f"medsyn {args.verb}: interrupted", file=sys.stderr)

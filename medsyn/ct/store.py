@@ -7,7 +7,9 @@ subject_id, report_id, split per row. A label byte packs lobe + 8 airway + 16 ve
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,24 +61,29 @@ def write_store(subjects: list[Subject], volumes: Path, masks: Path, folder: Pat
     count, step = len(subjects), config.low_res_factor
     low = tuple(edge // step for edge in config.size)
     shapes = {"high": tuple(config.size), "low": low}
-    arrays = {
-        f"{level}_{kind}": np.lib.format.open_memmap(
-            folder / f"{level}_{kind}.npy", mode="w+", dtype=dtype, shape=(count, *shape)
-        )
-        for level, shape in shapes.items()
-        for kind, dtype in (("image", np.int16), ("label", np.uint8))
-    }
-    for row, subject in enumerate(subjects):
-        name = subject.subject_id
-        image, label = read_subject(volumes / name / "volume.nii.gz", masks / name, config.size)
-        arrays["high_image"][row], arrays["high_label"][row] = image, label
-        arrays["low_image"][row] = image[::step, ::step, ::step]
-        arrays["low_label"][row] = label[::step, ::step, ::step]
-    for array in arrays.values():
-        array.flush()
+    with ExitStack() as files:
+        arrays = {
+            f"{level}_{kind}": _start_array(files, folder / f"{level}_{kind}.npy", dtype, (count, *shape))
+            for level, shape in shapes.items()
+            for kind, dtype in (("image", np.dtype(np.int16)), ("label", np.dtype(np.uint8)))
+        }
+        for subject in subjects:
+            name = subject.subject_id
+            image, label = read_subject(volumes / name / "volume.nii.gz", masks / name, config.size)
+            for kind, array in (("image", image), ("label", label)):
+                arrays[f"high_{kind}"].write(array.tobytes())
+                arrays[f"low_{kind}"].write(array[::step, ::step, ::step].tobytes())
     write_csv(
         folder / "index.csv",
         ({"subject_id": s.subject_id, "report_id": s.report_id, "split": s.split} for s in subjects),
         INDEX_COLUMNS,
     )
     write_json(folder / "store.json", provenance(config, subjects=count))
+
+
+def _start_array(files: ExitStack, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
+    """A .npy file whose rows are to be written in order (a full disk is an OSError; with a memory map it is SIGBUS)."""
+    handle = files.enter_context(path.open("wb"))
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(handle, header)
+    return handle
