@@ -2,7 +2,7 @@
 
     python benchmarks/phantom_comparison.py --data FOLDER --out docs/images
 
-Needs the development data (a real chest CT in ct/, real anatomies in anatomy/); see docs/phantom.md for their sources.
+Needs a folder with a real chest CT in ct/ and real anatomies in anatomy/; see docs/phantom.md for their sources.
 Arrays are (z, y, x) in model orientation (inferior-superior, posterior-anterior, right-left), spacing in mm.
 """
 

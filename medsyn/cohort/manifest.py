@@ -24,7 +24,7 @@ from medsyn.volume import STRUCTURES
 REQUIRED = ("subject_id", "image", "findings", "impression")
 COLUMNS = (*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth")
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
-REPORT_COLUMNS = ("report_id", "findings", "impression", "split")
+REPORT_COLUMNS = ("report_id", "patient_id", "findings", "impression", "split")
 SPLITS = ("train", "validation")
 EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disease."'
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -191,12 +191,13 @@ def _collect_reports(
     """One row per report: those of subjects with their split, then those without an image as text_only."""
     reports: dict[str, dict[str, str]] = {}
     for subject in subjects:
-        row = {"report_id": subject.report_id, "findings": subject.findings, "impression": subject.impression}
+        row = {name: getattr(subject, name) for name in REPORT_COLUMNS[:4]}
         known = reports.setdefault(subject.report_id, row | {"split": subject.split})
         if subject.split == "validation":
             known["split"] = "validation"
-    for number, raw in enumerate(read_csv(path, REPORT_COLUMNS[:3]) if path else [], 1):
-        row = {name: raw[name].strip() for name in REPORT_COLUMNS[:3]}
+    for number, raw in enumerate(read_csv(path, ("report_id", "findings", "impression")) if path else [], 1):
+        row = {name: (raw.get(name) or "").strip() for name in REPORT_COLUMNS[:4]}
+        row["patient_id"] = row["patient_id"] or row["report_id"]
         report_id = row["report_id"] or f"row {number}"
         if not row["report_id"] or row["report_id"] in reports:
             reason = "duplicate report_id" if row["report_id"] else "no report_id"

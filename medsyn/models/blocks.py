@@ -1,4 +1,4 @@
-"""Building blocks of the denoiser (section 1 of the network facts in docs): tensors are [B, C, D, H, W].
+"""Building blocks of the denoiser (facts: the authors' release): tensors are [B, C, D, H, W].
 
 D counts axial slices, H and W lie in the slice. Convolutions are "same"; nothing mixes or resamples the depth D except
 the 3x3x3 blocks. Heads of every attention are 32 wide. All modules accept any memory format; channels-last-3d inputs

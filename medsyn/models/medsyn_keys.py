@@ -1,4 +1,4 @@
-"""Names of the authors' state dicts <-> names of medsyn.models.unet.UNet (facts: key tables of the release).
+"""Names of the authors' state dicts <-> names of medsyn.models.unet.UNet (facts: the state dicts of their release).
 
 The two released networks hold the same modules under different names: the low-resolution one has list slots 0-3 and
 four numbered bottom blocks whose self-attention matrices are one shared pair stored under every number; the

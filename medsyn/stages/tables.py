@@ -21,7 +21,7 @@ from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import atomic_dir, read_json, write_csv, write_json
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.stages.shards import VOLUME, accepted
+from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 
 MEASURE_COLUMNS = ("subject_id", *MEASURES, "reason")
@@ -38,7 +38,7 @@ def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, 
             f"{volumes}: subject {min(unknown)} is not in the cohort; give the cohort.csv it was made from"
         )
     if not chosen:
-        raise InputError(f"{volumes}: no subject left to store; see {volumes / 'index.csv'} and {masks / 'index.csv'}")
+        log.warning("%s: no subject to store; see %s and %s", volumes, volumes / "index.csv", masks / "index.csv")
     with atomic_dir(out) as folder:
         write_store(chosen, volumes, masks, folder, config)
 
@@ -80,7 +80,7 @@ def measure_shard(volumes: Path, masks: Path | None, out: Path) -> None:
             result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None)
             row |= {key: None if value is None else round(value, 4) for key, value in result.values.items()}
             row["reason"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(result.reasons.items()))
-        except (InputError, RuntimeError) as error:
+        except SUBJECT_FAULTS as error:
             row["reason"] = " ".join(str(error).split())
             log.warning("measure: subject %s: %s", name, row["reason"])
         rows.append(row)

@@ -24,7 +24,7 @@ _KEPT = 2
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write step_<step> under `folder` and remove all but the newest two."""
-    with atomic_dir(folder / f"step_{step:08d}") as temporary:
+    with atomic_dir(folder / f"step_{step:08d}", replace=True) as temporary:
         torch.save(dict(tensors), temporary / "tensors.pt")
         write_json(temporary / "facts.json", {"step": step, **facts})
     for old in _checkpoints(folder)[:-_KEPT]:
