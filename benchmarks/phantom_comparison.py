@@ -132,6 +132,8 @@ def _where(subject: RenderedSubject, normal: RenderedSubject, name: str) -> tupl
     if name == "normal":
         return int(0.5 * normal.volume.array.shape[0]), int(0.5 * normal.volume.array.shape[1])
     change = np.abs(subject.volume.array.astype(np.float32) - normal.volume.array) > 120
+    if name.startswith("emphysema"):
+        change = (subject.volume.array < -950) & (subject.masks["lobes"] > 0)
     if "CTR" in name:
         change = (subject.masks["heart"] > 0) & (normal.masks["heart"] == 0)
     return int(change.sum((1, 2)).argmax()), int(change.sum((0, 2)).argmax())
