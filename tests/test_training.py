@@ -39,6 +39,7 @@ from medsyn.training.loop import METRIC_COLUMNS, NO_EFFECT, DivergedError, Task,
 from medsyn.training.watch import LossWatch
 
 ROOT = Path(__file__).resolve().parents[1]
+LAUNCHER = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +138,27 @@ def test_two_processes_equal_one(data_folder, tmp_path):
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     size = {"num_steps": 6, "batch_size": 4, "micro_batch_size": 1}
     assert main([*command(data_folder, one, **size), "--quiet"]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medsyn"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [*launcher, *command(data_folder, two, **size), "--quiet"]
-    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, timeout=300)
+    assert start(command(data_folder, two, **size), LAUNCHER).wait(timeout=600) == 0
     first, second = load_file(one), load_file(two)
     assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-4
     with safe_open(two, framework="pt") as handle:
         assert json.loads(handle.metadata()["provenance"])["num_processes"] == 2
+
+
+def test_two_processes_stopped_by_sigterm_resume_exactly(data_folder, tmp_path):
+    """The end of a job on a cluster: the launcher hands SIGTERM on, both processes stop after the same step."""
+    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
+    size = {"num_steps": 40, "batch_size": 4, "micro_batch_size": 1, "checkpoint_every": 1000, "log_every": 1}
+    assert start(command(data_folder, whole, **size), LAUNCHER).wait(timeout=600) == 0
+    arguments = command(data_folder, broken, **size)
+    process = start(arguments, LAUNCHER)
+    wait_for(tmp_path / "broken_state", "metrics.csv")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) != 0 and not broken.exists()
+    assert len(list((tmp_path / "broken_state").glob("step_*"))) == 1
+    assert start(arguments, LAUNCHER).wait(timeout=600) == 0
+    first, second = load_file(whole), load_file(broken)
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
@@ -183,6 +197,23 @@ def test_longer_run_continues_a_finished_one_exactly(tmp_path):
     fresh = train(quadratic(), longer, tmp_path / "b")
     assert torch.equal(continued.network.weight, fresh.network.weight)
     assert len(list((tmp_path / "a").glob("step_*"))) == 2
+
+
+def test_run_stopped_by_sigterm_resumes_exactly(tmp_path):
+    def stop(step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        train(quadratic(on_step=stop), SETTINGS, tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").glob("step_*")) == ["step_00000005", "step_00000008"]
+    resumed = train(quadratic(), SETTINGS, tmp_path / "a")
+    fresh = train(quadratic(), SETTINGS, tmp_path / "b")
+    assert torch.equal(resumed.network.weight, fresh.network.weight)
+    columns = ("step", "loss", "loss_ema", "grad_norm")
+    assert [[row[key] for key in columns] for row in resumed.metrics] == [
+        [row[key] for key in columns] for row in fresh.metrics
+    ]
 
 
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -239,14 +270,15 @@ def test_activation_checkpointing_keeps_loss_and_gradients_and_frees_activations
     for enabled in (False, True):
         network = set_activation_checkpointing(filled_network("low", "A").train(), enabled)
         alive, calls = [], []
-        norm = network.downs[0].first.block1.norm
+        unit = network.downs[0].first.block1  # the second unit keeps its output for the backward pass
 
         def note(_module, _arguments, output, alive=alive, calls=calls):
             alive.append(ref(output))
             calls.append(1)
 
-        norm.register_forward_hook(note)
-        loss = network(**inputs("low"), text=text_states()).square().mean()
+        unit.register_forward_hook(note)
+        drop = torch.tensor([True, False])
+        loss = network(**inputs("low"), text=text_states(), drop_text=drop).square().mean()
         kept.append(alive[0]() is not None)
         loss.backward()
         assert len(calls) == (2 if enabled else 1)
@@ -533,9 +565,10 @@ def test_settings_that_do_not_fit_the_data(data_folder, tmp_path, capsys, change
     assert words in capsys.readouterr().err
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
+def start(arguments: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "medsyn", *arguments, "--quiet"], cwd=ROOT, env=environment)
+    words = [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), "medsyn", *arguments, "--quiet"]
+    return subprocess.Popen(words, cwd=ROOT, env=environment)
 
 
 def wait_for(folder: Path, pattern: str, seconds: float = 90) -> None:

@@ -8,8 +8,6 @@ command ends with the same bits on a CPU, and the processes of a distributed run
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +17,6 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
@@ -31,6 +28,7 @@ from medsyn.training.checkpoint import cpu_copy, drop_checkpoints, load_checkpoi
 from medsyn.training.cost import peak_memory_gib
 from medsyn.training.ema import Ema
 from medsyn.training.events import Events
+from medsyn.training.processes import any_process, make_accelerator, sigterm_event, synchronise, to_device
 from medsyn.training.watch import FACTOR, NUM_STEPS, LossWatch
 
 METRIC_COLUMNS = (
@@ -85,14 +83,14 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives.
     """
     keep_freed_memory()
-    accelerator = _accelerator(config.precision)
+    accelerator = make_accelerator(config.precision)
     run = _Run(task, config, state, accelerator)
     run.resume()
     run.start()
-    with _sigterm() as stop:
+    with sigterm_event() as stop:
         for step in track(range(run.step, config.num_steps), what=task.name, total=config.num_steps, initial=run.step):
             run.optimise(step)
-            if _any_process(accelerator, stop.is_set()):
+            if any_process(accelerator, stop.is_set()):
                 run.save()
                 log.warning("%s: stopped by SIGTERM at step %d of %d", task.name, run.step, config.num_steps)
                 raise SystemExit(143)
@@ -107,17 +105,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.learning_rate
     span = max(config.num_steps - config.num_warmup_steps, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - config.num_warmup_steps) / span))
-
-
-def _accelerator(precision: str) -> Accelerator:
-    """Mixed precision as asked: bf16 by autocast, fp16 with loss scaling (on a CPU too, where accelerate skips it)."""
-    AcceleratorState._reset_state()
-    mixed = {"fp32": "no"}.get(precision, precision)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
-    if mixed == "fp16" and accelerator.scaler is None:
-        accelerator.native_amp = True
-        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
-    return accelerator
 
 
 class _Run:
@@ -194,7 +181,7 @@ class _Run:
         for micro in range(num_micro):
             first = micro * stride + accelerator.process_index * self.micro
             batch = to_device(self.task.batch(step, range(first, first + self.micro)), accelerator.device)
-            with _synchronise(accelerator, self.network, last=micro == num_micro - 1):
+            with synchronise(accelerator, self.network, last=micro == num_micro - 1):
                 with accelerator.autocast():
                     loss = self.task.loss(self.network, batch)
                 accelerator.backward(loss / num_micro)
@@ -338,44 +325,6 @@ class _Run:
             free.add("num_steps")
         settings = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         return {**settings, **self.task.identity, "num_processes": self.accelerator.num_processes}
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Tensors of a dict, on `device`."""
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch
-
-
-@contextmanager
-def _synchronise(accelerator: Accelerator, network: nn.Module, *, last: bool) -> Iterator[None]:
-    """Exchange gradients between processes only in the last micro-batch of a step."""
-    if last:
-        yield
-    else:
-        with accelerator.no_sync(network):
-            yield
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, the way schedulers announce the end of a job."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _any_process(accelerator: Accelerator, flag: bool) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
-    return bool(total > 0)
 
 
 def _rates_in_words(row: Mapping[str, Any]) -> str:
