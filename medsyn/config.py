@@ -160,8 +160,16 @@ class TrainConfig(Section):
     ema_start_step: int = Field(0, ge=0, description="before this step the average is a plain copy")
     ema_every: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
     checkpoint_every: PositiveInt = 250
     log_every: PositiveInt = 50
+    preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
+    tensorboard: bool = Field(False, description="event files too, if the package tensorboard is installed")
+    peak_tflops: PositiveFloat | None = Field(
+        None, description="peak TFLOP/s of one device at `precision`: the log then tells the share that is used"
+    )
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
     condition_interpolation: Literal["nearest", "linear"] = Field(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from parity import tensor
+from parity import SHAPE, TAU, filled_network, inputs, tensor, text_states
 from torch import nn
 
 from medsyn.diffusion.objective import denoising_loss, enlarge, reduce_resolution, super_res_condition
@@ -65,6 +65,8 @@ def test_schedule():
 
 def test_one_step():
     x0, epsilon = tensor(SMALL, 200001), tensor(SMALL, 200002, math.sqrt(3))
+    assert x0.flatten()[:2].tolist() == pytest.approx([0.229883, -0.655339], abs=1e-6)
+    assert epsilon.flatten()[:2].tolist() == pytest.approx([-1.154023, -1.072247], abs=1e-6)
     x_t = add_noise(x0, epsilon, torch.tensor([0.5]))
     assert x_t.flatten()[:4].tolist() == pytest.approx([-0.659552, -1.223402, -0.636604, 0.758102], abs=1e-5)
     prediction = torch.tanh(0.6 * x_t + 0.3 * math.cos(2.0))
@@ -126,6 +128,27 @@ def test_loss_is_the_squared_error_of_the_clean_volume():
     alpha = alpha_bar_at(0.3)
     assert torch.allclose(seen["x"], math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * epsilon, atol=1e-6)
     assert seen["tau"].item() == pytest.approx(300, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "mean", "std"),
+    [
+        ("low", "A", 0.034213, 1.298319),
+        ("low", "B", -0.151541, 1.192538),
+        ("sr", "A", 0.373046, 1.173662),
+        ("sr", "B", 0.212547, 1.148442),
+    ],
+)
+def test_training_loss_of_the_parity_networks(kind, order, mean, std):
+    """With x0 = 0 and the noise that makes x_t the parity input, the loss is the mean square of the parity output."""
+    given, t = inputs(kind), TAU / 1000
+    x_t = given.pop("x")
+    given.pop("tau")
+    epsilon = x_t / (1 - alpha_bar(t)).sqrt()[:, None, None, None, None]
+    text = {"text": text_states(), "drop_text": torch.tensor([False, False])} if kind == "low" else {}
+    with torch.no_grad():
+        loss = denoising_loss(filled_network(kind, order), torch.zeros(SHAPE), epsilon, t, **given, **text)
+    assert loss.item() == pytest.approx(mean**2 + std**2, abs=1e-4)
 
 
 def test_linear_enlargement_keeps_the_samples_and_interpolates_between_them():

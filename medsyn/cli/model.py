@@ -1,4 +1,4 @@
-"""Verbs of the image model: train, assemble, generate."""
+"""Verbs of the image model: train, import-checkpoint, assemble, generate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from medsyn.cli import Verbs
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add train, assemble and generate."""
+    """Add train, import-checkpoint, assemble and generate."""
     _add_train(verbs)
+    _add_import(verbs)
     _add_assemble(verbs)
     _add_generate(verbs)
 
@@ -29,6 +30,30 @@ def _add_train(verbs: Verbs) -> None:
     parser.add_argument("--embeddings", type=Path, help="text embeddings (low resolution; none: no text)")
     parser.add_argument("--state", required=True, type=Path, help="folder for checkpoints, removed at the end")
     parser.add_argument("--out", required=True, type=Path, help="weights, .safetensors")
+
+
+def _add_import(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "import-checkpoint",
+        _import_checkpoint,
+        summary="Turn a public checkpoint into weights that `assemble` takes; sizes are read from its tensors.",
+        example="medsyn import-checkpoint --source medsyn --stage low_res 40_ckpt low_res.safetensors",
+    )
+    parser.add_argument("--source", required=True, choices=("medsyn",), help="medsyn: the authors' networks")
+    parser.add_argument("--stage", required=True, choices=("low_res", "super_res"), help="which network it is")
+    parser.add_argument("checkpoint", type=Path, metavar="IN", help="folder of accelerate, .safetensors, .bin or .pt")
+    parser.add_argument("out", type=Path, metavar="OUT", help="weights, .safetensors")
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="which of two sets of weights (default: ema, else raw; the authors' super-resolution script reads raw)",
+    )
+    parser.add_argument(
+        "--up-order",
+        choices=("A", "B"),
+        default="B",
+        help="where the up path upsamples: B late, as the authors sample; A early, as they train (default %(default)s)",
+    )
 
 
 def _add_assemble(verbs: Verbs) -> None:
@@ -83,6 +108,12 @@ def _train(args: argparse.Namespace) -> None:
 
     stage = load_stage(ModelStage, args.config)
     train_denoiser(stage, args.store, args.embeddings, args.state, args.out)
+
+
+def _import_checkpoint(args: argparse.Namespace) -> None:
+    from medsyn.models.medsyn_checkpoint import import_medsyn
+
+    import_medsyn(args.checkpoint, args.stage, args.out, weights=args.weights, up_order=args.up_order)
 
 
 def _assemble(args: argparse.Namespace) -> None:

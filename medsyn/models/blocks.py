@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import platform
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+Network = TypeVar("Network", bound=nn.Module)
 HEAD_DIM = 32
 _ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
@@ -82,7 +85,13 @@ class ConvUnit(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two ConvUnits and a residual; the time enters the first unit. kernel (1,3,3) is the 2D kind, (3,3,3) the 3D."""
+    """Two ConvUnits and a residual; the time enters the first unit. kernel (1,3,3) is the 2D kind, (3,3,3) the 3D.
+
+    With `activation_checkpointing` (Chen et al. 2016) training keeps only the input and computes the rest again in the
+    backward pass: the same gradients in less memory.
+    """
+
+    activation_checkpointing = False
 
     def __init__(
         self, dim_in: int, dim_out: int, kernel: tuple[int, int, int], num_groups: int, time_dim: int | None
@@ -95,6 +104,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x [B, Cin, D, H, W], time [B, T] -> [B, Cout, D, H, W]."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self._blocks, x, time, use_reentrant=False, preserve_rng_state=False)
+            return result
+        return self._blocks(x, time)
+
+    def _blocks(self, x: Tensor, time: Tensor | None) -> Tensor:
         if self.mlp is None:
             hidden = self.block1(x)
         else:
@@ -102,6 +117,14 @@ class ResBlock(nn.Module):
             hidden = self.block1(x, scale, shift)
         hidden, residual = self.block2(hidden), self.res_conv(x)
         return hidden + residual if torch.is_grad_enabled() else hidden.add_(residual)
+
+
+def set_activation_checkpointing(network: Network, enabled: bool) -> Network:
+    """The same network, with or without activation checkpointing in each of its ResBlocks."""
+    for module in network.modules():
+        if isinstance(module, ResBlock):
+            module.activation_checkpointing = enabled
+    return network
 
 
 class ChannelNorm(nn.Module):

@@ -31,6 +31,15 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], facts: 
         shutil.rmtree(old, ignore_errors=True)
 
 
+def drop_checkpoints(folder: Path, from_step: int) -> int | None:
+    """Remove the checkpoints of step `from_step` and later; the newest step that is left, if any."""
+    steps = {int(path.name.removeprefix("step_")): path for path in _checkpoints(folder)}
+    for step, path in steps.items():
+        if step >= from_step:
+            shutil.rmtree(path, ignore_errors=True)
+    return max((step for step in steps if step < from_step), default=None)
+
+
 def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """(tensors, facts) of the newest readable checkpoint, or None; another run's state is an InputError."""
     for path in reversed(_checkpoints(folder)):
