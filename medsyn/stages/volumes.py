@@ -79,7 +79,8 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
     record: dict[str, object] = {"structures": masks.record, "provenance": provenance(config)}
     qc = path.parent / "qc.json"
     if path.name == VOLUME and qc.exists():
-        record["model_to_scanner_translation_mm"] = read_json(qc)["model_to_scanner_translation_mm"]
+        facts = read_json(qc)
+        record |= {key: facts[key] for key in ("model_to_scanner_matrix", "model_to_scanner_translation_mm")}
     write_json(out / "segment.json", record)
     painted = combine({name: reorient(label).array for name, label in masks.labels.items()})
     write_png(out / "preview.png", three_views(reorient(volume), painted))
