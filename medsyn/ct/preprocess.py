@@ -3,10 +3,10 @@
 The model's grid is `size` voxels over `field_of_view_mm` (paper: 256^3 over 292 x 316 x 316 mm), centred on the origin
 of model space. `transform` maps points of model space to the scanner's space (ITK's resampling direction). Alignment
 `lung_centre` moves the middle of the lungs' bounding box to the grid's middle; `atlas` registers the lungs to an atlas
-(`medsyn.ct.register`, affine) and falls back to `lung_centre`, with the reason in qc.json, where that fails. Orientation
-and alignment are one transform: the source is interpolated once (linear, -1024 HU outside); a source finer than the grid
-is first smoothed so that its detail does not alias. With `lung_centre` or `none`, a source that lies on the model's grid
-already is kept voxel for voxel.
+(`medsyn.ct.register`, affine) and falls back to `lung_centre`, with the reason in qc.json, where that fails.
+Orientation and alignment are one transform: the source is interpolated once (linear, -1024 HU outside); a source finer
+than the grid is first smoothed so that its detail does not alias. With `lung_centre` or `none`, a source that lies on
+the model's grid already is kept voxel for voxel.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def overlap(atlas: Volume, moving: sitk.Image, transform: sitk.Transform) -> flo
 
 
 def _moving(lungs: NDArray[np.bool_], scan: Volume, cut: tuple[bool, bool]) -> sitk.Image:
-    """The mask as shares of lung in blocks of about 4 mm, cropped to the lungs, with space where they end by themselves."""
+    """The mask as shares of lung in blocks of about 4 mm, cropped to the lungs; space where they end uncut."""
     factors = block_factors(scan.spacing_mm, WORKING_MM)
     coarse = block_mean(lungs.astype(np.float32), factors)
     direction = np.array(scan.direction).reshape(3, 3)
