@@ -23,9 +23,9 @@ from medsyn.reading import Reading
 from medsyn.volume import Volume, read_volume
 
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".npz")
-AIR_BAND_HU = (-1100.0, -850.0)
-"""Where the air around and in a patient lies on the scale of Hounsfield."""
-MINIMUM_AIR_SHARE = 0.02
+AIR_BAND_HU, SOFT_BAND_HU = (-1100.0, -850.0), (-150.0, 150.0)
+"""Where air, and fat with soft tissue, lie on the scale of Hounsfield: every chest CT holds much of both."""
+MINIMUM_SHARE = 0.02
 
 
 def read_ct(path: str | Path, reading: Reading | None = None) -> Volume:
@@ -54,22 +54,24 @@ def read_scan(path: str | Path, reading: Reading | None = None) -> tuple[Volume,
 
 
 def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArray, bool]:
-    """HU and whether slope and intercept were applied: only if that brings the air to -1000 HU better than leaving it.
+    """HU and whether slope and intercept were applied: only if the values fit the scale of Hounsfield better with them.
 
-    Every chest CT holds air; the reading under which more voxels lie in AIR_BAND_HU is the right one, which tells raw
-    values from values that are in HU already. Where neither shows air nothing is applied (inspection then refuses it).
+    How well values fit is the smaller of two shares of the voxels, in AIR_BAND_HU and in SOFT_BAND_HU. Both count: an
+    intercept of -1024 applied once too often puts soft tissue where air belongs, and nothing where soft tissue does.
+    Where neither reading fits, nothing is applied (inspection then refuses the values).
     """
     sample = values[:: max(1, values.shape[0] // 64), ::2, ::2].astype(np.float32)
-    as_is, rescaled = _air_share(sample), _air_share(slope * sample + intercept)
-    if rescaled <= as_is or rescaled < MINIMUM_AIR_SHARE:
+    as_is, rescaled = _fit(sample), _fit(slope * sample + intercept)
+    if rescaled <= as_is or rescaled < MINIMUM_SHARE:
         return values, False
     whole = float(slope).is_integer() and float(intercept).is_integer() and values.dtype.kind in "iu"
     kind = np.int32 if whole else np.float32
     return values.astype(kind) * kind(slope) + kind(intercept), True
 
 
-def _air_share(hu: NDArray) -> float:
-    return float(((hu >= AIR_BAND_HU[0]) & (hu <= AIR_BAND_HU[1])).mean())
+def _fit(hu: NDArray) -> float:
+    """The smaller of the shares of air and of soft tissue."""
+    return min(float(((hu >= low) & (hu <= high)).mean()) for low, high in (AIR_BAND_HU, SOFT_BAND_HU))
 
 
 def _read_file(path: Path) -> Volume:
