@@ -15,7 +15,7 @@ from medsyn.cli import main
 from medsyn.cohort import build_cohort, load_cohort
 from medsyn.cohort.layouts import MANIFEST_COLUMNS, from_csv, from_ct_rate, from_rad_chestct
 from medsyn.config import CohortConfig, PreprocessConfig
-from medsyn.ct.air import calibrate_air, measure_air
+from medsyn.ct.air import air_is_off, calibrate_air, measure_air
 from medsyn.ct.atlas import load_atlas
 from medsyn.ct.dicom import choose_series, series_faults
 from medsyn.ct.inspect import inspect
@@ -27,7 +27,7 @@ from medsyn.files import read_csv, read_json, write_csv
 from medsyn.orientation import reorient
 from medsyn.phantom.plan import PLAN_GRID, make_plan
 from medsyn.reading import Reading, parse_reading
-from medsyn.volume import Volume, write_volume
+from medsyn.volume import Volume, centred_origin_mm, write_volume
 
 ATLAS = PreprocessConfig(alignment="atlas")
 
@@ -256,8 +256,13 @@ def test_air_is_measured_beside_padding_and_calibrated() -> None:
     assert fixed[drifted == 0].tolist() == [0.0] * int((drifted == 0).sum())
     result = preprocess(chest("normal").volume, PreprocessConfig(calibrate_air=True))
     assert result.qc["air_hu"] == pytest.approx(-1000, abs=3)
-    with pytest.raises(InputError, match="no air to measure"):
-        calibrate_air(np.full((20, 20, 20), 40.0))
+    soft = np.full((20, 20, 20), 40.0)
+    assert calibrate_air(soft) == (soft, {"air_hu": None, "air_factor": 1.0})
+    assert air_is_off(hu) is None
+    assert air_is_off(drifted) is None
+    assert air_is_off(hu * 0.7) == pytest.approx(-700, abs=3)
+    # a field of view inside the body: lung at its border is no proof of another scale
+    assert air_is_off(hu[:, 16:48, 10:54]) is None
 
 
 def test_atlas_is_a_pair_of_lungs_at_the_origin(tmp_path: Path) -> None:
@@ -301,10 +306,11 @@ def test_registration_recovers_a_known_affine_map() -> None:
 def test_lungs_that_a_scan_cuts_are_not_stretched_to_fill_the_atlas(seed: int) -> None:
     atlas, lungs = load_atlas(None), plan_lungs(seed)
     spacing = PLAN_GRID.spacing
-    whole = register(lungs, Volume(lungs, spacing), atlas, np.zeros(3))
+    x, y, z = centred_origin_mm(PLAN_GRID.size, spacing)
+    whole = register(lungs, Volume(lungs, spacing, (x, y, z)), atlas, np.zeros(3))
     first = int(np.flatnonzero(lungs.any((1, 2)))[0]) + 10  # about 45 mm of the bases are missing
-    part = Volume(lungs[first:], spacing, (0.0, 0.0, first * spacing[0]))
-    cut = register(lungs[first:], part, atlas, np.array([0.0, 0.0, first * spacing[0] / 2]))
+    part = Volume(lungs[first:], spacing, (x, y, z + first * spacing[0]))
+    cut = register(lungs[first:], part, atlas, np.array([0.0, 0.0, 22.0]))  # the middle of what is left
     assert whole.dice > 0.9
     assert cut.dice > 0.9
     a, b = affine_of(whole.transform)[0], affine_of(cut.transform)[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medsyn.ct.air import AIR_HU, TOLERANCE_HU, measure_air
+from medsyn.ct.air import air_is_off, measure_air
 from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, Lungs, segment_lungs
@@ -135,8 +135,8 @@ def value_faults(array: np.ndarray) -> list[str]:
 
 def _air_faults(array: np.ndarray) -> list[str]:
     """Reasons from the air around the patient: a scanner's drift is small, another slope or intercept is not."""
-    air = measure_air(array)
-    if air is None or abs(air - AIR_HU) <= TOLERANCE_HU:
+    air = air_is_off(array)
+    if air is None:
         return []
     return [f"not HU: the air lies at {air:.0f}, it should be near -1000 (a wrong slope or intercept?)"]
 

@@ -63,9 +63,9 @@ def preprocess(
     alignment = _align(model, lungs, config, on_grid)
     transform = alignment.transform
     spacing, origin = model_grid(config)
-    air: dict[str, float] = {}
+    air: dict[str, float | None] = {}
     if config.calibrate_air:
-        array, air = calibrate_air(model.array, name)
+        array, air = calibrate_air(model.array)
         model = model.with_array(array)
     if on_grid:
         volume = Volume(_int16(model.array), spacing, origin)

@@ -26,7 +26,8 @@ MARGIN_MM = 48.0
 """Empty space added around a mask on the sides where the lungs end within the scan."""
 SHRINK, SIGMA_MM = (4, 2, 1), (8.0, 5.0, 3.0)
 NUM_ITERATIONS = 60
-SAMPLED_SHARE = 0.3
+ATLAS_MARGIN_MM = 24.0
+"""Space around the atlas's lungs that takes part: enough for the widest blur."""
 MINIMUM_DICE = 0.8
 SCALE_RANGE = (0.6, 1.6)
 LARGEST_ROTATION_DEGREES = 25.0
@@ -51,13 +52,25 @@ def register(lungs: NDArray[np.bool_], scan: Volume, atlas: Volume, centre_mm: N
     """
     cut = (bool(lungs[0].any()), bool(lungs[-1].any()))
     moving = _moving(lungs, scan, cut)
-    fixed = sitk.Cast(to_sitk(atlas), sitk.sitkFloat32)
+    fixed = _cropped(atlas)
+    centre_mm = np.round(centre_mm, 3)
     centre = sitk.AffineTransform(3)
     centre.SetTranslation([float(c) for c in centre_mm])
     start = _start(lungs, scan, atlas, centre_mm, cut)
     transform = _optimise(fixed, moving, start)
     before, after = overlap(atlas, moving, centre), overlap(atlas, moving, transform)
     return Registration(transform, after, before, _faults(transform, after, before))
+
+
+def _cropped(atlas: Volume) -> sitk.Image:
+    """The atlas's lungs and ATLAS_MARGIN_MM around them, as far as its grid goes."""
+    image = sitk.Cast(to_sitk(atlas), sitk.sitkFloat32)
+    corners = [np.flatnonzero((atlas.array > 0).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]  # x, y, z
+    part = []
+    for c, step, count in zip(corners, image.GetSpacing(), image.GetSize(), strict=True):
+        margin = int(np.ceil(ATLAS_MARGIN_MM / step))
+        part.append(slice(max(int(c[0]) - margin, 0), min(int(c[-1]) + margin + 1, count)))
+    return image[tuple(part)]
 
 
 def overlap(atlas: Volume, moving: sitk.Image, transform: sitk.Transform) -> float:
@@ -77,8 +90,11 @@ def _moving(lungs: NDArray[np.bool_], scan: Volume, cut: tuple[bool, bool]) -> s
     direction = np.array(scan.direction).reshape(3, 3)
     first = direction @ [(f - 1) / 2 * s for f, s in zip(reversed(factors), reversed(scan.spacing_mm), strict=True)]
     spacing = tuple(f * s for f, s in zip(factors, scan.spacing_mm, strict=True))
-    origin = tuple(np.asarray(scan.origin_mm) + first)
-    image = to_sitk(Volume(coarse.astype(np.float32), spacing, origin, scan.direction))  # type: ignore[arg-type]
+    # files keep geometry as 32-bit numbers: rounded, a copy with flipped axes gives the same bits
+    origin = tuple(np.round(np.asarray(scan.origin_mm) + first, 3))
+    spacing = tuple(np.round(spacing, 5))
+    turned = tuple(np.round(scan.direction, 6))
+    image = to_sitk(Volume(coarse.astype(np.float32), spacing, origin, turned))  # type: ignore[arg-type]
     corners = [np.flatnonzero((coarse > 0).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]  # x, y, z
     low, high = [int(c[0]) for c in corners], [int(c[-1]) for c in corners]
     image = image[low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1]
@@ -120,8 +136,7 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform
         method = sitk.ImageRegistrationMethod()
         method.SetNumberOfThreads(1)
         method.SetMetricAsMeanSquares()
-        method.SetMetricSamplingStrategy(method.REGULAR)
-        method.SetMetricSamplingPercentagePerLevel([1.0, 1.0, SAMPLED_SHARE])
+        method.SetMetricSamplingStrategy(method.NONE)  # every voxel: sampling draws points at random
         method.SetInterpolator(sitk.sitkLinear)
         method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.02, NUM_ITERATIONS, 0.6, 1e-6)
         method.SetOptimizerScalesFromPhysicalShift()
