@@ -89,7 +89,7 @@ def run(case: Case, plain: NDArray | None) -> tuple[dict[str, object], NDArray |
             raise InputError(f"{case.path}: rejected, {'; '.join(faults)}")
         result = preprocess(volume, PreprocessConfig(alignment="atlas"), name=str(case.path))
     except InputError as error:
-        row |= {"verdict": "rejected", "reason": str(error).split(": ", 1)[1].removeprefix("rejected, ")}
+        row |= {"verdict": "rejected", "reason": reason_of(error, case.path)}
     else:
         array = result.volume.array.astype(np.float32)
         row |= {"verdict": "ok", "alignment": result.qc["alignment_used"]}
@@ -98,6 +98,11 @@ def run(case: Case, plain: NDArray | None) -> tuple[dict[str, object], NDArray |
             row["mean_abs_diff_hu"] = round(float(np.abs(array - plain)[_inside(plain)].mean()), 2)
     row["seconds"] = round(time.process_time() - started, 1)
     return row, array
+
+
+def reason_of(error: InputError, path: Path) -> str:
+    """The message without the file's place."""
+    return str(error).removeprefix(f"{path}: ").removeprefix("rejected, ").replace(str(path.parent), "")
 
 
 def time_registration(path: Path, atlas: Volume) -> None:
@@ -125,7 +130,7 @@ def cases(data: Path, folder: Path) -> Iterator[Case]:
         "flipped (RAI)": (reorient(volume, "RAI"), 1.0),
         "axes permuted (SLP)": (reorient(volume, "SLP"), 1.0),
         "oblique, 9 degrees": (oblique(volume), 40.0),
-        "without its last ten slices": (Volume(volume.array[:-10], *geometry(volume)), None),
+        "without its last ten slices": (Volume(volume.array[:-10], *geometry(volume)), 40.0),
         "air at -970": (volume.with_array(np.rint(volume.array * 0.97).astype(np.int16)), 40.0),
     }
     for name, (copy, tolerance) in copies.items():

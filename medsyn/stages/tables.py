@@ -125,9 +125,8 @@ def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
     record = masks / "segment.json"
     facts = read_json(record) if record.exists() else {}
     transform = sitk.AffineTransform(3)
-    if "model_to_scanner_matrix" in facts:
-        transform.SetMatrix(facts["model_to_scanner_matrix"])
-        transform.SetTranslation(facts["model_to_scanner_translation_mm"])
+    transform.SetMatrix(facts.get("model_to_scanner_matrix", np.eye(3).ravel().tolist()))
+    transform.SetTranslation(facts.get("model_to_scanner_translation_mm", [0.0, 0.0, 0.0]))
     found, true = {}, {}
     for name in STRUCTURES:
         mask = read_volume(masks / f"{name}.nii.gz")

@@ -87,7 +87,8 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
     qc = path.parent / "qc.json"
     if path.name == VOLUME and qc.exists():
         facts = read_json(qc)
-        record |= {key: facts[key] for key in ("model_to_scanner_matrix", "model_to_scanner_translation_mm")}
+        names = ("model_to_scanner_matrix", "model_to_scanner_translation_mm")
+        record |= {name: facts[name] for name in names if name in facts}
     write_json(out / "segment.json", record)
     painted = combine({name: reorient(label).array for name, label in masks.labels.items()})
     write_png(out / "preview.png", three_views(reorient(volume), painted))
