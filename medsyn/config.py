@@ -59,7 +59,13 @@ class PreprocessConfig(Section):
     field_of_view_mm: Millimetres3 = Field((292.0, 316.0, 316.0), description="extent (z, y, x)")
     window_hu: tuple[float, float] = (-1024.0, 600.0)
     low_res_factor: PositiveInt = 4
-    alignment: Literal["lung_centre", "none"] = Field("lung_centre", description="what the grid is centred on")
+    alignment: Literal["lung_centre", "none", "atlas"] = Field(
+        "lung_centre", description="grid centred on the lungs, left where it is, or affine registration to a lung atlas"
+    )
+    atlas: str | None = Field(None, description="lung mask to register to (values above 0); null: mean phantom lung")
+    calibrate_air: bool = Field(
+        False, description="scale HU so that the air around the patient is -1000 and water stays 0"
+    )
     max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this is no chest CT")
 
     @model_validator(mode="after")

@@ -123,12 +123,15 @@ def dice(a: np.ndarray, b: np.ndarray) -> float | None:
 def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
     """Dice values of one subject, the truth brought to the masks' grid by nearest neighbour."""
     record = masks / "segment.json"
-    shift = read_json(record).get("model_to_scanner_translation_mm", [0.0, 0.0, 0.0]) if record.exists() else [0.0] * 3
+    facts = read_json(record) if record.exists() else {}
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(facts.get("model_to_scanner_matrix", np.eye(3).ravel().tolist()))
+    transform.SetTranslation(facts.get("model_to_scanner_translation_mm", [0.0, 0.0, 0.0]))
     found, true = {}, {}
     for name in STRUCTURES:
         mask = read_volume(masks / f"{name}.nii.gz")
         found[name] = mask.array
-        true[name] = _on_grid(read_volume(truth / f"{name}.nii.gz"), mask, shift)
+        true[name] = _on_grid(read_volume(truth / f"{name}.nii.gz"), mask, transform)
     scores = {"lung": dice(found["lobes"] > 0, true["lobes"] > 0)}
     for label, lobe in enumerate(LOBE_NAMES, 1):
         scores[lobe] = dice(found["lobes"] == label, true["lobes"] == label)
@@ -139,7 +142,6 @@ def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
     return scores
 
 
-def _on_grid(truth: Volume, mask: Volume, shift_mm: Sequence[float]) -> np.ndarray:
-    transform = sitk.TranslationTransform(3, [float(s) for s in shift_mm])
+def _on_grid(truth: Volume, mask: Volume, transform: sitk.Transform) -> np.ndarray:
     image = sitk.Resample(to_sitk(truth), to_sitk(mask), transform, sitk.sitkNearestNeighbor, 0.0)
     return np.asarray(sitk.GetArrayFromImage(image))
