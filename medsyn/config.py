@@ -150,6 +150,7 @@ class TrainConfig(Section):
     ema_start_step: int = Field(0, ge=0, description="before this step the average is a plain copy")
     ema_every: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = Field(False, description="torch.compile the network; pays on a GPU")
     checkpoint_every: PositiveInt = 250
     log_every: PositiveInt = 50
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
@@ -184,10 +185,15 @@ class VariantConfig(Section):
 class SamplingConfig(Section):
     """How volumes are drawn (paper: 50 and 20 DDIM steps)."""
 
+    solver: Literal["ddim", "dpmpp_2m"] = Field("ddim", description="dpmpp_2m: second order, for fewer steps")
     num_steps_low_res: PositiveInt = 50
     num_steps_super_res: PositiveInt = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
-    batch_size: PositiveInt = 8
+    fix_super_res: bool = Field(True, description="keep given channels at both resolutions; the authors: low only")
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        8, description="volumes at a time at low resolution; auto: as the memory found allows (results vary by rounding)"
+    )
+    compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_shards: PositiveInt = 2
     seed: int = 0

@@ -208,12 +208,13 @@ def _joint(conv: Conv3d, x: Tensor, skip: Tensor) -> Tensor:
 
 
 def _plain_cpu(x: Tensor) -> bool:
-    """Whether x is a float32 CPU tensor outside autograd and autocast: inference, where work in place is allowed."""
+    """Whether x is a float32 CPU tensor outside autograd, autocast and the compiler: inference, which may work in place."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 
