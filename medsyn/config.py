@@ -191,7 +191,8 @@ class SamplingConfig(Section):
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
     fix_super_res: bool = Field(True, description="keep given channels at both resolutions; the authors: low only")
     batch_size: PositiveInt | Literal["auto"] = Field(
-        8, description="volumes at a time at low resolution; auto: as the memory found allows (results vary by rounding)"
+        8,
+        description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
     )
     compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -157,7 +157,9 @@ class Run:
     def _one_pass(self) -> None:
         size = [s // self.factor for s in self.settings.preprocess.size]
         with self._autocast():
-            self.low_res(torch.zeros(1, len(self.channels), *size, device=self.device), torch.zeros(1, device=self.device))
+            self.low_res(
+                torch.zeros(1, len(self.channels), *size, device=self.device), torch.zeros(1, device=self.device)
+            )
 
     def _fixed(self, prompts: Sequence[Prompt]) -> tuple[Tensor | None, list[int]]:
         names = tuple(prompts[0].fixed)

@@ -1,7 +1,8 @@
 """Deterministic samplers: DDIM (Song et al. 2021, eq. 12 with eta = 0), as in the authors' release, and DPM-Solver++.
 
 Both have one signature and call the network num_steps + 1 times (DDIM's integer grid now and then once more); the last
-call, at tau = 0, gives the result. A denoiser is a function (x [B, C, D, H, W], tau [B]) -> predicted x0. Volumes are in [-1, 1].
+call, at tau = 0, gives the result. A denoiser is a function (x [B, C, D, H, W], tau [B]) -> predicted x0. Volumes are
+in [-1, 1].
 """
 
 from __future__ import annotations

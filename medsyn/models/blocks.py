@@ -79,7 +79,7 @@ class ConvUnit(nn.Module):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
     ) -> Tensor:
-        """x [B, Cin, D, H, W]; scale, shift [B or 1, Cout]: SiLU(norm(conv(x)) * (1 + scale) + shift); skip: ResBlock."""
+        """x [B, Cin, D, H, W]; scale, shift [B or 1, Cout]: SiLU(norm(conv(x)) * (1 + scale) + shift)."""
         x = self.proj(x) if skip is None else _joint(self.proj, x, skip)
         if _plain_cpu(x) and x.is_contiguous(memory_format=torch.channels_last_3d):
             if x[0, 0].numel() <= _SMALL_GRID:
@@ -208,7 +208,7 @@ def _joint(conv: Conv3d, x: Tensor, skip: Tensor) -> Tensor:
 
 
 def _plain_cpu(x: Tensor) -> bool:
-    """Whether x is a float32 CPU tensor outside autograd, autocast and the compiler: inference, which may work in place."""
+    """Whether x is a float32 CPU tensor outside autograd, autocast and compiler: inference that may work in place."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from medsyn.models.unet import UNet
 
@@ -18,7 +19,7 @@ def forward_bytes(network: UNet, size: Sequence[int], element_bytes: int) -> int
     voxels = math.prod(size) // config.patch_size**3
     widths = [config.dim, *(config.dim * mult for mult in config.mults)]
     peak = 0.0
-    for level, (below, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for level, (below, width) in enumerate(pairwise(widths)):
         here = voxels / 4**level
         skips = sum(w * voxels / 4**i for i, w in enumerate(widths[1 : level + 2]))
         block = (2 * width + width + 3 * max(below, width)) * here  # state and skip joined, state, hidden and its kin
