@@ -1,8 +1,9 @@
 """A trained run and how it draws volumes: two denoisers, a text encoder and sampling settings.
 
-A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn from text and noise, enlarged as in training, and refined by the super-resolution network. A volume depends on its prompt,
-its seed and the settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway,
-vessels) are fixed at both resolutions, or with `fix_super_res: false` at the low one only, as the authors do.
+A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn from text and noise,
+enlarged as in training, and refined by the super-resolution network. A volume depends on its prompt, its seed and the
+settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway, vessels) are fixed at
+both resolutions, or with `fix_super_res: false` at the low one only, as the authors do.
 """
 
 from __future__ import annotations

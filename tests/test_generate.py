@@ -120,7 +120,7 @@ def test_guidance_in_two_batches_when_memory_is_short(run_folder, monkeypatch):
     short = run.draw(prompts)
     assert set(sizes[: len(sizes) // 3]) == {4} and set(sizes[len(sizes) // 3 :]) == {2}
     difference = np.abs(plenty - short)
-    assert difference.mean() < 1e-5 and difference.max() < 1e-3  # rounding, amplified by random weights
+    assert difference.mean() < 5e-5 and difference.max() < 1e-2  # rounding, amplified by random weights and guidance
 
 
 def test_automatic_batches_follow_the_memory_and_hold_the_same_volumes(run_folder, tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_compiled_run_draws_the_same_volume(run_folder, monkeypatch):
     run = open_run(run_folder, sampling_with(run_folder, None, compile=True))
     difference = np.abs(run.draw(prompts) - expected)
     assert len(compiled) == 2
-    assert difference.mean() < 1e-5 and difference.max() < 1e-3  # rounding, amplified by random weights
+    assert difference.mean() < 5e-5 and difference.max() < 1e-2  # rounding, amplified by random weights and guidance
 
 
 def test_fixed_channels_come_back_exactly(run_folder, tmp_path):

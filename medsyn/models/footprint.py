@@ -8,6 +8,8 @@ from itertools import pairwise
 
 from medsyn.models.unet import UNet
 
+_MARGIN = 1.1  # attention, convolutions' work space
+
 
 def forward_bytes(network: UNet, size: Sequence[int], element_bytes: int) -> int:
     """Bytes per volume of `size` (D, H, W) at element_bytes a value, weights not counted.
@@ -25,4 +27,4 @@ def forward_bytes(network: UNet, size: Sequence[int], element_bytes: int) -> int
         block = (2 * width + width + 3 * max(below, width)) * here  # state and skip joined, state, hidden and its kin
         peak = max(peak, widths[0] * voxels + skips + block)
     outer = 4 * (network.channels + network.condition_channels) * math.prod(size)
-    return int(peak * element_bytes + 3 * outer)
+    return int(_MARGIN * (peak * element_bytes + 3 * outer))
