@@ -230,9 +230,8 @@ def count_flops(case: Case, shape: tuple[int, ...], training: bool) -> int:
             denoising_loss(case.network, given["x"], given["x"], given["t"], **conditions).backward()
             case.network.zero_grad()
         else:
-            with torch.no_grad():
-                scale = {"guidance_scale": case.guidance_scale} if case.tokens else {}
-                guided_denoiser(case.network, **conditions, **scale)(given["x"], given["t"])
+            scale = {"guidance_scale": case.guidance_scale} if case.tokens else {}
+            guided_denoiser(case.network, **conditions, **scale)(given["x"], given["t"])
     return counter.get_total_flops()
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from medsyn.models.blocks import HEAD_DIM
 from medsyn.models.unet import UNet
 
 _MARGIN = 1.1  # attention, convolutions' work space
@@ -26,5 +27,7 @@ def forward_bytes(network: UNet, size: Sequence[int], element_bytes: int) -> int
         skips = sum(w * voxels / 4**i for i, w in enumerate(widths[1 : level + 2]))
         block = (2 * width + width + 3 * max(below, width)) * here  # state and skip joined, state, hidden and its kin
         peak = max(peak, widths[0] * voxels + skips + block)
+    keys = 0 if network.null_cond_emb is None else 2 * network.null_cond_emb.shape[1] * HEAD_DIM * config.num_heads
+    peak += keys * config.num_bottom_blocks
     outer = 4 * (network.channels + network.condition_channels) * math.prod(size)
     return int(_MARGIN * (peak * element_bytes + 3 * outer))
