@@ -169,6 +169,7 @@ class TrainConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, about a third more time"
     )
+    compile: bool = Field(False, description="torch.compile the network; pays on a GPU")
     checkpoint_every: PositiveInt = 250
     log_every: PositiveInt = 50
     preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
@@ -208,10 +209,16 @@ class VariantConfig(Section):
 class SamplingConfig(Section):
     """How volumes are drawn (paper: 50 and 20 DDIM steps)."""
 
+    solver: Literal["ddim", "dpmpp_2m"] = Field("ddim", description="dpmpp_2m: second order, for fewer steps")
     num_steps_low_res: PositiveInt = 50
     num_steps_super_res: PositiveInt = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
-    batch_size: PositiveInt = 8
+    fix_super_res: bool = Field(True, description="keep given channels at both resolutions; the authors: low only")
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        8,
+        description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
+    )
+    compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_shards: PositiveInt = 2
     seed: Seed = 0

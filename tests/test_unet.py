@@ -321,10 +321,10 @@ def test_sigma_data_keeps_what_the_noise_does_not_hide(add_condition):
     x0, noise, condition = torch.rand(3, 2, 4, 4, 8, 8).unbind(0)
     clean, hidden = (torch.full((2,), t) for t in (0.0, 1.0))
     with torch.no_grad():
-        output = network._network(x0, clean, None, condition)
+        output = network._write(network._read(x0, clean, condition), ())
         kept = network(add_noise(x0, noise, clean), 1000 * clean, condition=condition)
         drawn = network(noise, 1000 * hidden, condition=condition)
-        plain = network._network(noise, 1000 * hidden, None, condition)
+        plain = network._write(network._read(noise, 1000 * hidden, condition), ())
     assert (kept - x0).abs().max() < 0.03 * (1 + output.abs().max())  # sqrt((1 - alpha_bar(0)) / s^2) = 0.025
     expected = plain + condition if add_condition else plain
     torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0.01)

@@ -91,8 +91,10 @@ def _add_generate(verbs: Verbs) -> None:
     parser.add_argument("--volumes-root", type=Path, help="folder whose */SUBJECT/ hold volume.nii.gz to fix")
     parser.add_argument("--seed", type=int, help="0 or more; with --text (default: the sampling seed)")
     parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale, 1 is none")
-    parser.add_argument("--steps-low-res", type=int, metavar="N", help="DDIM steps at low resolution, 1..1000")
-    parser.add_argument("--steps-super-res", type=int, metavar="N", help="DDIM steps at super-resolution, 1..1000")
+    parser.add_argument("--solver", choices=("ddim", "dpmpp_2m"), help="dpmpp_2m: second order, for fewer steps")
+    parser.add_argument("--steps-low-res", type=int, metavar="N", help="solver steps at low resolution, 1..1000")
+    parser.add_argument("--steps-super-res", type=int, metavar="N", help="solver steps at super-resolution, 1..1000")
+    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="volumes at a time, or auto")
     parser.add_argument(
         "--fix",
         action="append",
@@ -100,6 +102,10 @@ def _add_generate(verbs: Verbs) -> None:
         metavar="NAME=FILE",
         help="with --text: keep image, lobes, airway or vessels of FILE (on the model's grid); may be repeated",
     )
+
+
+def _batch_size(value: str) -> int | str:
+    return value if value == "auto" else int(value)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -136,7 +142,9 @@ def _generate(args: argparse.Namespace) -> None:
     sampling = sampling_with(
         args.weights,
         args.config,
+        solver=args.solver,
         guidance_scale=args.guidance,
+        batch_size=args.batch_size,
         num_steps_low_res=args.steps_low_res,
         num_steps_super_res=args.steps_super_res,
     )

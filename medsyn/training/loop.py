@@ -121,6 +121,8 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             network = task.build()
+        if config.compile:
+            network.compile()  # in place: names and values of the weights stay
         self.bare = network
         self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
         optimizer = torch.optim.AdamW(
