@@ -61,7 +61,7 @@ def centred(atlas: Volume) -> Volume:
         for (low, high), count in zip(_box(atlas.array > 0), atlas.array.shape, strict=True)
     ]
     z, y, x = (s * step for s, step in zip(shift, atlas.spacing_mm, strict=True))
-    size: tuple[int, int, int] = atlas.array.shape  # type: ignore[assignment]
+    size: tuple[int, int, int] = atlas.array.shape
     return Volume(
         atlas.array, atlas.spacing_mm, centred_origin_mm(size, atlas.spacing_mm, (-x, y, -z)), MODEL_DIRECTION
     )
