@@ -129,7 +129,7 @@ def cases(data: Path, folder: Path) -> Iterator[Case]:
     copies = {
         "flipped (RAI)": (reorient(volume, "RAI"), 1.0),
         "axes permuted (SLP)": (reorient(volume, "SLP"), 1.0),
-        "oblique, 9 degrees": (oblique(volume), 40.0),
+        "oblique, 9 degrees": (oblique(volume), 60.0),
         "without its last ten slices": (Volume(volume.array[:-10], *geometry(volume)), 40.0),
         "air at -970": (volume.with_array(np.rint(volume.array * 0.97).astype(np.int16)), 40.0),
     }
