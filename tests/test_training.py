@@ -123,7 +123,7 @@ def test_killed_and_resumed_equals_uninterrupted(data_folder, tmp_path, name):
     assert main([*command(data_folder, whole, name, **length), "--quiet"]) == 0
     arguments = command(data_folder, broken, name, **length)
     process = start(arguments)
-    wait_for(tmp_path / "broken_state", "step_*")
+    wait_for(process, tmp_path / "broken_state", "step_*")
     process.kill()
     process.wait()
     assert not broken.exists()
@@ -152,9 +152,9 @@ def test_two_processes_stopped_by_sigterm_resume_exactly(data_folder, tmp_path):
     assert start(command(data_folder, whole, **size), LAUNCHER).wait(timeout=600) == 0
     arguments = command(data_folder, broken, **size)
     process = start(arguments, LAUNCHER)
-    wait_for(tmp_path / "broken_state", "metrics.csv")
+    wait_for(process, tmp_path / "broken_state", "metrics.csv")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) != 0 and not broken.exists()
+    assert process.wait(timeout=600) != 0 and not broken.exists()
     assert len(list((tmp_path / "broken_state").glob("step_*"))) == 1
     assert start(arguments, LAUNCHER).wait(timeout=600) == 0
     first, second = load_file(whole), load_file(broken)
@@ -165,9 +165,9 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
     out = tmp_path / "low_res.safetensors"
     arguments = command(data_folder, out, num_steps=4000, checkpoint_every=1000, log_every=1)
     process = start(arguments)
-    wait_for(tmp_path / "low_res_state", "metrics.csv")
+    wait_for(process, tmp_path / "low_res_state", "metrics.csv")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=600) == 143
     steps = list((tmp_path / "low_res_state").glob("step_*"))
     assert len(steps) == 1 and json.loads((steps[0] / "facts.json").read_text(encoding="utf-8"))["step"] % 1000
 
@@ -571,10 +571,13 @@ def start(arguments: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Po
     return subprocess.Popen(words, cwd=ROOT, env=environment)
 
 
-def wait_for(folder: Path, pattern: str, seconds: float = 90) -> None:
+def wait_for(process: subprocess.Popen, folder: Path, pattern: str, seconds: float = 600) -> None:
+    """Until the started training has written `pattern`; one that ends or takes too long fails the test."""
     end = time.monotonic() + seconds
     while not list(folder.glob(pattern)):
-        assert time.monotonic() < end, f"no {pattern} in {folder}"
+        if process.poll() is not None or time.monotonic() > end:
+            process.terminate()
+            pytest.fail(f"no {pattern} in {folder}, exit status {process.poll()}")
         time.sleep(0.02)
 
 
