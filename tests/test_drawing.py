@@ -10,7 +10,7 @@ from parity import filled_network, inputs, tensor, text_states
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from medsyn.config import UNetConfig
+from medsyn.config import TrainConfig, UNetConfig
 from medsyn.diffusion.samplers import ddim, dpmpp_2m, guided_denoiser
 from medsyn.memory import _cgroup_bytes, available_bytes
 from medsyn.models import blocks
@@ -18,6 +18,7 @@ from medsyn.models.blocks import ConvUnit
 from medsyn.models.drawing import prepared_denoiser
 from medsyn.models.footprint import forward_bytes
 from medsyn.models.unet import UNet
+from medsyn.training.loop import Task, train
 
 TOLERANCE = 5e-5  # float32, values of order 1: the parity numbers are met to 1e-4
 TAU = torch.full((2,), 612.0)
@@ -155,3 +156,27 @@ def test_memory_of_this_host_and_of_a_limited_job(tmp_path):
     assert _cgroup_bytes(tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
     assert _cgroup_bytes(tmp_path) == 1 << 62 == _cgroup_bytes(tmp_path / "absent")
+
+
+def test_compiled_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """Captured by the compiler with its plain backend; the names of the weights stay as they are."""
+    original, compiled = torch.nn.Module.compile, []
+
+    def plain_backend(network):
+        compiled.append(network)
+        original(network, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", plain_backend)
+    task = Task(
+        name="toy",
+        build=lambda: torch.nn.Linear(3, 2),
+        batch=lambda step, slots: tensor((len(slots), 3), step),
+        loss=lambda network, batch: network(batch).square().mean(),
+    )
+    weights = []
+    for flag in (False, True):
+        config = TrainConfig(num_steps=4, batch_size=2, micro_batch_size=2, compile=flag)
+        weights.append(train(task, config, tmp_path / str(flag)).network.state_dict())
+    assert len(compiled) == 1 and set(weights[0]) == set(weights[1]) == {"weight", "bias"}
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-6)
