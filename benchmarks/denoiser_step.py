@@ -2,10 +2,10 @@
 
 `python benchmarks/denoiser_step.py [--device cpu|cuda] [--case NAME ...] [--compile]`, from the repository's root.
 
-On a CPU: the demo's networks (config/config.yaml), float32, one thread. On a GPU, which is taken when there is one: the
-paper's networks (config/paper.yaml) in bfloat16, and a whole volume with the paper's 50 and 20 steps. The plain form is
-float32 (no TF32), eager, contiguous activations, the text and the condition read anew in every step, guidance as two
-calls. Weights are random: they change no time.
+On a CPU: the demo's networks (config/config.yaml), float32, one thread; `low_res_1` draws one volume at a time. On a
+GPU, which is taken when there is one: the paper's networks (config/paper.yaml) in bfloat16, and a whole volume with the
+paper's 50 and 20 steps. The plain form is float32 (no TF32), eager, contiguous activations, the text and the condition
+read anew in every step, guidance as two calls. Weights are random: they change no time.
 
 Columns: seconds is the shortest of the repeats, which alternate between the forms; on a CPU it is processor time, so
 other users of the machine matter less. ratio is the plain form's seconds over ours. TFLOP/s counts 2 per multiply-add
@@ -92,7 +92,8 @@ def cases(config: Config, full: bool) -> dict[str, Case]:
         low_net = UNet(config.low_res.unet, num_tokens=tokens[0], cond_dim=tokens[1])
         high_net = UNet(high, condition_channels=4)
     scale = sampling.guidance_scale
-    return {
+    one = Case("low_res_1", low_net, (1, 4, *low), (trained, 4, *low), tokens, scale)
+    return ({} if full else {"low_res_1": one}) | {
         "low_res": Case("low_res", low_net, (batch, 4, *low), (trained, 4, *low), tokens, scale),
         "super_res": Case("super_res", high_net, (1, 4, *size), (high_batch, 4, *crop), None, 1.0),
     }
@@ -102,7 +103,8 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--case", nargs="+", choices=("low_res", "super_res"), default=["low_res", "super_res"])
+    choices = ("low_res_1", "low_res", "super_res")
+    parser.add_argument("--case", nargs="+", choices=choices, default=choices)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="on a CPU; with more than one, wall time is taken")
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile, on a GPU with CUDA graphs")
@@ -116,7 +118,7 @@ def main() -> None:
     print(HEADER, flush=True)
     for name, case in cases(config, full).items():
         if name in args.case:
-            for training in (False, True):
+            for training in (False,) if name == "low_res_1" else (False, True):
                 measure(case, training, device, args)
     if full:
         whole_volume(config, device, args.compile)
