@@ -127,7 +127,7 @@ def test_automatic_batches_follow_the_memory_and_hold_the_same_volumes(run_folde
     auto = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
     monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: 1 << 40)
     assert auto.batch_size == 32
-    each = 2 * auto._low_res_bytes() + 12 * 4 * 16**3  # guidance: two branches; three float32 copies of 4 channels
+    each = 2 * auto._low_res_bytes + 12 * 4 * 16**3  # guidance: two branches; three float32 copies of 4 channels
     for count in (0.5, 1.5, 3.5):
         few = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
         monkeypatch.setattr("medsyn.run.available_bytes", lambda _device, n=count: int(n * each / 0.7))
