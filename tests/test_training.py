@@ -31,6 +31,7 @@ from medsyn.files import read_csv, sha256, write_json
 from medsyn.models.blocks import set_activation_checkpointing
 from medsyn.models.channels import CHANNELS, from_channel
 from medsyn.models.weights import build, load
+from medsyn.tensors import save_tensors
 from medsyn.training.augment import random_affine
 from medsyn.training.checkpoint import load_checkpoint, save_checkpoint
 from medsyn.training.cost import count_flops
@@ -93,6 +94,20 @@ def test_train_verb_writes_weights_metrics_and_preview(data_folder, tmp_path):
         assert [row["step"] for row in rows] == ["5", "10", "12"]
         assert (tmp_path / f"{name}_preview.png").stat().st_size > 500
         assert not (tmp_path / f"{name}_state").exists()
+
+
+def test_weights_of_a_version_with_other_training_settings_open(tmp_path):
+    settings = stage("super_res")
+    values = settings.model_dump(mode="json")
+    values["train"] |= {"gone": 1}
+    weights = {name: value.detach() for name, value in build(settings, None).state_dict().items()}
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, weights, {"config": json.dumps(values)})
+    assert load(path)[1] == settings
+    values["unet"] |= {"unknown": 1}
+    save_tensors(path, weights, {"config": json.dumps(values)})
+    with pytest.raises(InputError, match=r"unet.unknown"):
+        load(path)
 
 
 def test_pictures_on_the_way_and_event_files_outlive_the_state(data_folder, tmp_path, monkeypatch):
