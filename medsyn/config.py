@@ -189,7 +189,6 @@ class TrainConfig(Section):
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
     )
-    flip_left_right: bool = Field(False, description="never with reports that name a side")
     seed: Seed = 0
 
 

@@ -165,8 +165,6 @@ class TrainingData:
         if train.augment:
             affine = random_affine(torch.rand(NUM_UNIFORM, generator=generator, dtype=torch.float64).tolist())
         x0 = self.clean(index, uniform[:3], affine)
-        if train.flip_left_right and uniform[3] < 0.5:
-            x0 = x0.flip(-1)
         sample = {
             "x0": x0,
             "epsilon": torch.randn(x0.shape, generator=generator),
