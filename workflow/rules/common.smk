@@ -1,6 +1,7 @@
 """The validated configuration and the helper functions of all rules."""
 
 import math
+import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -37,7 +38,6 @@ TEXT_VARIANTS = ["medsyn"] + [
     name for name in VARIANTS if CONFIG.variants[name].text_encoder != MAIN.text_encoder
 ]
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
-FINDING_TABLES = {"2": "pleural_effusion", "3": "emphysema", "4": "cardiomegaly"}
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
 # networks that segment want a GPU and more memory and time than the classical tools
 NETWORKS_SEGMENT = {CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels} != {
