@@ -65,6 +65,18 @@ def tensor(shape: tuple[int, ...], tag: int, scale: float = 1.0, dtype: torch.dt
     return torch.from_numpy(scale * hashed(int(np.prod(shape)), tag)).to(dtype).reshape(shape)
 
 
+def fill(value: torch.Tensor, name: str, rank: int) -> None:
+    """Set the parameter `name`, number `rank` of the sorted names, to its hashed values."""
+    v = hashed(value.numel(), rank)
+    if name.endswith((".norm.weight", ".gamma", ".groupnorm.weight")):
+        v = 1 + 0.1 * v
+    elif name.endswith(".bias"):
+        v = 0.1 * v
+    elif name != "null_cond_emb":
+        v = v * np.sqrt(3 * value.shape[0] / value.numel())
+    value.copy_(torch.from_numpy(v).float().reshape(value.shape))
+
+
 def filled_network(kind: str, order: str) -> UNet:
     """The tiny low-resolution ("low") or super-resolution ("sr") network with hashed parameters."""
     text = kind == "low"
@@ -74,15 +86,7 @@ def filled_network(kind: str, order: str) -> UNet:
     names = {own: several[0] for own, several in medsyn_names(state, config.num_bottom_blocks).items()}
     rank = {name: i for i, name in enumerate(sorted(names.values()))}
     for own, name in names.items():
-        value = state[own]
-        v = hashed(value.numel(), rank[name])
-        if name.endswith((".norm.weight", ".gamma")):
-            v = 1 + 0.1 * v
-        elif name.endswith(".bias"):
-            v = 0.1 * v
-        elif name != "null_cond_emb":
-            v = v * np.sqrt(3 * value.shape[0] / value.numel())
-        value.copy_(torch.from_numpy(v).float().reshape(value.shape))
+        fill(state[own], name, rank[name])
     return network.eval()
 
 
