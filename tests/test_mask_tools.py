@@ -19,6 +19,7 @@ import pytest
 import tool_weights as tiny
 import torch
 from numpy.typing import NDArray
+from test_naviairway import dark_finder
 
 from medsyn.cli import main
 from medsyn.config import Config, MasksConfig, MeasureStage, load_config
@@ -314,6 +315,25 @@ def test_a_shard_with_the_real_command_line(total_root: Path, tmp_path: Path) ->
         assert read_json(tmp_path / f"masks/{name}/segment.json")["structures"]["vessels"]["version"] == "2.18.0"
 
 
+# --- NaviAirway: the network itself is tested in test_naviairway.py ---
+
+
+def test_naviairway_as_a_tool(tmp_path: Path) -> None:
+    for found, name in ((True, "checkpoint"), (False, "checkpoint_semi_supervise_learning")):
+        (tmp_path / "naviairway").mkdir(exist_ok=True)
+        state = dark_finder(found).state_dict()
+        torch.save({"model_state_dict": state}, tmp_path / f"naviairway/{name}.pkl")
+    volume = tiny.plateau_chest((6.0, 3.0, 3.0), **OBLIQUE)
+    hu = np.where(volume.array == tiny.AIRWAY_HU, -1000, 0).astype(np.int16)
+    lobes = volume.with_array(expected(volume, "lobes"))
+    given = {"lobes": lobes, "vessels": volume.with_array(expected(volume, "vessels"))}
+    masks = segment(volume.with_array(hu), MasksConfig(airway="naviairway", weights_dir=str(tmp_path)), given)
+    np.testing.assert_array_equal(masks.labels["airway"].array, hu == -1000)
+    record = masks.record["airway"]
+    assert record["weights_hash"] == hash_weights((tmp_path / "naviairway").iterdir(), tmp_path)
+    assert record["volume_ml"] == pytest.approx((hu == -1000).sum() * volume.voxel_mm3 / 1000, abs=0.001)
+
+
 # --- the contract ---
 
 
@@ -404,9 +424,11 @@ def test_missing_weights_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFi
     for tool, parts in (
         ("lungmask", ["unet_ltrclobes-3a07043d.pth", "124 MB", "MODEL_URLS"]),
         ("totalsegmentator", ["Dataset297", "165 MB", "totalseg_download_weights -t total_fast"]),
+        ("naviairway", ["checkpoint.pkl", "43 MB", "AntonotnaWang/NaviAirway"]),
     ):
         weights = tmp_path / "none"
-        assert main([*command, "--lobes", tool, "--weights", str(weights)]) == 2
+        structure = "airway" if tool == "naviairway" else "lobes"
+        assert main([*command, f"--{structure}", tool, "--weights", str(weights)]) == 2
         error = capsys.readouterr().err.strip()
         assert error.count("\n") == 0
         for part in (*parts, str(weights), "on a machine with a network"):

@@ -80,14 +80,13 @@ def open_tool(name: str, config: MasksConfig, structures: Sequence[str]) -> Tool
         from medsyn.masks.lungmask_tool import Lungmask
 
         return Lungmask(root, config.lungmask_model)
-    if name == "totalsegmentator":
-        from medsyn.masks.totalsegmentator_tool import TotalSegmentator
+    if name == "naviairway":
+        from medsyn.masks.naviairway_tool import NaviAirwayTool
 
-        return TotalSegmentator(root, structures)
-    raise InputError(
-        f"masks: the tool '{name}' is not available here; choose 'classical', or make the masks elsewhere and name"
-        f" them in the cohort manifest's column '{structures[0]}'"
-    )
+        return NaviAirwayTool(root)
+    from medsyn.masks.totalsegmentator_tool import TotalSegmentator
+
+    return TotalSegmentator(root, structures)
 
 
 def segment(
