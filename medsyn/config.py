@@ -83,7 +83,11 @@ class MasksConfig(Section):
     lobes: Literal["classical", "lungmask", "totalsegmentator"] = "classical"
     airway: Literal["classical", "totalsegmentator", "naviairway"] = "classical"
     vessels: Literal["classical", "totalsegmentator"] = "classical"
-    weights_dir: str = Field("weights", description="folder with the tools' weight files")
+    lungmask_model: Literal["LTRCLobes_R231", "LTRCLobes", "R231"] = Field(
+        "LTRCLobes_R231", description="lobes filled with R231's lungs, lobes alone, or R231's lungs with our fissures"
+    )
+    weights_dir: str = Field("weights", description="folder with the tools' weight files, see medsyn weights list")
+    max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this has no masks")
 
 
 class TextEncoderConfig(Section):
@@ -266,6 +270,9 @@ class EvaluationConfig(Section):
     num_per_prompt: PositiveInt = 32
     num_segmentation_subjects: PositiveInt = 32
     num_bootstrap: PositiveInt = 1000
+    anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
+        "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
+    )
     prompt_section: Literal["report", "findings", "impression"] = Field(
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )
@@ -359,7 +366,8 @@ def validate(model: type[SectionType], values: Any, source: str | Path) -> Secti
 class MeasureStage(Section):
     """config/measure.json"""
 
-    window_hu: tuple[float, float]
+    anatomy_tool: Literal["classical", "totalsegmentator"] = "classical"
+    weights_dir: str = "weights"
 
 
 class TextEncoderStage(Section):
@@ -425,7 +433,7 @@ def stage_configs(config: Config) -> dict[str, Section]:
         "phantom": config.phantom,
         "preprocess": config.preprocess,
         "masks": config.masks,
-        "measure": MeasureStage(window_hu=config.preprocess.window_hu),
+        "measure": MeasureStage(anatomy_tool=config.evaluation.anatomy_tool, weights_dir=config.masks.weights_dir),
         "sampling": SamplingStage(sampling=config.sampling, preprocess=config.preprocess),
         "features": FeaturesStage(features=config.evaluation.features, window_hu=config.preprocess.window_hu),
         "augmentation": AugmentationStage(

@@ -49,12 +49,12 @@ class Verbs:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, model, phantom, settings, text
+    from medsyn.cli import data, evaluation, model, phantom, settings, text, weights
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, phantom, data, text, model, evaluation):
+    for group in (settings, phantom, data, text, model, evaluation, weights):
         group.add_verbs(verbs)
     return parser
 

@@ -39,6 +39,11 @@ TEXT_VARIANTS = ["medsyn"] + [
 ]
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
+# networks that segment want a GPU and more memory and time than the classical tools
+NETWORKS_SEGMENT = {CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels} != {
+    "classical"
+}
+NETWORKS_MEASURE = CONFIG.evaluation.anatomy_tool != "classical"
 
 
 wildcard_constraints:

@@ -13,8 +13,9 @@ rule measure_cohort:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=480,
+        mem_mb=volume_memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
+        runtime=2880 if NETWORKS_MEASURE else 480,
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
     message:
         "measuring the cohort's CTs, shard {wildcards.shard}"
     shell:
@@ -33,8 +34,9 @@ rule measure_samples:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=480,
+        mem_mb=volume_memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
+        runtime=2880 if NETWORKS_MEASURE else 480,
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
     message:
         "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:

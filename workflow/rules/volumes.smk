@@ -34,8 +34,9 @@ rule segment:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 200),
-        runtime=720,
+        mem_mb=volume_memory_mb(*((9000, 400) if NETWORKS_SEGMENT else (700, 200))),
+        runtime=2880 if NETWORKS_SEGMENT else 720,
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_SEGMENT else 0,
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
