@@ -1,10 +1,11 @@
-"""A real SLURM cluster on this machine: munge, the controller and three node daemons on loopback, without systemd or cgroups.
+"""A real SLURM cluster on this machine: munge, controller and three nodes on loopback, without systemd or cgroups.
 
     python tests/cluster/cluster.py start FOLDER    # prints the two variables to set in the shell
     python tests/cluster/cluster.py stop FOLDER     # ends the daemons that `start` started, nothing else
 
-Nodes c1 and c2 form the partition `cpu`; node g1, with two fake GPUs (character devices that exist everywhere), is `gpu`.
-Everything lies in FOLDER, the ports are free ones, /etc/slurm is left alone. Jobs over their memory are killed by sampling.
+Nodes c1 and c2 form the partition `cpu`; node g1, with two fake GPUs (character devices that exist everywhere), `gpu`.
+Everything lies in FOLDER, the ports are free ones, /etc/slurm is left alone. Jobs over their memory are killed (by
+sampling it).
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ PartitionName=cpu Nodes=c1,c2 Default=YES State=UP
 PartitionName=gpu Nodes=g1 State=UP
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus}"
-    " ThreadsPerCore=1 RealMemory={memory}{gres} State=UNKNOWN"
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} Boards=1 SocketsPerBoard=1"
+    " CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory}{gres} State=UNKNOWN"
 )
 GRES_CONF = "AutoDetect=off\nNodeName=g1 Name=gpu Type=fake File=/dev/null,/dev/zero\n"
 
@@ -71,7 +72,9 @@ def missing() -> str:
     """Why no cluster can be started here; empty if one can."""
     absent = [name for name in PROGRAMS if not _program(name)]
     if absent:
-        return f"SLURM is not installed ({', '.join(absent)} missing): apt-get install slurmctld slurmd slurm-client munge"
+        return (
+            f"SLURM is not installed ({', '.join(absent)} missing): apt-get install slurmctld slurmd slurm-client munge"
+        )
     return "" if os.geteuid() == 0 else "only root can start SLURM's daemons for tests"
 
 
@@ -103,7 +106,9 @@ class Cluster:
         self.start_controller()
         for node in NODES:
             self.start_node(node)
-        wait_until(lambda: self.node_states() == dict.fromkeys(NODES, "idle"), 60, f"idle nodes, see {self.folder}/*.log")
+        wait_until(
+            lambda: self.node_states() == dict.fromkeys(NODES, "idle"), 60, f"idle nodes, see {self.folder}/*.log"
+        )
 
     def stop(self) -> None:
         """Cancel all jobs and end the daemons that were started from this folder."""
@@ -129,7 +134,9 @@ class Cluster:
 
     def crash_node(self, node: str) -> None:
         """What a power cut does: SIGKILL to the daemon of a node and to every process of the jobs on it."""
-        jobs = self.call("squeue", "--noheader", "--array", "--states=running", f"--nodelist={node}", "--format=%A").split()
+        jobs = self.call(
+            "squeue", "--noheader", "--array", "--states=running", f"--nodelist={node}", "--format=%A"
+        ).split()
         self._end(f"slurmd.{node}", signal.SIGKILL)
         for pid in _descendants(f"slurmstepd: [{job}." for job in jobs):
             with contextlib.suppress(ProcessLookupError):
@@ -148,7 +155,7 @@ class Cluster:
         return dict(line.split() for line in lines)
 
     def jobs(self) -> list[dict[str, str]]:
-        """All jobs, ended ones too: id, state, node, rule (with wildcards), restarts."""
+        """All jobs, ended ones too: id, state, node, rule (with wildcards), memory and time used."""
         lines = self.call("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%k|%m|%M").splitlines()
         keys = ("id", "state", "node", "rule", "memory", "time")
         return [dict(zip(keys, line.split("|"), strict=True)) for line in lines]
@@ -158,7 +165,11 @@ class Cluster:
         port = _free_ports(1 + len(NODES))
         nodes = [
             NODE.format(
-                **{"name": name, "host": host, "port": next(port), "cpus": CPUS, "memory": MEMORY_MB},
+                name=name,
+                host=host,
+                port=next(port),
+                cpus=CPUS,
+                memory=MEMORY_MB,
                 gres=" Gres=gpu:fake:2" if name == "g1" else "",
             )
             for name in NODES

@@ -1,6 +1,8 @@
 """The validated configuration and the helper functions of all rules."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -25,6 +27,11 @@ if CONFIG.cohort.source == "manifest" and not Path(CONFIG.cohort.manifest).exist
         "CT, image as a path relative to that file; or name another file under cohort.manifest in the configuration."
     )
 
+# On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
+SLURM_COMMANDS = str(Path(workflow.basedir) / "profiles/slurm/bin")
+if shutil.which("sbatch") and SLURM_COMMANDS not in os.environ["PATH"]:
+    os.environ["PATH"] = SLURM_COMMANDS + os.pathsep + os.environ["PATH"]
+
 RESULTS = CONFIG.results_dir
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
@@ -38,6 +45,7 @@ TEXT_VARIANTS = ["medsyn"] + [
 ]
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
 FINDING_TABLES = {"2": "pleural_effusion", "3": "emphysema", "4": "cardiomegaly"}
+WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
 
 
@@ -48,11 +56,16 @@ wildcard_constraints:
     set=r"[a-z_]+",
 
 
-def volume_memory_mb(base, per_megavoxel):
-    """Memory that grows with the grid: `base` MB plus `per_megavoxel` MB, half as much again on every retry."""
+def memory_mb(base, per_megavoxel=0):
+    """`base` MB plus `per_megavoxel` MB for the grid, half as much again on every retry."""
     return lambda wildcards, attempt: int(
-        (base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
+        (WRAPPER_MB + base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
     )
+
+
+def minutes(first):
+    """Run time, half as much again on every retry: for jobs that begin anew. Training goes on where it was instead."""
+    return lambda wildcards, attempt: int(first * (1 + 0.5 * (attempt - 1)))
 
 
 def launcher():

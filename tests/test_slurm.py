@@ -1,0 +1,195 @@
+"""The shipped profile on a real SLURM cluster (tests/cluster/cluster.py): jobs cancelled, over memory or time, a dead node,
+a controller that is away, Ctrl-C. What comes out must equal an undisturbed local run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster.cluster import NODES, Cluster, missing, wait_until
+from conftest import ROOT, run_snakemake
+
+RESULTS = Path("results/test")
+TABLE = str(RESULTS / "eval/table1.csv")
+PROFILE = yaml.safe_load((ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "cluster")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(autouse=True)
+def every_node_up(request) -> None:
+    """A test may leave a dead node or no controller behind."""
+    if "cluster" in request.fixturenames:
+        cluster = request.getfixturevalue("cluster")
+        wait_until(lambda: cluster.node_states() == dict.fromkeys(NODES, "idle"), 60, "idle nodes")
+
+
+def write_config(path: Path, num_steps: int = 40) -> Path:
+    """The test scale with two shards, so that there are arrays, and a GPU for every job that may use one."""
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
+    values["cohort"]["num_shards"] = values["sampling"]["num_shards"] = 2
+    values["low_res"]["train"] |= {"num_steps": num_steps, "checkpoint_every": 5, "log_every": 1}
+    values["compute"] = {"num_gpus_training": 1, "num_gpus_inference": 1}
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+class Run:
+    """`snakemake --profile slurm` in `directory`, with the few settings that this small cluster needs."""
+
+    def __init__(self, cluster: Cluster, directory: Path, config: Path, *targets: str, **resources: str) -> None:
+        self.cluster, self.directory = cluster, directory
+        partitions = {rule: words["slurm_partition"] for rule, words in PROFILE["set-resources"].items()}
+        chosen = {f"{rule}:slurm_partition={name}" for rule, name in partitions.items()}
+        chosen |= {f"{rule}:{value}" for rule, value in resources.items()}
+        self.command = [
+            *(sys.executable, str(ROOT / "tests/cluster/snakemake_often.py"), "--profile", str(ROOT / "slurm")),
+            *("--snakefile", str(ROOT / "workflow/Snakefile"), "--configfile", str(config)),
+            *("--directory", str(directory), "--latency-wait", "5", "--set-resources", *sorted(chosen), "--", *targets),
+        ]
+
+    def start(self) -> None:
+        folder = Path(sys.executable).parent
+        environment = self.cluster.environment | {"PATH": f"{folder}{os.pathsep}{self.cluster.environment['PATH']}"}
+        self.log = self.directory / "snakemake.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.directory, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(timeout=1500)
+        except subprocess.TimeoutExpired:
+            self.interrupt()
+            raise
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=120)
+
+    def running(self, rule: str) -> dict[str, str]:
+        """Wait until a job of `rule` runs, for two seconds at least, and return it."""
+        found: list[dict[str, str]] = []
+
+        def runs() -> bool:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            jobs = [job for job in self.cluster.jobs() if job["rule"].startswith(f"rule_{rule}")]
+            found[:] = [job for job in jobs if job["state"] == "RUNNING" and job["time"] not in ("0:00", "0:01")]
+            return bool(found)
+
+        wait_until(runs, 900, f"a running job of {rule}")
+        return found[0]
+
+    def states(self, rule: str) -> list[tuple[str, str]]:
+        """State and memory of every job of `rule`, oldest first."""
+        jobs = [job for job in self.cluster.jobs() if job["rule"].startswith(f"rule_{rule}")]
+        return [(job["state"], job["memory"]) for job in sorted(jobs, key=lambda job: int(job["id"].split("_")[0]))]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """What an experiment has computed: tables, weights, measures, labels (provenance files name the time of day)."""
+    root = directory / RESULTS
+    files = [path for folder in ("eval", "models", "measures") for path in (root / folder).rglob("*") if path.is_file()]
+    kept = [path for path in (*files, root / "labels.csv") if path.suffix in (".csv", ".safetensors")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in kept if not path.name.endswith("_metrics.csv")}
+
+
+def losses(path: Path) -> list[tuple[str, str]]:
+    with path.open(newline="", encoding="utf-8") as handle:
+        return [(row["step"], row["loss"]) for row in csv.DictReader(handle)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """Table I by the local executor."""
+    directory = tmp_path_factory.mktemp("local")
+    run = run_snakemake(TABLE, directory=directory, config=write_config(directory / "config.yaml"))
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    return directory
+
+
+def test_every_rule_with_a_gpu_has_its_partition_in_the_profile(tmp_path):
+    config = write_config(tmp_path / "config.yaml")
+    run = run_snakemake("all", "-n", directory=tmp_path, config=config)
+    blocks = [block for block in run.stdout.split("\n\n") if "gpu=1" in block]
+    rules = {line.split()[1].rstrip(":") for block in blocks for line in block.splitlines() if line.startswith("rule ")}
+    assert rules == set(PROFILE["set-resources"])
+    assert all("nodes=1" in block for block in blocks)
+
+
+def test_table1_through_every_fault_equals_an_undisturbed_run(cluster, undisturbed, tmp_path):
+    config = write_config(tmp_path / "config.yaml")
+    run = Run(cluster, tmp_path, config, TABLE, label_reports="mem_mb=150*attempt*attempt")
+    run.start()
+
+    cancelled = run.running("preprocess")
+    cluster.call("scancel", cancelled["id"])
+
+    died = run.running("segment")["node"]
+    cluster.crash_node(died)
+    wait_until(lambda: cluster.node_states()[died].startswith("down"), 90, "the controller to miss the node")
+    cluster.start_node(died)
+
+    run.running("train_low_res")
+    cluster.stop_controller()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.process.wait(timeout=15)
+    cluster.start_controller()
+
+    run.running("sample")
+    run.interrupt()
+    assert run.process.returncode == 1
+    wait_until(lambda: not cluster.call("squeue", "--noheader"), 60, "the jobs to be cancelled")
+    assert not (tmp_path / TABLE).exists()
+
+    run.start()
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    assert ("CANCELLED", "") in [(state, "") for state, _ in run.states("preprocess")]
+    assert [state for state, _ in run.states("label_reports")] == ["FAILED", "COMPLETED"]
+    assert [memory for _, memory in run.states("label_reports")] == ["150M", "600M"]
+    assert any(job["id"].endswith("_2") for job in cluster.jobs()), "no job array was submitted"
+    assert contents(tmp_path) == contents(undisturbed)
+    assert losses(tmp_path / RESULTS / "models/medsyn/low_res_metrics.csv") == losses(
+        undisturbed / RESULTS / "models/medsyn/low_res_metrics.csv"
+    )
+
+
+def test_training_over_its_time_limit_goes_on_without_a_lost_or_repeated_step(cluster, undisturbed, tmp_path):
+    """SIGTERM at the limit, a checkpoint, TIMEOUT, a second job that goes on. One minute is SLURM's shortest limit."""
+    weights = str(RESULTS / "models/medsyn/low_res.safetensors")
+    config = write_config(tmp_path / "config.yaml", num_steps=100_000)
+    run = Run(cluster, tmp_path, config, weights, train_low_res="runtime=1")
+    run.start()
+    run.running("train_low_res")
+    state = tmp_path / RESULTS / "state/medsyn/low_res"
+    log = tmp_path / RESULTS / "logs/train_low_res/medsyn.log"
+    wait_until(lambda: "stopped by SIGTERM" in (log.read_text() if log.exists() else ""), 900, "SIGTERM at the limit")
+    wait_until(lambda: "resumes after step" in log.read_text(), 300, "the second job")
+    said = log.read_text()
+    stopped = int(said.split("stopped by SIGTERM at step ")[1].split()[0])
+    resumed = int(said.split("resumes after step ")[1].split()[0])
+    assert resumed == stopped
+    wait_until(lambda: len(losses(state / "metrics.csv")) > stopped + 3, 300, "steps of the second job")
+    run.interrupt()
+    steps = [int(step) for step, _ in losses(state / "metrics.csv")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert json.loads(max(state.glob("step_*/facts.json")).read_text(encoding="utf-8"))["step"] >= stopped
