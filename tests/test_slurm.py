@@ -1,4 +1,4 @@
-"""The shipped profile on a real SLURM cluster (tests/cluster/cluster.py): jobs cancelled, over memory or time, a dead node,
+"""The shipped profile on a real SLURM cluster: jobs cancelled, over their memory or their time, a node that dies,
 a controller that is away, Ctrl-C. What comes out must equal an undisturbed local run."""
 
 from __future__ import annotations
