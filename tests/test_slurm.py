@@ -223,10 +223,10 @@ def test_table1_through_every_fault_equals_an_undisturbed_run(cluster, start, un
 
 
 def test_training_over_its_time_limit_goes_on_without_a_lost_or_repeated_step(start, tmp_path):
-    """SIGTERM at the limit, a checkpoint, TIMEOUT, a second job that goes on. One minute is SLURM's shortest limit."""
+    """SIGTERM at the limit, a checkpoint, TIMEOUT, a second job that goes on."""
     weights = str(RESULTS / "models/medsyn/low_res.safetensors")
     config = write_config(tmp_path / "config.yaml", num_steps=100_000)
-    run = start(tmp_path, config, weights, train_low_res="runtime=1")
+    run = start(tmp_path, config, weights, train_low_res="runtime=2")
     run.running("train_low_res")
     state = tmp_path / RESULTS / "state/medsyn/low_res"
     log = tmp_path / RESULTS / "logs/train_low_res/medsyn.log"
