@@ -54,10 +54,12 @@ def start(cluster) -> Iterator[Callable[..., Run]]:
 
 
 def write_config(path: Path, num_steps: int = 40) -> Path:
-    """The test scale with two shards and a GPU for every job that may use one."""
+    """A small test scale: one variant, two shards, a GPU for every job that may use one."""
     values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
     values["cohort"]["num_shards"] = values["sampling"]["num_shards"] = 2
     values["low_res"]["train"] |= {"num_steps": num_steps, "checkpoint_every": 5, "log_every": 1}
+    values["phantom"]["num_subjects"] = 8
+    values["variants"] = {"medsyn": values["variants"]["medsyn"]}
     values["compute"] = {"num_gpus_training": 1, "num_gpus_inference": 1}
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path

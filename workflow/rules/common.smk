@@ -1,12 +1,11 @@
 """The validated configuration and the helper functions of all rules."""
 
 import math
-import os
-import shutil
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from medsyn.cluster import prefer_commands
 from medsyn.config import Config, stage_configs, validate
 from medsyn.errors import InputError
 
@@ -28,9 +27,7 @@ if CONFIG.cohort.source == "manifest" and not Path(CONFIG.cohort.manifest).exist
     )
 
 # On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
-SLURM_COMMANDS = str(Path(workflow.basedir) / "profiles/slurm/bin")
-if shutil.which("sbatch") and SLURM_COMMANDS not in os.environ["PATH"]:
-    os.environ["PATH"] = SLURM_COMMANDS + os.pathsep + os.environ["PATH"]
+prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
 
 RESULTS = CONFIG.results_dir
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
