@@ -189,7 +189,7 @@ def test_a_dead_node_too_little_memory_and_ctrl_c_lose_nothing(cluster, start, t
 
 def test_table1_through_every_fault_equals_an_undisturbed_run(cluster, start, undisturbed, tmp_path):
     config = write_config(tmp_path / "config.yaml")
-    run = start(tmp_path, config, TABLE, label_reports="mem_mb=150*attempt*attempt")
+    run = start(tmp_path, config, TABLE, pretrain_text="mem_mb=250*attempt*attempt")
 
     cancelled = run.running("preprocess")
     cluster.call("scancel", cancelled["id"])
@@ -213,11 +213,11 @@ def test_table1_through_every_fault_equals_an_undisturbed_run(cluster, start, un
 
     run.start()
     assert run.wait() == 0, run.log.read_text()[-4000:]
-    assert "CANCELLED" in [state for state, _ in run.states("preprocess")]
-    (killed, little), (ended, more) = run.states("label_reports")
-    assert killed in ("FAILED", "OUT_OF_MEMORY") and ended == "COMPLETED"
-    assert (little, more) == ("150M", "600M")
     assert contents(tmp_path) == contents(undisturbed)
+    assert "CANCELLED" in [state for state, _ in run.states("preprocess")]
+    (killed, little), (ended, more) = run.states("pretrain_text")[:2]
+    assert killed in ("FAILED", "OUT_OF_MEMORY") and ended == "COMPLETED"
+    assert (little, more) == ("250M", "1000M")
     assert losses(tmp_path / RESULTS / "models/medsyn/low_res_metrics.csv") == losses(
         undisturbed / RESULTS / "models/medsyn/low_res_metrics.csv"
     )
