@@ -78,6 +78,15 @@ def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
     assert sum(planned_jobs(run.stdout).values()) <= 400
 
 
+def test_every_rule_with_a_gpu_asks_for_one_node_and_has_its_partition_in_the_profile():
+    profile = yaml.safe_load((ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
+    rules = {block.split(":")[0]: block for block in re.split(r"^rule ", text, flags=re.M)[1:]}
+    with_gpu = {name for name, block in rules.items() if " gpu=" in block}
+    assert with_gpu == set(profile["set-resources"])
+    assert with_gpu == {name for name, block in rules.items() if " nodes=1," in block}
+
+
 def test_a_missing_cohort_file_says_what_to_write_where(tmp_path):
     run = run_snakemake("-n", "all", directory=tmp_path, config="paper")
     assert run.returncode != 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from medsyn.cluster import prefer_commands
 from medsyn.config import Config, stage_configs, validate
 from medsyn.errors import InputError
 
@@ -25,6 +26,9 @@ if CONFIG.cohort.source == "manifest" and not Path(CONFIG.cohort.manifest).exist
         "CT, image as a path relative to that file; or name another file under cohort.manifest in the configuration."
     )
 
+# On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
+prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
+
 RESULTS = CONFIG.results_dir
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
@@ -38,6 +42,7 @@ TEXT_VARIANTS = ["medsyn"] + [
 ]
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
 FINDING_TABLES = {"2": "pleural_effusion", "3": "emphysema", "4": "cardiomegaly"}
+WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
 
 
@@ -48,11 +53,16 @@ wildcard_constraints:
     set=r"[a-z_]+",
 
 
-def volume_memory_mb(base, per_megavoxel):
-    """Memory that grows with the grid: `base` MB plus `per_megavoxel` MB, half as much again on every retry."""
+def memory_mb(base, per_megavoxel=0):
+    """`base` MB plus `per_megavoxel` MB for the grid, half as much again on every retry."""
     return lambda wildcards, attempt: int(
-        (base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
+        (WRAPPER_MB + base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
     )
+
+
+def minutes(first):
+    """Run time, half as much again on every retry: for jobs that begin anew. Training goes on where it was instead."""
+    return lambda wildcards, attempt: int(first * (1 + 0.5 * (attempt - 1)))
 
 
 def launcher():

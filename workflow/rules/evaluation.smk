@@ -13,8 +13,8 @@ rule measure_cohort:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=480,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(480),
     message:
         "measuring the cohort's CTs, shard {wildcards.shard}"
     shell:
@@ -33,8 +33,8 @@ rule measure_samples:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=480,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(480),
     message:
         "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
@@ -54,9 +54,10 @@ rule train_features:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
-        mem_mb=volume_memory_mb(2000, 500),
-        runtime=720,
+        mem_mb=memory_mb(2000, 500),
+        runtime=minutes(720),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     message:
         "training the feature extractor of FID and MMD (progress: {log})"
     shell:
@@ -78,9 +79,10 @@ rule extract_cohort_features:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=240,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(240),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     message:
         "extracting features of the cohort's CTs, shard {wildcards.shard}"
     shell:
@@ -101,9 +103,10 @@ rule extract_sample_features:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=240,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(240),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     message:
         "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
@@ -127,9 +130,10 @@ rule classify:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(2000, 500),
-        runtime=480,
+        mem_mb=memory_mb(2000, 500),
+        runtime=minutes(480),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     params:
         label=MAIN.label,
     message:
@@ -153,8 +157,8 @@ rule score_segmentation:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=60,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(60),
     message:
         "scoring generated masks of given images"
     shell:
@@ -183,8 +187,8 @@ rule table1:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         groups=" ".join(
             [
@@ -231,8 +235,8 @@ rule finding_table:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     message:
         "Table {wildcards.number}: prompt pairs of one finding"
     shell:
@@ -257,8 +261,8 @@ rule table5:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     message:
         "Table V: Dice with and without text"
     shell:
@@ -285,8 +289,8 @@ rule table6:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     message:
         "Table VI: data augmentation"
     shell:
@@ -318,8 +322,8 @@ rule table7:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         groups=" ".join(
             group(
@@ -353,8 +357,8 @@ rule figure3:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         groups=" ".join(
             [group("--volumes", "real", real_volumes())]
@@ -390,8 +394,8 @@ rule figure4:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -417,8 +421,8 @@ rule figure5:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -446,8 +450,8 @@ rule figure6:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -474,8 +478,8 @@ rule hero_figure:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -500,8 +504,8 @@ rule report:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         results=lambda wildcards, output: Path(output[0]).parent,
         phantom=PHANTOM_FLAG,

@@ -13,8 +13,8 @@ rule preprocess:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 150),
-        runtime=480,
+        mem_mb=memory_mb(700, 150),
+        runtime=minutes(480),
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
@@ -34,8 +34,8 @@ rule segment:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 200),
-        runtime=720,
+        mem_mb=memory_mb(700, 200),
+        runtime=minutes(720),
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
@@ -58,8 +58,8 @@ rule score_masks:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 50),
-        runtime=240,
+        mem_mb=memory_mb(700, 50),
+        runtime=minutes(240),
     message:
         "scoring the masks against the truth"
     shell:
@@ -80,8 +80,8 @@ rule build_store:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 50),
-        runtime=240,
+        mem_mb=memory_mb(700, 50),
+        runtime=minutes(240),
     message:
         "packing training arrays, shard {wildcards.shard}"
     shell:
