@@ -130,6 +130,9 @@ class UNetConfig(Section):
     num_groups: PositiveInt = 8
     init_kernel: PositiveInt = Field(7, description="edge of the first convolution, odd")
     num_bottom_blocks: PositiveInt = Field(4, description="attention blocks at the bottom (text-conditioned net)")
+    mask_padding: bool = Field(
+        False, description="ignore the padding of a text (needs text.mask_padding); the authors attend to it"
+    )
     patch_size: PositiveInt = Field(1, description="edge of the voxel cube that the network sees as one voxel")
     sigma_data: PositiveFloat | None = Field(
         None,
@@ -174,9 +177,6 @@ class TrainConfig(Section):
     log_every: PositiveInt = 50
     preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
     tensorboard: bool = Field(False, description="event files too, if the package tensorboard is installed")
-    peak_tflops: PositiveFloat | None = Field(
-        None, description="peak TFLOP/s of one device at `precision`: the log then tells the share that is used"
-    )
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
     condition_interpolation: Literal["nearest", "linear"] = Field(
@@ -186,7 +186,9 @@ class TrainConfig(Section):
     timestep_power: PositiveFloat = Field(
         1.0, description="t = u^this, u uniform; 1 is the paper's, below 1 trains more at high noise: text acts sooner"
     )
-    flip_left_right: bool = Field(False, description="never with reports that name a side")
+    augment: bool = Field(
+        False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
+    )
     seed: Seed = 0
 
 
@@ -213,7 +215,7 @@ class SamplingConfig(Section):
     num_steps_low_res: PositiveInt = 50
     num_steps_super_res: PositiveInt = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
-    fix_super_res: bool = Field(True, description="keep given channels at both resolutions; the authors: low only")
+    fix_super_res: bool = Field(False, description="keep given channels at both resolutions; the authors: low only")
     batch_size: PositiveInt | Literal["auto"] = Field(
         8,
         description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
@@ -304,6 +306,8 @@ class Config(Section):
         for name, encoder in self.text.encoders.items():
             if encoder.max_tokens < self.text.num_tokens:
                 raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
+        if self.low_res.unet.mask_padding and not self.text.mask_padding:
+            raise ValueError("low_res.unet.mask_padding needs text.mask_padding, which marks the padding")
         for name, variant in self.variants.items():
             if variant.text_encoder not in self.text.encoders:
                 raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")

@@ -15,6 +15,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The table of the parity numbers, as the tests compared them."""
+    parser.addoption("--parity-table", type=Path, metavar="FILE", help="write the parity numbers as a Markdown table")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table that was asked for."""
+    table = session.config.getoption("--parity-table")
+    if table:
+        import parity
+
+        table.write_text(parity.HEAD + "".join(parity.ROWS), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real CTs and reports ($MEDSYN_SHARED_DATA or ../shared/data); skips where it is absent."""

@@ -1,6 +1,7 @@
 """The validated configuration and the helper functions of all rules."""
 
 import math
+import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -41,7 +42,6 @@ TEXT_VARIANTS = ["medsyn"] + [
     name for name in VARIANTS if CONFIG.variants[name].text_encoder != MAIN.text_encoder
 ]
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
-FINDING_TABLES = {"2": "pleural_effusion", "3": "emphysema", "4": "cardiomegaly"}
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
 
@@ -66,13 +66,29 @@ def minutes(first):
 
 
 def launcher():
-    """How a training job starts: plain Python, or torchrun with one process per GPU."""
-    num_gpus = CONFIG.compute.num_gpus_training
+    """How a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job."""
+    compute = CONFIG.compute
+    nodes, processes = compute.num_nodes_training, max(compute.num_gpus_training, 1)
+    if nodes == 1:
+        return (
+            "python"
+            if processes == 1
+            else f"torchrun --standalone --nproc-per-node {processes}"
+        )
     return (
-        "python"
-        if num_gpus <= 1
-        else f"torchrun --standalone --nproc-per-node {num_gpus}"
+        f"srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {compute.num_threads_training} --kill-on-bad-exit"
+        f" torchrun --nnodes {nodes} --nproc-per-node {processes} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
+        " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000))"
     )
+
+
+def training_devices():
+    """GPUs and nodes of a training job. On several nodes GPUs are counted per node (gres) and the job itself calls srun (mpi)."""
+    nodes, gpus = CONFIG.compute.num_nodes_training, CONFIG.compute.num_gpus_training
+    if nodes == 1:
+        return {"gpu": gpus, "nodes": 1}
+    devices = {"gres": f"gpu:{gpus}", "tasks_per_gpu": 0} if gpus else {}
+    return {"nodes": nodes, "tasks": nodes, "mpi": "srun"} | devices
 
 
 def super_res_donor(variant):

@@ -204,7 +204,7 @@ rule table1:
                 for name in SHAPE_VARIANTS
             ]
             + [
-                f"--label {name} '{CONFIG.variants[name].label}'"
+                f"--label {name} {shlex.quote(CONFIG.variants[name].label)}"
                 for name in SHAPE_VARIANTS
             ]
         ),
