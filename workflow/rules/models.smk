@@ -19,10 +19,9 @@ rule train_low_res:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
+        **training_devices(),
         mem_mb=memory_mb(2000, 3000),
         runtime=1440,
-        gpu=CONFIG.compute.num_gpus_training,
-        nodes=1,
     params:
         state=f"{RESULTS}/state/{{variant}}/low_res",
         launcher=launcher(),
@@ -46,10 +45,9 @@ rule train_super_res:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
+        **training_devices(),
         mem_mb=memory_mb(2000, 3000),
         runtime=1440,
-        gpu=CONFIG.compute.num_gpus_training,
-        nodes=1,
     params:
         state=f"{RESULTS}/state/{{variant}}/super_res",
         launcher=launcher(),
