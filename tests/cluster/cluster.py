@@ -1,15 +1,16 @@
-"""A real SLURM cluster on this machine: munge, controller and three nodes on loopback, without systemd or cgroups.
+"""A real SLURM cluster on this machine: munge, controller and four nodes on loopback, without systemd or cgroups.
 
     python tests/cluster/cluster.py start FOLDER    # prints the two variables to set in the shell
     python tests/cluster/cluster.py stop FOLDER     # ends the daemons that `start` started, nothing else
 
-Nodes c1 and c2 form the partition `cpu`; node g1, with two fake GPUs (character devices that exist everywhere), `gpu`.
+Nodes c1 and c2 form the partition `cpu`; g1 and g2, with fake GPUs (character devices that exist everywhere), `gpu`.
 Everything lies in FOLDER, the ports are free ones, /etc/slurm is left alone. Jobs over their memory are killed (by
-sampling it).
+sampling it). The size of a node (--cpus, --memory-mb, --gpus) is what SLURM believes, not what this machine has.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -21,9 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-NODES = ("c1", "c2", "g1")
+NODES = ("c1", "c2", "g1", "g2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
-CPUS, MEMORY_MB = 8, 16000  # of each node, whatever this machine has
+FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 
 SLURM_CONF = """\
 ClusterName=medsyn
@@ -33,7 +34,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+{communication}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -59,13 +60,14 @@ JobAcctGatherParams=UsePss,OverMemoryKill
 GresTypes=gpu
 {nodes}
 PartitionName=cpu Nodes=c1,c2 Default=YES State=UP
-PartitionName=gpu Nodes=g1 State=UP
+PartitionName=gpu Nodes=g1,g2 State=UP
 """
+LOOPBACK_ONLY = "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny"  # listens at the address of this host's name
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} Boards=1 SocketsPerBoard=1"
     " CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory}{gres} State=UNKNOWN"
 )
-GRES_CONF = "AutoDetect=off\nNodeName=g1 Name=gpu Type=fake File=/dev/null,/dev/zero\n"
+GRES_CONF = "AutoDetect=off\nNodeName=g1,g2 Name=gpu Type=fake File={devices}\n"
 
 
 def missing() -> str:
@@ -79,11 +81,12 @@ def missing() -> str:
 
 
 class Cluster:
-    """The daemons of one folder."""
+    """The daemons of one folder; a node has `cpus`, `memory_mb` and, if it is one of the GPU nodes, `gpus` (1 to 4)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cpus: int = 8, memory_mb: int = 16_000, gpus: int = 2) -> None:
         self.folder = folder.resolve()
-        # The executor's inner srun call drops SLURM_CONF, hence a wrapper that sets it again, first on PATH.
+        self.cpus, self.memory_mb, self.gpus = cpus, memory_mb, gpus
+        # The executor drops SLURM_CONF inside a job, hence commands that set it again, first on PATH.
         self.variables = {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "PATH": f"{self.folder}/bin{os.pathsep}{os.environ['PATH']}",
@@ -168,18 +171,26 @@ class Cluster:
                 name=name,
                 host=host,
                 port=next(port),
-                cpus=CPUS,
-                memory=MEMORY_MB,
-                gres=" Gres=gpu:fake:2" if name == "g1" else "",
+                cpus=self.cpus,
+                memory=self.memory_mb,
+                gres=f" Gres=gpu:fake:{self.gpus}" if name.startswith("g") else "",
             )
             for name in NODES
         ]
-        values = {"host": host, "folder": self.folder, "controller_port": next(port), "nodes": "\n".join(nodes)}
+        values = {
+            "host": host,
+            "folder": self.folder,
+            "communication": LOOPBACK_ONLY if _address(host) == "127.0.0.1" else "",
+            "controller_port": next(port),
+            "nodes": "\n".join(nodes),
+        }
         (self.folder / "slurm.conf").write_text(SLURM_CONF.format(**values), encoding="utf-8")
-        (self.folder / "gres.conf").write_text(GRES_CONF, encoding="utf-8")
-        wrapper = self.folder / "bin/srun"
-        wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {_program("srun")} "$@"\n')
-        wrapper.chmod(0o755)
+        devices = ",".join(FAKE_GPUS[: self.gpus])
+        (self.folder / "gres.conf").write_text(GRES_CONF.format(devices=devices), encoding="utf-8")
+        for name in ("srun", "scontrol"):
+            command = self.folder / "bin" / name
+            command.write_text(f'#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {_program(name)} "$@"\n')
+            command.chmod(0o755)
 
     def _daemon(self, name: str, *options: str) -> None:
         """All of SLURM's daemons put themselves into the background."""
@@ -222,6 +233,13 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
 
 
+def _address(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return ""
+
+
 def _free_ports(number: int) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
@@ -248,10 +266,15 @@ def _descendants(titles: Iterator[str]) -> list[int]:
 
 
 def main() -> None:
-    if len(sys.argv) != 3 or sys.argv[1] not in ("start", "stop"):
-        sys.exit(__doc__)
-    cluster = Cluster(Path(sys.argv[2]))
-    if sys.argv[1] == "stop":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("start", "stop"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cpus", type=int, default=8)
+    parser.add_argument("--memory-mb", type=int, default=16_000)
+    parser.add_argument("--gpus", type=int, default=2, choices=range(1, len(FAKE_GPUS) + 1))
+    arguments = parser.parse_args()
+    cluster = Cluster(arguments.folder, arguments.cpus, arguments.memory_mb, arguments.gpus)
+    if arguments.action == "stop":
         cluster.stop()
         return
     if reason := missing():

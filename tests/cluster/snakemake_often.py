@@ -1,4 +1,4 @@
-"""Snakemake that looks after its cluster jobs every second; nothing else is changed.
+"""Snakemake that looks after its cluster jobs every two seconds; nothing else is changed.
 
 The executor's own pace, 10 s slower at every look, suits jobs of hours.
 """
@@ -10,7 +10,7 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 
 async def _sleep(executor: RemoteExecutor) -> None:
-    await asyncio.sleep(1)
+    await asyncio.sleep(2)
 
 
 RemoteExecutor.sleep = _sleep
