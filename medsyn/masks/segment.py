@@ -35,8 +35,13 @@ PACKAGES = {"lungmask": ("lungmask",), "totalsegmentator": ("totalsegmentator", 
 class Tool(Protocol):
     """A tool, held over a shard: it loads its networks at the first volume and keeps them."""
 
-    version: str | None
-    weights_hash: str | None
+    @property
+    def version(self) -> str:
+        """Of the package that does the work."""
+
+    @property
+    def weights_hash(self) -> str | None:
+        """SHA-256 of what `medsyn.weight_files.hash_weights` says; None without weights."""
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> Mapping[str, NDArray[np.uint8]]:
         """Masks of the named structures on the grid of `volume`, a CT in HU (D, H, W) in model orientation."""
