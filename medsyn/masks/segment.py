@@ -36,12 +36,12 @@ class Tool(Protocol):
     """A tool, held over a shard: it loads its networks at the first volume and keeps them."""
 
     @property
-    def version(self) -> str | None:
-        """Of the tool's package; None if it has none."""
+    def version(self) -> str:
+        """Of the package that does the work."""
 
     @property
     def weights_hash(self) -> str | None:
-        """SHA-256 of its weights; None if it has none."""
+        """SHA-256 of what `medsyn.weight_files.hash_weights` says; None without weights."""
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> Mapping[str, NDArray[np.uint8]]:
         """Masks of the named structures on the grid of `volume`, a CT in HU (D, H, W) in model orientation."""
