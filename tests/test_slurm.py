@@ -87,7 +87,13 @@ class Run:
         environment = self.cluster.environment | {"PATH": f"{folder}{os.pathsep}{self.cluster.environment['PATH']}"}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                self.command, cwd=self.directory, env=environment, stdout=log, stderr=log, start_new_session=True
+                self.command,
+                cwd=self.directory,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background jobs
             )
 
     def wait(self) -> int:
