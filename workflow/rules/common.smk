@@ -74,14 +74,14 @@ def launcher():
     """How a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job."""
     compute = CONFIG.compute
     nodes, processes = compute.num_nodes_training, max(compute.num_gpus_training, 1)
+    if nodes == 1 and processes == 1:
+        return "python"
+    # torchrun would kill its processes half a minute after SIGTERM, in the middle of a large checkpoint
+    patience = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 "
     if nodes == 1:
-        return (
-            "python"
-            if processes == 1
-            else f"torchrun --standalone --nproc-per-node {processes}"
-        )
+        return f"{patience}torchrun --standalone --nproc-per-node {processes}"
     return (
-        f"srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {compute.num_threads_training} --kill-on-bad-exit"
+        f"{patience}srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {compute.num_threads_training} --kill-on-bad-exit"
         f" torchrun --nnodes {nodes} --nproc-per-node {processes} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
         " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000))"
     )
