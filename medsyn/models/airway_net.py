@@ -25,8 +25,15 @@ class NormConv(nn.Module):
         self.conv = nn.Conv3d(num_in, num_out, 3, padding=dilation, dilation=dilation, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, num_in, D, H, W) -> (B, num_out, D, H, W)."""
-        return F.relu_(self.conv(self.groupnorm(x)))
+        """(B, num_in, D, H, W) -> (B, num_out, D, H, W).
+
+        On a CPU dilated convolutions are four times as fast in the channels-last layout, which takes a quarter off the
+        network's time. The rest stays contiguous: PyTorch's sums over channels-last volumes lose digits.
+        """
+        x = self.groupnorm(x)
+        if self.conv.dilation == (1, 1, 1) or x.device.type != "cpu":
+            return F.relu_(self.conv(x))
+        return F.relu_(self.conv(x.contiguous(memory_format=torch.channels_last_3d)).contiguous())
 
 
 class ChannelAttention(nn.Module):
