@@ -285,7 +285,8 @@ class EvaluationConfig(Section):
 class ComputeConfig(Section):
     """What a job may use; the scheduler's own words (partition, account) live in the profile."""
 
-    num_gpus_training: int = Field(0, ge=0, description="GPUs to ask for; more than 1: torchrun on one node")
+    num_gpus_training: int = Field(0, ge=0, description="GPUs of a training job on each of its nodes, one process each")
+    num_nodes_training: PositiveInt = Field(1, description="nodes of a training job; more than 1: on SLURM only")
     num_gpus_inference: int = Field(0, ge=0, description="per sampling, embedding and feature job")
     num_threads_training: PositiveInt = Field(1, description="CPU threads per training job; part of bit-identity")
 

@@ -23,7 +23,14 @@ from medsyn.files import atomic_path
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write `tensors` (any shapes and dtypes) with string `metadata` to `path`, atomically and reproducibly."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        contiguous[name] = (
+            value.clone() if value.data_ptr() in places else value
+        )  # tied weights: one copy for each name
+        places.add(value.data_ptr())
     with atomic_path(path) as temporary:
         save_file(contiguous, temporary, metadata=dict(metadata))
         _sort_header(temporary)

@@ -3,8 +3,8 @@
 Two networks of one architecture (`medsyn.models.airway_net`), one trained supervised and one semi-supervised, each
 slide over the whole CT. The mask is the union of both at 0.5, reduced to its largest connected part and filled.
 Takes HU (D, H, W) on any grid in any orientation: spacing is not used, and the training crops were flipped along every
-axis. Facts from the authors' MIT-licensed release (github.com/AntonotnaWang/NaviAirway) and from how MedSyn's
-(github.com/batmanlab/MedSyn) calls it: the second pass, which reconnects broken branches, is left out.
+axis. Facts from the authors' MIT-licensed release (AntonotnaWang/NaviAirway on GitHub) and from how MedSyn's
+(batmanlab/MedSyn) calls it: the second pass, which reconnects broken branches, is left out.
 
 The release evaluates the windows at the far borders again and again (256 windows for 256^3, of which 135 differ). Here
 each is evaluated once and blended as often and in the same order, so the result is the same.
@@ -113,7 +113,7 @@ def load_network(path: Path) -> AirwayNet:
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; NaviAirway's checkpoints ({FILES[0]} and {FILES[1]}, 43 MB each)"
-            " come from the link in checkpoint/README.md of github.com/AntonotnaWang/NaviAirway"
+            " come from the link in checkpoint/README.md of AntonotnaWang/NaviAirway on GitHub"
         )
     content = load_pickled(path)
     state = content.get("model_state_dict", content)

@@ -1,6 +1,6 @@
 """NaviAirway's network: a 3-D U-Net of four levels that marks the airway (Wang et al. 2022, arXiv:2203.04294).
 
-Facts from the authors' MIT-licensed release (github.com/AntonotnaWang/NaviAirway); names and shapes of the parameters
+Facts from the authors' MIT-licensed release (AntonotnaWang/NaviAirway on GitHub); names and shapes of the parameters
 are theirs, so their checkpoints load strictly: 85 tensors, 10,764,916 parameters at width 32.
 """
 

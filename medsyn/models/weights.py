@@ -52,7 +52,9 @@ def load(path: str | Path) -> tuple[UNet, ModelStage]:
             settings = json.loads((handle.metadata() or {})["config"])
             settings["train"] = {k: v for k, v in settings["train"].items() if k in TrainConfig.model_fields}
             stage = ModelStage(**settings)
-            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            # Copied: in the file a tensor's place in memory depends on the length of the provenance before it, and the
+            # last bits of matrix products on a CPU depend on that place.
+            state = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:

@@ -276,7 +276,7 @@ class _Run:
     def finish(self) -> Trained:
         """Write the last checkpoint and hand out the averaged weights."""
         self.save()
-        self.bare.load_state_dict(self.ema.average)
+        self.bare.load_state_dict(self.ema.average, strict=False)  # tied weights have one name there
         if self.events is not None:
             self.events.close()
         is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
