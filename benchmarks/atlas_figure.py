@@ -20,7 +20,7 @@ from medsyn.config import load_config
 from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import judge
 from medsyn.ct.preprocess import preprocess
-from medsyn.ct.preview import three_views, write_png
+from medsyn.ct.preview import middle_of, three_views, write_png
 from medsyn.ct.reading import read_ct
 from medsyn.volume import Volume, from_sitk, to_sitk
 
@@ -41,18 +41,21 @@ def main() -> None:
     result = preprocess(source, config, name=str(args.ct))
     assert chest is not None  # else preprocess has refused the scan
     lungs = chest.volume.with_array(chest.lungs.mask)
+    atlas = on_grid(load_atlas(config.atlas), sitk.Transform(3, sitk.sitkIdentity), result.volume)
+    moved = on_grid(lungs, result.transform, result.volume)
+    z, y, x = middle_of(moved)
     outlines = np.zeros(config.size, np.uint8)
-    outlines[outline(load_atlas(config.atlas), sitk.Transform(3, sitk.sitkIdentity), result.volume)] = GREEN
-    outlines[outline(lungs, result.transform, result.volume)] = PINK
-    write_png(args.out, three_views(result.volume, outlines, height=384))
+    for colour, mask in ((GREEN, atlas), (PINK, moved)):
+        for plane in (np.s_[z], np.s_[:, y], np.s_[:, :, x]):
+            outlines[plane][mask[plane] & ~ndimage.binary_erosion(mask[plane])] = colour
+    write_png(args.out, three_views(result.volume, outlines, height=384, at=(z, y, x)))
     print({name: result.qc[name] for name in ("alignment_used", "atlas_dice_centred", "atlas_dice", "volume_scale")})
 
 
-def outline(mask: Volume, transform: sitk.Transform, grid: Volume) -> NDArray[np.bool_]:
-    """The outermost voxels of a mask brought to the grid of `grid`, smoothly: its own voxels may be larger."""
+def on_grid(mask: Volume, transform: sitk.Transform, grid: Volume) -> NDArray[np.bool_]:
+    """A mask brought to the grid of `grid`, smoothly: its own voxels may be larger."""
     share = to_sitk(mask.with_array(mask.array.astype(np.float32)))
-    brought = from_sitk(sitk.Resample(share, to_sitk(grid), transform, sitk.sitkLinear, 0.0)).array >= 0.5
-    return np.asarray(brought & ~ndimage.binary_erosion(brought))
+    return np.asarray(from_sitk(sitk.Resample(share, to_sitk(grid), transform, sitk.sitkLinear, 0.0)).array >= 0.5)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ def read_volume(path: str | Path) -> Volume:
             _check_compression(path)
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
+        if path.name.lower().endswith(".gz"):
+            _check_compression(path)
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{path}: cannot be read, the file is damaged or no image ({reason}); replace it") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
