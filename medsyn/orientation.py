@@ -22,7 +22,7 @@ def orientation_code(volume: Volume) -> str:
 
 
 def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
-    """The same voxels with axes running as `code` says; geometry follows, nothing is interpolated nor copied."""
+    """The same voxels with axes running as `code` says; geometry follows, nothing is interpolated."""
     present = orientation_code(volume)
     if present == code:
         return volume
@@ -38,4 +38,4 @@ def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
     signs = np.where(flipped, -1.0, 1.0)
     sz, sy, sx = (float(step) for step in spacing[::-1])
     turned = tuple(float(cosine) for cosine in (direction * signs).ravel())
-    return Volume(array, (sz, sy, sx), (float(x), float(y), float(z)), turned)
+    return Volume(np.ascontiguousarray(array), (sz, sy, sx), (float(x), float(y), float(z)), turned)

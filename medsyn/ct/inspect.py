@@ -86,10 +86,11 @@ def read_hu(path: str | Path) -> Volume:
 
 def judge(volume: Volume) -> tuple[list[str], Chest | None]:
     """Reasons to refuse a volume (none: it is a chest CT in HU), and its lungs if it came that far."""
-    reasons = _grid_faults(volume) + (value_faults(volume.array) or _air_faults(volume.array))
+    model = reorient(volume)
+    reasons = _grid_faults(model) + (value_faults(model.array) or _air_faults(model.array))
     if reasons:
         return reasons, None
-    coarse = coarsened(reorient(volume), WORKING_MM)
+    coarse = coarsened(model, WORKING_MM)
     chest = Chest(coarse, segment_lungs(coarse.array, coarse.spacing_mm))
     return lung_faults(chest), chest
 

@@ -59,10 +59,10 @@ def preprocess(
     source: Volume, config: PreprocessConfig, masks: Mapping[str, Volume] | None = None, name: str = "volume"
 ) -> Preprocessed:
     """Bring a CT in HU (and masks on its own grid) to the model's grid; no chest CT: InputError that names `name`."""
-    reasons, chest = judge(source)
+    model = reorient(source)
+    reasons, chest = judge(model)
     if reasons or chest is None:
         raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
-    model = reorient(source)
     on_grid = config.alignment != "atlas" and _lies_on_grid(model, config)
     alignment = _align(model, chest, config, on_grid)
     transform = alignment.transform
