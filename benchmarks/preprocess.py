@@ -145,11 +145,12 @@ class Clock:
 def print_table(columns: list[dict[str, list[float]]]) -> None:
     """Markdown; the last checkout's numbers, before them the other's if there is one."""
     heads = ["before", "now"] if len(columns) > 1 else ["now"]
-    print("| part | " + " | ".join(f"{head}: CPU s | wall s" for head in heads) + " | ratio |" * (len(heads) > 1))
+    ratio_head = " ratio |" if len(heads) > 1 else ""
+    print("| part | " + " | ".join(f"{head}: CPU s | wall s" for head in heads) + " |" + ratio_head)
     print("|" + " --- |" * (1 + 2 * len(heads) + (len(heads) > 1)))
     for name, label in [*PARTS.items(), ("total", "**all**")]:
         row = [column.get(name, [0.0, 0.0]) for column in columns]
-        ratio = f" | {row[0][0] / max(row[-1][0], 0.01):.1f}" if len(row) > 1 else ""
+        ratio = "" if len(row) == 1 else f" | {row[0][0] / row[1][0]:.1f}" if row[1][0] > 0.05 else " | "
         print(f"| {label} | " + " | ".join(f"{cpu:.1f} | {wall:.1f}" for cpu, wall in row) + ratio + " |")
     print("peak memory: " + ", ".join(f"{column['memory'][0]:.2f} GB" for column in columns))
 
