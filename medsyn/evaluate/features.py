@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,10 +26,10 @@ from medsyn.errors import InputError
 from medsyn.evaluate.inputs import labels_of, read_labels
 from medsyn.evaluate.statistics import area_under_roc
 from medsyn.files import atomic_path, read_csv, sha256
-from medsyn.models.resnet3d import ResNet3d, ResNetClassifier, to_unit
+from medsyn.models.resnet3d import BLOCKS_PER_LAYER, ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.tensors import save_tensors
+from medsyn.tensors import load_checkpoint, save_tensors
 from medsyn.volume import read_volume
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -90,20 +89,19 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
     return net.eval(), info
 
 
-def read_med3d(path: str | Path, depth: int, base_width: int = 64) -> ResNet3d:
-    """Strictly load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors)."""
-    try:
-        if str(path).endswith(".safetensors"):
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; set evaluation.features.weights to a Med3D checkpoint") from None
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]})") from None
-    state = state.get("state_dict", state)
-    names = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+def read_med3d(path: str | Path, depth: int | None = None, base_width: int | None = None) -> ResNet3d:
+    """Strictly load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors).
+
+    Without `depth` and `base_width` they are read from its tensors.
+    """
+    content = load_checkpoint(path)
+    names = {str(name).removeprefix("module."): tensor for name, tensor in content.get("state_dict", content).items()}
     trunk = {name: tensor for name, tensor in names.items() if not name.startswith("conv_seg.")}
+    if depth is None:
+        blocks = tuple(len({n.split(".")[1] for n in trunk if n.startswith(f"layer{k}.")}) for k in range(1, 5))
+        depth = next((known for known, wanted in BLOCKS_PER_LAYER.items() if wanted == blocks), 50)
+    if base_width is None:
+        base_width = len(trunk["conv1.weight"]) if "conv1.weight" in trunk else 64
     net = ResNet3d(depth, base_width)
     try:
         net.load_state_dict(trunk)
