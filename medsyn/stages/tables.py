@@ -11,8 +11,7 @@ import SimpleITK as sitk
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, MeasureStage
-from medsyn.ct.inspect import value_faults
-from medsyn.ct.reading import read_ct
+from medsyn.ct.inspect import read_hu
 from medsyn.errors import InputError
 from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import read_json, write_csv, write_json
@@ -39,10 +38,7 @@ def measure_one(path: str | Path, masks: str | Path | None = None, tool: Tool | 
     """Measures of one CT file; `masks`: folder with lobes.nii.gz and airway.nii.gz on its grid; without them, what
     `tool` finds, or the classical segmentation.
     """
-    volume = read_ct(path)
-    faults = value_faults(volume.array)
-    if faults:
-        raise InputError(f"{path}: {'; '.join(faults)}; give a CT in HU")
+    volume = read_hu(path)
     given = None
     if masks is not None:
         files = {name: Path(masks) / f"{name}.nii.gz" for name in ("lobes", "airway")}

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, PreprocessConfig
-from medsyn.ct.inspect import value_faults
+from medsyn.ct.inspect import read_hu
 from medsyn.ct.preprocess import preprocess
 from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
-from medsyn.ct.reading import read_ct, read_scan
+from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir, atomic_path, read_json, sha256, write_json
 from medsyn.masks.segment import open_tools, segment
@@ -76,10 +76,7 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
     Masks that lie beside a preprocessed volume as given_*.nii.gz replace a tool's.
     """
     path = Path(path)
-    volume = read_ct(path)
-    faults = value_faults(volume.array)
-    if faults:
-        raise InputError(f"{path}: {'; '.join(faults)}; give a CT in HU")
+    volume = read_hu(path)
     given = {}
     if path.name == VOLUME:
         files = {name: path.parent / f"given_{name}.nii.gz" for name in STRUCTURES}
