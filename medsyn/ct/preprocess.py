@@ -59,7 +59,7 @@ def preprocess(
     if reasons or lungs is None:
         raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
     model = reorient(source)
-    on_grid = config.alignment != "atlas" and _lies_on_grid(model, config)
+    on_grid = config.alignment != "atlas" and lies_on_grid(model, config)
     alignment = _align(model, lungs, config, on_grid)
     transform = alignment.transform
     spacing, origin = model_grid(config)
@@ -105,8 +105,8 @@ def _align(model: Volume, lungs: Lungs, config: PreprocessConfig, on_grid: bool)
     return _Alignment(translation if found.faults else found.transform, qc)
 
 
-def _lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
-    """Same size, spacing and directions as the model's grid: nothing to interpolate."""
+def lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
+    """Same size, spacing and directions as the model's grid (its place in space may differ): nothing to interpolate."""
     spacing, _ = model_grid(config)
     return (
         model.array.shape == tuple(config.size)

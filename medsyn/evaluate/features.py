@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsyn.config import FeaturesConfig, FeaturesStage
+from medsyn.ct.store import Chunked, open_high, read_index
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import labels_of, read_labels
 from medsyn.evaluate.statistics import area_under_roc
-from medsyn.files import atomic_path, read_csv, sha256
+from medsyn.files import atomic_path, sha256
 from medsyn.models.resnet3d import BLOCKS_PER_LAYER, ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
@@ -36,7 +37,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Rows(Protocol):
-    """Volumes (n, D, H, W) in HU, read as they are asked for: an array, a memory map, or several stores in a row."""
+    """Volumes (n, D, H, W) in HU, read as they are asked for: an array, or several stores in a row."""
 
     def __len__(self) -> int: ...
 
@@ -234,7 +235,7 @@ def new_network(config: FeaturesConfig, num_labels: int) -> ResNetClassifier:
 class _Stores:
     """Rows of several stores' high-resolution images, addressed as one array (n, D, H, W) in HU."""
 
-    def __init__(self, parts: Sequence[NDArray], where: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, parts: Sequence[Chunked], where: Sequence[tuple[int, int]]) -> None:
         self._parts, self._where = parts, where
 
     def __len__(self) -> int:
@@ -264,11 +265,11 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
     names, by_id = read_labels(labels)
     if not stores:
         raise InputError("--store: give the training store, or set evaluation.features.weights to a checkpoint")
-    parts = [_open_images(store) for store in stores]
+    parts = [open_high(store)[0] for store in stores]
     chosen: dict[str, list[tuple[int, int]]] = {"train": [], "validation": []}
     targets: dict[str, list[list[int]]] = {"train": [], "validation": []}
     for number, store in enumerate(stores):
-        for row_number, row in enumerate(read_csv(store / "index.csv", ["subject_id", "report_id", "split"])):
+        for row_number, row in enumerate(read_index(store)):
             known = labels_of(row, by_id)
             if known is not None and row["split"] in chosen:
                 chosen[row["split"]].append((number, row_number))
@@ -301,11 +302,3 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
         }
         log.info("features: AUROC on the validation split %s", facts["validation_auroc"])
     return model.trunk.cpu().eval(), facts
-
-
-def _open_images(store: Path) -> NDArray:
-    try:
-        images: NDArray = np.load(store / "high_image.npy", mmap_mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{store}: no high_image.npy in it; write it with `medsyn store`") from None
-    return images
