@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from medsyn.errors import InputError
 from medsyn.files import atomic_path
@@ -49,7 +49,22 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         ) from None
 
 
-def load_pickled(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint file holds, on the CPU: tensors (.safetensors), else the dict that `torch.save` wrote.
+
+    A missing file and one that cannot be read are InputErrors.
+    """
+    if Path(path).suffix != ".safetensors":
+        return _load_pickled(path)
+    try:
+        return dict(load_file(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as tensors ({error}); copy or download it again") from None
+
+
+def _load_pickled(path: str | Path) -> dict[str, Any]:
     """The dict in a file of `torch.save`, on the CPU; only tensors are unpickled, never code.
 
     A missing file, one that holds anything else and one that cannot be read are InputErrors.

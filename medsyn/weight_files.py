@@ -57,7 +57,7 @@ class WeightFile:
         target = root / self.path
         found: list[Path] = []
         for pattern in self.files or ("",):
-            matches = sorted(target.glob(pattern)) if pattern else [target] * target.is_file()
+            matches = sorted(target.glob(pattern)) if pattern else self._published_or_converted(target)
             if not matches:
                 raise InputError(
                     f"{target / pattern if pattern else target}: no such file, {self.tool} needs it for {self.use}"
@@ -66,6 +66,10 @@ class WeightFile:
                 )
             found += matches
         return found
+
+    def _published_or_converted(self, target: Path) -> list[Path]:
+        """A single file: as published, or what `medsyn import-checkpoint` made of it."""
+        return [path for path in (target, target.with_suffix(".safetensors")) if path.is_file()][:1]
 
 
 @cache

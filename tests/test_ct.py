@@ -17,7 +17,7 @@ from medsyn.ct.dicom import choose_series, series_faults
 from medsyn.ct.inspect import inspect, value_faults
 from medsyn.ct.preprocess import model_grid, preprocess
 from medsyn.ct.reading import read_ct
-from medsyn.ct.store import pack_labels, unpack_labels
+from medsyn.ct.store import open_high, pack_labels, read_index, read_low, unpack_labels
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json, sha256, write_json
 from medsyn.orientation import orientation_code, reorient
@@ -268,19 +268,20 @@ def test_too_many_bad_subjects_stop_the_shard(shard: Path, tmp_path: Path, capsy
 
 
 def test_store_holds_volumes_labels_and_their_quarter(shard: Path) -> None:
-    arrays = {
-        name: np.load(shard / f"store/0/{name}.npy") for name in ("high_image", "high_label", "low_image", "low_label")
-    }
-    assert arrays["high_image"].dtype == arrays["low_image"].dtype == np.int16
-    assert arrays["high_image"].shape == (3, 64, 64, 64)
-    assert arrays["low_label"].shape == (3, 16, 16, 16)
-    rows = read_csv(shard / "store/0/index.csv", ("subject_id", "report_id", "split"))
+    store = shard / "store/0"
+    high = [array.load() for array in open_high(store)]
+    low = read_low(store)
+    assert high[0].dtype == low[0].dtype == np.int16
+    assert high[1].dtype == low[1].dtype == np.uint8
+    assert high[0].shape == (3, 64, 64, 64)
+    assert low[1].shape == (3, 16, 16, 16)
+    rows = read_index(store)
     assert [row["subject_id"] for row in rows] == ["a", "b", "c"]
     assert {row["split"] for row in rows} == {"train", "validation"}
-    np.testing.assert_array_equal(arrays["high_image"][1], chest("effusion").volume.array.clip(-1024))
-    for kind in ("image", "label"):
-        np.testing.assert_array_equal(arrays[f"low_{kind}"], arrays[f"high_{kind}"][:, ::4, ::4, ::4])
-    for found, name in zip(unpack_labels(arrays["high_label"][0]), STRUCTURES, strict=True):
+    np.testing.assert_array_equal(high[0][1], chest("effusion").volume.array.clip(-1024))
+    for full, quarter in zip(high, low, strict=True):
+        np.testing.assert_array_equal(quarter, full[:, ::4, ::4, ::4])
+    for found, name in zip(unpack_labels(high[1][0]), STRUCTURES, strict=True):
         np.testing.assert_array_equal(found, read_volume(shard / f"masks/0/a/{name}.nii.gz").array)
 
 

@@ -18,6 +18,7 @@ from medsyn.config import (
     FeaturesStage,
     PreprocessConfig,
 )
+from medsyn.ct.store import write_shard
 from medsyn.errors import InputError
 from medsyn.evaluate.classifier import pooled, stratified_folds
 from medsyn.evaluate.features import load_extractor, read_med3d
@@ -46,8 +47,9 @@ def run(tmp_path: Path) -> Path:
     ]
     arrays = np.stack([volume(k, k % 2 == 1) for k in range(12)])
     write_csv(tmp_path / "cohort.csv", subjects, ["subject_id", "report_id", "split"])
-    write_csv(tmp_path / "store/index.csv", subjects, ["subject_id", "report_id", "split"])
-    np.save(tmp_path / "store/high_image.npy", arrays)
+    (tmp_path / "store").mkdir()
+    labels = np.zeros(arrays.shape[1:], np.uint8)
+    write_shard(tmp_path / "store", subjects, ((array, labels) for array in arrays), labels.shape, 4)
     write_csv(
         tmp_path / "labels.csv",
         [{"id": f"r{k}", "dense": k % 2, "never": 0} for k in range(12)],

@@ -17,10 +17,15 @@ from tiny_models import HIDDEN, SIZE, install_text_encoder, sampling_stage, stag
 from torch import nn
 
 from medsyn.cli import main
+from medsyn.evaluate.features import read_med3d
 from medsyn.files import sha256, write_json
+from medsyn.masks.naviairway import load_network
+from medsyn.models.airway_net import AirwayNet
 from medsyn.models.medsyn_keys import to_medsyn_keys
+from medsyn.models.resnet3d import ResNet3d
 from medsyn.models.weights import build, load, save
 from medsyn.volume import read_volume
+from medsyn.weight_files import find_weights
 
 STAGE_OF = {"low": "low_res", "sr": "super_res"}
 
@@ -241,3 +246,29 @@ def test_what_cannot_be_imported_names_the_remedy(tmp_path, capsys):
         _assert_refused(capsys, tmp_path, path, words, *more)
     single = accelerate_folder(tmp_path / "40_ckpt", network, safe=False)
     _assert_refused(capsys, tmp_path, single, "no ema weights", "low_res", "--weights", "ema")
+
+
+def test_naviairway_and_med3d_become_safetensors_that_stand_in_for_the_originals(tmp_path: Path, capsys) -> None:
+    """Found in the weights folder and read as the originals are; the metadata say what they were made of."""
+    weights, airway = tmp_path / "weights/naviairway", AirwayNet()
+    for name, scale in (("checkpoint", 1.0), ("checkpoint_semi_supervise_learning", 2.0)):
+        original = tmp_path / f"{name}.pkl"
+        torch.save({"model_state_dict": {f"module.{k}": v * scale for k, v in airway.state_dict().items()}}, original)
+        command = ["import-checkpoint", "--source", "naviairway", str(original), str(weights / f"{name}.safetensors")]
+        assert main([*command, "--quiet"]) == 0
+    files = find_weights("naviairway", ["airway"], tmp_path / "weights")
+    assert [path.name for path in files] == ["checkpoint.safetensors", "checkpoint_semi_supervise_learning.safetensors"]
+    twice = load_network(files[1]).state_dict()
+    assert all(torch.equal(twice[name], value * 2) for name, value in airway.state_dict().items())
+    resnet = ResNet3d(50, 2)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in resnet.state_dict().items()}}, tmp_path / "resnet.pth")
+    command = ["import-checkpoint", "--quiet", "--source", "med3d", str(tmp_path / "resnet.pth")]
+    assert main([*command, str(tmp_path / "resnet.safetensors")]) == 0
+    read = read_med3d(tmp_path / "resnet.safetensors", 50, 2).state_dict()
+    assert all(torch.equal(read[name], value) for name, value in resnet.state_dict().items())
+    with safe_open(tmp_path / "resnet.safetensors", framework="pt") as handle:
+        source = json.loads(handle.metadata()["provenance"])["source"]
+    assert source == {"kind": "med3d", "file": "resnet.pth", "sha256": sha256(tmp_path / "resnet.pth")}
+    assert main([*command[:3], "naviairway", *command[4:], str(tmp_path / "no.safetensors")]) == 2
+    assert "resnet.pth: holds no state dict" in capsys.readouterr().err
+    assert not (tmp_path / "no.safetensors").exists()

@@ -180,8 +180,10 @@ def test_the_experiment_through_every_fault_equals_an_undisturbed_run(cluster, s
     assert [name for name in expected if computed[name] != expected[name]] == []
     assert sorted(run.states("preprocess")) == ["CANCELLED", "COMPLETED"]
     assert run.states("segment") == ["COMPLETED"], "SLURM requeues the jobs of a dead node under their ids"
-    failed = {job["rule"] for job in run.jobs("") if job["state"] not in ("COMPLETED", "CANCELLED")}
-    assert failed == {f"rule_pretrain_text_wildcards_{name}" for name in ("biomedical", "generic")}
+    failed = [job for job in run.jobs("") if job["state"] not in ("COMPLETED", "CANCELLED")]
+    for job in failed:  # over its memory, or started on a GPU node that the returned controller had not heard of yet
+        assert job["memory"] == "250M" or job["node"] in ("g1", "g2"), failed
+        assert "COMPLETED" in run.states(job["rule"].removeprefix("rule_")), failed
     pretraining = [(job["memory"], job["state"] == "COMPLETED") for job in run.jobs("pretrain_text")]
     assert sorted(pretraining) == [("1000M", True), ("1000M", True), ("250M", False), ("250M", False)]
     for name in ("low_res", "super_res"):

@@ -18,7 +18,8 @@ from medsyn.config import (
     TrainConfig,
     UNetConfig,
 )
-from medsyn.files import write_csv, write_json
+from medsyn.ct.store import write_shard
+from medsyn.files import write_json
 from medsyn.models.channels import CHANNELS
 from medsyn.models.weights import build, save
 from medsyn.run import assemble
@@ -53,14 +54,11 @@ def make_store(folder: Path, num_subjects: int = 5, size: tuple[int, int, int] =
     folder.mkdir(parents=True)
     image = rng.integers(-1024, 600, (num_subjects, *size)).astype(np.int16)
     label = (rng.integers(0, 6, image.shape) + 8 * rng.integers(0, 4, image.shape)).astype(np.uint8)
-    for kind, array in (("image", image), ("label", label)):
-        np.save(folder / f"high_{kind}.npy", array)
-        np.save(folder / f"low_{kind}.npy", array[:, ::4, ::4, ::4])
     rows = [
         {"subject_id": f"s{i}", "report_id": f"r{i}", "split": "validation" if i == num_subjects - 1 else "train"}
         for i in range(num_subjects)
     ]
-    write_csv(folder / "index.csv", rows, ("subject_id", "report_id", "split"))
+    write_shard(folder, rows, zip(image, label, strict=True), size, 4)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, mask-qc."""
+"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc."""
 
 from __future__ import annotations
 
@@ -142,13 +142,23 @@ def _add_tables(verbs: Verbs) -> None:
     parser = verbs.add(
         "store",
         _store,
-        summary="Pack preprocessed volumes and masks of a shard into arrays for training.",
+        summary="Pack preprocessed volumes and masks of a shard into compressed arrays for training.",
         example="medsyn store --volumes preprocessed/0 --masks masks/0 --cohort cohort.csv --out store/0",
     )
     for name, text in (("volumes", "preprocessed shard"), ("masks", "masks of it"), ("cohort", "cohort.csv")):
         parser.add_argument(f"--{name}", required=True, help=text)
     parser.add_argument("--config", help="settings of the preprocessing (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for the arrays and index.csv")
+
+    parser = verbs.add(
+        "export",
+        _export,
+        summary="One subject of the training store as NIfTI: volume (HU) and masks on the model's grid, verified.",
+        example="medsyn export P0001 --store results/store/* --out P0001",
+    )
+    parser.add_argument("subject", help="subject_id")
+    parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
+    parser.add_argument("--out", required=True, type=Path, help="folder for volume, lobes, airway, vessels (.nii.gz)")
 
     parser = verbs.add(
         "mask-qc",
@@ -278,10 +288,18 @@ def _measure(args: argparse.Namespace) -> None:
 
 def _store(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
-    from medsyn.stages.tables import store_shard
+    from medsyn.stages.store import store_shard
 
     config = _preprocess_config(args.config)
     store_shard(Path(args.volumes), Path(args.masks), load_cohort(args.cohort), Path(args.out), config)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from medsyn.stages.shards import into_folder
+    from medsyn.stages.store import export_subject
+
+    with into_folder(args.out) as folder:
+        export_subject(args.store, args.subject, folder)
 
 
 def _mask_qc(args: argparse.Namespace) -> None:

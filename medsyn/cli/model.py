@@ -36,11 +36,17 @@ def _add_import(verbs: Verbs) -> None:
     parser = verbs.add(
         "import-checkpoint",
         _import_checkpoint,
-        summary="Turn a public checkpoint into weights that `assemble` takes; sizes are read from its tensors.",
+        summary="Turn a public checkpoint into safetensors of this project; sizes are read from its tensors.",
         example="medsyn import-checkpoint --source medsyn --stage low_res 40_ckpt low_res.safetensors",
     )
-    parser.add_argument("--source", required=True, choices=("medsyn",), help="medsyn: the authors' networks")
-    parser.add_argument("--stage", required=True, choices=("low_res", "super_res"), help="which network it is")
+    parser.add_argument(
+        "--source",
+        required=True,
+        choices=("medsyn", "naviairway", "med3d"),
+        help="medsyn: the authors' denoisers, for `assemble`; naviairway: for the weights folder; med3d: for"
+        " evaluation.features.weights",
+    )
+    parser.add_argument("--stage", choices=("low_res", "super_res"), help="which of the denoisers it is")
     parser.add_argument("checkpoint", type=Path, metavar="IN", help="folder of accelerate, .safetensors, .bin or .pt")
     parser.add_argument("out", type=Path, metavar="OUT", help="weights, .safetensors")
     parser.add_argument(
@@ -117,8 +123,16 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _import_checkpoint(args: argparse.Namespace) -> None:
+    if args.source != "medsyn":
+        from medsyn.stages.checkpoints import import_network
+
+        import_network(args.checkpoint, args.source, args.out)
+        return
+    from medsyn.errors import InputError
     from medsyn.models.medsyn_checkpoint import import_medsyn
 
+    if args.stage is None:
+        raise InputError("--stage: say which of the denoisers it is, low_res or super_res")
     import_medsyn(args.checkpoint, args.stage, args.out, weights=args.weights, up_order=args.up_order)
 
 

@@ -63,7 +63,7 @@ def preprocess(
     reasons, chest = judge(model)
     if reasons or chest is None:
         raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
-    on_grid = config.alignment != "atlas" and _lies_on_grid(model, config)
+    on_grid = config.alignment != "atlas" and lies_on_grid(model, config)
     alignment = _align(model, chest, config, on_grid)
     transform = alignment.transform
     spacing, origin = model_grid(config)
@@ -110,8 +110,8 @@ def _align(model: Volume, chest: Chest, config: PreprocessConfig, on_grid: bool)
     return _Alignment(translation if found.faults else found.transform, qc)
 
 
-def _lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
-    """Same size, spacing and directions as the model's grid: nothing to interpolate."""
+def lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
+    """Same size, spacing and directions as the model's grid (its place in space may differ): nothing to interpolate."""
     spacing, _ = model_grid(config)
     return (
         model.array.shape == tuple(config.size)

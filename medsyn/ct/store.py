@@ -1,28 +1,37 @@
-"""The training store: a shard of preprocessed volumes and masks as plain arrays that can be memory-mapped.
+"""The training store: a shard of preprocessed volumes and masks, read whole or by crops.
 
-`high_image.npy` int16 HU (n, D, H, W) and `high_label.npy` uint8 of the same shape, `low_*.npy` the same volumes at
-every `low_res_factor`-th voxel (nearest neighbour, index 0, 4, 8, ... as the paper's x1/4), `index.csv` with
-subject_id, report_id, split per row. A label byte packs lobe + 8 airway + 16 vessel.
+high_image.zarr (int16 HU) and high_label.zarr (uint8) are zarr v3 arrays (n, D, H, W): one file a subject, in it chunks
+of 32^3 voxels, each compressed and with a CRC-32C of its own, so that a crop costs the chunks that it touches and
+damage does not go unnoticed. low_image.npy and low_label.npy are the same volumes at every low_res_factor-th voxel
+(nearest neighbour, index 0, 4, 8, ... as the paper's x1/4): a sixty-fourth of the voxels, always read whole into
+memory. A label byte packs lobe + 8 airway + 16 vessel. index.csv has one row a subject: subject_id, report_id, split
+and the SHA-256 of its voxels at either resolution (image, then label; little-endian, C order).
+
+Format: Zarr core specification 3.0, codecs sharding_indexed, blosc and crc32c. Written and read by TensorStore, needed
+for the full resolution alone and imported when that is opened (docs/store.md says why not by another library).
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsyn.cohort import Subject
-from medsyn.config import PreprocessConfig
 from medsyn.errors import InputError
-from medsyn.files import write_csv, write_json
-from medsyn.provenance import provenance
-from medsyn.volume import STRUCTURES, read_volume
+from medsyn.files import read_csv, write_csv
 
 AIRWAY_BIT, VESSEL_BIT, LOBE_BITS = 8, 16, 7
-INDEX_COLUMNS = ("subject_id", "report_id", "split")
+SUBJECT_COLUMNS = ("subject_id", "report_id", "split")
+INDEX_COLUMNS = (*SUBJECT_COLUMNS, "high_sha256", "low_sha256")
+CHUNK_EDGE = 32
+DTYPES: dict[str, np.dtype[Any]] = {"image": np.dtype("<i2"), "label": np.dtype("u1")}
 
 
 def pack_labels(lobes: NDArray, airway: NDArray, vessels: NDArray) -> NDArray[np.uint8]:
@@ -39,51 +48,177 @@ def unpack_labels(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray
     return (packed & LOBE_BITS).astype(np.uint8), airway.astype(np.uint8), vessels.astype(np.uint8)
 
 
-def read_subject(volume: Path, masks: Path, size: tuple[int, int, int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """HU and packed labels of one subject on the model grid; another grid or label is an InputError."""
-    image = read_volume(volume).array
-    labels = [read_volume(masks / f"{name}.nii.gz").array for name in STRUCTURES]
-    for path, array in (
-        (volume, image),
-        *((masks / f"{n}.nii.gz", a) for n, a in zip(STRUCTURES, labels, strict=True)),
-    ):
-        if array.shape != tuple(size):
-            raise InputError(f"{path}: grid {array.shape} is not the model's {tuple(size)}; preprocess it again")
-    if labels[0].max() > 5:
-        raise InputError(
-            f"{masks / 'lobes.nii.gz'}: label {labels[0].max()}, lobes are labelled 0 to 5; correct the mask"
+class Chunked:
+    """An array (n, D, H, W) on disk; `array[row]` or `array[row, z, y, x]` reads the chunks that it needs.
+
+    Damaged or missing chunks are an InputError that names the subject. TensorStore reads with threads: a process that
+    was forked after the array was opened must open it anew or be started by spawning.
+    """
+
+    def __init__(self, path: Path, subject_ids: Sequence[str]) -> None:
+        self.path, self._subject_ids = path, subject_ids
+        if not path.is_dir():
+            raise InputError(f"{path}: no such array; make the store first (`medsyn store`)")
+        try:
+            self._array = _tensorstore().open({**_location(path), "open": True}).result()
+        except ValueError as error:
+            raise InputError(f"{path}: not an array of the store ({_first(error)}); make this shard again") from None
+        self.shape = tuple(self._array.shape)
+        self.dtype = self._array.dtype.numpy_dtype
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, where: Any) -> NDArray:
+        try:
+            return np.asarray(self._array[where].read().result())
+        except ValueError as error:
+            name = self._subject_ids[where[0] if isinstance(where, tuple) else where]
+            raise InputError(
+                f"{self.path}: subject {name} is damaged ({_first(error)}); remove this shard and make it again"
+            ) from None
+
+    def load(self) -> NDArray:
+        """All of it in memory."""
+        array = np.empty(self.shape, self.dtype)
+        for row in range(len(self)):
+            array[row] = self[row]
+        return array
+
+
+def read_index(folder: Path) -> list[dict[str, str]]:
+    """Rows of a shard's index.csv, in the order of its arrays."""
+    return read_csv(folder / "index.csv", INDEX_COLUMNS)
+
+
+def open_high(folder: Path) -> tuple[Chunked, Chunked]:
+    """Images and labels (n, D, H, W) of a shard at full resolution, on disk."""
+    index = read_index(folder)
+    image, label = (Chunked(folder / f"high_{kind}.zarr", [row["subject_id"] for row in index]) for kind in DTYPES)
+    _check_lengths(folder, index, image.shape, label.shape)
+    return image, label
+
+
+def read_low(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Images and labels (n, d, h, w) of a shard at low resolution, in memory, each subject's checksum verified."""
+    index = read_index(folder)
+    image, label = (_read_npy(folder / f"low_{kind}.npy") for kind in DTYPES)
+    _check_lengths(folder, index, image.shape, label.shape)
+    for row, entry in enumerate(index):
+        if checksum(image[row], label[row]) != entry["low_sha256"]:
+            raise InputError(
+                f"{folder}: subject {entry['subject_id']} is damaged at low resolution (its checksum differs);"
+                " remove this shard and make it again"
+            )
+    return image, label
+
+
+def write_shard(
+    folder: Path,
+    rows: Sequence[Mapping[str, str]],
+    volumes: Iterable[tuple[NDArray, NDArray]],
+    size: tuple[int, int, int],
+    low_res_factor: int,
+) -> None:
+    """Write arrays and index.csv of `rows` (SUBJECT_COLUMNS) into the existing folder `folder`.
+
+    volumes: HU and packed labels (D, H, W) = `size` of each row, in order. A full disk is an OSError.
+    """
+    high = [_create(folder / f"high_{kind}.zarr", (len(rows), *size), dtype) for kind, dtype in DTYPES.items()]
+    low_size = [len(range(0, edge, low_res_factor)) for edge in size]
+    low = [np.empty((len(rows), *low_size), dtype) for dtype in DTYPES.values()]
+    index = []
+    for row, (entry, volume) in enumerate(zip(rows, volumes, strict=True)):
+        for array, small, values in zip(high, low, volume, strict=True):
+            with _os_errors(folder):
+                array[row].write(values).result()
+            small[row] = values[::low_res_factor, ::low_res_factor, ::low_res_factor]
+        index.append(
+            {**entry, "high_sha256": checksum(*volume), "low_sha256": checksum(*(small[row] for small in low))}
         )
-    return image.astype(np.int16), pack_labels(*labels)
+    for kind, array in zip(DTYPES, low, strict=True):
+        np.save(folder / f"low_{kind}.npy", array)
+    write_csv(folder / "index.csv", index, INDEX_COLUMNS)
 
 
-def write_store(subjects: list[Subject], volumes: Path, masks: Path, folder: Path, config: PreprocessConfig) -> None:
-    """Write the arrays and index.csv of `subjects`, in their order, into the existing folder `folder`."""
-    count, step = len(subjects), config.low_res_factor
-    low = tuple(edge // step for edge in config.size)
-    shapes = {"high": tuple(config.size), "low": low}
-    with ExitStack() as files:
-        arrays = {
-            f"{level}_{kind}": _start_array(files, folder / f"{level}_{kind}.npy", dtype, (count, *shape))
-            for level, shape in shapes.items()
-            for kind, dtype in (("image", np.dtype(np.int16)), ("label", np.dtype(np.uint8)))
-        }
-        for subject in subjects:
-            name = subject.subject_id
-            image, label = read_subject(volumes / name / "volume.nii.gz", masks / name, config.size)
-            for kind, array in (("image", image), ("label", label)):
-                arrays[f"high_{kind}"].write(array.tobytes())
-                arrays[f"low_{kind}"].write(array[::step, ::step, ::step].tobytes())
-    write_csv(
-        folder / "index.csv",
-        ({"subject_id": s.subject_id, "report_id": s.report_id, "split": s.split} for s in subjects),
-        INDEX_COLUMNS,
-    )
-    write_json(folder / "store.json", provenance(config, subjects=count))
+def checksum(image: NDArray, label: NDArray) -> str:
+    """SHA-256 of one subject's voxels."""
+    digest = hashlib.sha256()
+    for values, dtype in zip((image, label), DTYPES.values(), strict=True):
+        digest.update(np.ascontiguousarray(values, dtype=dtype).tobytes())
+    return digest.hexdigest()
 
 
-def _start_array(files: ExitStack, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
-    """A .npy file whose rows are to be written in order (a full disk is an OSError; with a memory map it is SIGBUS)."""
-    handle = files.enter_context(path.open("wb"))
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(handle, header)
-    return handle
+def _check_lengths(folder: Path, index: Sequence[object], image: tuple[int, ...], label: tuple[int, ...]) -> None:
+    if image != label or len(index) != image[0]:
+        raise InputError(f"{folder}: arrays and index.csv disagree in length; remove this shard and make it again")
+
+
+def _read_npy(path: Path) -> NDArray:
+    try:
+        return np.asarray(np.load(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make the store first (`medsyn store`)") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove this shard and make it again") from None
+
+
+def _tensorstore() -> Any:
+    try:
+        import tensorstore
+    except ImportError:
+        raise InputError(
+            "the full resolution of the training store is read with the package tensorstore, which is not installed;"
+            " install it (pip install tensorstore), or use the environment of `make env`"
+        ) from None
+    return tensorstore
+
+
+def _location(path: Path) -> dict[str, Any]:
+    """Where an array lies; what is absent is an error when read, so chunks of zeros are written too."""
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+
+
+def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    chunk = [1, *(min(CHUNK_EDGE, edge) for edge in shape[1:])]
+    shard = [inner * -(-edge // inner) for inner, edge in zip(chunk, (1, *shape[1:]), strict=True)]
+    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    blosc = {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle", "typesize": dtype.itemsize, "blocksize": 0}
+    crc32c = {"name": "crc32c"}
+    sharding = {
+        "chunk_shape": chunk,
+        "codecs": [little_endian, {"name": "blosc", "configuration": blosc}, crc32c],
+        "index_codecs": [little_endian, crc32c],
+    }
+    metadata = {
+        "shape": shape,
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "dimension_names": ["subject", "z", "y", "x"],
+    }
+    with _os_errors(path):
+        return _tensorstore().open({**_location(path), "metadata": metadata, "create": True}).result()
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """TensorStore reports a full disk as a ValueError that holds the system's error number; raise it as OSError."""
+    try:
+        yield
+    except ValueError as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def _first(error: Exception) -> str:
+    """The library's message without its appendix of settings."""
+    return str(error).split(" [")[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,21 +22,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsyn.config import FeaturesConfig, FeaturesStage
+from medsyn.ct.store import Chunked, open_high, read_index
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import labels_of, read_labels
 from medsyn.evaluate.statistics import area_under_roc
-from medsyn.files import atomic_path, read_csv, sha256
-from medsyn.models.resnet3d import ResNet3d, ResNetClassifier, to_unit
+from medsyn.files import atomic_path, sha256
+from medsyn.models.resnet3d import BLOCKS_PER_LAYER, ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.tensors import save_tensors
+from medsyn.tensors import load_checkpoint, save_tensors
 from medsyn.volume import read_volume
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Rows(Protocol):
-    """Volumes (n, D, H, W) in HU, read as they are asked for: an array, a memory map, or several stores in a row."""
+    """Volumes (n, D, H, W) in HU, read as they are asked for: an array, or several stores in a row."""
 
     def __len__(self) -> int: ...
 
@@ -90,20 +90,19 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
     return net.eval(), info
 
 
-def read_med3d(path: str | Path, depth: int, base_width: int = 64) -> ResNet3d:
-    """Strictly load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors)."""
-    try:
-        if str(path).endswith(".safetensors"):
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; set evaluation.features.weights to a Med3D checkpoint") from None
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]})") from None
-    state = state.get("state_dict", state)
-    names = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+def read_med3d(path: str | Path, depth: int | None = None, base_width: int | None = None) -> ResNet3d:
+    """Strictly load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors).
+
+    Without `depth` and `base_width` they are read from its tensors.
+    """
+    content = load_checkpoint(path)
+    names = {str(name).removeprefix("module."): tensor for name, tensor in content.get("state_dict", content).items()}
     trunk = {name: tensor for name, tensor in names.items() if not name.startswith("conv_seg.")}
+    if depth is None:
+        blocks = tuple(len({n.split(".")[1] for n in trunk if n.startswith(f"layer{k}.")}) for k in range(1, 5))
+        depth = next((known for known, wanted in BLOCKS_PER_LAYER.items() if wanted == blocks), 50)
+    if base_width is None:
+        base_width = len(trunk["conv1.weight"]) if "conv1.weight" in trunk else 64
     net = ResNet3d(depth, base_width)
     try:
         net.load_state_dict(trunk)
@@ -236,7 +235,7 @@ def new_network(config: FeaturesConfig, num_labels: int) -> ResNetClassifier:
 class _Stores:
     """Rows of several stores' high-resolution images, addressed as one array (n, D, H, W) in HU."""
 
-    def __init__(self, parts: Sequence[NDArray], where: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, parts: Sequence[Chunked], where: Sequence[tuple[int, int]]) -> None:
         self._parts, self._where = parts, where
 
     def __len__(self) -> int:
@@ -266,11 +265,11 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
     names, by_id = read_labels(labels)
     if not stores:
         raise InputError("--store: give the training store, or set evaluation.features.weights to a checkpoint")
-    parts = [_open_images(store) for store in stores]
+    parts = [open_high(store)[0] for store in stores]
     chosen: dict[str, list[tuple[int, int]]] = {"train": [], "validation": []}
     targets: dict[str, list[list[int]]] = {"train": [], "validation": []}
     for number, store in enumerate(stores):
-        for row_number, row in enumerate(read_csv(store / "index.csv", ["subject_id", "report_id", "split"])):
+        for row_number, row in enumerate(read_index(store)):
             known = labels_of(row, by_id)
             if known is not None and row["split"] in chosen:
                 chosen[row["split"]].append((number, row_number))
@@ -303,11 +302,3 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
         }
         log.info("features: AUROC on the validation split %s", facts["validation_auroc"])
     return model.trunk.cpu().eval(), facts
-
-
-def _open_images(store: Path) -> NDArray:
-    try:
-        images: NDArray = np.load(store / "high_image.npy", mmap_mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{store}: no high_image.npy in it; write it with `medsyn store`") from None
-    return images

@@ -25,7 +25,7 @@ from medsyn.masks.morphology import components
 from medsyn.memory import available_bytes, peak_bytes
 from medsyn.models.airway_net import SIZE_MULTIPLE, AirwayNet
 from medsyn.progress import track
-from medsyn.tensors import load_pickled
+from medsyn.tensors import load_checkpoint
 
 Size = tuple[int, int, int]
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -107,15 +107,15 @@ class NaviAirway:
 def load_network(path: Path) -> AirwayNet:
     """The network of one checkpoint file, in evaluation mode on the CPU; a file that does not fit is an InputError.
 
-    The file holds a dict with the state dict under `model_state_dict`, or the state dict alone. The prefix `module.`
-    that parallel training leaves is dropped. Only tensors are unpickled, never code.
+    The file holds a dict with the state dict under `model_state_dict`, or the state dict alone (.safetensors too). The
+    prefix `module.` that parallel training leaves is dropped. Only tensors are unpickled, never code.
     """
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; NaviAirway's checkpoints ({FILES[0]} and {FILES[1]}, 43 MB each)"
             " come from the link in checkpoint/README.md of AntonotnaWang/NaviAirway on GitHub"
         )
-    content = load_pickled(path)
+    content = load_checkpoint(path)
     state = content.get("model_state_dict", content)
     remedy = f"give {FILES[0]} or {FILES[1]} of the authors' release"
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from medsyn.config import ModelStage, TrainConfig, UNetConfig
@@ -29,7 +27,7 @@ from medsyn.models.unet import UNet
 from medsyn.models.weights import build, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
-from medsyn.tensors import load_pickled
+from medsyn.tensors import load_checkpoint
 
 Stage = Literal["low_res", "super_res"]
 Weights = Literal["ema", "raw"]
@@ -154,14 +152,7 @@ def _choose_file(folder: Path, weights: Weights | None) -> tuple[Path, str]:
 def _load(file: Path) -> dict[str, Any]:
     if file.suffix not in _SUFFIXES:
         raise InputError(f"{file}: unknown kind of checkpoint; give one of {', '.join(_SUFFIXES)} or its folder")
-    if file.suffix != ".safetensors":
-        return load_pickled(file)
-    try:
-        return dict(load_file(file))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: cannot be read as tensors ({error}); copy or download it again") from None
+    return load_checkpoint(file)
 
 
 def _tensors(content: Mapping[str, Any], file: Path) -> dict[str, Tensor]:

@@ -1,6 +1,4 @@
-"""The training store, anatomical measures and mask quality of a shard: what is made from preprocessed volumes and their
-masks.
-"""
+"""Anatomical measures and mask quality of a shard: tables made from preprocessed volumes and their masks."""
 
 from __future__ import annotations
 
@@ -12,12 +10,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from medsyn.cohort import Subject
-from medsyn.config import MasksConfig, MeasureStage, PreprocessConfig
+from medsyn.config import MasksConfig, MeasureStage
 from medsyn.ct.inspect import read_hu
-from medsyn.ct.store import write_store
 from medsyn.errors import InputError
 from medsyn.evaluate.measures import MEASURES, Measured, measure
-from medsyn.files import atomic_dir, read_json, write_csv, write_json
+from medsyn.files import read_json, write_csv, write_json
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import reorient
 from medsyn.progress import log, track
@@ -28,21 +25,6 @@ from medsyn.weight_files import ANATOMY
 
 MEASURE_COLUMNS = ("subject_id", *MEASURES, "reason")
 QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")
-
-
-def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, config: PreprocessConfig) -> None:
-    """Write the store of the subjects that both preprocessing and segmentation accepted."""
-    ready = set(accepted(volumes)) & set(accepted(masks))
-    chosen = [subject for subject in subjects if subject.subject_id in ready]
-    unknown = ready - {subject.subject_id for subject in subjects}
-    if unknown:
-        raise InputError(
-            f"{volumes}: subject {min(unknown)} is not in the cohort; give the cohort.csv it was made from"
-        )
-    if not chosen:
-        log.warning("%s: no subject to store; see %s and %s", volumes, volumes / "index.csv", masks / "index.csv")
-    with atomic_dir(out) as folder:
-        write_store(chosen, volumes, masks, folder, config)
 
 
 def open_anatomy_tool(config: MeasureStage) -> Tool | None:

@@ -1,7 +1,7 @@
 """Training data of the denoisers: store shards and text embeddings; every batch is a function of (step, slots).
 
-A store shard is a folder with {low,high}_image.npy int16 HU and {low,high}_label.npy uint8 (n, D, H, W), memory-mapped,
-read into memory when small, and index.csv (subject_id, report_id, split). Only rows of the split `train` are used.
+`medsyn.ct.store` is the format of a shard. Low resolution is held in memory, full resolution too when it is small; else
+each crop is read from disk. Only rows of the split `train` are used.
 Sample `slot` of step `s` is number k = s * batch_size + slot of a sequence that goes through a fresh permutation of the
 volumes in every epoch; its noise, time, text section, text drop and crop come from a generator seeded by (seed, k).
 """
@@ -22,15 +22,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from medsyn.config import ModelStage
-from medsyn.ct.store import unpack_labels
+from medsyn.ct.store import Chunked, open_high, read_index, read_low, unpack_labels
 from medsyn.diffusion.samplers import seeded
 from medsyn.errors import InputError
-from medsyn.files import read_csv, sha256
+from medsyn.files import sha256
 from medsyn.models.channels import to_channel
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 
 _IN_MEMORY_BYTES = 2 << 30
-_HASHED_ROWS = 16
 _KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of sampling
 
 
@@ -44,15 +43,13 @@ class Store:
         self.subject_ids: list[str] = []
         self.report_ids: list[str] = []
         self._rows: list[tuple[int, int]] = []
-        self._arrays: list[tuple[NDArray, NDArray]] = []
+        self._arrays: list[tuple[NDArray | Chunked, NDArray | Chunked]] = []
         digest = hashlib.sha256()
         for number, shard in enumerate(shards):
-            index = read_csv(shard / "index.csv", ("subject_id", "report_id", "split"))
-            arrays = tuple(_open(shard / f"{resolution}_{kind}.npy") for kind in ("image", "label"))
-            if len({len(index), len(arrays[0]), len(arrays[1])}) != 1 or arrays[0].shape != arrays[1].shape:
-                raise InputError(f"{shard}: arrays and index.csv disagree in length; make the store again")
-            digest.update(_fingerprint(index, arrays))
-            self._arrays.append((arrays[0], arrays[1]))
+            index = read_index(shard)
+            image, label = open_high(shard) if resolution == "high" else read_low(shard)
+            digest.update(json.dumps([index, image.shape], sort_keys=True).encode())
+            self._arrays.append((image, label))
             for row, entry in enumerate(index):
                 if entry["split"] == "train":
                     self.subject_ids.append(entry["subject_id"])
@@ -60,10 +57,10 @@ class Store:
                     self._rows.append((number, row))
         if not self._rows:
             raise InputError(f"{shards[0] if shards else 'store'}: no volume of the split 'train'")
-        if len({arrays[0].shape[1:] for arrays in self._arrays}) != 1:
+        if len({image.shape[1:] for image, _ in self._arrays}) != 1:
             raise InputError(f"{shards[0]}: the shards have different grids; make the store again with one config")
-        if sum(a.nbytes + b.nbytes for a, b in self._arrays) < _IN_MEMORY_BYTES:
-            self._arrays = [(np.array(a), np.array(b)) for a, b in self._arrays]
+        if sum(image.nbytes + label.nbytes for image, label in self._arrays) < _IN_MEMORY_BYTES:
+            self._arrays = [(_in_memory(image), _in_memory(label)) for image, label in self._arrays]
         self.hash = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -215,20 +212,5 @@ def _permutation(seed: int, epoch: int, count: int) -> NDArray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _open(path: Path) -> NDArray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make the store first (`medsyn store`)") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not a numpy array ({error}); make the store again") from None
-
-
-def _fingerprint(index: list[dict[str, str]], arrays: Sequence[NDArray]) -> bytes:
-    """Hash of the index and of up to 16 evenly spaced volumes, so that a terabyte need not be read."""
-    digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode())
-    for array in arrays:
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        for row in np.unique(np.linspace(0, max(len(array) - 1, 0), _HASHED_ROWS).astype(int)) if len(array) else ():
-            digest.update(np.ascontiguousarray(array[row]).tobytes())
-    return digest.digest()
+def _in_memory(array: NDArray | Chunked) -> NDArray:
+    return array.load() if isinstance(array, Chunked) else array

@@ -136,14 +136,22 @@ class Cluster:
         self._daemon("slurmd", "-N", node)
 
     def crash_node(self, node: str) -> None:
-        """What a power cut does: SIGKILL to the daemon of a node and to every process of the jobs on it."""
+        """What a power cut does: SIGKILL to the daemon of a node and to every process of the jobs on it.
+
+        All are stopped first: none starts a job or lives to report another's death.
+        """
+        daemon = self._pid(f"slurmd.{node}")
+        if daemon is None:
+            raise RuntimeError(f"{node}: its daemon does not run")
+        os.kill(daemon, signal.SIGSTOP)
         jobs = self.call(
             "squeue", "--noheader", "--array", "--states=running", f"--nodelist={node}", "--format=%A"
         ).split()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in _descendants(f"slurmstepd: [{job}." for job in jobs):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         self._end(f"slurmd.{node}", signal.SIGKILL)
-        for pid in _descendants(f"slurmstepd: [{job}." for job in jobs):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def call(self, *command: str, check: bool = True) -> str:
         """Output of one of SLURM's commands."""

@@ -65,5 +65,5 @@ rule validate_cohort:
     message:
         "checking the cohort and splitting it by patient"
     shell:
-        "python -m medsyn cohort --config {input.config} --manifest {params.manifests} {params.reports}"
+        "python -m medsyn cohort --config {input.config} --manifest {params.manifests:q} {params.reports:q}"
         " --out {params.folder} 2> {log}"

@@ -123,13 +123,13 @@ def cohort_inputs(wildcards):
 
 
 def text_only_reports():
-    """CSV of reports without images, as an option of the verb; empty if there are none."""
+    """CSV of reports without images, as words of the verb's option; none if there are none."""
     path = (
         CONFIG.cohort.reports
         if CONFIG.cohort.source == "manifest"
         else f"{RESULTS}/phantom/text_only.csv"
     )
-    return f"--reports {path}" if path else ""
+    return ["--reports", path] if path else []
 
 
 def real_volumes(wildcards=None):
