@@ -8,9 +8,10 @@ Model orientation: array (D, H, W) = (z inferior to superior, y posterior to ant
 
 from __future__ import annotations
 
+import numpy as np
 import SimpleITK as sitk
 
-from medsyn.volume import Volume, from_sitk, to_sitk
+from medsyn.volume import Volume
 
 MODEL_CODE = "LAS"
 
@@ -22,6 +23,19 @@ def orientation_code(volume: Volume) -> str:
 
 def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
     """The same voxels with axes running as `code` says; geometry follows, nothing is interpolated."""
-    if orientation_code(volume) == code:
+    present = orientation_code(volume)
+    if present == code:
         return volume
-    return from_sitk(sitk.DICOMOrient(to_sitk(volume), code))
+    pairs = [next(pair for pair in ("LR", "AP", "SI") if letter in pair) for letter in code]
+    order = [next(axis for axis in range(3) if present[axis] in pair) for pair in pairs]  # x, y, z index
+    flipped = [present[axis] != letter for axis, letter in zip(order, code, strict=True)]
+    direction = np.array(volume.direction).reshape(3, 3)[:, order]
+    spacing = np.array(volume.spacing_mm[::-1])[order]
+    array = volume.array.transpose([2 - axis for axis in reversed(order)])
+    last = (np.array(array.shape[::-1]) - 1) * spacing * flipped
+    x, y, z = np.asarray(volume.origin_mm) + direction @ last
+    array = np.flip(array, tuple(2 - axis for axis in range(3) if flipped[axis]))
+    signs = np.where(flipped, -1.0, 1.0)
+    sz, sy, sx = (float(step) for step in spacing[::-1])
+    turned = tuple(float(cosine) for cosine in (direction * signs).ravel())
+    return Volume(np.ascontiguousarray(array), (sz, sy, sx), (float(x), float(y), float(z)), turned)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chests import chest, write_chest
+from scipy import ndimage
 
 from medsyn.cli import main
 from medsyn.config import MasksConfig
@@ -14,11 +15,21 @@ from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json
 from medsyn.masks.lungs import LEFT, RIGHT, inner_air, segment_lungs
-from medsyn.masks.morphology import block_expand, block_factors, block_labels, block_mean, close
+from medsyn.masks.morphology import (
+    ball,
+    block_expand,
+    block_factors,
+    block_labels,
+    block_mean,
+    close,
+    coarsened,
+    dilate,
+    erode,
+)
 from medsyn.masks.segment import segment
 from medsyn.orientation import orientation_code, reorient
 from medsyn.stages.tables import dice, mask_quality
-from medsyn.volume import STRUCTURES, Volume, read_volume
+from medsyn.volume import STRUCTURES, Volume, read_volume, to_sitk
 
 
 @pytest.mark.parametrize("kind", ["normal", "emphysema", "cardiomegaly"])
@@ -95,6 +106,28 @@ def test_blocks() -> None:
     labels[0] = 2
     labels[1, 0, 0] = 1
     np.testing.assert_array_equal(block_labels(labels, (1, 2, 2)).ravel(), [2, 0])
+
+
+@pytest.mark.parametrize("low", [0, 5])
+def test_dilation_and_erosion_in_a_box_are_those_of_the_whole_array(low: int) -> None:
+    mask = np.zeros((20, 24, 28), bool)
+    mask[low : low + 9, 3:20, low:22] = np.random.default_rng(low).random((9, 17, 22 - low)) < 0.8
+    spacing, radius = (2.0, 1.0, 1.5), 3.1
+    element = ball(radius, spacing)
+    np.testing.assert_array_equal(dilate(mask, radius, spacing), ndimage.binary_dilation(mask, element))
+    np.testing.assert_array_equal(erode(mask, radius, spacing), ndimage.binary_erosion(mask, element, border_value=1))
+    assert not dilate(np.zeros_like(mask), radius, spacing).any()
+
+
+def test_coarsened_volumes_lie_where_they_lay() -> None:
+    z, y, x = np.meshgrid(np.arange(8), np.arange(9), np.arange(10), indexing="ij")
+    fine = Volume((z + 2 * y + 3 * x).astype(np.int16), (1.0, 1.2, 0.7), (4.0, 5.0, 6.0), (1, 0, 0, 0, -1, 0, 0, 0, 1))
+    coarse = coarsened(fine, 2.5)
+    assert coarse.array.shape == (4, 5, 4)
+    assert coarse.spacing_mm == pytest.approx((2.0, 2.4, 2.1))
+    images = to_sitk(fine.with_array(fine.array.astype(np.float32))), to_sitk(coarse)
+    point = images[1].TransformIndexToPhysicalPoint((2, 3, 1))
+    assert images[0].EvaluateAtPhysicalPoint(point) == pytest.approx(images[1][2, 3, 1], abs=1e-3)
 
 
 def test_closing_does_not_close_against_the_edge() -> None:

@@ -1,12 +1,22 @@
 """Volumes keep their geometry on the way to disk and back; a damaged file is one clear line."""
 
+import gzip
 import sys
 
 import numpy as np
 import pytest
 
 from medsyn.errors import InputError
-from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
+from medsyn.orientation import reorient
+from medsyn.volume import (
+    Volume,
+    centred_origin_mm,
+    from_sitk,
+    grid_spacing_mm,
+    read_volume,
+    to_sitk,
+    write_volume,
+)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
@@ -67,3 +77,55 @@ def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(suffix, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(tmp_path / f"a{suffix}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_pass_reads_what_itk_reads(tmp_path):
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(1)
+    for kind in (np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64):
+        array = (100 * rng.random((5, 6, 7))).astype(kind)
+        turn = (0.0, 1.0, 0.0, -0.6, 0.0, 0.8, 0.8, 0.0, 0.6)
+        write_volume(tmp_path / "a.nii.gz", Volume(array, (2.5, 1.5, 0.7), (3.0, -8.0, 40.0), turn))
+        ours, theirs = read_volume(tmp_path / "a.nii.gz"), from_sitk(sitk.ReadImage(str(tmp_path / "a.nii.gz")))
+        np.testing.assert_array_equal(ours.array, theirs.array)
+        assert ours.array.dtype == theirs.array.dtype == kind
+        assert (ours.spacing_mm, ours.origin_mm, ours.direction) == (
+            theirs.spacing_mm,
+            theirs.origin_mm,
+            theirs.direction,
+        )
+
+
+@pytest.mark.parametrize("change", ["slope", "checksum", "fewer voxels"])
+def test_one_pass_leaves_conversion_to_itk_and_refuses_damage(change, tmp_path):
+    path = tmp_path / "a.nii.gz"
+    array = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40)).astype(np.int16)
+    write_volume(path, Volume(array, (1.0, 1.0, 1.0)))
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    if change == "slope":
+        content[112:120] = np.array([2.0, -7.0], "<f4").tobytes()
+        path.write_bytes(gzip.compress(bytes(content)))
+        np.testing.assert_array_equal(read_volume(path).array, 2.0 * array - 7)
+        return
+    packed = bytearray(gzip.compress(bytes(content if change == "checksum" else content[:-20])))
+    packed[-8] ^= change == "checksum"
+    path.write_bytes(bytes(packed))
+    with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be read, truncated or damaged"):
+        read_volume(path)
+
+
+def test_turned_volumes_are_itks():
+    import SimpleITK as sitk
+
+    array = np.random.default_rng(2).integers(-1000, 1000, (4, 5, 6)).astype(np.int16)
+    euler = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0.2, -0.1, 0.3)
+    turns = (np.eye(3), np.array(euler.GetMatrix()).reshape(3, 3), np.eye(3)[[2, 0, 1]] * [[1], [-1], [-1]])
+    for turn in turns:
+        volume = Volume(array, (3.0, 2.0, 0.5), (10.0, -20.0, 5.0), tuple(float(c) for c in turn.ravel()))
+        for code in ("LAS", "LPS", "RAI", "SLP", "ARI"):
+            ours, theirs = reorient(volume, code), from_sitk(sitk.DICOMOrient(to_sitk(volume), code))
+            np.testing.assert_array_equal(ours.array, theirs.array)
+            assert ours.spacing_mm == theirs.spacing_mm
+            np.testing.assert_allclose(ours.origin_mm, theirs.origin_mm, atol=1e-9)
+            np.testing.assert_allclose(ours.direction, theirs.direction, atol=1e-12)

@@ -11,7 +11,7 @@ import numpy as np
 
 from medsyn.errors import InputError
 from medsyn.masks.lungs import segment_lungs
-from medsyn.masks.morphology import block_factors, block_mean
+from medsyn.masks.morphology import coarsened
 from medsyn.orientation import reorient
 from medsyn.volume import Volume
 
@@ -26,9 +26,7 @@ def orient_by_anatomy(volume: Volume, name: str = "volume") -> Volume:
     there are no lungs the orientation stays as it came (inspection refuses such a volume); lungs without a trachea from
     either end are an InputError.
     """
-    factors = block_factors(volume.spacing_mm, COARSE_MM)
-    spacing = tuple(f * s for f, s in zip(factors, volume.spacing_mm, strict=True))
-    coarse = Volume(block_mean(volume.array, factors), spacing, direction=volume.direction)  # type: ignore[arg-type]
+    coarse = coarsened(volume, COARSE_MM)
     best: tuple[int, str] | None = None
     lungs_seen = False
     for z_code in "SI":

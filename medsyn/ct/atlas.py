@@ -1,12 +1,14 @@
 """The lung atlas that scans are registered to: a mask of both lungs, centred on the origin of model space.
 
-Ours is made by code: the mean lung of the embedded phantoms. A user's own atlas is any label file (NIfTI, MetaImage,
+Ours is the mean lung of the embedded phantoms: atlas.nii.gz holds what `phantom_atlas` makes in some seconds, so that
+every machine registers to the same voxels. A user's own atlas is any label file (NIfTI, MetaImage,
 NRRD) in which every value above 0 is lung; the middle of its lungs' bounding box goes to the model's origin.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -17,6 +19,7 @@ from medsyn.phantom.plan import PLAN_GRID, make_plan
 from medsyn.volume import MODEL_DIRECTION, Volume, centred_origin_mm, read_volume
 
 NUM_PHANTOMS = 16
+PHANTOM_ATLAS = Path(__file__).with_name("atlas.nii.gz")
 MINIMUM_ML = 500.0
 """An atlas with less lung than this is none."""
 
@@ -27,9 +30,7 @@ def load_atlas(path: str | None) -> Volume:
 
     A file without lungs in it is an InputError.
     """
-    if path is None:
-        return phantom_atlas()
-    volume = reorient(read_volume(path))
+    volume = reorient(read_volume(path or PHANTOM_ATLAS))
     lung = volume.array > 0
     if lung.sum() * volume.voxel_mm3 / 1000 < MINIMUM_ML:
         raise InputError(f"{path}: no lung atlas, its labels hold less than {MINIMUM_ML:.0f} ml; give a lung mask")

@@ -7,6 +7,7 @@ was seen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from medsyn.ct.air import air_is_off, measure_air
 from medsyn.ct.reading import read_ct, read_scan
 from medsyn.errors import InputError
-from medsyn.masks.lungs import LEFT, RIGHT, Lungs, segment_lungs
+from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
+from medsyn.masks.morphology import coarsened
 from medsyn.orientation import orientation_code, reorient
 from medsyn.reading import Reading
 from medsyn.volume import Volume
@@ -28,6 +30,14 @@ MINIMUM_VOXELS = 16
 MINIMUM_EXTENT_MM = 100.0
 MINIMUM_LUNGS_ML, MINIMUM_WITHOUT_AIRWAY_ML = 200.0, 700.0
 """Both lungs together: adults hold 2 to 7 litres; compressed by effusions less. Without a trachea, more."""
+
+
+@dataclass(frozen=True)
+class Chest:
+    """Lungs of a CT and the volume they were found in: model orientation, 2.5 mm voxels or the CT's own if coarser."""
+
+    volume: Volume
+    lungs: Lungs
 
 
 def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
@@ -44,7 +54,7 @@ def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
 
 def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
     """Facts and verdict on a volume; `faults` are reasons found while reading."""
-    reasons, lungs = judge(volume)
+    reasons, chest = judge(volume)
     reasons = [*(faults or []), *reasons]
     finite = np.isfinite(volume.array).all() if volume.array.dtype.kind == "f" else True
     facts: dict[str, Any] = {
@@ -57,9 +67,9 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
         "verdict": "rejected" if reasons else "ok",
         "reasons": reasons,
     }
-    if lungs is not None:
+    if chest is not None:
         facts["lung_volume_ml"] = {
-            side: round(float((lungs.label == value).sum()) * volume.voxel_mm3 / 1000, 1)
+            side: round(float((chest.lungs.label == value).sum()) * chest.volume.voxel_mm3 / 1000, 1)
             for side, value in (("right", RIGHT), ("left", LEFT))
         }
     return facts
@@ -74,16 +84,15 @@ def read_hu(path: str | Path) -> Volume:
     return volume
 
 
-def judge(volume: Volume) -> tuple[list[str], Lungs | None]:
-    """Reasons to refuse a volume (none: it is a chest CT in HU), and its lungs in model orientation if it came that
-    far.
-    """
-    reasons = _grid_faults(volume) + (value_faults(volume.array) or _air_faults(volume.array))
+def judge(volume: Volume) -> tuple[list[str], Chest | None]:
+    """Reasons to refuse a volume (none: it is a chest CT in HU), and its lungs if it came that far."""
+    model = reorient(volume)
+    reasons = _grid_faults(model) + (value_faults(model.array) or _air_faults(model.array))
     if reasons:
         return reasons, None
-    model = reorient(volume)
-    lungs = segment_lungs(model.array, model.spacing_mm)
-    return lung_faults(lungs, model), lungs
+    coarse = coarsened(model, WORKING_MM)
+    chest = Chest(coarse, segment_lungs(coarse.array, coarse.spacing_mm))
+    return lung_faults(chest), chest
 
 
 def _grid_faults(volume: Volume) -> list[str]:
@@ -130,11 +139,12 @@ def value_faults(array: np.ndarray) -> list[str]:
         return [f"not HU: values lie in [{low:g}, {high:g}], an 8-bit picture"]
     if low >= -200:
         return [f"not HU: nothing is below {low:g}, air should be near -1000 (an intercept of -1024 was not applied?)"]
-    inner = array[~np.isin(array, PADDING_HU)]
-    twice = inner < -1500
-    if twice.mean() > 0.05:
+    padding = sum(int((array == value).sum()) for value in PADDING_HU) if low < -1500 else 0
+    twice = (int((array < -1500).sum()) - padding) / max(array.size - padding, 1) if low < -1500 else 0.0
+    if twice > 0.05:
+        lowest = array[~np.isin(array, PADDING_HU)].min()
         return [
-            f"rescaled twice: {twice.mean():.0%} of the voxels are below -1500 HU (lowest {inner.min():g}), air"
+            f"rescaled twice: {twice:.0%} of the voxels are below -1500 HU (lowest {lowest:g}), air"
             " should be near -1000 (the file held HU already and the intercept was applied again)"
         ]
     if high < 100:
@@ -150,9 +160,10 @@ def _air_faults(array: np.ndarray) -> list[str]:
     return [f"not HU: the air lies at {air:.0f}, it should be near -1000 (a wrong slope or intercept?)"]
 
 
-def lung_faults(lungs: Lungs, volume: Volume) -> list[str]:
-    """Reasons why lungs found in a volume in model orientation make no chest."""
-    ml = {value: float((lungs.label == value).sum()) * volume.voxel_mm3 / 1000 for value in (RIGHT, LEFT)}
+def lung_faults(chest: Chest) -> list[str]:
+    """Reasons why lungs found in a volume make no chest."""
+    lungs = chest.lungs
+    ml = {value: float((lungs.label == value).sum()) * chest.volume.voxel_mm3 / 1000 for value in (RIGHT, LEFT)}
     if not min(ml.values()):
         return ["not a chest: " + ("no lung found" if not max(ml.values()) else "one lung only found")]
     least = MINIMUM_LUNGS_ML if lungs.airway.any() else MINIMUM_WITHOUT_AIRWAY_ML

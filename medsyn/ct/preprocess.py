@@ -13,24 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from medsyn.config import PreprocessConfig
 from medsyn.ct.air import calibrate_air
 from medsyn.ct.atlas import load_atlas
-from medsyn.ct.inspect import judge
+from medsyn.ct.inspect import Chest, judge
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
-from medsyn.masks.lungs import Lungs
 from medsyn.orientation import orientation_code, reorient
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
 FILL_HU = -1024
 SMOOTH_RATIO = 1.5
 """Smooth along an axis when the grid is coarser than the source by at least this factor."""
+MARGIN = 3.0
+"""How much of a source beyond the grid takes part, in voxels of the grid: the smoothing reaches 1.7, and a registration
+may shrink the grid to 0.6."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,12 @@ def preprocess(
     source: Volume, config: PreprocessConfig, masks: Mapping[str, Volume] | None = None, name: str = "volume"
 ) -> Preprocessed:
     """Bring a CT in HU (and masks on its own grid) to the model's grid; no chest CT: InputError that names `name`."""
-    reasons, lungs = judge(source)
-    if reasons or lungs is None:
-        raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
     model = reorient(source)
+    reasons, chest = judge(model)
+    if reasons or chest is None:
+        raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
     on_grid = config.alignment != "atlas" and lies_on_grid(model, config)
-    alignment = _align(model, lungs, config, on_grid)
+    alignment = _align(model, chest, config, on_grid)
     transform = alignment.transform
     spacing, origin = model_grid(config)
     air: dict[str, float | None] = {}
@@ -70,12 +74,13 @@ def preprocess(
     if on_grid:
         volume = Volume(_int16(model.array), spacing, origin)
     else:
-        volume = _resample(_smooth(model, spacing), transform, config, sitk.sitkLinear, FILL_HU)
+        seen = _smooth(_cropped(model, transform, config), spacing)
+        volume = _resample(seen, transform, config, sitk.sitkLinear, FILL_HU)
         volume = volume.with_array(_int16(volume.array))
     given = {}
     for structure, mask in (masks or {}).items():
         given[structure] = _given_mask(mask, source, transform, config, on_grid, f"{name}: mask {structure}")
-    qc = _quality(source, model, lungs, volume, transform, on_grid, config) | alignment.qc | air
+    qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
     return Preprocessed(volume, transform, given, qc)
 
 
@@ -87,14 +92,14 @@ class _Alignment:
     qc: dict[str, Any]
 
 
-def _align(model: Volume, lungs: Lungs, config: PreprocessConfig, on_grid: bool) -> _Alignment:
+def _align(model: Volume, chest: Chest, config: PreprocessConfig, on_grid: bool) -> _Alignment:
     """Where the model's grid lies in the scanner's space, as `config.alignment` wants it."""
     centred = config.alignment != "none" and not on_grid
-    centre = _centre_mm(model, lungs) if centred else _middle_mm(model)
+    centre = _centre_mm(chest) if centred else _middle_mm(model)
     translation = sitk.TranslationTransform(3, [float(c) for c in centre])
     if config.alignment != "atlas":
         return _Alignment(translation, {"alignment_used": config.alignment})
-    found = register(lungs.mask, model, load_atlas(config.atlas), centre)
+    found = register(chest.lungs.mask, chest.volume, load_atlas(config.atlas), centre)
     used = "lung_centre" if found.faults else "atlas"
     qc = {
         "alignment_used": used,
@@ -127,29 +132,45 @@ def _middle_mm(volume: Volume) -> np.ndarray:
     return _physical(volume, ((z - 1) / 2, (y - 1) / 2, (x - 1) / 2))
 
 
-def _centre_mm(model: Volume, lungs: Lungs) -> np.ndarray:
+def _centre_mm(chest: Chest) -> np.ndarray:
     """LPS point in the middle of the lungs' bounding box, whose sides run along the patient's axes (an oblique scan
     too).
     """
-    corners = [np.flatnonzero(lungs.mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    model, mask = chest.volume, chest.lungs.mask
+    corners = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     direction = np.array(model.direction).reshape(3, 3)
     if np.allclose(np.abs(direction), np.eye(3), atol=1e-4):
         z, y, x = ((c[0] + c[-1]) / 2 for c in corners)
         return _physical(model, (float(z), float(y), float(x)))
-    index = np.argwhere(lungs.mask)[:, ::-1] * np.array(model.spacing_mm[::-1])
+    index = np.argwhere(mask)[:, ::-1] * np.array(model.spacing_mm[::-1])
     points = index @ direction.T + np.array(model.origin_mm)
     return np.asarray((points.min(0) + points.max(0)) / 2)
+
+
+def _cropped(model: Volume, transform: sitk.Transform, config: PreprocessConfig) -> Volume:
+    """What the grid sees of a volume, and MARGIN around it, where smoothing looks for neighbours."""
+    spacing, _ = model_grid(config)
+    matrix, offset = affine_of(transform)
+    half = np.array([extent / 2 + MARGIN * max(spacing) for extent in reversed(config.field_of_view_mm)])
+    corners = np.array(list(product(*zip(-half, half, strict=True)))) @ matrix.T + offset
+    direction = np.array(model.direction).reshape(3, 3)
+    index = ((corners - np.array(model.origin_mm)) @ direction / np.array(model.spacing_mm[::-1]))[:, ::-1]
+    low = np.floor(index.min(0)).astype(int).clip(0, np.array(model.array.shape) - 1)
+    high = np.ceil(index.max(0)).astype(int).clip(low + 1, model.array.shape)
+    part = model.array[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
+    x, y, z = _physical(model, tuple(low.tolist()))
+    return Volume(part, model.spacing_mm, (float(x), float(y), float(z)), model.direction)
 
 
 def _smooth(model: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
     """Gaussian smoothing of axes that are downsampled strongly: sigma^2 = (grid^2 - source^2) / (8 ln 2), in full
     widths at half maximum. Padding below -1024 is lifted to it first."""
-    image = to_sitk(model.with_array(np.maximum(model.array, FILL_HU).astype(np.float32)))
-    for axis, (source, target) in enumerate(zip(reversed(model.spacing_mm), reversed(spacing_mm), strict=True)):
+    array = np.maximum(model.array, FILL_HU).astype(np.float32)
+    for axis, (source, target) in enumerate(zip(model.spacing_mm, spacing_mm, strict=True)):
         if target >= SMOOTH_RATIO * source:
             sigma = float(np.sqrt((target**2 - source**2) / (8 * np.log(2))))
-            image = sitk.RecursiveGaussian(image, sigma, False, 0, axis)
-    return from_sitk(image)
+            array = ndimage.gaussian_filter1d(array, sigma / source, axis, mode="nearest", output=np.float32)
+    return model.with_array(array)
 
 
 def _resample(
@@ -183,7 +204,7 @@ def _int16(array: np.ndarray) -> np.ndarray:
 def _quality(
     source: Volume,
     model: Volume,
-    lungs: Lungs,
+    chest: Chest,
     volume: Volume,
     transform: sitk.Transform,
     on_grid: bool,
@@ -191,13 +212,14 @@ def _quality(
 ) -> dict[str, Any]:
     """Facts for qc.json; volume_scale is the factor by which a structure's volume changes from scanner to model."""
     half = [extent / 2 for extent in reversed(config.field_of_view_mm)]
-    index = np.argwhere(lungs.mask[::2, ::2, ::2])[:, ::-1] * 2 * np.array(model.spacing_mm[::-1])
+    mask, coarse = chest.lungs.mask, chest.volume
+    index = np.argwhere(mask[::2, ::2, ::2])[:, ::-1] * 2 * np.array(coarse.spacing_mm[::-1])
     matrix, offset = affine_of(transform)
-    points = index @ np.array(model.direction).reshape(3, 3).T + np.array(model.origin_mm) - offset
+    points = index @ np.array(coarse.direction).reshape(3, 3).T + np.array(coarse.origin_mm) - offset
     covered = float((np.abs(points @ np.linalg.inv(matrix).T) <= np.array(half)).all(1).mean())
     edges = {
-        "inferior": bool(lungs.mask[0].any()),
-        "superior": bool(lungs.mask[-1].any()),
+        "inferior": bool(mask[0].any()),
+        "superior": bool(mask[-1].any()),
     }
     return {
         "source": describe_grid(source),
@@ -209,7 +231,7 @@ def _quality(
         "model_to_scanner_translation_mm": [round(float(c), 4) for c in offset],
         "centre_shift_mm": [round(float(c), 4) for c in offset - _middle_mm(model)],
         "volume_scale": round(float(1 / np.linalg.det(matrix)), 4),
-        "lung_volume_ml": round(float(lungs.mask.sum()) * model.voxel_mm3 / 1000, 1),
+        "lung_volume_ml": round(float(mask.sum()) * coarse.voxel_mm3 / 1000, 1),
         "lung_fraction_in_grid": round(covered, 4),
         "lungs_cut_by_scan": edges,
     }

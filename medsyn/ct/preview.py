@@ -33,15 +33,16 @@ PALETTE = {
 """RGB of painted labels: 1..5 the lobes, 6 airway, 7 vessels, 8 effusion, 9 heart."""
 
 
-def three_views(volume: Volume, labels: NDArray | None = None, height: int = 256) -> NDArray[np.uint8]:
+def three_views(
+    volume: Volume, labels: NDArray | None = None, height: int = 256, at: tuple[int, int, int] | None = None
+) -> NDArray[np.uint8]:
     """Axial, coronal and sagittal slice side by side, RGB (height, width, 3).
 
-    labels: (D, H, W) values of PALETTE painted over the slices; the slices then pass through the labels' centre.
+    labels: (D, H, W) values of PALETTE painted over the slices; at: indices (z, y, x) of the slices, none: `middle_of`
+    the labels.
     """
     array, (dz, dy, dx) = volume.array, volume.spacing_mm
-    where = np.argwhere(labels > 0) if labels is not None and (labels > 0).any() else None
-    z, y, x = (int(v) for v in (np.median(where, axis=0) if where is not None else np.array(array.shape) // 2))
-    x = _sagittal_index(labels, x)
+    z, y, x = at or middle_of(np.zeros(array.shape, bool) if labels is None else labels > 0)
     panels = []
     for index, steps, flips in (
         ((z, slice(None), slice(None)), (dy, dx), (True, False)),
@@ -54,6 +55,15 @@ def three_views(volume: Volume, labels: NDArray | None = None, height: int = 256
             picture = _paint(picture, labels[index])
         panels.append(_scaled(_flipped(picture, flips), steps, height))
     return np.concatenate(panels, axis=1)
+
+
+def middle_of(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
+    """Indices (z, y, x) of the slices that show most of a mask: x through its larger half; none of it: the middle."""
+    if not mask.any():
+        z, y, x = (count // 2 for count in mask.shape)
+        return z, y, x
+    z, y, _ = (int(v) for v in np.median(np.argwhere(mask), axis=0))
+    return z, y, int(np.argmax(mask.sum((0, 1))))
 
 
 def coronal_view(volume: Volume, height: int = 128) -> NDArray[np.uint8]:
@@ -92,14 +102,6 @@ def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
     """Write an RGB picture (height, width, 3) atomically."""
     with atomic_path(path) as temporary:
         sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True), str(temporary))
-
-
-def _sagittal_index(labels: NDArray | None, middle: int) -> int:
-    """Through the middle of the larger half of the labels, where there is lung to see."""
-    if labels is None or not (labels > 0).any():
-        return middle
-    profile = (labels > 0).sum((0, 1))
-    return int(np.argmax(profile))
 
 
 def _grey(slice_: NDArray) -> NDArray[np.uint8]:

@@ -18,10 +18,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsyn.masks.morphology import block_factors, block_mean
+from medsyn.masks.morphology import coarsened
 from medsyn.volume import Volume, to_sitk
 
-WORKING_MM = 4.0
+WORKING_MM = 5.0
+"""Blocks of at most this: 2.5 to 5 mm, from masks found at about 2.5 mm."""
 MARGIN_MM = 48.0
 """Empty space added around a mask on the sides where the lungs end within the scan."""
 SHRINK, SIGMA_MM = (4, 2, 1), (8.0, 5.0, 3.0)
@@ -85,16 +86,15 @@ def overlap(atlas: Volume, moving: sitk.Image, transform: sitk.Transform) -> flo
 
 def _moving(lungs: NDArray[np.bool_], scan: Volume, cut: tuple[bool, bool]) -> sitk.Image:
     """The mask as shares of lung in blocks of about 4 mm, cropped to the lungs; space where they end uncut."""
-    factors = block_factors(scan.spacing_mm, WORKING_MM)
-    coarse = block_mean(lungs.astype(np.float32), factors)
-    direction = np.array(scan.direction).reshape(3, 3)
-    first = direction @ [(f - 1) / 2 * s for f, s in zip(reversed(factors), reversed(scan.spacing_mm), strict=True)]
-    spacing = tuple(f * s for f, s in zip(factors, scan.spacing_mm, strict=True))
+    blocks = coarsened(scan.with_array(lungs), WORKING_MM)
+    coarse = blocks.array
     # files keep geometry as 32-bit numbers: rounded, a copy with flipped axes gives the same bits
-    origin = tuple(np.round(np.asarray(scan.origin_mm) + first, 3))
-    spacing = tuple(np.round(spacing, 5))
-    turned = tuple(np.round(scan.direction, 6))
-    image = to_sitk(Volume(coarse.astype(np.float32), spacing, origin, turned))  # type: ignore[arg-type]
+    geometry = (
+        np.round(numbers, digits)
+        for numbers, digits in ((blocks.spacing_mm, 5), (blocks.origin_mm, 3), (blocks.direction, 6))
+    )
+    spacing, origin, turned = (tuple(float(number) for number in numbers) for numbers in geometry)
+    image = to_sitk(Volume(coarse, spacing, origin, turned))  # type: ignore[arg-type]
     corners = [np.flatnonzero((coarse > 0).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]  # x, y, z
     low, high = [int(c[0]) for c in corners], [int(c[-1]) for c in corners]
     image = image[low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1]

@@ -22,6 +22,7 @@ from medsyn.masks.morphology import (
     block_expand,
     block_factors,
     block_mean,
+    box_of,
     close,
     components,
     dilate,
@@ -33,6 +34,8 @@ WORKING_MM = 2.5
 RIGHT, LEFT = 1, 2
 HOLE_MM2 = 400.0
 """Largest hole of an axial slice that is filled: a vessel at the hilum, not the dome of the liver."""
+AROUND_MM = 12.0
+"""Space around a lung in which its holes are looked for: a slice's outside is then larger than any hole."""
 MINIMUM_ML = 80.0
 """A smaller component is no lung, unless ..."""
 COLLAPSED_ML = 25.0
@@ -61,7 +64,9 @@ def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
     if factors == (1, 1, 1):
         return found
     airway = block_expand(found.airway, factors, hu.shape)
-    return Lungs(np.where(airway, 0, _refine(found.label, hu, factors, coarse_mm)).astype(np.uint8), airway)
+    label = _refine(found.label, hu, factors, coarse_mm)
+    label[airway] = 0
+    return Lungs(label, airway)
 
 
 def inner_air(hu: NDArray) -> NDArray[np.bool_]:
@@ -85,8 +90,9 @@ def _coarse_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
     for side in (RIGHT, LEFT):
         if not (label == side).any():
             continue
-        whole = _fill_small_holes(close(label == side, 6.0, spacing_mm), spacing_mm)
-        out[whole & (out == 0) & ~airway] = side
+        box = box_of(label == side, AROUND_MM, spacing_mm)
+        whole = _fill_small_holes(close(label[box] == side, 6.0, spacing_mm), spacing_mm)
+        out[box][whole & (out[box] == 0) & ~airway[box]] = side
     return Lungs(out, airway)
 
 
@@ -103,8 +109,10 @@ def _without_gas(air: NDArray[np.bool_], hu: NDArray, voxel_ml: float) -> NDArra
     """Drop specks and bowel gas: a component that is empty air throughout and smaller than a lung."""
     labels, sizes = components(air)
     keep = sizes * voxel_ml >= COLLAPSED_ML
+    boxes = ndimage.find_objects(labels)
     for index in np.flatnonzero(keep):
-        if sizes[index] * voxel_ml < 600 and np.median(hu[labels == index]) < -955:
+        box = boxes[index - 1]
+        if sizes[index] * voxel_ml < 600 and np.median(hu[box][labels[box] == index]) < -955:
             keep[index] = False
     return np.asarray(keep[labels])
 
@@ -157,6 +165,8 @@ def _part_in_two(
 
     Eroded until a core is left on each side of the midline; every voxel then goes to the nearer core.
     """
+    box, out = box_of(part, 0.0, spacing_mm), np.zeros(part.shape, np.uint8)
+    part, middle = part[box], middle - box[2].start
     depth = ndimage.distance_transform_edt(part, spacing_mm)
     for radius in np.arange(1.0, 16.0, 1.0) * min(spacing_mm) / 2:
         labels, sizes = components(depth > radius)
@@ -171,7 +181,8 @@ def _part_in_two(
             nearest = ndimage.distance_transform_edt(
                 seeds == 0, spacing_mm, return_distances=False, return_indices=True
             )
-            return np.where(part, seeds[tuple(nearest)], 0).astype(np.uint8)
+            out[box] = np.where(part, seeds[tuple(nearest)], 0)
+            return out
     return None
 
 
@@ -182,8 +193,14 @@ def _refine(
     out = np.zeros(hu.shape, np.uint8)
     step = max(coarse_mm[1:])
     for side in (RIGHT, LEFT):
-        lung = coarse == side
-        inner = block_expand(erode(lung, step, coarse_mm), factors, hu.shape)
-        outer = block_expand(dilate(lung, step, coarse_mm) & ((coarse == side) | (coarse == 0)), factors, hu.shape)
-        out[(inner | (outer & (hu < AIR_HU))) & (out == 0)] = side
+        if not (coarse == side).any():
+            continue
+        box = box_of(coarse == side, step, coarse_mm)
+        part = coarse[box]
+        lung = part == side
+        fine = tuple(slice(b.start * f, min(b.stop * f, n)) for b, f, n in zip(box, factors, hu.shape, strict=True))
+        here = out[fine]
+        inner = block_expand(erode(lung, step, coarse_mm), factors, here.shape)
+        outer = block_expand(dilate(lung, step, coarse_mm) & (lung | (part == 0)), factors, here.shape)
+        here[(inner | (outer & (hu[fine] < AIR_HU))) & (here == 0)] = side
     return out

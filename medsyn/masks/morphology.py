@@ -1,6 +1,7 @@
 """Small tools on binary masks shared by the classical segmentations: (D, H, W) arrays, distances in millimetres.
 
-Coarse working grids keep fine scans fast: `block_mean` averages blocks of voxels, `block_expand` repeats them back.
+Coarse working grids keep fine scans fast: `block_mean` averages blocks of voxels, `block_expand` repeats them back,
+`coarsened` does the first to a volume with its geometry.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from medsyn.volume import Volume
 
 Spacing = tuple[float, float, float]
 IN_PLANE = np.zeros((3, 3, 3), bool)
@@ -25,21 +28,35 @@ def block_mean(array: NDArray, factors: tuple[int, int, int]) -> NDArray[np.floa
     """Mean over blocks of `factors` voxels; edges are repeated to fill the last block."""
     if factors == (1, 1, 1):
         return array.astype(np.float32)
-    for axis, factor in enumerate(factors):
-        count = array.shape[axis]
-        rest = -count % factor
-        if rest:
-            array = np.concatenate([array, np.repeat(np.take(array, [-1], axis=axis), rest, axis=axis)], axis=axis)
-        shape = (*array.shape[:axis], array.shape[axis] // factor, factor, *array.shape[axis + 1 :])
-        array = array.reshape(shape).mean(axis=axis + 1, dtype=np.float32)
-    return array.astype(np.float32, copy=False)
+    shape = tuple(-(-count // factor) for count, factor in zip(array.shape, factors, strict=True))
+    out = np.empty(shape, np.float32)
+    for z in range(shape[0]):  # slice by slice: sums of planes stay in the cache
+        first = z * factors[0]
+        plane = array[first].astype(np.float32)
+        for index in range(first + 1, first + factors[0]):
+            plane += array[min(index, array.shape[0] - 1)]
+        rest = [(0, -count % factor) for count, factor in zip(plane.shape, factors[1:], strict=True)]
+        plane = np.pad(plane, rest, mode="edge")
+        plane = np.add.reduce([plane[index :: factors[1]] for index in range(factors[1])])
+        out[z] = np.add.reduce([plane[:, index :: factors[2]] for index in range(factors[2])])
+    out /= np.prod(factors)
+    return out
+
+
+def coarsened(volume: Volume, working_mm: float) -> Volume:
+    """Float32 means over blocks of about, not above, `working_mm`, where they lie; a coarser volume's own voxels."""
+    factors = block_factors(volume.spacing_mm, working_mm)
+    spacing: Spacing = tuple(s * f for s, f in zip(volume.spacing_mm, factors, strict=True))  # type: ignore[assignment]
+    first = [(f - 1) / 2 * s for f, s in zip(reversed(factors), reversed(volume.spacing_mm), strict=True)]
+    x, y, z = np.asarray(volume.origin_mm) + np.array(volume.direction).reshape(3, 3) @ first
+    return Volume(block_mean(volume.array, factors), spacing, (float(x), float(y), float(z)), volume.direction)
 
 
 def block_expand(array: NDArray, factors: tuple[int, int, int], shape: tuple[int, ...]) -> NDArray:
     """Repeat every voxel over its block and cut to `shape`: the inverse of `block_mean` for constant blocks."""
-    for axis, factor in enumerate(factors):
-        if factor > 1:
-            array = np.repeat(array, factor, axis=axis)
+    for axis in (2, 1, 0):  # rows and planes are then copied as wholes
+        if factors[axis] > 1:
+            array = np.repeat(array, factors[axis], axis=axis)
     return array[tuple(slice(0, count) for count in shape)]
 
 
@@ -79,16 +96,33 @@ def ball(radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
     return np.asarray(distance <= radius_mm**2 + 1e-6)
 
 
+def box_of(mask: NDArray[np.bool_], margin_mm: float, spacing_mm: Spacing) -> tuple[slice, ...]:
+    """Bounding box of a mask that is not empty, and at least `margin_mm` and a voxel around it within the array."""
+    box = []
+    for axes, step, count in zip(((1, 2), (0, 2), (0, 1)), spacing_mm, mask.shape, strict=True):
+        where, margin = np.flatnonzero(mask.any(axes)), int(margin_mm / step) + 1
+        box.append(slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + margin + 1, count)))
+    return tuple(box)
+
+
 def dilate(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
     """Dilation by a ball."""
     element = ball(radius_mm, spacing_mm)
-    return ndimage.binary_dilation(mask, element) if element.size > 1 else mask
+    if element.size == 1 or not mask.any():
+        return mask
+    box, out = box_of(mask, radius_mm, spacing_mm), np.zeros_like(mask)
+    out[box] = ndimage.binary_dilation(mask[box], element)
+    return out
 
 
 def erode(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
     """Erosion by a ball; outside the array counts as inside."""
     element = ball(radius_mm, spacing_mm)
-    return ndimage.binary_erosion(mask, element, border_value=1) if element.size > 1 else mask
+    if element.size == 1 or not mask.any():
+        return mask
+    box, out = box_of(mask, radius_mm, spacing_mm), np.zeros_like(mask)
+    out[box] = ndimage.binary_erosion(mask[box], element, border_value=1)
+    return out
 
 
 def close(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
