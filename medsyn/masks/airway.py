@@ -19,6 +19,7 @@ LUMEN_HU = -600.0
 """The trachea's blob in a slice: below this (partial volume raises the rim)."""
 FIRST_HU, LAST_HU, STEP_HU = -980, -700, 10
 JUMP_RATIO, JUMP_ML, LIMIT_ML = 1.35, 30.0, 160.0
+"""A leak multiplies the volume by more than JUMP_RATIO, counted from JUMP_ML up: below that a wide trachea fills."""
 FINE_MM = 2.5
 """Bronchi are followed where the voxels of a slice are at most so large."""
 SMOOTH_MM, FOLLOW_STEP_HU, RIM_HU = 0.7, 20, -550.0
