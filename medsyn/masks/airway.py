@@ -3,7 +3,8 @@
 Takes HU (D, H, W) in model orientation and spacing in millimetres. Seed: the round dark blob near the midline that
 continues through the slices of the upper part of the volume. Growth: the threshold rises in steps of 10 HU and the last
 volume before it jumps is kept; the usable threshold differs from scan to scan (-880 on one, -810 on another), so the
-jump is what matters, not a constant.
+jump is what matters, not a constant. That is done on a coarse grid (`medsyn.masks.lungs`). On a fine one `follow` goes
+on from there into the smaller bronchi, where a leak closes the place of the leak and not the whole growth.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsyn.masks.morphology import Spacing
+from medsyn.masks.morphology import Spacing, components, dilate
 
 LUMEN_HU = -600.0
 """The trachea's blob in a slice: below this (partial volume raises the rim)."""
 FIRST_HU, LAST_HU, STEP_HU = -980, -700, 10
 JUMP_RATIO, JUMP_ML, LIMIT_ML = 1.35, 30.0, 160.0
+"""A leak multiplies the volume by more than JUMP_RATIO, counted from JUMP_ML up: below that a wide trachea fills."""
+FINE_MM = 2.5
+"""Bronchi are followed where the voxels of a slice are at most so large."""
+SMOOTH_MM, FOLLOW_STEP_HU, RIM_HU = 0.7, 20, -550.0
+"""Standard deviation of the smoothing; how bright the lumen's outermost layer may be, which is partly wall."""
+PIECE_ML, BEYOND_MM = 0.4, 40.0
+"""Largest piece of bronchus that one step may add; how far beyond the coarse airway bronchi are looked for."""
 
 
 def central_airway(hu: NDArray, inside: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
@@ -101,7 +109,53 @@ def grow(hu: NDArray, inside: NDArray[np.bool_], seeds: NDArray[np.bool_], spaci
         labels, _ = ndimage.label(inside & (hu < threshold))
         region = labels == labels[start]
         volume, before = region.sum() * voxel_ml, kept.sum() * voxel_ml
-        if volume > LIMIT_ML or (volume > JUMP_ML and before > 0 and volume > JUMP_RATIO * before):
+        if volume > LIMIT_ML or (before > 0 and volume > JUMP_RATIO * max(before, JUMP_ML)):
             break
         kept = region
     return kept | seeds
+
+
+def follow(hu: NDArray, airway: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """The lumen on a fine grid: `airway` as it was found on a coarser one, its rim, and the bronchi beyond its ends.
+
+    The threshold rises; a piece that it joins to the lumen is taken if it is small. What is larger than a piece of a
+    bronchus can be is lung, and so is all that hangs on it, at this threshold and later. Other branches go on growing.
+    """
+    if not airway.any():
+        return airway
+    box = _box(airway, BEYOND_MM, spacing_mm)
+    smooth = ndimage.gaussian_filter(hu[box].astype(np.float32), [SMOOTH_MM / step for step in spacing_mm], truncate=3)
+    free = np.pad(smooth, 1, constant_values=np.inf)
+    kept = np.pad(airway[box] & (smooth < LAST_HU), 1)
+    free[kept] = np.inf
+    strides = (free.shape[1] * free.shape[2], free.shape[2], 1)
+    neighbours = np.array([step for stride in strides for step in (-stride, stride)])
+    largest = PIECE_ML * 1000 / float(np.prod(spacing_mm))
+    for threshold in range(FIRST_HU, LAST_HU + 1, FOLLOW_STEP_HU):
+        labels, sizes = components(free < threshold)
+        joined = np.zeros(len(sizes), bool)
+        joined[labels.ravel()[np.flatnonzero(kept)[:, None] + neighbours]] = True
+        joined[0] = False
+        new = (joined & (sizes <= largest))[labels]
+        kept |= new
+        free[new] = np.inf
+    lumen = kept[1:-1, 1:-1, 1:-1]
+    out = np.zeros(hu.shape, bool)
+    out[box] = lumen | (ndimage.binary_dilation(lumen) & (smooth < RIM_HU))
+    return out
+
+
+def dilate_near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """Dilation by a ball of a mask that fills little of its volume: the rest is not looked at."""
+    out = np.zeros(mask.shape, bool)
+    if mask.any():
+        box = _box(mask, radius_mm, spacing_mm)
+        out[box] = dilate(mask[box], radius_mm, spacing_mm)
+    return out
+
+
+def _box(mask: NDArray[np.bool_], room_mm: float, spacing_mm: Spacing) -> tuple[slice, ...]:
+    """The mask's bounding box with room around it."""
+    ends = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+    room = [int(room_mm / step) + 1 for step in spacing_mm]
+    return tuple(slice(max(int(a) - r, 0), int(b) + r + 1) for (a, b), r in zip(ends, room, strict=True))

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn import __version__
+from medsyn.masks.airway import FINE_MM, follow
 from medsyn.masks.effusion import fluid_on_grid, pleural_cavities
 from medsyn.masks.lobes import segment_lobes
-from medsyn.masks.lungs import segment_lungs
+from medsyn.masks.lungs import Lungs, segment_lungs
 from medsyn.masks.vessels import segment_vessels
 from medsyn.volume import Volume
 
@@ -23,7 +24,7 @@ class Classical:
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
         """The structures of a CT in HU in model orientation; nothing found is an empty mask."""
-        lungs = segment_lungs(volume.array, volume.spacing_mm)
+        lungs = with_bronchi(segment_lungs(volume.array, volume.spacing_mm), volume)
         masks: dict[str, NDArray[np.uint8]] = {}
         for structure in structures:
             if structure == "lobes":
@@ -33,6 +34,14 @@ class Classical:
             else:
                 masks[structure] = segment_vessels(volume.array, lungs.mask, lungs.airway, volume.spacing_mm)
         return masks
+
+
+def with_bronchi(lungs: Lungs, volume: Volume) -> Lungs:
+    """On a fine grid, lungs and airway with the bronchi that the coarse working grid does not show."""
+    if max(volume.spacing_mm[1:]) > FINE_MM:
+        return lungs
+    airway = follow(volume.array, lungs.airway, volume.spacing_mm)
+    return Lungs(np.where(airway, 0, lungs.label).astype(np.uint8), airway)
 
 
 def lobes_of_lungs(volume: Volume, lungs: NDArray[np.uint8]) -> NDArray[np.uint8]:
