@@ -79,6 +79,7 @@ class Run:
             *(sys.executable, str(ROOT / "tests/cluster/snakemake_often.py"), "--profile", str(ROOT / "slurm")),
             *("--snakefile", str(ROOT / "workflow/Snakefile"), "--configfile", str(config)),
             *("--directory", str(directory), "--latency-wait", "5", "--jobs", "4"),
+            *("--retries", "5"),  # one job may meet several of the faults
             *("--set-resources", *sorted(chosen), "--", *targets),
         ]
 
@@ -180,12 +181,14 @@ def test_the_experiment_through_every_fault_equals_an_undisturbed_run(cluster, s
     assert [name for name in expected if computed[name] != expected[name]] == []
     assert sorted(run.states("preprocess")) == ["CANCELLED", "COMPLETED"]
     assert run.states("segment") == ["COMPLETED"], "SLURM requeues the jobs of a dead node under their ids"
-    failed = [job for job in run.jobs("") if job["state"] not in ("COMPLETED", "CANCELLED")]
-    for job in failed:  # over its memory, or started on a GPU node that the returned controller had not heard of yet
-        assert job["memory"] == "250M" or job["node"] in ("g1", "g2"), failed
-        assert "COMPLETED" in run.states(job["rule"].removeprefix("rule_")), failed
-    pretraining = [(job["memory"], job["state"] == "COMPLETED") for job in run.jobs("pretrain_text")]
-    assert sorted(pretraining) == [("1000M", True), ("1000M", True), ("250M", False), ("250M", False)]
+    jobs = run.jobs("")
+    starved = [job for job in jobs if job["memory"] == "250M"]
+    assert len(starved) >= 2 and all(job["rule"].startswith("rule_pretrain_text") for job in starved), jobs
+    assert not [job for job in starved if job["state"] == "COMPLETED"], jobs
+    for job in jobs:  # failed: over its memory, or started on a GPU node that the returned controller did not know yet
+        if job["state"] not in ("COMPLETED", "CANCELLED"):
+            assert job in starved or job["node"] in ("g1", "g2"), jobs
+            assert "COMPLETED" in run.states(job["rule"].removeprefix("rule_")), jobs
     for name in ("low_res", "super_res"):
         path = RESULTS / f"models/medsyn/{name}_metrics.csv"
         assert metrics(tmp_path / path, "loss") == metrics(finished / path, "loss")
