@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ from medsyn.files import read_csv
 from medsyn.text.sections import section_text
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
-_SENTENCE = re.compile(r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+[a-z]|\s*$)|[!?;\n\"•·“”]|\b(?:findings|impression) ?:")
+# A full stop between digits is a decimal point; "1." and "2." before a capital number the points of an impression.
+_SENTENCE = re.compile(
+    r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+[a-z]|\s*$)|(?<=[a-z]{3})\.(?=[a-z]{2})|[!?;\n\"•·“”]"
+    r"|\b(?:findings|impression) ?:"
+)
 _SCOPES = ("breaks", "denied_before", "denied_after", "history")
 _RULE_KEYS = {"phrase", "example", "label"}
+_CACHED_SENTENCES = 50_000
+_LONGEST_SENTENCE = 2_000
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,20 @@ class Example:
 
 @dataclass(frozen=True)
 class _Finding:
-    present: re.Pattern[str]
+    words: tuple[str, ...]
+    present: tuple[tuple[re.Pattern[str], re.Pattern[str] | None], ...]
     ignored: re.Pattern[str] | None
     includes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Clause:
+    """A stretch of a sentence: what is denied ends before `free_until` or begins after `free_from`."""
+
+    start: int
+    end: int
+    first_denial: int
+    last_denial: int
 
 
 class Labeler:
@@ -48,18 +65,11 @@ class Labeler:
         self.examples = _examples(rules, source)
         try:
             self._scopes = {name: _union([rule["phrase"] for rule in rules[name]]) for name in _SCOPES}
-            self._findings = {
-                name: _Finding(
-                    _union([rule["phrase"] for rule in body["present"]]),
-                    _union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None,
-                    tuple(body.get("includes", ())),
-                )
-                for name, body in rules["findings"].items()
-            }
+            self._findings = {name: _compile(name, body, source) for name, body in rules["findings"].items()}
         except re.error as error:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
         self.findings = tuple(self._findings)
-        self._mention = re.compile("|".join(finding.present.pattern for finding in self._findings.values()))
+        self._stated = lru_cache(_CACHED_SENTENCES)(self._stated_in)
         for name, finding in self._findings.items():
             for other in finding.includes:
                 if other not in self._findings:
@@ -67,34 +77,81 @@ class Labeler:
 
     def label(self, text: str) -> dict[str, int]:
         """1 for every finding that the report says is there or suspects, else 0."""
-        sentences = _SENTENCE.split(text.lower())
-        mentioned = [part for part in sentences if self._mention.search(part)]
-        kept = [part for part in mentioned if not self._scopes["history"].search(part)]
-        labels = {
-            name: int(any(self._affirms(finding, part) for part in kept)) for name, finding in self._findings.items()
-        }
-        for name, finding in self._findings.items():
-            if any(labels[other] for other in finding.includes):
-                labels[name] = 1
-        return labels
+        stated: set[str] = set()
+        for sentence in sentences(text):
+            stated.update(self._stated(sentence))
+        return {name: int(name in stated) for name in self.findings}
 
-    def _affirms(self, finding: _Finding, sentence: str) -> bool:
-        if not finding.present.search(sentence):
-            return False
-        if finding.ignored is not None:
-            sentence = finding.ignored.sub(" ", sentence)
-        edges = [
-            0,
-            *(edge for match in self._scopes["breaks"].finditer(sentence) for edge in match.span()),
-            len(sentence),
+    def evidence(self, text: str) -> dict[str, list[str]]:
+        """The sentences (lower case) that state each finding of the report."""
+        found: dict[str, list[str]] = {}
+        for sentence in sentences(text):
+            for name in self._stated(sentence):
+                found.setdefault(name, []).append(sentence)
+        return found
+
+    def mentions(self, text: str) -> bool:
+        """Whether any word of any finding occurs, denied or not."""
+        text = text.lower()
+        return any(word in text for finding in self._findings.values() for word in finding.words)
+
+    def _stated_in(self, sentence: str) -> tuple[str, ...]:
+        """Findings that one sentence states."""
+        named = [
+            name for name, finding in self._findings.items() if any(word in sentence for word in finding.words)
         ]
+        if not named or self._scopes["history"].search(sentence):
+            return ()
+        clauses = self._clauses(sentence)
+        stated = {name for name in named if _affirms(self._findings[name], sentence, clauses)}
+        stated |= {name for name, finding in self._findings.items() if stated.intersection(finding.includes)}
+        return tuple(name for name in self._findings if name in stated)
+
+    def _clauses(self, sentence: str) -> list[_Clause]:
+        breaks = [edge for match in self._scopes["breaks"].finditer(sentence) for edge in match.span()]
+        edges = [0, *breaks, len(sentence)]
+        clauses: list[_Clause] = []
         for start, end in zip(edges[::2], edges[1::2], strict=True):
-            clause = sentence[start:end]
-            for match in finding.present.finditer(clause):
-                before = self._scopes["denied_before"].search(clause, 0, match.end())
-                if not before and not self._scopes["denied_after"].search(clause, match.start()):
+            before = self._scopes["denied_before"].search(sentence, start, end)
+            after = [match.start() for match in self._scopes["denied_after"].finditer(sentence, start, end)]
+            clauses.append(_Clause(start, end, before.end() if before else end + 1, max(after, default=-1)))
+        return clauses
+
+
+def sentences(text: str) -> list[str]:
+    """Lower-case sentences; one that is too long to be one is cut into pieces, so that time grows with length only."""
+    pieces = (" ".join(piece.split()) for piece in _SENTENCE.split(text.lower()))
+    return [
+        piece[start : start + _LONGEST_SENTENCE]
+        for piece in pieces
+        for start in range(0, len(piece), _LONGEST_SENTENCE)
+    ]
+
+
+def _affirms(finding: _Finding, sentence: str, clauses: Sequence[_Clause]) -> bool:
+    """Whether a phrase of the finding stands outside of every denial."""
+    text = sentence
+    if finding.ignored is not None:
+        text = finding.ignored.sub(lambda match: " " * len(match.group()), sentence)
+    for phrase, needs in finding.present:
+        if needs is not None and not needs.search(sentence):
+            continue
+        for clause in clauses:
+            for match in phrase.finditer(text, clause.start, clause.end):
+                if match.end() < clause.first_denial and match.start() > clause.last_denial:
                     return True
-        return False
+    return False
+
+
+def _compile(name: str, body: Mapping[str, Any], source: str | Path) -> _Finding:
+    if not body.get("words"):
+        raise InputError(f"{source}: {name} has no words; list those of which its phrases have at least one")
+    phrases: dict[str | None, list[str]] = {}
+    for rule in body["present"]:
+        phrases.setdefault(rule.get("with"), []).append(rule["phrase"])
+    present = tuple((_union(group), _union([needs]) if needs else None) for needs, group in phrases.items())
+    ignored = _union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None
+    return _Finding(tuple(body["words"]), present, ignored, tuple(body.get("includes", ())))
 
 
 @cache
