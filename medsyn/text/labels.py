@@ -7,7 +7,7 @@ that the tests run. The paper parses its reports with SARLE for Table VI.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,12 +20,13 @@ from medsyn.files import read_csv
 from medsyn.text.sections import section_text
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
-# A full stop between digits is a decimal point; "1." and "2." before a capital number the points of an impression.
+# A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule").
 _SENTENCE = re.compile(
-    r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+[a-z]|\s*$)|(?<=[a-z]{3})\.(?=[a-z]{2})|[!?;\n\"•·“”]"
-    r"|\b(?:findings|impression) ?:"
+    r"[!?;:\n\"•·“”.](?:(?<![.:])|(?<=findings:)|(?<=impression:)"
+    r"|(?<!\d\.)(?<=\.)(?=\s|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
 )
-_SCOPES = ("breaks", "denied_before", "denied_after", "history")
+_WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
+_SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
 _RULE_KEYS = {"phrase", "example", "label"}
 _CACHED_SENTENCES = 50_000
 _LONGEST_SENTENCE = 2_000
@@ -41,16 +42,30 @@ class Example:
 
 
 @dataclass(frozen=True)
+class _Phrases:
+    """Phrases that share their conditions on the rest of the sentence."""
+
+    phrase: re.Pattern[str]
+    needs: re.Pattern[str] | None
+    excludes: re.Pattern[str] | None
+
+    def applies(self, sentence: str) -> bool:
+        if self.needs is not None and not self.needs.search(sentence):
+            return False
+        return self.excludes is None or not self.excludes.search(sentence)
+
+
+@dataclass(frozen=True)
 class _Finding:
     words: tuple[str, ...]
-    present: tuple[tuple[re.Pattern[str], re.Pattern[str] | None], ...]
+    present: tuple[_Phrases, ...]
     ignored: re.Pattern[str] | None
     includes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Clause:
-    """A stretch of a sentence: what is denied ends before `free_until` or begins after `free_from`."""
+    """A stretch of a sentence; a phrase that ends before `first_denial` and begins after `last_denial` is affirmed."""
 
     start: int
     end: int
@@ -69,6 +84,7 @@ class Labeler:
         except re.error as error:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
         self.findings = tuple(self._findings)
+        self._words = tuple((word, name) for name, finding in self._findings.items() for word in finding.words)
         self._stated = lru_cache(_CACHED_SENTENCES)(self._stated_in)
         for name, finding in self._findings.items():
             for other in finding.includes:
@@ -93,17 +109,25 @@ class Labeler:
     def mentions(self, text: str) -> bool:
         """Whether any word of any finding occurs, denied or not."""
         text = text.lower()
-        return any(word in text for finding in self._findings.values() for word in finding.words)
+        return any(word in text for word, _ in self._words)
 
     def _stated_in(self, sentence: str) -> tuple[str, ...]:
         """Findings that one sentence states."""
-        named = [
-            name for name, finding in self._findings.items() if any(word in sentence for word in finding.words)
-        ]
-        if not named or self._scopes["history"].search(sentence):
+        named = dict.fromkeys(name for word, name in self._words if word in sentence)
+        if not named:
             return ()
-        clauses = self._clauses(sentence)
-        stated = {name for name in named if _affirms(self._findings[name], sentence, clauses)}
+        text = _blank(self._scopes["asides"], sentence)
+        clauses: list[_Clause] = []
+        stated: set[str] = set()
+        for name in named:
+            for start, end in _mentions(self._findings[name], text):
+                clauses = clauses or self._clauses(text)
+                if any(clause.start <= start and end <= clause.end and end < clause.first_denial
+                       and start > clause.last_denial for clause in clauses):
+                    stated.add(name)
+                    break
+        if not stated or self._scopes["history"].search(sentence):
+            return ()
         stated |= {name for name, finding in self._findings.items() if stated.intersection(finding.includes)}
         return tuple(name for name in self._findings if name in stated)
 
@@ -120,7 +144,11 @@ class Labeler:
 
 def sentences(text: str) -> list[str]:
     """Lower-case sentences; one that is too long to be one is cut into pieces, so that time grows with length only."""
-    pieces = (" ".join(piece.split()) for piece in _SENTENCE.split(text.lower()))
+    if "\n" in text:
+        text = _WRAPPED.sub(" ", text)
+    pieces = [piece for part in _SENTENCE.split(text.lower()) if (piece := part.strip())]
+    if len(max(pieces, key=len, default="")) <= _LONGEST_SENTENCE:
+        return pieces
     return [
         piece[start : start + _LONGEST_SENTENCE]
         for piece in pieces
@@ -128,28 +156,31 @@ def sentences(text: str) -> list[str]:
     ]
 
 
-def _affirms(finding: _Finding, sentence: str, clauses: Sequence[_Clause]) -> bool:
-    """Whether a phrase of the finding stands outside of every denial."""
-    text = sentence
+def _mentions(finding: _Finding, text: str) -> Iterator[tuple[int, int]]:
+    """Where the phrases of a finding stand, denied or not."""
     if finding.ignored is not None:
-        text = finding.ignored.sub(lambda match: " " * len(match.group()), sentence)
-    for phrase, needs in finding.present:
-        if needs is not None and not needs.search(sentence):
-            continue
-        for clause in clauses:
-            for match in phrase.finditer(text, clause.start, clause.end):
-                if match.end() < clause.first_denial and match.start() > clause.last_denial:
-                    return True
-    return False
+        text = _blank(finding.ignored, text)
+    for phrases in finding.present:
+        first = phrases.phrase.search(text)
+        if first is not None and phrases.applies(text):
+            yield from (match.span() for match in phrases.phrase.finditer(text, first.start()))
+
+
+def _blank(pattern: re.Pattern[str], text: str) -> str:
+    """`text` with every match turned into spaces, so that positions stay."""
+    return pattern.sub(lambda match: " " * len(match.group()), text)
 
 
 def _compile(name: str, body: Mapping[str, Any], source: str | Path) -> _Finding:
     if not body.get("words"):
         raise InputError(f"{source}: {name} has no words; list those of which its phrases have at least one")
-    phrases: dict[str | None, list[str]] = {}
+    groups: dict[tuple[str | None, str | None], list[str]] = {}
     for rule in body["present"]:
-        phrases.setdefault(rule.get("with"), []).append(rule["phrase"])
-    present = tuple((_union(group), _union([needs]) if needs else None) for needs, group in phrases.items())
+        groups.setdefault((rule.get("with"), rule.get("without")), []).append(rule["phrase"])
+    present = tuple(
+        _Phrases(_union(group), _union([needs]) if needs else None, _union([excludes]) if excludes else None)
+        for (needs, excludes), group in groups.items()
+    )
     ignored = _union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None
     return _Finding(tuple(body["words"]), present, ignored, tuple(body.get("includes", ())))
 
@@ -200,7 +231,7 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
 
 def _union(phrases: Sequence[str]) -> re.Pattern[str]:
     """One expression for all phrases, from the beginning to the end of words."""
-    return re.compile("|".join(rf"(?<!\w)(?:{phrase})(?!\w)" for phrase in phrases) or r"(?!)")
+    return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)" if phrases else r"(?!)")
 
 
 def _examples(rules: Mapping[str, Any], source: str | Path) -> tuple[Example, ...]:
