@@ -7,9 +7,9 @@ that the tests run. The paper parses its reports with SARLE for Table VI.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
 _RULE_KEYS = {"phrase", "example", "label"}
 _CACHED_SENTENCES = 50_000
 _LONGEST_SENTENCE = 2_000
+_SHORTEST_PHRASE = 3
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,6 @@ class _Finding:
     includes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Clause:
-    """A stretch of a sentence; a phrase that ends before `first_denial` and begins after `last_denial` is affirmed."""
-
-    start: int
-    end: int
-    first_denial: int
-    last_denial: int
-
-
 class Labeler:
     """Rules, compiled. `findings` are the names of the labels in the order of the rules file."""
 
@@ -85,7 +76,7 @@ class Labeler:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
         self.findings = tuple(self._findings)
         self._words = tuple((word, name) for name, finding in self._findings.items() for word in finding.words)
-        self._stated = lru_cache(_CACHED_SENTENCES)(self._stated_in)
+        self._known: dict[str, tuple[str, ...]] = {}
         for name, finding in self._findings.items():
             for other in finding.includes:
                 if other not in self._findings:
@@ -93,16 +84,14 @@ class Labeler:
 
     def label(self, text: str) -> dict[str, int]:
         """1 for every finding that the report says is there or suspects, else 0."""
-        stated: set[str] = set()
-        for sentence in sentences(text):
-            stated.update(self._stated(sentence))
+        stated = {name for _, names in self._statements(text) for name in names}
         return {name: int(name in stated) for name in self.findings}
 
     def evidence(self, text: str) -> dict[str, list[str]]:
         """The sentences (lower case) that state each finding of the report."""
         found: dict[str, list[str]] = {}
-        for sentence in sentences(text):
-            for name in self._stated(sentence):
+        for sentence, names in self._statements(text):
+            for name in names:
                 found.setdefault(name, []).append(sentence)
         return found
 
@@ -111,35 +100,44 @@ class Labeler:
         text = text.lower()
         return any(word in text for word, _ in self._words)
 
-    def _stated_in(self, sentence: str) -> tuple[str, ...]:
-        """Findings that one sentence states."""
-        named = dict.fromkeys(name for word, name in self._words if word in sentence)
+    def _statements(self, text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Every sentence with the findings that it states; sentences come again and again, so they are remembered."""
+        lower = text.lower()
+        words = [pair for pair in self._words if pair[0] in lower]
+        if len(self._known) > _CACHED_SENTENCES:
+            self._known.clear()
+        for sentence in sentences(text):
+            names = self._known.get(sentence)
+            if names is None:
+                names = self._stated_in(sentence, dict.fromkeys(name for word, name in words if word in sentence))
+                self._known[sentence] = names
+            yield sentence, names
+
+    def _stated_in(self, sentence: str, named: Iterable[str]) -> tuple[str, ...]:
+        """Those findings that one sentence states, out of those that it may name."""
         if not named:
             return ()
         text = _blank(self._scopes["asides"], sentence)
-        clauses: list[_Clause] = []
-        stated: set[str] = set()
-        for name in named:
-            for start, end in _mentions(self._findings[name], text):
-                clauses = clauses or self._clauses(text)
-                if any(clause.start <= start and end <= clause.end and end < clause.first_denial
-                       and start > clause.last_denial for clause in clauses):
-                    stated.add(name)
-                    break
+        free = self._free(text)
+        stated = {name for name in named if free and _affirmed(self._findings[name], text, free)}
         if not stated or self._scopes["history"].search(sentence):
             return ()
         stated |= {name for name, finding in self._findings.items() if stated.intersection(finding.includes)}
         return tuple(name for name in self._findings if name in stated)
 
-    def _clauses(self, sentence: str) -> list[_Clause]:
-        breaks = [edge for match in self._scopes["breaks"].finditer(sentence) for edge in match.span()]
-        edges = [0, *breaks, len(sentence)]
-        clauses: list[_Clause] = []
+    def _free(self, text: str) -> list[tuple[int, int]]:
+        """The parts of a sentence that nothing denies: of each clause, up to a denial and behind one that looks back."""
+        breaks = [edge for match in self._scopes["breaks"].finditer(text) for edge in match.span()]
+        edges = [0, *breaks, len(text)]
+        free: list[tuple[int, int]] = []
         for start, end in zip(edges[::2], edges[1::2], strict=True):
-            before = self._scopes["denied_before"].search(sentence, start, end)
-            after = [match.start() for match in self._scopes["denied_after"].finditer(sentence, start, end)]
-            clauses.append(_Clause(start, end, before.end() if before else end + 1, max(after, default=-1)))
-        return clauses
+            before = self._scopes["denied_before"].search(text, start, end)
+            stop = before.end() - 1 if before else end
+            for after in self._scopes["denied_after"].finditer(text, start, end):
+                start = after.start() + 1
+            if stop - start >= _SHORTEST_PHRASE:
+                free.append((start, stop))
+        return free
 
 
 def sentences(text: str) -> list[str]:
@@ -156,18 +154,21 @@ def sentences(text: str) -> list[str]:
     ]
 
 
-def _mentions(finding: _Finding, text: str) -> Iterator[tuple[int, int]]:
-    """Where the phrases of a finding stand, denied or not."""
+def _affirmed(finding: _Finding, text: str, free: Sequence[tuple[int, int]]) -> bool:
+    """Whether a phrase of the finding lies within one of the parts that are not denied."""
     if finding.ignored is not None:
         text = _blank(finding.ignored, text)
-    for phrases in finding.present:
-        first = phrases.phrase.search(text)
-        if first is not None and phrases.applies(text):
-            yield from (match.span() for match in phrases.phrase.finditer(text, first.start()))
+    for group in finding.present:
+        for match in group.phrase.finditer(text):
+            if any(start <= match.start() and match.end() <= stop for start, stop in free) and group.applies(text):
+                return True
+    return False
 
 
 def _blank(pattern: re.Pattern[str], text: str) -> str:
     """`text` with every match turned into spaces, so that positions stay."""
+    if pattern.search(text) is None:
+        return text
     return pattern.sub(lambda match: " " * len(match.group()), text)
 
 
