@@ -76,6 +76,7 @@ class Labeler:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
         self.findings = tuple(self._findings)
         self._words = tuple((word, name) for name, finding in self._findings.items() for word in finding.words)
+        self._includes = [(name, finding.includes) for name, finding in self._findings.items() if finding.includes]
         self._known: dict[str, tuple[str, ...]] = {}
         for name, finding in self._findings.items():
             for other in finding.includes:
@@ -92,7 +93,7 @@ class Labeler:
         found: dict[str, list[str]] = {}
         for sentence, names in self._statements(text):
             for name in names:
-                found.setdefault(name, []).append(sentence)
+                found.setdefault(name, []).append(sentence.strip())
         return found
 
     def mentions(self, text: str) -> bool:
@@ -102,28 +103,23 @@ class Labeler:
 
     def _statements(self, text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Every sentence with the findings that it states; sentences come again and again, so they are remembered."""
-        lower = text.lower()
-        words = [pair for pair in self._words if pair[0] in lower]
         if len(self._known) > _CACHED_SENTENCES:
             self._known.clear()
         for sentence in sentences(text):
             names = self._known.get(sentence)
             if names is None:
-                names = self._stated_in(sentence, dict.fromkeys(name for word, name in words if word in sentence))
-                self._known[sentence] = names
+                named = [name for word, name in self._words if word in sentence]
+                names = self._known[sentence] = self._stated_in(sentence, dict.fromkeys(named)) if named else ()
             yield sentence, names
 
     def _stated_in(self, sentence: str, named: Iterable[str]) -> tuple[str, ...]:
         """Those findings that one sentence states, out of those that it may name."""
-        if not named:
-            return ()
         text = _blank(self._scopes["asides"], sentence)
         free = self._free(text)
         stated = {name for name in named if free and _affirmed(self._findings[name], text, free)}
         if not stated or self._scopes["history"].search(sentence):
             return ()
-        stated |= {name for name, finding in self._findings.items() if stated.intersection(finding.includes)}
-        return tuple(name for name in self._findings if name in stated)
+        return (*stated, *(name for name, others in self._includes if not stated.isdisjoint(others)))
 
     def _free(self, text: str) -> list[tuple[int, int]]:
         """The parts of a sentence that nothing denies: of each clause, up to a denial and behind one that looks back."""
@@ -132,19 +128,20 @@ class Labeler:
         free: list[tuple[int, int]] = []
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             before = self._scopes["denied_before"].search(text, start, end)
-            stop = before.end() - 1 if before else end
-            for after in self._scopes["denied_after"].finditer(text, start, end):
-                start = after.start() + 1
+            stop = before.start() if before else end
+            if stop - start >= _SHORTEST_PHRASE:
+                for after in self._scopes["denied_after"].finditer(text, start, end):
+                    start = after.end()
             if stop - start >= _SHORTEST_PHRASE:
                 free.append((start, stop))
         return free
 
 
 def sentences(text: str) -> list[str]:
-    """Lower-case sentences; one that is too long to be one is cut into pieces, so that time grows with length only."""
+    """Lower-case sentences behind a space; one that is too long to be one is cut into pieces, so that time grows with length only."""
     if "\n" in text:
         text = _WRAPPED.sub(" ", text)
-    pieces = [piece for part in _SENTENCE.split(text.lower()) if (piece := part.strip())]
+    pieces = [" " + piece for part in _SENTENCE.split(text.lower()) if (piece := part.strip())]
     if len(max(pieces, key=len, default="")) <= _LONGEST_SENTENCE:
         return pieces
     return [
@@ -156,13 +153,12 @@ def sentences(text: str) -> list[str]:
 
 def _affirmed(finding: _Finding, text: str, free: Sequence[tuple[int, int]]) -> bool:
     """Whether a phrase of the finding lies within one of the parts that are not denied."""
+    groups = [group for group in finding.present if any(group.phrase.search(text, *part) for part in free)]
+    if not groups:
+        return False
     if finding.ignored is not None:
         text = _blank(finding.ignored, text)
-    for group in finding.present:
-        for match in group.phrase.finditer(text):
-            if any(start <= match.start() and match.end() <= stop for start, stop in free) and group.applies(text):
-                return True
-    return False
+    return any(group.applies(text) and any(group.phrase.search(text, *part) for part in free) for group in groups)
 
 
 def _blank(pattern: re.Pattern[str], text: str) -> str:
@@ -231,8 +227,12 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
 
 
 def _union(phrases: Sequence[str]) -> re.Pattern[str]:
-    """One expression for all phrases, from the beginning to the end of words."""
-    return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)" if phrases else r"(?!)")
+    """One expression for all phrases, from the beginning to the end of words; "^" is the beginning of a sentence.
+
+    A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
+    """
+    bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
+    return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
 
 
 def _examples(rules: Mapping[str, Any], source: str | Path) -> tuple[Example, ...]:
