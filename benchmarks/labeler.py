@@ -109,7 +109,7 @@ def print_misses(
 ) -> None:
     """Every report on which the labeler and the hand disagree."""
     for number, (row, labels) in enumerate(zip(rows, found, strict=True)):
-        if labels[finding] != int(row[column]) and half != ("odd", "even")[number % 2 == 0] or half is None:
+        if (labels[finding] != int(row[column]) and half != ("odd", "even")[number % 2 == 0]) or half is None:
             if labels[finding] == int(row[column]):
                 continue
             kind = "FP" if labels[finding] else "FN"

@@ -108,6 +108,30 @@ def test_pairs_share_their_seeds_and_flip_their_label(tables: tuple[Path, Path])
     assert rows_of("effusion_pairs", tables) == [row for row in rows if str(row["prompt_type"]).startswith("pleural")]
 
 
+def test_report_pairs_begin_with_the_papers_and_flip(tables: tuple[Path, Path]) -> None:
+    rows = rows_of("report_pairs", tables)
+    assert rows[0]["text"] == "There are large pleural effusions seen."
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        finding = str(first["prompt_type"]).split("/")[0]
+        assert (first["prompt_type"], second["prompt_type"]) == (f"{finding}/with", f"{finding}/without")
+        assert first["seed"] == second["seed"]
+        labels = [default_labeler().label(str(row["text"]))[finding] for row in (first, second)]
+        assert labels == [1, 0]
+
+
+def test_verb_drops_severity_and_side(tables: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(CONFIG.model_dump_json())
+    arguments = ["prompts", "--set", "report_pairs", "--cohort", str(tables[0]), "--reports", str(tables[1]), "--quiet"]
+    arguments += ["--config", str(tmp_path / "evaluation.json"), "--out", str(tmp_path / "out.csv")]
+    assert main([*arguments, "--drop-severity", "--drop-side"]) == 0
+    texts = {row["text"] for row in read_csv(tmp_path / "out.csv")}
+    assert not [
+        text
+        for text in texts - {"There are large pleural effusions seen."}
+        if {"left", "large"} & set(text.lower().split())
+    ]
+
+
 def test_a_larger_set_begins_with_the_smaller_one(tables: tuple[Path, Path]) -> None:
     larger = CONFIG.model_copy(update={"num_fid_samples": 33})
     assert rows_of("reports", tables, larger)[:20] == rows_of("reports", tables)

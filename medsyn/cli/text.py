@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsyn.cli import Verbs
 
-PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "augmentation", "segmentation", "controlled")
+PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -72,6 +72,8 @@ def _add_prompts(verbs: Verbs) -> None:
     parser.add_argument("--reports", required=True, type=Path, help="reports.csv")
     parser.add_argument("--config", required=True, type=Path, help="results/config/evaluation.json")
     parser.add_argument("--out", required=True, type=Path, help="CSV")
+    parser.add_argument("--drop-severity", action="store_true", help="report_pairs: leave out small, severe, ...")
+    parser.add_argument("--drop-side", action="store_true", help="report_pairs: leave out left, right, bilateral")
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -105,5 +107,13 @@ def _prompts(args: argparse.Namespace) -> None:
     from medsyn.text.prompts import write_prompts
 
     config = load_stage(EvaluationConfig, args.config)
-    count = write_prompts(args.prompt_set, args.cohort, args.reports, config, args.out)
+    count = write_prompts(
+        args.prompt_set,
+        args.cohort,
+        args.reports,
+        config,
+        args.out,
+        keep_severity=not args.drop_severity,
+        keep_side=not args.drop_side,
+    )
     log.info("wrote %d prompts: %s", count, args.out)

@@ -7,6 +7,7 @@ that the tests run. The paper parses its reports with SARLE for Table VI.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,8 @@ import yaml
 
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.text.sections import section_text
+from medsyn.progress import log
+from medsyn.text.sections import find_sections, section_text
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
 # A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule").
@@ -27,6 +29,11 @@ _SENTENCE = re.compile(
 )
 _WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
 _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
+_FEW_WORDS = 15
+_ENGLISH = frozenset(
+    ("the", "of", "is", "are", "and", "no", "not", "was", "were", "with", "there", "this", "both", "right", "left")
+    + ("lung", "lungs", "normal", "seen", "observed", "detected", "heart")
+)
 _RULE_KEYS = {"phrase", "example", "label"}
 _CACHED_SENTENCES = 50_000
 _LONGEST_SENTENCE = 2_000
@@ -96,10 +103,12 @@ class Labeler:
                 found.setdefault(name, []).append(sentence.strip())
         return found
 
-    def mentions(self, text: str) -> bool:
-        """Whether any word of any finding occurs, denied or not."""
-        text = text.lower()
-        return any(word in text for word, _ in self._words)
+    def looks_english(self, text: str) -> bool:
+        """Whether the rules can read a text: enough common English words, or a word of a finding if it is short."""
+        words = re.findall(r"[^\W\d_]+", text[:_LONGEST_SENTENCE].lower())
+        if len(words) < _FEW_WORDS:
+            return any(word in text.lower() for word, _ in self._words) or any(word in _ENGLISH for word in words)
+        return sum(word in _ENGLISH for word in words) >= len(words) / _FEW_WORDS
 
     def _statements(self, text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Every sentence with the findings that it states; sentences come again and again, so they are remembered."""
@@ -122,7 +131,7 @@ class Labeler:
         return (*stated, *(name for name, others in self._includes if not stated.isdisjoint(others)))
 
     def _free(self, text: str) -> list[tuple[int, int]]:
-        """The parts of a sentence that nothing denies: of each clause, up to a denial and behind one that looks back."""
+        """The parts of a sentence that nothing denies: up to a denial, and behind one that looks back."""
         breaks = [edge for match in self._scopes["breaks"].finditer(text) for edge in match.span()]
         edges = [0, *breaks, len(text)]
         free: list[tuple[int, int]] = []
@@ -138,7 +147,7 @@ class Labeler:
 
 
 def sentences(text: str) -> list[str]:
-    """Lower-case sentences behind a space; one that is too long to be one is cut into pieces, so that time grows with length only."""
+    """Lower-case sentences behind a space; what is too long for one is cut, so that time grows with length only."""
     if "\n" in text:
         text = _WRAPPED.sub(" ", text)
     pieces = [" " + piece for part in _SENTENCE.split(text.lower()) if (piece := part.strip())]
@@ -156,8 +165,9 @@ def _affirmed(finding: _Finding, text: str, free: Sequence[tuple[int, int]]) -> 
     groups = [group for group in finding.present if any(group.phrase.search(text, *part) for part in free)]
     if not groups:
         return False
-    if finding.ignored is not None:
-        text = _blank(finding.ignored, text)
+    if finding.ignored is None or finding.ignored.search(text) is None:
+        return any(group.applies(text) for group in groups)
+    text = _blank(finding.ignored, text)
     return any(group.applies(text) and any(group.phrase.search(text, *part) for part in free) for group in groups)
 
 
@@ -217,12 +227,31 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
             f" findings/impression; it has {', '.join(rows[0])}"
         )
     labelled: list[dict[str, Any]] = []
+    foreign: list[str] = []
+    counts: Counter[str] = Counter()
     for row in rows:
-        sections = section_text(row.get("findings", ""), row.get("impression", ""), "report")
-        text = row.get("report", "").strip() or sections
+        text = row.get("report", "").strip()
+        if text:
+            sections = find_sections(text)
+            counts.update(sections.counts)
+            counts.update(findings=bool(sections.findings), impression=bool(sections.impression))
+            text = "\n\n".join(part for part in (sections.findings, sections.impression) if part)
+        else:
+            text = section_text(row.get("findings", ""), row.get("impression", ""), "report")
         if not text:
-            raise InputError(f"{path}: report {row[key]} is empty; give it a text or leave the row out")
+            raise InputError(
+                f"{path}: report {row[key]} is empty; give it findings or an impression, or leave the row out"
+            )
+        if not labeler.looks_english(text):
+            foreign.append(row[key])
         labelled.append({"id": row[key], **labeler.label(text)})
+    if counts:
+        log.info("%s: sections found and left out: %s", path, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if foreign:
+        log.warning(
+            "%s: %d of %d reports have no English that the rules know (%s%s), labelled 0; translate or leave them out",
+            *(path, len(foreign), len(rows), ", ".join(foreign[:5]), ", ..." if len(foreign) > 5 else ""),
+        )
     return labelled
 
 

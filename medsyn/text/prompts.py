@@ -3,6 +3,7 @@
 Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS. The sets are
 - `reports` (Table I): reports of the validation split;
 - `pairs` and `effusion_pairs` (Tables II to IV and VII): a prompt and its reversal with the same seeds;
+- `report_pairs`: the same with sentences of the validation reports, reversed by rules, after the paper's own examples;
 - `augmentation` (Table VI): reports that the labeler calls positive or negative;
 - `segmentation` (Table V): the image is fixed, once with its report and once without;
 - `controlled` (Figure 6): one structure is fixed, seeds vary.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from medsyn.files import read_csv, write_csv
 from medsyn.progress import log
 from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.labels import default_labeler
+from medsyn.text.pairs import Pair, paper_pairs, report_pairs
 from medsyn.text.sections import section_text
 from medsyn.volume import STRUCTURES
 
@@ -39,11 +41,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sources:
-    """What prompts are made of: settings, reports, and the validation subjects as rows of cohort.csv."""
+    """What prompts are made of: settings, reports, and the validation subjects as rows of cohort.csv.
+
+    keep_severity, keep_side: whether the sentences of `report_pairs` say how much and on which side.
+    """
 
     config: EvaluationConfig
     reports: Sequence[ReportRow]
     subjects: Sequence[Mapping[str, str]]
+    keep_severity: bool = True
+    keep_side: bool = True
 
     def seed(self, *parts: object) -> int:
         """A seed in [0, 2^31) for the row that `parts` name."""
@@ -65,9 +72,19 @@ class Sources:
         return _row(sample_id, prompt_type, text or report.text("report"), seed, section if text else "report")
 
 
-def write_prompts(name: str, cohort: str | Path, reports: str | Path, config: EvaluationConfig, out: str | Path) -> int:
+def write_prompts(
+    name: str,
+    cohort: str | Path,
+    reports: str | Path,
+    config: EvaluationConfig,
+    out: str | Path,
+    *,
+    keep_severity: bool = True,
+    keep_side: bool = True,
+) -> int:
     """Write prompt set `name` to `out`; returns the number of rows."""
-    rows = build_prompts(name, read_sources(cohort, reports, config))
+    sources = replace(read_sources(cohort, reports, config), keep_severity=keep_severity, keep_side=keep_side)
+    rows = build_prompts(name, sources)
     if not rows:
         raise InputError(f"{reports}: nothing in it can serve as a prompt of set '{name}'")
     write_csv(out, [dict.fromkeys(COLUMNS, "") | row for row in rows], COLUMNS)
@@ -117,6 +134,25 @@ def _effusion_pairs(sources: Sources) -> list[Row]:
     if "pleural_effusion" not in sources.config.prompt_pairs:
         raise InputError("evaluation.prompt_pairs: no pair pleural_effusion, which Table VII needs; add one")
     return _pairs(sources, ("pleural_effusion",))
+
+
+def _report_pairs(sources: Sources) -> list[Row]:
+    """Sentences in turn until every finding has `num_per_prompt` volumes a side; a pair shares its seed."""
+    texts = [(report.report_id, report.text("report")) for report in of_split(sources.reports, "validation")]
+    pairs: dict[str, list[Pair]] = {}
+    for pair in (
+        *paper_pairs(),
+        *report_pairs(texts, keep_severity=sources.keep_severity, keep_side=sources.keep_side),
+    ):
+        pairs.setdefault(pair.finding, []).append(pair)
+    rows: list[Row] = []
+    for finding, found in pairs.items():
+        for number in range(sources.config.num_per_prompt):
+            pair = found[number % len(found)]
+            seed = sources.seed("report_pairs", finding, number)
+            for side, text in (("with", pair.with_finding), ("without", pair.without_finding)):
+                rows.append(_row(f"{finding}_{side}_{number:03d}", f"{finding}/{side}", text, seed, "impression"))
+    return rows
 
 
 def _augmentation(sources: Sources) -> list[Row]:
@@ -194,6 +230,7 @@ SETS: dict[str, Callable[[Sources], list[Row]]] = {
     "reports": _reports,
     "pairs": _pairs,
     "effusion_pairs": _effusion_pairs,
+    "report_pairs": _report_pairs,
     "augmentation": _augmentation,
     "segmentation": _segmentation,
     "controlled": _controlled,
