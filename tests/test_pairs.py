@@ -63,7 +63,7 @@ def test_the_papers_pairs_flip() -> None:
             "bullae in both lungs",
             True,
             True,
-            ("Bullae in both lungs.", "There are no bullae on both sides."),
+            ("Bullae in both lungs.", "There are no bullae on either side."),
         ),
         ("cardiomegaly", "the heart size is increased", True, True, None),
         ("pleural_effusion", "pleural effusion and consolidation", True, True, None),

@@ -21,7 +21,7 @@ from medsyn.text.labels import Labeler, default_labeler
 
 RULES_FILE = Path(__file__).with_name("pair_rules.yaml")
 MAX_WORDS = 20
-_SIDES = {"left": " on the left", "right": " on the right", "both": " on both sides"}
+_SIDES = {"left": " on the left", "right": " on the right", "both": " on either side"}
 # A prompt must stand alone: no comparison, no list of items, no measures, nothing merely suspected.
 _DEPENDENT = re.compile(
     r"\b(previous|prior|compar\w*|described|these|this|other|follow-up|stable|unchanged|increas\w*|may|suspect\w*"
