@@ -3,7 +3,7 @@
 The table needs a text column (report_text or report) and one 0/1 column per finding, named as in CT-RATE. Prints per
 finding TP, FP, FN, TN, precision, recall and F1 over all reports, F1 of the even and of the odd rows (so that rules
 written from one half can be judged on the other), the mean, and reports/s on one core. `--misses FINDING` lists the
-reports where label and hand disagree, with the clauses that decided.
+reports where label and hand disagree.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.text.labels import Labeler, default_labeler, load_labeler
+from medsyn.text.labels import RULES_FILE, Labeler, load_labeler
 
+NUM_RUNS = 5
 NAMES = {"lung_nodule": "nodule"}
 
 
@@ -56,24 +57,29 @@ def main() -> None:
     parser.add_argument("--misses", metavar="FINDING", help="list the reports with another label than the hand's")
     parser.add_argument("--half", choices=("even", "odd"), help="with --misses: of these rows only")
     args = parser.parse_args()
-    labeler = default_labeler() if args.rules is None else load_labeler(args.rules)
+    labeler = load_labeler(args.rules or RULES_FILE)
     try:
         rows = read_csv(args.reports)
         columns = hand_columns(rows, labeler, args.reports)
     except InputError as error:
         parser.error(str(error))
+    if args.misses and args.misses not in columns:
+        parser.error(f"--misses {args.misses}: {args.reports} has {', '.join(columns)}")
     text = next((name for name in ("report_text", "report") if name in rows[0]), None)
     if text is None:
         parser.error(f"{args.reports}: no column report_text or report")
-    labeler.label(rows[0][text])
-    start = time.process_time()
-    found = [labeler.label(row[text]) for row in rows]
-    seconds = time.process_time() - start
+    seconds = float("inf")
+    for _ in range(NUM_RUNS):
+        fresh = load_labeler(args.rules or RULES_FILE)  # one that remembers no sentence yet
+        start = time.process_time()
+        found = [fresh.label(row[text]) for row in rows]
+        seconds = min(seconds, time.process_time() - start)
     if args.misses:
         print_misses(rows, found, args.misses, columns[args.misses], text, args.half)
     else:
         print_table(rows, found, columns)
-        print(f"\n{len(rows)} reports in {seconds:.2f} s of one core: {len(rows) / seconds:.0f} reports/s")
+        speed = len(rows) / seconds
+        print(f"\n{len(rows)} reports in {seconds:.2f} s of one core, fastest of {NUM_RUNS}: {speed:.0f} reports/s")
 
 
 def hand_columns(rows: list[dict[str, str]], labeler: Labeler, path: Path) -> dict[str, str]:
@@ -109,9 +115,7 @@ def print_misses(
 ) -> None:
     """Every report on which the labeler and the hand disagree."""
     for number, (row, labels) in enumerate(zip(rows, found, strict=True)):
-        if (labels[finding] != int(row[column]) and half != ("odd", "even")[number % 2 == 0]) or half is None:
-            if labels[finding] == int(row[column]):
-                continue
+        if labels[finding] != int(row[column]) and half in (None, ("even", "odd")[number % 2]):
             kind = "FP" if labels[finding] else "FN"
             print(f"{kind} row {number} {next(iter(row.values()))}: {row[text]}\n")
 

@@ -31,8 +31,10 @@ _WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
 _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
 _FEW_WORDS = 15
 _ENGLISH = frozenset(
-    ("the", "of", "is", "are", "and", "no", "not", "was", "were", "with", "there", "this", "both", "right", "left")
-    + ("lung", "lungs", "normal", "seen", "observed", "detected", "heart")
+    (
+        *("the", "of", "is", "are", "and", "no", "not", "was", "were", "with", "there", "this", "both", "right"),
+        *("left", "lung", "lungs", "normal", "seen", "observed", "detected", "heart"),
+    )
 )
 _RULE_KEYS = {"phrase", "example", "label"}
 _CACHED_SENTENCES = 50_000
