@@ -8,7 +8,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
 
 help:
 	@echo "make env    set up .venv from envs/requirements.lock"
-	@echo "make demo   run the embedded experiment (2 cores: half an hour or more; CORES=N for more)"
+	@echo "make demo   run the embedded experiment (2 cores: half an hour; CORES=N for more)"
 	@echo "make test   run the tests"
 	@echo "make check  style, types and workflow lint, as CI does"
 
@@ -16,6 +16,7 @@ env: .venv/.ready
 
 .venv/.ready: envs/requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c "import ensurepip" || { echo "Python's venv module is incomplete; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "setting up .venv (once, a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0

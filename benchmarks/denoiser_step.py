@@ -1,159 +1,321 @@
-"""Time a denoising step and a training step: this network against its plain float32 eager form, in one run.
+"""Time a denoising and a training step, ours against a plain form of the same network, in one run; print a table.
 
-`python benchmarks/denoiser_step.py [--device cpu|cuda] [--threads N] [--case NAME ...]` prints one row a case: seconds,
-TFLOP/s (2 per multiply-add, counted by torch), the ratio to the plain form (contiguous activations, float32) and the
-largest difference of the outputs. Cases are low_res and super_res at the demo's scale, and paper_low_res,
-paper_super_res (full networks; for a GPU).
+`python benchmarks/denoiser_step.py [--device cpu|cuda] [--case NAME ...] [--compile]`, from the repository's root.
+
+On a CPU: the demo's networks (config/config.yaml), float32, one thread. On a GPU, which is taken when there is one: the
+paper's networks (config/paper.yaml) in bfloat16, and a whole volume with the paper's 50 and 20 steps. The plain form is
+float32 (no TF32), eager, contiguous activations, the text and the condition read anew in every step, guidance as two
+calls. Weights are random: they change no time.
+
+Columns: seconds is the shortest of the repeats, which alternate between the forms; on a CPU it is processor time, so
+other users of the machine matter less. ratio is the plain form's seconds over ours. TFLOP/s counts 2 per multiply-add
+of what the plain form computes (torch's counter on tensors without data), so work that ours saves raises it; peak is
+the share of the GPU's dense bfloat16 peak. GiB is the peak of allocated GPU memory. diff is the largest difference from
+the plain result over the largest of its values.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from medsyn.config import UNetConfig
-from medsyn.diffusion.objective import denoising_loss
+from medsyn.config import Config, load_config
+from medsyn.diffusion.objective import denoising_loss, enlarge
+from medsyn.diffusion.samplers import SOLVERS, Denoiser, guided_denoiser
 from medsyn.memory import keep_freed_memory
+from medsyn.models.drawing import prepared_denoiser
 from medsyn.models.unet import UNet
+
+ROOT = Path(__file__).resolve().parents[1]
+# Dense bfloat16 TFLOP/s (V100: float16) from the makers' data sheets; the first name found in the device's counts.
+PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
+WIDTH = {True: 768, False: 96}  # of the text states: BERT's, and the demo's own encoder
+HEADER = (
+    f"{'case':10} {'step':9} {'form':6} {'seconds':>9} {'ratio':>6} {'TFLOP/s':>8} {'peak':>6} {'GiB':>6} {'diff':>8}"
+)
+Step = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One network and the shapes of its inputs; tokens (n, width) None is super-resolution."""
+    """One network, the shapes of its inputs [B, C, D, H, W] and how it is drawn; tokens None: super-resolution."""
 
-    unet: UNetConfig
+    name: str
+    network: UNet
     infer: tuple[int, ...]
     train: tuple[int, ...]
     tokens: tuple[int, int] | None
+    guidance_scale: float
+
+    def on(self, device: torch.device) -> Case:
+        """The same with real random weights on a device."""
+        network = deepcopy(self.network).to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                fan = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
+                parameter.normal_(std=fan**-0.5, generator=generator)
+        return replace(self, network=network.to(device))
+
+    def given(self, shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+        """Random volume x, time t in [0, 1] and conditions for a step of `shape`."""
+        generator = torch.Generator().manual_seed(1)
+        made = {"x": torch.randn(shape, generator=generator), "t": torch.full((shape[0],), 0.4)}
+        if self.tokens is None:
+            made["condition"] = torch.randn(shape, generator=generator)
+        else:
+            made["text"] = torch.randn(shape[0], *self.tokens, generator=generator)
+        return {key: value.to(device) for key, value in made.items()}
 
 
-CASES = {
-    "low_res": Case(
-        UNetConfig(dim=8, mults=(1, 4, 8), num_heads=4, init_kernel=3, num_bottom_blocks=1, up_order="B"),
-        (8, 4, 16, 16, 16),
-        (8, 4, 16, 16, 16),
-        (96, 96),
-    ),
-    "super_res": Case(
-        UNetConfig(dim=8, mults=(1, 2, 4), num_heads=2, init_kernel=3, num_bottom_blocks=1, up_order="B"),
-        (1, 4, 64, 64, 64),
-        (4, 4, 32, 32, 32),
-        None,
-    ),
-    "paper_low_res": Case(
-        UNetConfig(dim=160, mults=(1, 2, 4, 8), num_heads=8), (1, 4, 64, 64, 64), (1, 4, 64, 64, 64), (192, 768)
-    ),
-    "paper_super_res": Case(
-        UNetConfig(dim=56, mults=(1, 2, 4, 8), num_heads=4, num_bottom_blocks=1),
-        (1, 4, 256, 256, 256),
-        (1, 4, 64, 72, 72),
-        None,
-    ),
-}
+def cases(config: Config, full: bool) -> dict[str, Case]:
+    """Both networks of a configuration, without data. full: the paper's, at the batch sizes that fit one GPU."""
+    size, factor, sampling = config.preprocess.size, config.preprocess.low_res_factor, config.sampling
+    low = tuple(side // factor for side in size)
+    batch = 1 if full or sampling.batch_size == "auto" else sampling.batch_size
+    trained = 1 if full else config.low_res.train.micro_batch_size
+    crop = config.super_res.train.crop_size or size
+    high_batch = config.super_res.train.micro_batch_size
+    tokens = (config.text.num_tokens, WIDTH[full])
+    high = config.super_res.unet.model_copy(update={"num_bottom_blocks": 1})
+    with torch.device("meta"):
+        low_net = UNet(config.low_res.unet, num_tokens=tokens[0], cond_dim=tokens[1])
+        high_net = UNet(high, condition_channels=4)
+    scale = sampling.guidance_scale
+    return {
+        "low_res": Case("low_res", low_net, (batch, 4, *low), (trained, 4, *low), tokens, scale),
+        "super_res": Case("super_res", high_net, (1, 4, *size), (high_batch, 4, *crop), None, 1.0),
+    }
 
 
 def main() -> None:
-    """Measure the cases asked for."""
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", nargs="+", choices=CASES, default=["low_res", "super_res"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--case", nargs="+", choices=("low_res", "super_res"), default=["low_res", "super_res"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; with more than one, wall time is taken")
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile, on a GPU with CUDA graphs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    print(f"{'case':16} {'step':9} {'form':7} {'seconds':>9} {'TFLOP/s':>8} {'ratio':>6} {'max diff':>9}")
-    for name in args.case:
-        for training in (False, True):
-            measure(name, CASES[name], training, args)
-
-
-def measure(name: str, case: Case, training: bool, args: argparse.Namespace) -> None:
-    """Print the rows of one step of one case."""
     device = torch.device(args.device)
+    full = device.type == "cuda"
+    config = load_config(ROOT / "config" / ("paper.yaml" if full else "config.yaml"))
+    print(f"{hardware(device)}; torch {torch.__version__}; {'bfloat16' if full else 'float32'}; {args.repeats} repeats")
+    print(HEADER, flush=True)
+    for name, case in cases(config, full).items():
+        if name in args.case:
+            for training in (False, True):
+                measure(case, training, device, args)
+    if full:
+        whole_volume(config, device, args.compile)
+
+
+def measure(case: Case, training: bool, device: torch.device, args: argparse.Namespace) -> None:
+    """Print the two rows of one kind of step, or that it does not fit the memory."""
     shape = case.train if training else case.infer
-    rows = {}
-    for form in ("plain", "fast"):
-        torch.manual_seed(0)
-        network = build(case).to(device)
-        network.channels_last = form == "fast"
-        inputs = make_inputs(case, shape, device)
-        reduced = args.precision == "bf16" and form == "fast"
-        step = step_of(network, inputs, training, torch.autocast(device.type, torch.bfloat16, enabled=reduced))
-        with FlopCounterMode(display=False) as counter:
-            output = step()
-        rows[form] = (best_seconds(step, args.repeats, device), counter.get_total_flops(), output)
-    plain_seconds, flops, reference = rows["plain"]  # the fast form calls operators that torch does not count
-    for form, (seconds, _, output) in rows.items():
-        difference = (output - reference).abs().max().item()
-        print(
-            f"{name:16} {'training' if training else 'denoising':9} {form:7} {seconds:9.4f}"
-            f" {flops / seconds / 1e12:8.3f} {plain_seconds / seconds:6.2f} {difference:9.2e}",
-            flush=True,
-        )
-
-
-def build(case: Case) -> UNet:
-    """The network of a case."""
-    if case.tokens is None:
-        return UNet(case.unet, condition_channels=4)
-    return UNet(case.unet, num_tokens=case.tokens[0], cond_dim=case.tokens[1])
-
-
-def make_inputs(case: Case, shape: tuple[int, ...], device: torch.device) -> dict[str, torch.Tensor]:
-    """Random inputs of the right shapes."""
-    generator = torch.Generator().manual_seed(1)
-    inputs = {"x": torch.randn(shape, generator=generator), "t": torch.rand(shape[0], generator=generator)}
-    if case.tokens is None:
-        inputs["condition"] = torch.randn(shape, generator=generator)
-    else:
-        inputs["text"] = torch.randn(shape[0], *case.tokens, generator=generator)
-    return {key: value.to(device) for key, value in inputs.items()}
+    flops = count_flops(case, shape, training)
+    built = case.on(device)
+    given = built.given(shape, device)
+    if args.compile:
+        built.network.compile(mode="reduce-overhead" if device.type == "cuda" and not training else None)
+    optimizer = torch.optim.AdamW(built.network.parameters(), lr=0.0, weight_decay=0.0) if training else None
+    steps = {name: step_of(built, given, optimizer, name == "plain", device) for name in ("plain", "ours")}
+    seconds: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    results: dict[str, Tensor] = {}
+    for repeat in range(args.repeats + 1):  # the first round warms up
+        for name, step in steps.items():
+            if repeat and name not in seconds:
+                continue
+            try:
+                took, peak, result = timed(step, device)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                print(f"{case.name:10} {'training' if training else 'denoising':9} {name:6} does not fit the memory")
+                continue
+            seconds[name] = took if repeat <= 1 else min(seconds[name], took)
+            memory[name], results[name] = peak, result
+    for name, took in seconds.items():
+        difference = None
+        if "plain" in results:
+            plain = results["plain"]
+            difference = ((results[name] - plain).abs().max() / plain.abs().max()).item()
+        ratio = seconds["plain"] / took if "plain" in seconds else None
+        step_name = "training" if training else "denoising"
+        print_row(case.name, step_name, name, took, ratio, flops, memory[name], difference, device)
 
 
 def step_of(
-    network: UNet, inputs: dict[str, torch.Tensor], training: bool, autocast: torch.autocast
-) -> Callable[[], torch.Tensor]:
-    """A denoising step (forward) or a training step (forward, backward, AdamW)."""
-    given = {key: value for key, value in inputs.items() if key not in ("x", "t")}
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
+    case: Case, given: dict[str, Tensor], optimizer: torch.optim.Optimizer | None, plain: bool, device: torch.device
+) -> Step:
+    """A denoising step (what a volume needs once is made in the first call), or with an optimizer a training step."""
+    network = case.network
+    conditions = {key: value for key, value in given.items() if key in ("text", "condition")}
+    denoiser: Denoiser | None = None
 
-    @torch.no_grad()
-    def denoise() -> torch.Tensor:
-        with autocast:
-            return network(inputs["x"], 1000 * inputs["t"], **given).float()
+    def denoise() -> Tensor:
+        nonlocal denoiser
+        with torch.no_grad(), Form(network, plain, device):
+            if denoiser is None:
+                make = guided_denoiser if plain else prepared_denoiser
+                scale = {"guidance_scale": case.guidance_scale} if "text" in conditions else {}
+                denoiser = make(network, **conditions, **scale)
+            return denoiser(given["x"], 1000 * given["t"]).float()
 
-    def train() -> torch.Tensor:
-        with autocast:
-            loss = denoising_loss(network, inputs["x"].clamp(-1, 1), inputs["x"], inputs["t"], **given)
+    def train() -> Tensor:
+        assert optimizer is not None
+        with Form(network, plain, device):
+            loss = denoising_loss(network, given["x"].clamp(-1, 1), given["x"], given["t"], **conditions)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
-    return train if training else denoise
+    return denoise if optimizer is None else train
 
 
-def best_seconds(step: Callable[[], torch.Tensor], repeats: int, device: torch.device) -> float:
-    """Shortest of several timed calls after one to warm up; processor time with one thread, wall time otherwise."""
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    step()
-    best = float("inf")
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+class Form(AbstractContextManager[None]):
+    """The network's layout, and the precision, of the plain form or of ours, for as long as it is entered."""
+
+    def __init__(self, network: UNet, plain: bool, device: torch.device) -> None:
+        self.network, self.plain = network, plain
+        reduced = device.type == "cuda" and not plain
+        self.precision = torch.autocast("cuda", torch.bfloat16) if reduced else nullcontext()
+
+    def __enter__(self) -> None:
+        self.network.channels_last = not self.plain
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not self.plain
+        if self.plain:
+            torch.compiler.set_stance("force_eager")
+        self.precision.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.precision.__exit__(*error)
+        torch.compiler.set_stance("default")
+
+
+def timed(step: Step, device: torch.device) -> tuple[float, float, Tensor]:
+    """Seconds, peak GiB of GPU memory (0 on a CPU) and the result of one call."""
+    if device.type == "cpu":
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         start = clock()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, clock() - start)
-    return best
+        result = step()
+        return clock() - start, 0.0, result
+    torch.cuda.reset_peak_memory_stats(device)
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = step().clone()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) / 2**30, result
+
+
+def count_flops(case: Case, shape: tuple[int, ...], training: bool) -> int:
+    """Floating-point operations of the plain step, counted without computing it."""
+    given = case.given(shape, torch.device("meta"))
+    conditions = {key: value for key, value in given.items() if key in ("text", "condition")}
+    with FlopCounterMode(display=False) as counter:
+        if training:
+            denoising_loss(case.network, given["x"], given["x"], given["t"], **conditions).backward()
+            case.network.zero_grad()
+        else:
+            scale = {"guidance_scale": case.guidance_scale} if case.tokens else {}
+            guided_denoiser(case.network, **conditions, **scale)(given["x"], given["t"])
+    return counter.get_total_flops()
+
+
+def whole_volume(config: Config, device: torch.device, compiled: bool) -> None:
+    """Draw one volume at the paper's size with the settings of the configuration, and print what it took."""
+    sampling, built = config.sampling, {name: case.on(device) for name, case in cases(config, True).items()}
+    low, high = built["low_res"], built["super_res"]
+    if compiled:
+        for case in built.values():
+            case.network.compile(mode="reduce-overhead")
+    flops = sum(
+        count_flops(case, case.infer, False) * (steps + 1)
+        for case, steps in zip(
+            cases(config, True).values(), (sampling.num_steps_low_res, sampling.num_steps_super_res), strict=True
+        )
+    )
+    solve = SOLVERS[sampling.solver]
+
+    def draw() -> Tensor:
+        with torch.no_grad(), Form(low.network, False, device):
+            given = low.given(low.infer, device)
+            scale = sampling.guidance_scale
+            denoiser = prepared_denoiser(low.network, text=given["text"], guidance_scale=scale)
+            small = solve(denoiser, given["x"], sampling.num_steps_low_res)
+            condition = enlarge(small.float(), config.preprocess.low_res_factor)
+            noise = torch.randn(high.infer, device=device)
+            return solve(
+                prepared_denoiser(high.network, condition=condition), noise, sampling.num_steps_super_res
+            ).float()
+
+    try:
+        timed(draw, device)  # warms up
+        took, peak, _ = timed(draw, device)
+    except torch.cuda.OutOfMemoryError:
+        print("volume     does not fit the memory")
+        return
+    steps = f"{sampling.num_steps_low_res}+{sampling.num_steps_super_res}"
+    print_row("volume", steps, "ours", took, None, flops, peak, None, device)
+
+
+def print_row(
+    case: str,
+    step: str,
+    form: str,
+    seconds: float,
+    ratio: float | None,
+    flops: int,
+    gib: float,
+    difference: float | None,
+    device: torch.device,
+) -> None:
+    """One line under HEADER; what is not known stays blank."""
+    rate = flops / seconds / 1e12
+    peak = peak_tflops(device)
+    cells = [
+        f"{case:10} {step:9} {form:6} {seconds:9.4f}",
+        "" if ratio is None else f"{ratio:.2f}",
+        f"{rate:.3f}",
+        "" if peak is None else f"{rate / peak:.1%}",
+        f"{gib:.1f}" if gib else "",
+        "" if difference is None else f"{difference:.1e}",
+    ]
+    widths = (0, 6, 8, 6, 6, 8)
+    print(" ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip(), flush=True)
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """The GPU's dense bfloat16 peak, if it is a known one."""
+    if device.type == "cpu":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_TFLOPS.items() if all(word in name for word in key.split())), None)
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {torch.cuda.mem_get_info(device)[1] / 2**30:.0f} GiB"
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} thread(s)"
 
 
 if __name__ == "__main__":

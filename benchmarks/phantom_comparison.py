@@ -2,7 +2,7 @@
 
     python benchmarks/phantom_comparison.py --data FOLDER --out docs/images
 
-Needs the development data (a real chest CT in ct/, real anatomies in anatomy/); see docs/phantom.md for their sources.
+Needs a folder with a real chest CT in ct/ and real anatomies in anatomy/; see docs/phantom.md for their sources.
 Arrays are (z, y, x) in model orientation (inferior-superior, posterior-anterior, right-left), spacing in mm.
 """
 
@@ -132,6 +132,8 @@ def _where(subject: RenderedSubject, normal: RenderedSubject, name: str) -> tupl
     if name == "normal":
         return int(0.5 * normal.volume.array.shape[0]), int(0.5 * normal.volume.array.shape[1])
     change = np.abs(subject.volume.array.astype(np.float32) - normal.volume.array) > 120
+    if name.startswith("emphysema"):
+        change = (subject.volume.array < -950) & (subject.masks["lobes"] > 0)
     if "CTR" in name:
         change = (subject.masks["heart"] > 0) & (normal.masks["heart"] == 0)
     return int(change.sum((1, 2)).argmax()), int(change.sum((0, 2)).argmax())

@@ -17,6 +17,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_json
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0)]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
@@ -39,7 +40,7 @@ class CohortConfig(Section):
     validation_fraction: Fraction = Field(0.12, description="patient-level split; the paper holds out 12 %")
     max_reject_fraction: Fraction = Field(0.2, description="stop when more than this share of subjects is rejected")
     num_shards: PositiveInt = Field(2, description="every per-volume stage runs as this many jobs")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PhantomConfig(Section):
@@ -48,7 +49,7 @@ class PhantomConfig(Section):
     num_subjects: PositiveInt = 360
     num_text_only_reports: int = Field(1200, ge=0, description="reports without images, for the text encoder")
     size: PositiveInt = Field(64, description="voxels along each axis; the field of view is fixed")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PreprocessConfig(Section):
@@ -58,7 +59,13 @@ class PreprocessConfig(Section):
     field_of_view_mm: Millimetres3 = Field((292.0, 316.0, 316.0), description="extent (z, y, x)")
     window_hu: tuple[float, float] = (-1024.0, 600.0)
     low_res_factor: PositiveInt = 4
-    alignment: Literal["lung_centre", "none"] = Field("lung_centre", description="what the grid is centred on")
+    alignment: Literal["lung_centre", "none", "atlas"] = Field(
+        "lung_centre", description="grid centred on the lungs, left where it is, or affine registration to a lung atlas"
+    )
+    atlas: str | None = Field(None, description="lung mask to register to (values above 0); null: mean phantom lung")
+    calibrate_air: bool = Field(
+        False, description="scale HU so that the air around the patient is -1000 and water stays 0"
+    )
     max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this is no chest CT")
 
     @model_validator(mode="after")
@@ -100,7 +107,7 @@ class TextEncoderConfig(Section):
     swap_fraction: Fraction = 0.5
     max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TextConfig(Section):
@@ -115,7 +122,7 @@ class TextConfig(Section):
 
 
 class UNetConfig(Section):
-    """The one U-Net (Section 2 and 3 of the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
+    """The one U-Net (the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
 
     dim: PositiveInt = 16
     mults: tuple[PositiveInt, ...] = (1, 2, 4)
@@ -132,6 +139,15 @@ class UNetConfig(Section):
         False, description="super-resolution: add the condition to the output, so that only the difference is learned"
     )
     up_order: Literal["A", "B"] = Field("A", description="A: upsample early (training scripts), B: late (inference)")
+
+    @model_validator(mode="after")
+    def _check(self) -> UNetConfig:
+        for width in (self.dim, *(self.dim * mult for mult in self.mults)):
+            if width % self.num_groups:
+                raise ValueError(f"num_groups {self.num_groups} does not divide {width} channels (dim times mults)")
+        if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
+            raise ValueError("dim must be even and at least 4, init_kernel odd")
+        return self
 
 
 class TrainConfig(Section):
@@ -150,8 +166,17 @@ class TrainConfig(Section):
     ema_start_step: int = Field(0, ge=0, description="before this step the average is a plain copy")
     ema_every: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
+    compile: bool = Field(False, description="torch.compile the network; pays on a GPU")
     checkpoint_every: PositiveInt = 250
     log_every: PositiveInt = 50
+    preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
+    tensorboard: bool = Field(False, description="event files too, if the package tensorboard is installed")
+    peak_tflops: PositiveFloat | None = Field(
+        None, description="peak TFLOP/s of one device at `precision`: the log then tells the share that is used"
+    )
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
     condition_interpolation: Literal["nearest", "linear"] = Field(
@@ -162,7 +187,7 @@ class TrainConfig(Section):
         1.0, description="t = u^this, u uniform; 1 is the paper's, below 1 trains more at high noise: text acts sooner"
     )
     flip_left_right: bool = Field(False, description="never with reports that name a side")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class StageModelConfig(Section):
@@ -184,13 +209,19 @@ class VariantConfig(Section):
 class SamplingConfig(Section):
     """How volumes are drawn (paper: 50 and 20 DDIM steps)."""
 
+    solver: Literal["ddim", "dpmpp_2m"] = Field("ddim", description="dpmpp_2m: second order, for fewer steps")
     num_steps_low_res: PositiveInt = 50
     num_steps_super_res: PositiveInt = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
-    batch_size: PositiveInt = 8
+    fix_super_res: bool = Field(True, description="keep given channels at both resolutions; the authors: low only")
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        8,
+        description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
+    )
+    compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_shards: PositiveInt = 2
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PromptPairConfig(Section):
@@ -210,7 +241,7 @@ class FeaturesConfig(Section):
     num_epochs: PositiveInt = 10
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
-    seed: int = 0
+    seed: Seed = 0
 
 
 class AugmentationConfig(Section):
@@ -223,7 +254,7 @@ class AugmentationConfig(Section):
     base_width: PositiveInt = 8
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EvaluationConfig(Section):
@@ -237,15 +268,17 @@ class EvaluationConfig(Section):
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )
     prompt_pairs: dict[Finding, PromptPairConfig]
+    pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
+    pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ComputeConfig(Section):
     """What a job may use; the scheduler's own words (partition, account) live in the profile."""
 
-    num_gpus_training: int = Field(0, ge=0, description="0: train on the CPU; more than 1: torchrun on one node")
+    num_gpus_training: int = Field(0, ge=0, description="GPUs to ask for; more than 1: torchrun on one node")
     num_gpus_inference: int = Field(0, ge=0, description="per sampling, embedding and feature job")
     num_threads_training: PositiveInt = Field(1, description="CPU threads per training job; part of bit-identity")
 
@@ -270,6 +303,9 @@ class Config(Section):
     def _check(self) -> Config:
         if "medsyn" not in self.variants:
             raise ValueError("variants must contain 'medsyn', the full model")
+        for name, encoder in self.text.encoders.items():
+            if encoder.max_tokens < self.text.num_tokens:
+                raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
         for name, variant in self.variants.items():
             if variant.text_encoder not in self.text.encoders:
                 raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
@@ -342,8 +378,8 @@ class ModelStage(Section):
     train: TrainConfig
     window_hu: tuple[float, float]
     low_res_factor: PositiveInt
-    num_tokens: PositiveInt
-    sections: tuple[str, ...]
+    num_tokens: PositiveInt = 1
+    sections: tuple[str, ...] = ()
 
 
 class SamplingStage(Section):
@@ -358,6 +394,21 @@ class FeaturesStage(Section):
 
     features: FeaturesConfig
     window_hu: tuple[float, float]
+
+
+class PromptsStage(Section):
+    """config/prompts.json: what the prompts of all evaluations depend on."""
+
+    num_fid_samples: PositiveInt
+    num_per_prompt: PositiveInt
+    num_segmentation_subjects: PositiveInt
+    prompt_section: Literal["report", "findings", "impression"]
+    prompt_pairs: dict[Finding, PromptPairConfig]
+    pairs_keep_severity: bool
+    pairs_keep_side: bool
+    augmentation_findings: tuple[str, ...]
+    num_reports_per_class: PositiveInt
+    seed: Seed
 
 
 class AugmentationStage(Section):
@@ -381,6 +432,7 @@ def stage_configs(config: Config) -> dict[str, Section]:
             augmentation=config.evaluation.augmentation, window_hu=config.preprocess.window_hu
         ),
         "evaluation": config.evaluation,
+        "prompts": prompts_stage(config.evaluation),
     }
     for name, encoder in config.text.encoders.items():
         stages[f"text_{name}"] = TextEncoderStage(
@@ -396,8 +448,25 @@ def stage_configs(config: Config) -> dict[str, Section]:
     return stages
 
 
+def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
+    """The part of the evaluation's settings that prompts depend on."""
+    return PromptsStage(
+        num_fid_samples=evaluation.num_fid_samples,
+        num_per_prompt=evaluation.num_per_prompt,
+        num_segmentation_subjects=evaluation.num_segmentation_subjects,
+        prompt_section=evaluation.prompt_section,
+        prompt_pairs=evaluation.prompt_pairs,
+        pairs_keep_severity=evaluation.pairs_keep_severity,
+        pairs_keep_side=evaluation.pairs_keep_side,
+        augmentation_findings=evaluation.augmentation.findings,
+        num_reports_per_class=evaluation.augmentation.num_reports_per_class,
+        seed=evaluation.seed,
+    )
+
+
 def _model_stage(config: Config, stage: Literal["low_res", "super_res"], variant: VariantConfig) -> ModelStage:
     model = config.low_res if stage == "low_res" else config.super_res
+    text: dict[str, Any] = {"num_tokens": config.text.num_tokens, "sections": config.text.sections}
     return ModelStage(
         stage=stage,
         channels=variant.channels,
@@ -405,6 +474,5 @@ def _model_stage(config: Config, stage: Literal["low_res", "super_res"], variant
         train=model.train,
         window_hu=config.preprocess.window_hu,
         low_res_factor=config.preprocess.low_res_factor,
-        num_tokens=config.text.num_tokens,
-        sections=config.text.sections,
+        **(text if stage == "low_res" else {}),
     )

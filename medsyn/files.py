@@ -1,7 +1,7 @@
 """Atomic writing: an output appears whole under its final name or not at all.
 
 Everything is written under a temporary name in the target's own folder and renamed at the end, so a killed
-process, a full disk or an exception leaves no half-written file and never destroys the previous one.
+process, a full disk or an exception leaves no half-written file.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; when the block succeeds it replaces the folder `path`.
+def atomic_dir(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder; when the block succeeds it becomes the folder `path`.
 
-    Temporary folders that a killed process left for the same `path` are removed first.
+    A folder `path` with something in it is an InputError, so that no user's files are lost; with `replace` it is
+    replaced. Temporary folders that a killed process left for the same `path` are removed first.
     """
     path = Path(path)
+    if path.is_file() or (not replace and path.is_dir() and any(path.iterdir())):
+        raise InputError(f"{path}: exists and is not an empty folder; name a new one, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.????????"):
         shutil.rmtree(stale, ignore_errors=True)

@@ -124,7 +124,7 @@ def _batches(run: Run, rows: Sequence[dict[str, str]]) -> Iterator[list[dict[str
     """Runs of at most batch_size rows that fix the same channels."""
     batch: list[dict[str, str]] = []
     for row in sorted(rows, key=lambda row: tuple(sorted(_fixes(row)))):
-        if batch and (len(batch) == run.settings.sampling.batch_size or set(_fixes(row)) != set(_fixes(batch[0]))):
+        if batch and (len(batch) == run.batch_size or set(_fixes(row)) != set(_fixes(batch[0]))):
             yield batch
             batch = []
         batch.append(row)

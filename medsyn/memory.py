@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, which on a CPU saves a tenth of a network's time.
+"""Memory: how much there is, what a call takes, and keeping what is freed, which on a CPU saves a tenth of the time.
 
 By default the C library gives every large block back to the system when it is freed, so each activation of a network
 is mapped and cleared anew. Linux with glibc only; elsewhere nothing happens.
@@ -7,7 +7,11 @@ is mapped and cleared anew. Linux with glibc only; elsewhere nothing happens.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of mallopt's parameters in malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc accepts no more on 64-bit systems
@@ -22,3 +26,39 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that a new allocation may take on `device`: free memory of a GPU, or of the host within its cgroup."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return min(_host_bytes(), _cgroup_bytes())
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes of a GPU that `call` takes above what is allocated before it."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _host_bytes() -> int:
+    """MemAvailable of Linux; 4 GiB where it cannot be read."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 4 << 30
+
+
+def _cgroup_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a job's memory limit (cgroup 2, as slurm and containers set it) leaves; no limit is a very large number."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        return 1 << 62 if limit == "max" else max(int(limit) - used, 0)
+    except (OSError, ValueError):
+        return 1 << 62

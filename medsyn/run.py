@@ -1,16 +1,18 @@
 """A trained run and how it draws volumes: two denoisers, a text encoder and sampling settings.
 
-A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn with DDIM from text
-and noise, enlarged as in training, and refined by the super-resolution network. A volume depends on its prompt,
-its seed and the settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway,
-vessels) are fixed at both resolutions; the authors fix them at the low one only.
+A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn from text and noise,
+enlarged as in training, and refined by the super-resolution network. A volume depends on its prompt, its seed and the
+settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway, vessels) are fixed at
+both resolutions, or with `fix_super_res: false` at the low one only, as the authors do.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
 from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
-from medsyn.diffusion.samplers import Denoiser, ddim, guided_denoiser, volume_noise
+from medsyn.diffusion.samplers import SOLVERS, Denoiser, volume_noise
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
-from medsyn.memory import keep_freed_memory
+from medsyn.memory import available_bytes, keep_freed_memory, peak_bytes
 from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
+from medsyn.models.drawing import prepared_denoiser
+from medsyn.models.footprint import forward_bytes
 from medsyn.models.unet import UNet
 from medsyn.models.weights import load
 from medsyn.provenance import provenance
@@ -33,6 +37,7 @@ from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
 
 _RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
 _LOW, _HIGH = 0, 1  # streams of noise
+_SHARE_OF_MEMORY, _LARGEST_BATCH = 0.7, 32
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self._encoder: Any = None
+        if self.settings.sampling.compile:  # "reduce-overhead" adds CUDA graphs; a CPU has none
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            for network in (self.low_res, self.super_res):
+                network.compile(mode=mode)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Text states (n, num_tokens, hidden), rounded to the float16 in which training reads them."""
@@ -83,19 +92,22 @@ class Run:
         seeds = [prompt.seed for prompt in prompts]
         fixed, channels = self._fixed(prompts)
         noise = volume_noise(seeds, (len(self.channels), *low_size), _LOW).to(self.device)
-        denoiser = self._low_res_denoiser(prompts)
+        solve = SOLVERS[sampling.solver]
         given = None if fixed is None else reduce_resolution(fixed, self.factor)
         with self._autocast():
-            low = ddim(
+            denoiser = self._low_res_denoiser(prompts)
+            low = solve(
                 denoiser, noise, sampling.num_steps_low_res, fixed=given, fixed_channels=channels, what="low resolution"
             )
+        if not sampling.fix_super_res:
+            fixed, channels = None, []
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
             condition = enlarge(low[i : i + 1].float(), self.factor, self.interpolation)
             noise = volume_noise([seed], (len(self.channels), *size), _HIGH).to(self.device)
             with self._autocast():
-                volume = ddim(
-                    guided_denoiser(self.super_res, condition=condition),
+                volume = solve(
+                    prepared_denoiser(self.super_res, condition=condition),
                     noise,
                     sampling.num_steps_super_res,
                     fixed=None if fixed is None else fixed[i : i + 1],
@@ -108,12 +120,47 @@ class Run:
     def _low_res_denoiser(self, prompts: Sequence[Prompt]) -> Denoiser:
         texts = [prompt.text for prompt in prompts]
         if not self.low_res.takes_text or all(text is None for text in texts):
-            return guided_denoiser(self.low_res)
+            return prepared_denoiser(self.low_res)
         states = self.encode([text or "" for text in texts])
         null = self.low_res.null_cond_emb
         without = torch.tensor([text is None for text in texts], device=self.device)[:, None, None]
         states = torch.where(without, null.to(states.dtype), states)  # type: ignore[union-attr]
-        return guided_denoiser(self.low_res, text=states, guidance_scale=self.settings.sampling.guidance_scale)
+        both = 2 * len(prompts) * self._low_res_bytes() <= _SHARE_OF_MEMORY * available_bytes(self.device)
+        scale = self.settings.sampling.guidance_scale
+        return prepared_denoiser(self.low_res, text=states, guidance_scale=scale, one_batch=both)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Volumes to draw at a time: the setting, or as many as the memory found allows, at most 32.
+
+        On a GPU one forward pass measures what a volume takes; elsewhere the widths of the network tell.
+        """
+        asked = self.settings.sampling.batch_size
+        if asked != "auto":
+            return asked
+        each = self._low_res_bytes()
+        if self.device.type == "cuda":
+            each = max(each, peak_bytes(self._one_pass, self.device))
+        each *= 1 if self.settings.sampling.guidance_scale == 1.0 else 2
+        finished = 3 * 4 * len(self.channels) * math.prod(self.settings.preprocess.size)  # noise, volume, stacked
+        host = torch.device("cpu")
+        if self.device.type == "cpu":
+            most = _SHARE_OF_MEMORY * available_bytes(host) / (each + finished)
+        else:
+            most = _SHARE_OF_MEMORY * min(available_bytes(self.device) / each, available_bytes(host) / finished)
+        return min(max(int(most), 1), _LARGEST_BATCH)
+
+    def _low_res_bytes(self) -> int:
+        element = 4 if self.settings.sampling.precision == "fp32" else 2
+        return forward_bytes(self.low_res, [s // self.factor for s in self.settings.preprocess.size], element)
+
+    @torch.no_grad()
+    def _one_pass(self) -> None:
+        size = [s // self.factor for s in self.settings.preprocess.size]
+        with self._autocast():
+            self.low_res(
+                torch.zeros(1, len(self.channels), *size, device=self.device), torch.zeros(1, device=self.device)
+            )
 
     def _fixed(self, prompts: Sequence[Prompt]) -> tuple[Tensor | None, list[int]]:
         names = tuple(prompts[0].fixed)
@@ -167,7 +214,7 @@ def sampling_with(weights: Path, config: Path | None, **changes: Any) -> Samplin
     values["sampling"] |= given
     stage = validate(SamplingStage, values, config or source)
     if max(stage.sampling.num_steps_low_res, stage.sampling.num_steps_super_res) > 1000:
-        raise InputError(f"{config or source}: DDIM takes at most 1000 steps")
+        raise InputError(f"{config or source}: a solver takes at most 1000 steps")
     return stage
 
 

@@ -6,10 +6,13 @@ import csv
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
+
 from medsyn.files import write_json
 from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.subject import RenderedSubject, render_subject
-from medsyn.volume import write_volume
+from medsyn.volume import Volume, to_sitk, write_volume
 
 SPECS = {
     "normal": (),
@@ -49,3 +52,39 @@ def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
         for row in rows:
             writer.writerow({"findings": "Lungs are clear.", "impression": "Normal."} | row)
     return path
+
+
+def write_dicom(
+    folder: Path,
+    volume: Volume,
+    series: str,
+    skip: tuple[int, ...] = (),
+    tags: dict[str, str] | None = None,
+    shear_mm: float = 0.0,
+) -> None:
+    """Write axial slices as the DICOM series `series` without the slices `skip`; shear_mm moves each slice against
+    the one before, as a tilted gantry does; `tags` replace or add to the headers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    image = sitk.DICOMOrient(to_sitk(volume), "LPS")
+    for z in range(image.GetSize()[2]):
+        if z in skip:
+            continue
+        part = image[:, :, z : z + 1]
+        position = image.TransformIndexToPhysicalPoint((0, 0, z))
+        header = {
+            "0008|0060": "CT",
+            "0020|000e": f"1.2.826.0.1.3680043.2.1125.{series}",
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.1",
+            "0020|0032": "\\".join(f"{p:.6f}" for p in np.add(position, (0, z * shear_mm, 0))),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0013": str(z),
+        }
+        header |= tags or {}
+        slice_ = sitk.Cast(part, sitk.sitkInt16)
+        for key, value in header.items():
+            slice_.SetMetaData(key, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{series}_{z:03d}.dcm"))
+        writer.Execute(slice_)

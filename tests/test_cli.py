@@ -33,7 +33,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path):
 
     command = [sys.executable, "-m", "medsyn", "phantom", "--count", "1", "--size", "16", "--out", str(tmp_path / "p")]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # noqa: E731
-    run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # or the limit would leave truncated .pyc files
+    run = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr
     assert run.stderr.startswith("medsyn phantom: ")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from medsyn.cli import main
-from medsyn.config import Config, ModelStage, load_config, load_stage, stage_configs
+from medsyn.config import Config, ModelStage, load_config, load_stage, stage_configs, validate
 from medsyn.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +65,27 @@ def test_load_stage_names_file_and_key(tmp_path):
     path.write_text("{}")
     with pytest.raises(InputError, match=r"low_res_medsyn\.json: stage"):
         load_stage(ModelStage, path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("low_res", "unet", {"dim": 10, "num_groups": 8}, "num_groups 8 does not divide 10"),
+        ("low_res", "unet", {"init_kernel": 4}, "init_kernel odd"),
+        ("text", "num_tokens", 500, "max_tokens must be at least text.num_tokens"),
+        ("phantom", "seed", -1, "greater than or equal to 0"),
+    ],
+)
+def test_settings_that_would_fail_hours_later_fail_at_once(section, key, value, message):
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    values[section][key] = values[section].get(key, {}) | value if isinstance(value, dict) else value
+    with pytest.raises(InputError, match=message):
+        validate(Config, values, "config.yaml")
+
+
+def test_prompts_depend_on_nothing_but_what_they_are_made_of():
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    before = stage_configs(validate(Config, values, "config.yaml"))["prompts"]
+    values["evaluation"]["num_bootstrap"] = 7
+    values["evaluation"]["features"]["num_epochs"] = 7
+    assert stage_configs(validate(Config, values, "config.yaml"))["prompts"] == before

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from chests import chest, write_chest, write_manifest
+from chests import chest, write_chest, write_dicom, write_manifest
 
 from medsyn.cli import main
 from medsyn.config import PreprocessConfig
+from medsyn.ct.dicom import choose_series, series_faults
 from medsyn.ct.inspect import inspect, value_faults
 from medsyn.ct.preprocess import model_grid, preprocess
-from medsyn.ct.reading import largest_series, read_ct, slice_faults
+from medsyn.ct.reading import read_ct
 from medsyn.ct.store import pack_labels, unpack_labels
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json, sha256, write_json
@@ -27,31 +28,6 @@ CONFIG = PreprocessConfig()
 
 def shifted(volume: Volume, mm: float) -> Volume:
     return Volume(volume.array, volume.spacing_mm, tuple(o + mm for o in volume.origin_mm), volume.direction)  # type: ignore[arg-type]
-
-
-def write_dicom(folder: Path, volume: Volume, series: str, skip: tuple[int, ...] = ()) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    image = sitk.DICOMOrient(to_sitk(volume), "LPS")
-    for z in range(image.GetSize()[2]):
-        if z in skip:
-            continue
-        part = image[:, :, z : z + 1]
-        position = image.TransformIndexToPhysicalPoint((0, 0, z))
-        tags = {
-            "0008|0060": "CT",
-            "0020|000e": f"1.2.826.0.1.3680043.2.1125.{series}",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.1",
-            "0020|0032": "\\".join(f"{p:.6f}" for p in position),
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0020|0013": str(z),
-        }
-        slice_ = sitk.Cast(part, sitk.sitkInt16)
-        for key, value in tags.items():
-            slice_.SetMetaData(key, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(folder / f"{series}_{z:03d}.dcm"))
-        writer.Execute(slice_)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
@@ -70,13 +46,13 @@ def test_dicom_takes_the_longest_series_and_names_gaps(tmp_path: Path) -> None:
     small = Volume(volume.array[:, 10:54, 8:56], volume.spacing_mm, volume.origin_mm)
     write_dicom(tmp_path / "d", small, "7")
     write_dicom(tmp_path / "d", Volume(small.array[:5], small.spacing_mm, small.origin_mm), "3")
-    assert len(largest_series(tmp_path / "d")) == 64
+    assert len(choose_series(tmp_path / "d").files) == 64
     read = reorient(read_ct(tmp_path / "d"))
     np.testing.assert_array_equal(read.array, small.array)
     assert np.allclose(read.spacing_mm, small.spacing_mm, atol=1e-3)
-    assert slice_faults(tmp_path / "d") == []
+    assert series_faults(choose_series(tmp_path / "d")) == []
     write_dicom(tmp_path / "gap", small, "7", skip=(30, 31))
-    assert "missing slices: 1 gaps" in slice_faults(tmp_path / "gap")[0]
+    assert "missing slices: 1 gaps" in series_faults(choose_series(tmp_path / "gap"))[0]
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no DICOM series"):
         read_ct(tmp_path / "none")

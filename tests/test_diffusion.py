@@ -7,12 +7,29 @@ import math
 import numpy as np
 import pytest
 import torch
-from parity import tensor
+from parity import SHAPE, TAU, filled_network, inputs, tensor, text_states
 from torch import nn
 
 from medsyn.diffusion.objective import denoising_loss, enlarge, reduce_resolution, super_res_condition
-from medsyn.diffusion.samplers import ddim, ddim_grid, ddim_step, guided_denoiser, seeded, volume_noise
-from medsyn.diffusion.schedule import add_noise, alpha_bar, alpha_bar_at, ancestral_coefficients
+from medsyn.diffusion.samplers import (
+    ddim,
+    ddim_grid,
+    ddim_step,
+    dpmpp_2m,
+    dpmpp_2m_grid,
+    dpmpp_step,
+    guided_denoiser,
+    seeded,
+    volume_noise,
+)
+from medsyn.diffusion.schedule import (
+    add_noise,
+    alpha_bar,
+    alpha_bar_at,
+    ancestral_coefficients,
+    half_log_snr,
+    time_of_half_log_snr,
+)
 
 SMALL = (1, 4, 2, 2, 2)
 ALPHAS = {
@@ -65,6 +82,8 @@ def test_schedule():
 
 def test_one_step():
     x0, epsilon = tensor(SMALL, 200001), tensor(SMALL, 200002, math.sqrt(3))
+    assert x0.flatten()[:2].tolist() == pytest.approx([0.229883, -0.655339], abs=1e-6)
+    assert epsilon.flatten()[:2].tolist() == pytest.approx([-1.154023, -1.072247], abs=1e-6)
     x_t = add_noise(x0, epsilon, torch.tensor([0.5]))
     assert x_t.flatten()[:4].tolist() == pytest.approx([-0.659552, -1.223402, -0.636604, 0.758102], abs=1e-5)
     prediction = torch.tanh(0.6 * x_t + 0.3 * math.cos(2.0))
@@ -107,10 +126,83 @@ def test_number_of_calls():
             ddim_grid(steps)
 
 
+class Gaussian:
+    """Data N(mean, std^2) in every voxel: the posterior mean, and the exact end of the probability-flow ODE."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+
+    def __call__(self, x, tau):
+        alpha = alpha_bar_at(float(tau[0]) / 1000)
+        gain = math.sqrt(alpha) * self.std**2 / (alpha * self.std**2 + 1 - alpha)
+        return self.mean + gain * (x - math.sqrt(alpha) * self.mean)
+
+    def exact(self, noise):
+        """The flow keeps the standardised value, so x at t = 0 is known; the samplers return its posterior mean."""
+        (start, end) = (alpha_bar_at(t) for t in (1.0, 0.0))
+        spread = [math.sqrt(alpha * self.std**2 + 1 - alpha) for alpha in (start, end)]
+        x = math.sqrt(end) * self.mean + spread[1] / spread[0] * (noise - math.sqrt(start) * self.mean)
+        return self(x, torch.zeros(1))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.1, 0.2), (0.3, 0.05), (-0.5, 0.1)])
+def test_second_order_solver_on_gaussian_data(mean, std):
+    """Against the exact solution: far below DDIM at 10 steps, and an error that falls with the square of the steps."""
+    gaussian = Gaussian(mean, std)
+    noise = tensor((1, 1, 8, 8, 8), 7, math.sqrt(3)).double()
+    exact = gaussian.exact(noise)
+
+    def error(solver, steps):
+        return (solver(gaussian, noise, steps) - exact).square().mean().sqrt().item()
+
+    assert error(dpmpp_2m, 10) < 0.2 * error(ddim, 10)
+    assert error(dpmpp_2m, 1000) < 1e-5
+    assert 3 < error(dpmpp_2m, 100) / error(dpmpp_2m, 200) < 5
+    assert error(ddim, 1000) < 2e-3
+
+
+def test_second_order_solver_starts_with_a_ddim_step():
+    x, x0 = tensor(SMALL, 1, math.sqrt(3)), tensor(SMALL, 2)
+    for t, s in ((0.9, 0.6), (0.3, 0.0), (1.0, 0.5)):
+        torch.testing.assert_close(dpmpp_step(x, x0, t, s), ddim_step(x, x0, t, s), atol=2e-6, rtol=1e-5)
+
+
+def test_grid_of_the_second_order_solver():
+    grid = dpmpp_2m_grid(10)
+    assert len(grid) == 11 and grid[0] == 1000 and grid[-1] == 0
+    steps = np.diff([half_log_snr(tau / 1000) for tau in grid])
+    assert steps == pytest.approx(np.full(10, steps[0]), rel=1e-9)
+    for t in (0.0, 0.01, 0.4, 0.99):
+        assert time_of_half_log_snr(half_log_snr(t)) == pytest.approx(t, abs=1e-9)
+    assert all(np.diff(dpmpp_2m_grid(1000)) < 0)
+    for count in (0, 1001):
+        with pytest.raises(ValueError, match="num_steps"):
+            dpmpp_2m_grid(count)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_second_order_solver_keeps_fixed_channels_and_clips(steps):
+    noise, given = tensor(SMALL, 200003, math.sqrt(3)), tensor(SMALL, 200004)
+    seen = []
+
+    def denoiser(x, tau):
+        seen.append(float(tau[0]))
+        return Toy()(x, tau)
+
+    result = dpmpp_2m(denoiser, noise, steps, fixed=given, fixed_channels=(1, 3))
+    assert torch.equal(result[:, [1, 3]], given[:, [1, 3]])
+    assert seen == [pytest.approx(tau, rel=1e-6) for tau in dpmpp_2m_grid(steps)]
+    free = dpmpp_2m(denoiser, noise, steps)
+    assert (free[:, 0] - result[:, 0]).abs().max() > 0.01  # the fixed channels are seen by the others
+    clipped = dpmpp_2m(lambda x, tau: 3 * Toy()(x, tau), noise, steps)
+    assert clipped.abs().max() == 1
+
+
 def test_a_perfect_denoiser_gives_the_clean_volume():
     clean = tensor(SMALL, 5)
     noise = tensor(SMALL, 6, math.sqrt(3))
     assert torch.allclose(ddim(lambda _x, _tau: clean, noise, 7), clean)
+    assert torch.allclose(dpmpp_2m(lambda _x, _tau: clean, noise, 7), clean)
 
 
 def test_loss_is_the_squared_error_of_the_clean_volume():
@@ -126,6 +218,27 @@ def test_loss_is_the_squared_error_of_the_clean_volume():
     alpha = alpha_bar_at(0.3)
     assert torch.allclose(seen["x"], math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * epsilon, atol=1e-6)
     assert seen["tau"].item() == pytest.approx(300, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "mean", "std"),
+    [
+        ("low", "A", 0.034213, 1.298319),
+        ("low", "B", -0.151541, 1.192538),
+        ("sr", "A", 0.373046, 1.173662),
+        ("sr", "B", 0.212547, 1.148442),
+    ],
+)
+def test_training_loss_of_the_parity_networks(kind, order, mean, std):
+    """With x0 = 0 and the noise that makes x_t the parity input, the loss is the mean square of the parity output."""
+    given, t = inputs(kind), TAU / 1000
+    x_t = given.pop("x")
+    given.pop("tau")
+    epsilon = x_t / (1 - alpha_bar(t)).sqrt()[:, None, None, None, None]
+    text = {"text": text_states(), "drop_text": torch.tensor([False, False])} if kind == "low" else {}
+    with torch.no_grad():
+        loss = denoising_loss(filled_network(kind, order), torch.zeros(SHAPE), epsilon, t, **given, **text)
+    assert loss.item() == pytest.approx(mean**2 + std**2, abs=1e-4)
 
 
 def test_linear_enlargement_keeps_the_samples_and_interpolates_between_them():

@@ -19,10 +19,10 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     folder = tmp_path / "out"
     for name in ("first", "second"):
-        with atomic_dir(folder) as temporary:
+        with atomic_dir(folder, replace=True) as temporary:
             (temporary / name).touch()
     assert [file.name for file in folder.iterdir()] == ["second"]
-    with pytest.raises(RuntimeError), atomic_dir(folder) as temporary:
+    with pytest.raises(RuntimeError), atomic_dir(folder, replace=True) as temporary:
         (temporary / "third").touch()
         raise RuntimeError
     assert [file.name for file in folder.iterdir()] == ["second"]
@@ -50,3 +50,11 @@ def test_unreadable_json_names_the_file(tmp_path):
         read_json(tmp_path / "x.json")
     with pytest.raises(InputError, match=r"y\.json: no such file"):
         read_json(tmp_path / "y.json")
+
+
+def test_a_folder_with_something_in_it_is_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious.txt").touch()
+    with pytest.raises(InputError, match="not an empty folder"), atomic_dir(tmp_path / "out"):
+        raise AssertionError("the block must not run")
+    assert (tmp_path / "out/precious.txt").exists()

@@ -89,15 +89,101 @@ def test_text_guidance_and_null_text_matter(run_folder):
     assert np.abs(null - null_again).max() < 1e-5
 
 
-def test_no_second_call_without_guidance(run_folder):
+def test_guidance_runs_the_down_path_once_and_the_rest_twice_only_if_needed(run_folder):
     run = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0, num_steps_low_res=2))
-    calls = []
-    run.low_res.register_forward_hook(lambda *_: calls.append(1))
+    calls = {"downs": [], "bottom_out": []}
+    run.low_res.downs[0].first.register_forward_hook(lambda _m, x, _y: calls["downs"].append(len(x[0])))
+    run.low_res.bottom_out.register_forward_hook(lambda _m, x, _y: calls["bottom_out"].append(len(x[0])))
     run.draw([Prompt("p", "Effusion.", 0)])
-    assert len(calls) == 3  # two steps and the call at tau = 0
+    assert calls == {"downs": [1] * 3, "bottom_out": [1] * 3}  # two steps and the call at tau = 0
     run.settings = sampling_with(run_folder, None, guidance_scale=2.0, num_steps_low_res=2)
     run.draw([Prompt("p", "Effusion.", 0)])
-    assert len(calls) == 3 + 6
+    assert calls == {"downs": [1] * 6, "bottom_out": [1] * 3 + [2] * 3}
+
+
+def test_text_is_encoded_to_keys_once_a_volume(run_folder):
+    run = open_run(run_folder, sampling_with(run_folder, None, num_steps_low_res=10))
+    calls = []
+    for block in run.low_res.bottom:
+        block.cross_attention.to_kv.register_forward_hook(lambda *_: calls.append(1))
+    run.draw([Prompt("p", "Effusion.", 0)])
+    assert len(calls) == len(run.low_res.bottom)
+
+
+def test_guidance_in_two_batches_when_memory_is_short(run_folder, monkeypatch):
+    run = open_run(run_folder, sampling_with(run_folder, None))
+    sizes = []
+    run.low_res.bottom_out.register_forward_hook(lambda _m, x, _y: sizes.append(len(x[0])))
+    prompts = [Prompt("p", "Effusion.", 0), Prompt("q", "Normal.", 1)]
+    plenty = run.draw(prompts)
+    monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: 1000)
+    short = run.draw(prompts)
+    assert set(sizes[: len(sizes) // 3]) == {4} and set(sizes[len(sizes) // 3 :]) == {2}
+    difference = np.abs(plenty - short)
+    assert difference.mean() < 5e-5 and difference.max() < 1e-2  # rounding, amplified by random weights and guidance
+
+
+def test_automatic_batches_follow_the_memory_and_hold_the_same_volumes(run_folder, tmp_path, monkeypatch):
+    auto = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
+    monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: 1 << 40)
+    assert auto.batch_size == 32
+    each = 2 * auto._low_res_bytes() + 12 * 4 * 16**3  # guidance: two branches; three float32 copies of 4 channels
+    for count in (0.5, 1.5, 3.5):
+        few = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
+        monkeypatch.setattr("medsyn.run.available_bytes", lambda _device, n=count: int(n * each / 0.7))
+        assert few.batch_size == max(int(count), 1)
+    prompts = write_prompts(tmp_path / "p.csv", [{"sample_id": f"p{i}", "seed": i} for i in range(4)])
+    volumes = {}
+    monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: int(3.5 * each / 0.7))
+    for size in ("auto", "1"):
+        command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", size]
+        assert main([*command, "--out", str(tmp_path / size), "--quiet"]) == 0
+        volumes[size] = [read_volume(tmp_path / size / f"p{i}" / "volume.nii.gz").array for i in range(4)]
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(*volumes.values(), strict=True)) <= 2  # HU
+
+
+def test_the_solver_is_chosen_by_settings_and_by_flag(run_folder, tmp_path):
+    draws = {}
+    for solver in ("ddim", "dpmpp_2m"):
+        run = open_run(run_folder, sampling_with(run_folder, None, solver=solver, num_steps_low_res=4))
+        draws[solver] = run.draw([Prompt("p", "Effusion.", 3)])
+    assert np.isfinite(draws["dpmpp_2m"]).all() and np.abs(draws["ddim"] - draws["dpmpp_2m"]).max() > 1e-3
+    out = tmp_path / "ct.nii.gz"
+    command = ["generate", "--weights", str(run_folder), "--text", "x", "--solver", "dpmpp_2m", "--out", str(out)]
+    assert main([*command, "--quiet"]) == 0
+    record = json.loads((tmp_path / "ct.json").read_text(encoding="utf-8"))
+    assert record["config"]["sampling"]["solver"] == "dpmpp_2m"
+
+
+def test_channels_may_be_fixed_at_low_resolution_only(run_folder):
+    lobes = np.random.default_rng(0).integers(0, 6, SIZE).astype(np.uint8)
+    draws = {}
+    for fix in (True, False):
+        run = open_run(run_folder, sampling_with(run_folder, None, fix_super_res=fix))
+        draws[fix] = [run.draw([Prompt("p", "x", 3, fixed=given)])[0] for given in ({"lobe": lobes}, {})]
+    wanted = 2 * lobes.astype(np.float32) / 5 - 1
+    channel = 1
+    assert np.abs(draws[True][0][channel] - wanted).max() < 1e-6
+    assert np.abs(draws[False][0][channel] - wanted).max() > 0.01  # the network's own, as the authors have it
+    assert np.abs(draws[False][0] - draws[False][1]).max() > 1e-3  # but it saw the fixed lobes at low resolution
+
+
+def test_a_compiled_run_draws_the_same_volume(run_folder, monkeypatch):
+    """Capture by the compiler with its plain backend: the program is the same, only the machine code is not made."""
+    prompts = [Prompt("p", "Effusion.", 0)]
+    expected = open_run(run_folder, sampling_with(run_folder, None)).draw(prompts)
+    compiled = []
+    original = torch.nn.Module.compile
+
+    def plain_backend(network, **options):
+        compiled.append(options)
+        original(network, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", plain_backend)
+    run = open_run(run_folder, sampling_with(run_folder, None, compile=True))
+    difference = np.abs(run.draw(prompts) - expected)
+    assert len(compiled) == 2
+    assert difference.mean() < 5e-5 and difference.max() < 1e-2  # rounding, amplified by random weights and guidance
 
 
 def test_fixed_channels_come_back_exactly(run_folder, tmp_path):

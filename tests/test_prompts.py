@@ -8,7 +8,7 @@ from text_data import sample_reports
 
 from medsyn.cli import main
 from medsyn.cli.text import PROMPT_SETS
-from medsyn.config import EvaluationConfig
+from medsyn.config import EvaluationConfig, PromptsStage, prompts_stage
 from medsyn.files import read_csv
 from medsyn.text.labels import default_labeler
 from medsyn.text.prompts import COLUMNS, SETS, build_prompts, read_sources
@@ -25,7 +25,7 @@ PAIRS = {
         "without_finding": "There is no cardiomegaly.",
     },
 }
-CONFIG = EvaluationConfig(
+EVALUATION = EvaluationConfig(
     num_fid_samples=20,
     num_per_prompt=4,
     num_segmentation_subjects=3,
@@ -33,6 +33,7 @@ CONFIG = EvaluationConfig(
     augmentation={"num_reports_per_class": 5},
     seed=1,
 )
+CONFIG = prompts_stage(EVALUATION)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cohort, reports
 
 
-def rows_of(name: str, tables: tuple[Path, Path], config: EvaluationConfig = CONFIG) -> list[dict[str, object]]:
+def rows_of(name: str, tables: tuple[Path, Path], config: PromptsStage = CONFIG) -> list[dict[str, object]]:
     return build_prompts(name, read_sources(*tables, config))
 
 
@@ -70,12 +71,12 @@ def validation(tables: tuple[Path, Path]) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", PROMPT_SETS)
 def test_verb_writes_every_set_the_same_way_twice(name: str, tables: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "evaluation.json").write_text(CONFIG.model_dump_json())
+    (tmp_path / "prompts.json").write_text(CONFIG.model_dump_json())
     outputs = []
     for run in ("a", "b"):
         out = tmp_path / f"{run}.csv"
         arguments = ["prompts", "--set", name, "--cohort", str(tables[0]), "--reports", str(tables[1])]
-        assert main([*arguments, "--config", str(tmp_path / "evaluation.json"), "--out", str(out), "--quiet"]) == 0
+        assert main([*arguments, "--config", str(tmp_path / "prompts.json"), "--out", str(out), "--quiet"]) == 0
         outputs.append(out.read_bytes())
     assert outputs[0] == outputs[1]
     rows = read_csv(tmp_path / "a.csv", COLUMNS)
@@ -119,17 +120,16 @@ def test_report_pairs_begin_with_the_papers_and_flip(tables: tuple[Path, Path]) 
         assert labels == [1, 0]
 
 
-def test_verb_drops_severity_and_side(tables: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "evaluation.json").write_text(CONFIG.model_dump_json())
-    arguments = ["prompts", "--set", "report_pairs", "--cohort", str(tables[0]), "--reports", str(tables[1]), "--quiet"]
-    arguments += ["--config", str(tmp_path / "evaluation.json"), "--out", str(tmp_path / "out.csv")]
-    assert main([*arguments, "--drop-severity", "--drop-side"]) == 0
-    texts = {row["text"] for row in read_csv(tmp_path / "out.csv")}
-    assert not [
-        text
-        for text in texts - {"There are large pleural effusions seen."}
-        if {"left", "large"} & set(text.lower().split())
-    ]
+def test_report_pairs_keep_severity_and_side_as_configured(tables: tuple[Path, Path]) -> None:
+    words = {"large", "small", "severe", "left", "right", "bilateral"}
+
+    def said(**settings: bool) -> set[str]:
+        texts = {str(row["text"]) for row in rows_of("report_pairs", tables, CONFIG.model_copy(update=settings))}
+        return words & set(" ".join(texts - {"There are large pleural effusions seen."}).lower().split())
+
+    assert {"left", "right"} <= said()
+    assert said(pairs_keep_severity=False) <= {"left", "right", "bilateral"}
+    assert not said(pairs_keep_severity=False, pairs_keep_side=False)
 
 
 def test_a_larger_set_begins_with_the_smaller_one(tables: tuple[Path, Path]) -> None:
@@ -145,6 +145,19 @@ def test_augmentation_prompts_have_the_label_of_their_name(tables: tuple[Path, P
     for row in rows:
         finding, side = str(row["prompt_type"]).split("/")
         assert default_labeler().label(str(row["text"]))[finding] == int(side == "positive")
+    tested_on = {row["impression"] for row in validation(tables)} - {
+        row["impression"] for row in read_csv(tables[0]) if row["split"] == "train"
+    }
+    assert not tested_on & {row["text"] for row in rows}, "a classifier would be trained on its test subjects' reports"
+
+
+def test_subjects_without_masks_are_not_fixed(tables: tuple[Path, Path]) -> None:
+    some = {row["subject_id"] for row in validation(tables)[:2]}
+    for name in ("segmentation", "controlled"):
+        rows = build_prompts(name, read_sources(*tables, CONFIG, some))
+        fixed = {row[key] for row in rows for key in row if key.startswith("fix_")}
+        assert fixed
+        assert fixed <= some
 
 
 def test_segmentation_fixes_the_image_with_and_without_text(tables: tuple[Path, Path]) -> None:
@@ -169,9 +182,9 @@ def test_controlled_fixes_one_structure_and_varies_the_seed(tables: tuple[Path, 
 
 
 def test_bad_input_is_one_line(tables: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unknown = CONFIG.model_dump() | {"augmentation": {"findings": ["fracture"]}}
-    (tmp_path / "evaluation.json").write_text(EvaluationConfig(**unknown).model_dump_json())
-    arguments = ["prompts", "--config", str(tmp_path / "evaluation.json"), "--out", str(tmp_path / "out.csv")]
+    unknown = CONFIG.model_dump() | {"augmentation_findings": ["fracture"]}
+    (tmp_path / "prompts.json").write_text(PromptsStage(**unknown).model_dump_json())
+    arguments = ["prompts", "--config", str(tmp_path / "prompts.json"), "--out", str(tmp_path / "out.csv")]
     inputs = ["--cohort", str(tables[0]), "--reports", str(tables[1])]
     assert main([*arguments, *inputs, "--set", "augmentation"]) == 2
     assert "the labeler knows no 'fracture'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Med3D's ResNet against the parity numbers of an independent implementation (specs, deterministic fill)."""
+"""Med3D's ResNet against the parity numbers of an independent implementation (deterministic fill)."""
 
 from __future__ import annotations
 

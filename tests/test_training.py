@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import ClassVar
+from weakref import ref
 
 import numpy as np
 import pytest
 import torch
+from parity import filled_network, inputs, text_states
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_models import HIDDEN, NUM_TOKENS, SIZE, make_embeddings, make_store, stage
@@ -23,14 +28,18 @@ from medsyn.config import TrainConfig
 from medsyn.ct.store import pack_labels
 from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256, write_json
+from medsyn.models.blocks import set_activation_checkpointing
 from medsyn.models.channels import CHANNELS, from_channel
-from medsyn.models.weights import load
+from medsyn.models.weights import build, load
 from medsyn.training.checkpoint import load_checkpoint, save_checkpoint
+from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
 from medsyn.training.ema import Ema
-from medsyn.training.loop import DivergedError, Task, learning_rate, train
+from medsyn.training.loop import METRIC_COLUMNS, NO_EFFECT, DivergedError, Task, learning_rate, train
+from medsyn.training.watch import LossWatch
 
 ROOT = Path(__file__).resolve().parents[1]
+LAUNCHER = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +92,21 @@ def test_train_verb_writes_weights_metrics_and_preview(data_folder, tmp_path):
         assert not (tmp_path / f"{name}_state").exists()
 
 
+def test_pictures_on_the_way_and_event_files_outlive_the_state(data_folder, tmp_path, monkeypatch):
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = FakeWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    out = tmp_path / "low_res.safetensors"
+    settings = {"preview_every": 5, "tensorboard": True, "activation_checkpointing": True, "peak_tflops": 0.1}
+    assert main([*command(data_folder, out, **settings), "--quiet"]) == 0
+    pictures = sorted((tmp_path / "low_res_previews").iterdir())
+    assert [path.name for path in pictures] == ["step_00000005.png", "step_00000010.png"]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+    assert (tmp_path / "low_res_tensorboard").is_dir() and not (tmp_path / "low_res_state").exists()
+    for row in read_csv(tmp_path / "low_res_metrics.csv", METRIC_COLUMNS):
+        assert float(row["tflops_per_second"]) > 0 and 0 < float(row["flop_utilisation"]) < 10
+
+
 def test_same_command_same_bytes(data_folder, tmp_path):
     outs = [tmp_path / f"{k}" / "low_res.safetensors" for k in range(2)]
     for out in outs:
@@ -99,7 +123,7 @@ def test_killed_and_resumed_equals_uninterrupted(data_folder, tmp_path, name):
     assert main([*command(data_folder, whole, name, **length), "--quiet"]) == 0
     arguments = command(data_folder, broken, name, **length)
     process = start(arguments)
-    wait_for(tmp_path / "broken_state", "step_*")
+    wait_for(process, tmp_path / "broken_state", "step_*")
     process.kill()
     process.wait()
     assert not broken.exists()
@@ -114,23 +138,36 @@ def test_two_processes_equal_one(data_folder, tmp_path):
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     size = {"num_steps": 6, "batch_size": 4, "micro_batch_size": 1}
     assert main([*command(data_folder, one, **size), "--quiet"]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medsyn"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [*launcher, *command(data_folder, two, **size), "--quiet"]
-    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, timeout=300)
+    assert start(command(data_folder, two, **size), LAUNCHER).wait(timeout=600) == 0
     first, second = load_file(one), load_file(two)
     assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-4
     with safe_open(two, framework="pt") as handle:
         assert json.loads(handle.metadata()["provenance"])["num_processes"] == 2
 
 
+def test_two_processes_stopped_by_sigterm_resume_exactly(data_folder, tmp_path):
+    """The end of a job on a cluster: the launcher hands SIGTERM on, both processes stop after the same step."""
+    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
+    size = {"num_steps": 40, "batch_size": 4, "micro_batch_size": 1, "checkpoint_every": 1000, "log_every": 1}
+    assert start(command(data_folder, whole, **size), LAUNCHER).wait(timeout=600) == 0
+    arguments = command(data_folder, broken, **size)
+    process = start(arguments, LAUNCHER)
+    wait_for(process, tmp_path / "broken_state", "metrics.csv")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=600) != 0 and not broken.exists()
+    assert len(list((tmp_path / "broken_state").glob("step_*"))) == 1
+    assert start(arguments, LAUNCHER).wait(timeout=600) == 0
+    first, second = load_file(whole), load_file(broken)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
     out = tmp_path / "low_res.safetensors"
     arguments = command(data_folder, out, num_steps=4000, checkpoint_every=1000, log_every=1)
     process = start(arguments)
-    wait_for(tmp_path / "low_res_state", "metrics.csv")
+    wait_for(process, tmp_path / "low_res_state", "metrics.csv")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=600) == 143
     steps = list((tmp_path / "low_res_state").glob("step_*"))
     assert len(steps) == 1 and json.loads((steps[0] / "facts.json").read_text(encoding="utf-8"))["step"] % 1000
 
@@ -138,7 +175,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
 def test_refuses_the_state_of_other_settings_or_data(data_folder, tmp_path, capsys):
     out = tmp_path / "low_res.safetensors"
     state = tmp_path / "low_res_state"
-    facts = {"identity": {"unet.dim": 16, "num_processes": 1}, "metrics": [], "loss_ema": 1.0, "window": []}
+    facts = {"identity": {"unet.dim": 16, "num_processes": 1}, "metrics": [], "watch": {}, "window": []}
     save_checkpoint(state, 4, {}, facts)
     assert main([*command(data_folder, out), "--quiet"]) == 2
     message = capsys.readouterr().err
@@ -160,6 +197,23 @@ def test_longer_run_continues_a_finished_one_exactly(tmp_path):
     fresh = train(quadratic(), longer, tmp_path / "b")
     assert torch.equal(continued.network.weight, fresh.network.weight)
     assert len(list((tmp_path / "a").glob("step_*"))) == 2
+
+
+def test_run_stopped_by_sigterm_resumes_exactly(tmp_path):
+    def stop(step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        train(quadratic(on_step=stop), SETTINGS, tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").glob("step_*")) == ["step_00000005", "step_00000008"]
+    resumed = train(quadratic(), SETTINGS, tmp_path / "a")
+    fresh = train(quadratic(), SETTINGS, tmp_path / "b")
+    assert torch.equal(resumed.network.weight, fresh.network.weight)
+    columns = ("step", "loss", "loss_ema", "grad_norm")
+    assert [[row[key] for key in columns] for row in resumed.metrics] == [
+        [row[key] for key in columns] for row in fresh.metrics
+    ]
 
 
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -185,6 +239,233 @@ def test_gradient_accumulation_equals_one_large_batch(tmp_path):
     assert torch.allclose(whole.network.weight, parts.network.weight, atol=1e-5)
     with pytest.raises(InputError, match="micro_batch_size 3"):
         train(quadratic(), SETTINGS.model_copy(update={"micro_batch_size": 3}), tmp_path / "c")
+
+
+def test_one_step_is_adamw_by_hand(tmp_path):
+    """Warm-up, clipping, weight decay and the EMA of the first step, in double precision (Loshchilov and Hutter)."""
+    settings = TrainConfig(
+        num_steps=1, batch_size=4, micro_batch_size=2, learning_rate=0.05, num_warmup_steps=2, max_grad_norm=0.3
+    )
+    settings = settings.model_copy(update={"weight_decay": 0.2, "ema_decay": 0.75})
+    task = quadratic()
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        network = task.build()
+    trained = train(task, settings, tmp_path / "state")
+    x = task.batch(0, range(4))["x"].double()
+    weight, bias = network.weight.detach().double(), network.bias.detach().double()
+    error = 2 * (x @ weight.T + bias - 1) / 8
+    gradients = {"weight": error.T @ x, "bias": error.sum(0)}
+    norm = sum(g.square().sum() for g in gradients.values()).sqrt()
+    assert norm > 0.3 and trained.metrics[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    for name, before in (("weight", weight), ("bias", bias)):
+        g = gradients[name] * (0.3 / (norm + 1e-6))
+        after = before * (1 - 0.025 * 0.2) - 0.025 * g / (g.abs() + 1e-8)  # bias-corrected moments of one step: g, g^2
+        averaged = 0.75 * before + 0.25 * after
+        assert torch.allclose(getattr(trained.network, name).double(), averaged, atol=1e-6)
+
+
+def test_activation_checkpointing_keeps_loss_and_gradients_and_frees_activations():
+    kept, gradients = [], []
+    for enabled in (False, True):
+        network = set_activation_checkpointing(filled_network("low", "A").train(), enabled)
+        alive, calls = [], []
+        unit = network.downs[0].first.block1  # the second unit keeps its output for the backward pass
+
+        def note(_module, _arguments, output, alive=alive, calls=calls):
+            alive.append(ref(output))
+            calls.append(1)
+
+        unit.register_forward_hook(note)
+        drop = torch.tensor([True, False])
+        loss = network(**inputs("low"), text=text_states(), drop_text=drop).square().mean()
+        kept.append(alive[0]() is not None)
+        loss.backward()
+        assert len(calls) == (2 if enabled else 1)
+        gradients.append([loss.detach(), *(p.grad for p in network.parameters())])
+    assert kept == [True, False]
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.allclose(plain, again, rtol=1e-5, atol=1e-6 * float(plain.abs().max()))
+
+
+def test_settings_that_do_not_change_the_weights_are_no_other_run(tmp_path):
+    """Resume with every such setting changed: not refused, and the same weights."""
+    state = tmp_path / "state"
+    with pytest.raises(DivergedError):
+        train(quadratic(poison_at=12), SETTINGS, state)
+    changed = SETTINGS.model_copy(
+        update={
+            "checkpoint_every": 7,
+            "log_every": 3,
+            "preview_every": 2,
+            "tensorboard": True,
+            "peak_tflops": 3.0,
+            "activation_checkpointing": True,
+        }
+    )
+    assert {name for name in NO_EFFECT if getattr(changed, name) != getattr(SETTINGS, name)} == set(NO_EFFECT)
+    resumed = train(quadratic(), changed, state)
+    assert torch.equal(resumed.network.weight, train(quadratic(), SETTINGS, tmp_path / "fresh").network.weight)
+
+
+def test_previews_show_the_average_and_leave_the_training_alone(tmp_path):
+    seen = {}
+
+    def preview(network, step):
+        assert not network.training and not torch.is_grad_enabled()
+        seen[step] = network.weight.detach().clone()
+
+    task = replace(quadratic(), preview=preview)
+    shown = train(task, SETTINGS.model_copy(update={"preview_every": 8}), tmp_path / "a")
+    assert sorted(seen) == [8, 16]
+    plain = train(quadratic(), SETTINGS, tmp_path / "b")
+    assert torch.equal(shown.network.weight, plain.network.weight)
+    short = train(quadratic(), SETTINGS.model_copy(update={"num_steps": 8}), tmp_path / "c")
+    assert torch.equal(seen[8], short.network.weight)  # the average after step 8
+
+
+def test_loss_watch_tells_explosions_from_scatter():
+    rng = np.random.default_rng(0)
+    watch = LossWatch()
+    for _ in range(3000):  # the heavy tail of single samples at random times
+        watch.update(float(0.02 * rng.lognormal(0, 1.5)))
+        assert not watch.exploded
+    watch.update(1e9)
+    for _ in range(300):
+        watch.update(0.02)
+        assert not watch.exploded
+    for k in range(100):
+        assert not watch.exploded, k
+        watch.update(2.0 + k)
+    assert watch.exploded and LossWatch(**json.loads(json.dumps(asdict(watch)))).exploded
+    fit = LossWatch()
+    for k in range(4000):  # a perfect fit jitters
+        fit.update(max(0.98**k, 1e-9) * (1 if k % 500 < 250 else 50))
+        assert not fit.exploded
+
+
+def test_exploding_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    """From step 41 on the data have other targets, a hundred times as large: finite, and ever so bad."""
+
+    def batch(step, slots):
+        return {"x": torch.ones(len(slots), 3), "y": torch.full((len(slots), 2), 1.0 if step < 40 else 300.0)}
+
+    task = Task("toy", lambda: nn.Linear(3, 2), batch, lambda net, b: (net(b["x"]) - b["y"]).square().mean())
+    settings = SETTINGS.model_copy(update={"num_steps": 400, "checkpoint_every": 8, "learning_rate": 1e-3})
+    with pytest.raises(DivergedError, match=r"at step 140; the checkpoint of step 32 in .* is kept") as caught:
+        train(task, settings, tmp_path / "state")
+    assert "100 steps" in str(caught.value)
+    assert [path.name for path in sorted((tmp_path / "state").glob("step_*"))] == ["step_00000032"]
+
+
+def test_fp16_scales_the_loss_skips_overflows_and_resumes_exactly(tmp_path):
+    def task(overflow_at=None, poison_at=None):
+        def batch(step, slots):
+            value = 3e5 if step == overflow_at else float("nan") if step == poison_at else 1.0
+            return {"x": torch.ones(len(slots), 3), "scale": torch.full((len(slots), 1), value)}
+
+        def loss(network, batch):  # the factor makes gradients overflow float16, the loss stays finite
+            return ((network(batch["x"]).float() - 1) * batch["scale"]).square().mean()
+
+        return Task("toy", lambda: nn.Linear(3, 2), batch, loss)
+
+    settings = SETTINGS.model_copy(update={"precision": "fp16", "weight_decay": 0.0})
+    half = train(task(), settings, tmp_path / "half")
+    single = train(task(), settings.model_copy(update={"precision": "fp32"}), tmp_path / "single")
+    assert torch.allclose(half.network.weight, single.network.weight, atol=0.02)
+    train(task(overflow_at=6), settings, tmp_path / "whole")
+    tensors, _ = load_checkpoint(tmp_path / "whole", _identity(tmp_path / "whole"))
+    assert tensors["scaler"]["scale"] == 32768.0  # halved once
+    assert torch.isfinite(tensors["network"]["weight"]).all()
+    assert float(tensors["optimizer"]["state"][0]["step"]) == settings.num_steps - 1
+    with pytest.raises(DivergedError):
+        train(task(overflow_at=6, poison_at=17), settings, tmp_path / "broken")
+    train(task(overflow_at=6), settings, tmp_path / "broken")
+    again, _ = load_checkpoint(tmp_path / "broken", _identity(tmp_path / "broken"))
+    assert torch.equal(tensors["network"]["weight"], again["network"]["weight"])
+    assert tensors["scaler"] == again["scaler"]
+
+
+def test_metrics_tell_memory_and_the_share_of_the_peak(tmp_path):
+    task = replace(quadratic(), flops=lambda: 2_000_000)
+    settings = SETTINGS.model_copy(update={"peak_tflops": 0.5})
+    rows = train(task, settings, tmp_path / "a").metrics
+    for row in rows:
+        assert row["tflops_per_second"] == pytest.approx(row["samples_per_second"] * 2e-6, rel=0.01)
+        assert row["flop_utilisation"] == pytest.approx(row["tflops_per_second"] / 0.5, rel=0.01)
+        assert 0.05 < row["peak_memory_gib"] < 100
+    unknown = train(quadratic(), settings, tmp_path / "b").metrics[0]
+    assert unknown["tflops_per_second"] is None and unknown["flop_utilisation"] is None
+
+
+def test_operations_are_counted_by_hand():
+    def loss(network, batch):
+        return network(batch["x"]).square().mean()
+
+    # forward 2 * 5 * 3 * 2; backward the same for the weights (the input needs no gradient)
+    assert count_flops(lambda: nn.Linear(3, 2), loss, {"x": torch.zeros(5, 3)}) == 2 * 60
+    # a hidden layer's input needs one: forward 2 * 5 * (3 * 4 + 4 * 2), weights the same, hidden 2 * 5 * 4 * 2
+    deep = count_flops(lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), loss, {"x": torch.zeros(5, 3)})
+    assert deep == 2 * 200 + 80
+
+
+def test_operations_of_a_crop_are_those_of_the_release():
+    """Super-resolution, order B, crop 256 x 72 x 72: 5.090 TFLOP forward (the release, counted on meta tensors)."""
+    settings = stage(
+        "super_res", unet={"dim": 56, "mults": (1, 2, 4, 8), "num_heads": 4, "init_kernel": 7, "up_order": "B"}
+    )
+    x = torch.zeros(1, 4, 256, 72, 72, device="meta")
+    flops = count_flops(
+        lambda: build(settings, None),
+        lambda net, b: net(b["x"], b["t"], condition=b["x"]).sum(),
+        {"x": x, "t": torch.zeros(1)},
+    )
+    first_convolution = 2 * 8 * 56 * 7**3 * 256 * 72**2  # its input needs no gradient
+    assert flops == pytest.approx(3 * 5.090e12 - first_convolution, rel=5e-4)
+
+
+class FakeWriter:
+    """Records what SummaryWriter would write."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, folder, purge_step):
+        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, {}, False
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        FakeWriter.made.append(self)
+
+    def add_scalar(self, name, value, step):
+        self.scalars[name, step] = value
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.closed = True
+
+
+def test_tensorboard_gets_the_metrics(tmp_path, monkeypatch):
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = FakeWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    FakeWriter.made.clear()
+    settings = SETTINGS.model_copy(update={"tensorboard": True})
+    with pytest.raises(DivergedError):
+        train(quadratic(poison_at=12), settings, tmp_path / "state")
+    rows = train(quadratic(), settings, tmp_path / "state").metrics
+    first, second = FakeWriter.made
+    assert (first.purge_step, second.purge_step) == (1, 11) and second.closed
+    assert Path(second.folder) == tmp_path / "state" / "tensorboard"
+    assert sorted({step for _, step in second.scalars}) == [12, 16, 20]
+    assert second.scalars["loss", 20] == rows[-1]["loss"] and ("flop_utilisation", 20) not in second.scalars
+
+
+def test_without_tensorboard_training_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with caplog.at_level("INFO", logger="medsyn"):
+        train(quadratic(), SETTINGS.model_copy(update={"tensorboard": True}), tmp_path / "state")
+    assert sum("tensorboard is not installed" in message for message in caplog.messages) == 1
+    assert not (tmp_path / "state" / "tensorboard").exists()
 
 
 def test_learning_rate_schedule():
@@ -284,15 +565,19 @@ def test_settings_that_do_not_fit_the_data(data_folder, tmp_path, capsys, change
     assert words in capsys.readouterr().err
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
+def start(arguments: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "medsyn", *arguments, "--quiet"], cwd=ROOT, env=environment)
+    words = [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), "medsyn", *arguments, "--quiet"]
+    return subprocess.Popen(words, cwd=ROOT, env=environment)
 
 
-def wait_for(folder: Path, pattern: str, seconds: float = 90) -> None:
+def wait_for(process: subprocess.Popen, folder: Path, pattern: str, seconds: float = 600) -> None:
+    """Until the started training has written `pattern`; one that ends or takes too long fails the test."""
     end = time.monotonic() + seconds
     while not list(folder.glob(pattern)):
-        assert time.monotonic() < end, f"no {pattern} in {folder}"
+        if process.poll() is not None or time.monotonic() > end:
+            process.terminate()
+            pytest.fail(f"no {pattern} in {folder}, exit status {process.poll()}")
         time.sleep(0.02)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from parity import filled_network, hashed, inputs, text_states
 
-from medsyn.config import UNetConfig
+from medsyn.config import UNetConfig, load_config, stage_configs
 from medsyn.diffusion.schedule import add_noise
 from medsyn.errors import InputError
 from medsyn.models.blocks import ConvUnit
 from medsyn.models.medsyn_keys import from_medsyn_keys, medsyn_names, read_shape, strip_prefixes, to_medsyn_keys
 from medsyn.models.unet import UNet, from_patches, to_patches
+from medsyn.models.weights import build
 
+ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4
 
 # kind, dim, mults, cond_dim, heads -> parameters, keys of the state dict (at mults 2-3-6-8 the first level changes its
@@ -27,6 +32,10 @@ SIZES = [
     ("sr", 16, (1, 2, 4), None, 4, 1_241_476, 249),
     ("sr", 8, (1, 2, 4), None, 2, 322_948, 249),
 ]
+
+# sha256 of the sorted lines "name shape" of the release's state dicts
+LOW_RES_KEYS = "8637ffb58d6f5abab5f8fa97ab4b1ca69315ba1d615e68cf8c70877a0a5f9ad7"
+SUPER_RES_KEYS = "93e7f0ef0bcee91ca6456be39c1c12e7780ebe6138b96c1d9103a0a84f031442"
 
 # kind, order, text -> mean, standard deviation, first 8, last 4
 OUTPUTS = {
@@ -108,8 +117,27 @@ def test_number_of_parameters_and_keys(kind, dim, mults, cond_dim, heads, parame
     assert len(to_medsyn_keys(network.state_dict(), network.config.num_bottom_blocks)) == keys
 
 
+@pytest.mark.parametrize(("size", "blocks", "digest"), [(SIZES[0], 4, LOW_RES_KEYS), (SIZES[4], 1, SUPER_RES_KEYS)])
+def test_every_name_and_shape_of_the_released_networks(size, blocks, digest):
+    state = to_medsyn_keys(meta_network(*size[:5]).state_dict(), blocks)
+    lines = sorted(f"{name} {'x'.join(map(str, value.shape))}" for name, value in state.items())
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == digest, lines
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("low_res", 716_215_684), ("super_res", 54_307_908)])
+def test_paper_configuration_builds_the_released_networks(name, parameters):
+    stage = stage_configs(load_config(ROOT / "config/paper.yaml"))[f"{name}_medsyn"]
+    with torch.device("meta"):
+        network = build(stage, 768 if name == "low_res" else None)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    state = to_medsyn_keys(network.state_dict(), network.config.num_bottom_blocks)
+    released = meta_network(*(SIZES[0] if name == "low_res" else SIZES[4])[:5])
+    theirs = to_medsyn_keys(released.state_dict(), released.config.num_bottom_blocks)
+    assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in theirs.items()}
+
+
 def test_names_and_shapes_of_the_released_networks():
-    """Spot checks over every family of names, at full size."""
+    """Spot checks over every family of names, at full size: what the digests above stand for."""
     low = to_medsyn_keys(meta_network(*SIZES[0][:5]).state_dict(), 4)
     high = to_medsyn_keys(meta_network(*SIZES[4][:5]).state_dict(), 1)
     for state, name, shape in (
@@ -293,10 +321,10 @@ def test_sigma_data_keeps_what_the_noise_does_not_hide(add_condition):
     x0, noise, condition = torch.rand(3, 2, 4, 4, 8, 8).unbind(0)
     clean, hidden = (torch.full((2,), t) for t in (0.0, 1.0))
     with torch.no_grad():
-        output = network._network(x0, clean, None, condition)
+        output = network._write(network._read(x0, clean, condition), ())
         kept = network(add_noise(x0, noise, clean), 1000 * clean, condition=condition)
         drawn = network(noise, 1000 * hidden, condition=condition)
-        plain = network._network(noise, 1000 * hidden, None, condition)
+        plain = network._write(network._read(noise, 1000 * hidden, condition), ())
     assert (kept - x0).abs().max() < 0.03 * (1 + output.abs().max())  # sqrt((1 - alpha_bar(0)) / s^2) = 0.025
     expected = plain + condition if add_condition else plain
     torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0.01)

@@ -1,5 +1,7 @@
 """Volumes keep their geometry on the way to disk and back; a damaged file is one clear line."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -52,8 +54,9 @@ def test_contracts():
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
-def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(suffix, tmp_path):
+def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(suffix, tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     noise = np.random.default_rng(0).integers(-1000, 1000, (20, 20, 20), dtype=np.int16)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))

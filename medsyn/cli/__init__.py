@@ -1,7 +1,7 @@
 """The command line: one verb a step, heavy imports only inside the verb that needs them.
 
-Each module of this package adds the verbs of one part of the house through `add_verbs(verbs)`. Exit status: 0 success,
-2 bad input (one line on stderr, no traceback), 1 anything else.
+Each module here adds the verbs of one part of the package through `add_verbs(verbs)`. Exit status: 0 success, 2 bad
+input (one line on stderr, no traceback), 1 anything else.
 """
 
 from __future__ import annotations

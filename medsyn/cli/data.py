@@ -1,4 +1,4 @@
-"""Verbs of the data group: cohort, inspect, preprocess, segment, measure, store, mask-qc."""
+"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, mask-qc."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from medsyn.errors import InputError
 
 if TYPE_CHECKING:
     from medsyn.config import PreprocessConfig
+    from medsyn.reading import Reading
 
-CT_HELP = "one CT in HU: .nii, .nii.gz, .mha, .nrrd, or a folder with DICOM slices"
+CT_HELP = "one CT in HU: .nii, .nii.gz, .mha, .nrrd, .npz, or a folder with DICOM slices"
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -41,6 +42,33 @@ def _add_cohort(verbs: Verbs) -> None:
     parser.add_argument("--reports", help="CSV with report_id, findings, impression: reports without images")
     parser.add_argument("--out", required=True, help="folder for the three tables")
 
+    parser = verbs.add(
+        "manifest",
+        _manifest,
+        summary="Write the manifest of a data set: your own table, CT-RATE or RAD-ChestCT.",
+        example="medsyn manifest --layout ct-rate --images train --reports train_reports.csv --out config/cohort.csv",
+    )
+    parser.add_argument("--layout", required=True, choices=("csv", "ct-rate", "rad-chestct"))
+    parser.add_argument("--images", help="folder of the volumes (csv: what image paths are relative to)")
+    parser.add_argument("--table", help="csv: the table to take rows from")
+    parser.add_argument(
+        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="csv: columns that have another name there"
+    )
+    parser.add_argument("--reports", nargs="*", default=[], help="ct-rate: tables with VolumeName, Findings_EN, ...")
+    parser.add_argument("--metadata", nargs="*", default=[], help="tables with rescaling and spacing, or patients")
+    parser.add_argument("--labels", nargs="*", default=[], help="tables of labels, one 0/1 column each")
+    parser.add_argument("--patient-column", default="", help="rad-chestct: column of --metadata that names the patient")
+    parser.add_argument("--out", required=True, help="CSV file, for `medsyn cohort` or cohort.manifest")
+
+    parser = verbs.add(
+        "atlas",
+        _atlas,
+        summary="Write the lung atlas that `preprocess.alignment: atlas` registers to (0/1, about 5 mm).",
+        example="medsyn atlas --out atlas.nii.gz",
+    )
+    parser.add_argument("--atlas", help="your own lung mask, brought to where it is used; none: the phantoms' mean")
+    parser.add_argument("--out", required=True, help="image file")
+
 
 def _add_one_ct(verbs: Verbs) -> None:
     parser = verbs.add(
@@ -51,6 +79,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     )
     parser.add_argument("path", help=CT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_reading(parser)
 
     parser = verbs.add(
         "preprocess",
@@ -63,6 +92,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--shard", type=int, help="shard of the cohort, from 0")
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
+    _add_reading(parser)
 
     parser = verbs.add(
         "segment",
@@ -79,6 +109,21 @@ def _add_one_ct(verbs: Verbs) -> None:
         )
     parser.add_argument("--weights", help="folder with the tools' weights, instead of the configured one")
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """What one file does not say itself; in a manifest these are columns."""
+    parser.add_argument("--series", help="DICOM: SeriesInstanceUID or SeriesDescription; none: chosen by rules")
+    parser.add_argument("--spacing-mm", help="'z y x' in mm, for npz or instead of a wrong header")
+    parser.add_argument("--orientation", help="npz: where x, y, z run to, such as LPS, or auto (from the anatomy)")
+    parser.add_argument("--rescale-slope", help="of raw values; applied only if the values are not in HU yet")
+    parser.add_argument("--rescale-intercept", help="of raw values, HU")
+
+
+def _reading(args: argparse.Namespace) -> Reading:
+    from medsyn.reading import READING_COLUMNS, parse_reading
+
+    return parse_reading({name: getattr(args, name) or "" for name in READING_COLUMNS}, "command line")
 
 
 def _add_tables(verbs: Verbs) -> None:
@@ -131,16 +176,45 @@ def _cohort(args: argparse.Namespace) -> None:
     )
 
 
+def _manifest(args: argparse.Namespace) -> None:
+    from medsyn.cohort.layouts import MANIFEST_COLUMNS, from_csv, from_ct_rate, from_rad_chestct
+    from medsyn.files import write_csv
+    from medsyn.progress import log
+
+    needed = "table" if args.layout == "csv" else "images"
+    if getattr(args, needed) is None:
+        raise InputError(f"--layout {args.layout} needs --{needed}")
+    if args.layout == "csv":
+        pairs = [pair.partition("=") for pair in args.columns]
+        if not all(ours and theirs for ours, _, theirs in pairs):
+            raise InputError("--columns takes OURS=THEIRS, such as subject_id=ScanID")
+        rows = from_csv(args.table, {ours: theirs for ours, _, theirs in pairs}, args.images)
+    elif args.layout == "ct-rate":
+        rows = from_ct_rate(args.images, args.reports, args.metadata, args.labels)
+    else:
+        rows = from_rad_chestct(args.images, args.labels, args.metadata, args.patient_column)
+    write_csv(args.out, rows, MANIFEST_COLUMNS)
+    patients = {row["patient_id"] or row["subject_id"] for row in rows}
+    log.info("manifest: %d volumes of %d patients", len(rows), len(patients))
+
+
+def _atlas(args: argparse.Namespace) -> None:
+    from medsyn.ct.atlas import load_atlas
+    from medsyn.volume import write_volume
+
+    write_volume(args.out, load_atlas(args.atlas))
+
+
 def _inspect(args: argparse.Namespace) -> None:
     from medsyn.ct.inspect import inspect
 
-    facts = inspect(args.path)
+    facts = inspect(args.path, _reading(args))
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
         for key, value in facts.items():
             text = "; ".join(value) if key == "reasons" else value
-            if text:
+            if text not in ("", None):
                 print(f"{key}: {text}")
     sys.stdout.flush()
 
@@ -168,7 +242,7 @@ def _preprocess(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if _one_of(args, "path", "cohort"):
         with into_folder(out) as folder:
-            preprocess_one(args.path, folder, config)
+            preprocess_one(args.path, folder, config, reading=_reading(args))
     else:
         preprocess_shard(load_cohort(args.cohort, args.shard), out, config)
 

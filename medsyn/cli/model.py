@@ -1,4 +1,4 @@
-"""Verbs of the image model: train, assemble, generate."""
+"""Verbs of the image model: train, import-checkpoint, assemble, generate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from medsyn.cli import Verbs
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add train, assemble and generate."""
+    """Add train, import-checkpoint, assemble and generate."""
     _add_train(verbs)
+    _add_import(verbs)
     _add_assemble(verbs)
     _add_generate(verbs)
 
@@ -29,6 +30,30 @@ def _add_train(verbs: Verbs) -> None:
     parser.add_argument("--embeddings", type=Path, help="text embeddings (low resolution; none: no text)")
     parser.add_argument("--state", required=True, type=Path, help="folder for checkpoints, removed at the end")
     parser.add_argument("--out", required=True, type=Path, help="weights, .safetensors")
+
+
+def _add_import(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "import-checkpoint",
+        _import_checkpoint,
+        summary="Turn a public checkpoint into weights that `assemble` takes; sizes are read from its tensors.",
+        example="medsyn import-checkpoint --source medsyn --stage low_res 40_ckpt low_res.safetensors",
+    )
+    parser.add_argument("--source", required=True, choices=("medsyn",), help="medsyn: the authors' networks")
+    parser.add_argument("--stage", required=True, choices=("low_res", "super_res"), help="which network it is")
+    parser.add_argument("checkpoint", type=Path, metavar="IN", help="folder of accelerate, .safetensors, .bin or .pt")
+    parser.add_argument("out", type=Path, metavar="OUT", help="weights, .safetensors")
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="which of two sets of weights (default: ema, else raw; the authors' super-resolution script reads raw)",
+    )
+    parser.add_argument(
+        "--up-order",
+        choices=("A", "B"),
+        default="B",
+        help="where the up path upsamples: B late, as the authors sample; A early, as they train (default %(default)s)",
+    )
 
 
 def _add_assemble(verbs: Verbs) -> None:
@@ -66,8 +91,10 @@ def _add_generate(verbs: Verbs) -> None:
     parser.add_argument("--volumes-root", type=Path, help="folder whose */SUBJECT/ hold volume.nii.gz to fix")
     parser.add_argument("--seed", type=int, help="0 or more; with --text (default: the sampling seed)")
     parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale, 1 is none")
-    parser.add_argument("--steps-low-res", type=int, metavar="N", help="DDIM steps at low resolution, 1..1000")
-    parser.add_argument("--steps-super-res", type=int, metavar="N", help="DDIM steps at super-resolution, 1..1000")
+    parser.add_argument("--solver", choices=("ddim", "dpmpp_2m"), help="dpmpp_2m: second order, for fewer steps")
+    parser.add_argument("--steps-low-res", type=int, metavar="N", help="solver steps at low resolution, 1..1000")
+    parser.add_argument("--steps-super-res", type=int, metavar="N", help="solver steps at super-resolution, 1..1000")
+    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="volumes at a time, or auto")
     parser.add_argument(
         "--fix",
         action="append",
@@ -77,12 +104,22 @@ def _add_generate(verbs: Verbs) -> None:
     )
 
 
+def _batch_size(value: str) -> int | str:
+    return value if value == "auto" else int(value)
+
+
 def _train(args: argparse.Namespace) -> None:
     from medsyn.config import ModelStage, load_stage
     from medsyn.training.stages import train_denoiser
 
     stage = load_stage(ModelStage, args.config)
     train_denoiser(stage, args.store, args.embeddings, args.state, args.out)
+
+
+def _import_checkpoint(args: argparse.Namespace) -> None:
+    from medsyn.models.medsyn_checkpoint import import_medsyn
+
+    import_medsyn(args.checkpoint, args.stage, args.out, weights=args.weights, up_order=args.up_order)
 
 
 def _assemble(args: argparse.Namespace) -> None:
@@ -105,7 +142,9 @@ def _generate(args: argparse.Namespace) -> None:
     sampling = sampling_with(
         args.weights,
         args.config,
+        solver=args.solver,
         guidance_scale=args.guidance,
+        batch_size=args.batch_size,
         num_steps_low_res=args.steps_low_res,
         num_steps_super_res=args.steps_super_res,
     )

@@ -36,8 +36,8 @@ def _phantom(args: argparse.Namespace) -> None:
     elif args.count is None:
         raise InputError("give --count N, the number of subjects, or --config FILE")
     else:
-        if args.count < 1 or (args.size is not None and args.size < 16):
-            raise InputError("--count must be at least 1 and --size at least 16")
+        if args.count < 1 or (args.size is not None and args.size < 16) or (args.seed or 0) < 0:
+            raise InputError("--count must be at least 1, --size at least 16 and --seed at least 0")
         config = PhantomConfig(
             num_subjects=args.count,
             num_text_only_reports=args.count,

@@ -65,15 +65,14 @@ def _add_prompts(verbs: Verbs) -> None:
         _prompts,
         summary="Write the prompts of one evaluation as a table that `generate --prompts` reads.",
         example="medsyn prompts --set pairs --cohort results/cohort/cohort.csv --reports results/cohort/reports.csv"
-        " --config results/config/evaluation.json --out results/prompts/pairs.csv",
+        " --config results/config/prompts.json --out results/prompts/pairs.csv",
     )
     parser.add_argument("--set", required=True, choices=PROMPT_SETS, dest="prompt_set", help="which evaluation")
     parser.add_argument("--cohort", required=True, type=Path, help="cohort.csv")
     parser.add_argument("--reports", required=True, type=Path, help="reports.csv")
-    parser.add_argument("--config", required=True, type=Path, help="results/config/evaluation.json")
+    parser.add_argument("--config", required=True, type=Path, help="results/config/prompts.json")
+    parser.add_argument("--masks", type=Path, nargs="+", help="segmented shards: others are never fixed")
     parser.add_argument("--out", required=True, type=Path, help="CSV")
-    parser.add_argument("--drop-severity", action="store_true", help="report_pairs: leave out small, severe, ...")
-    parser.add_argument("--drop-side", action="store_true", help="report_pairs: leave out left, right, bilateral")
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -102,18 +101,12 @@ def _label(args: argparse.Namespace) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> None:
-    from medsyn.config import EvaluationConfig, load_stage
+    from medsyn.config import PromptsStage, load_stage
     from medsyn.progress import log
+    from medsyn.stages.shards import accepted
     from medsyn.text.prompts import write_prompts
 
-    config = load_stage(EvaluationConfig, args.config)
-    count = write_prompts(
-        args.prompt_set,
-        args.cohort,
-        args.reports,
-        config,
-        args.out,
-        keep_severity=not args.drop_severity,
-        keep_side=not args.drop_side,
-    )
+    config = load_stage(PromptsStage, args.config)
+    segmented = {name for folder in args.masks for name in accepted(folder)} if args.masks else None
+    count = write_prompts(args.prompt_set, args.cohort, args.reports, config, args.out, segmented)
     log.info("wrote %d prompts: %s", count, args.out)

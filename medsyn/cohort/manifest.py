@@ -1,7 +1,8 @@
 """The cohort manifest: who is in, which split and shard, where files lie.
 
 A user writes CSV files with subject_id, image, findings, impression (optionally split, patient_id, report_id, labels,
-and paths of masks he already has: lobes, airway, vessels; `truth` names a phantom's truth.json). Paths in them are
+paths of masks he already has: lobes, airway, vessels; what an image file does not say itself: `medsyn.reading`; `truth`
+names a phantom's truth.json). Paths in them are
 relative to the CSV. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of the
 patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv and
 reports.csv; `load_cohort` reads cohort.csv back.
@@ -19,12 +20,13 @@ from pathlib import Path
 from medsyn.config import CohortConfig
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
+from medsyn.reading import READING_COLUMNS, parse_reading
 from medsyn.volume import STRUCTURES
 
 REQUIRED = ("subject_id", "image", "findings", "impression")
-COLUMNS = (*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth")
+COLUMNS = (*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS)
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
-REPORT_COLUMNS = ("report_id", "findings", "impression", "split")
+REPORT_COLUMNS = ("report_id", "patient_id", "findings", "impression", "split")
 SPLITS = ("train", "validation")
 EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disease."'
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -32,7 +34,9 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Subject:
-    """One row of cohort.csv; `masks` holds the paths of masks that came with the image, `labels` is free text."""
+    """One row of cohort.csv; `masks` holds the paths of masks that came with the image, `labels` is free text,
+    `reading` what the image's file does not say (READING_COLUMNS).
+    """
 
     subject_id: str
     image: str
@@ -45,12 +49,13 @@ class Subject:
     shard: int = 0
     masks: dict[str, str] = field(default_factory=dict)
     truth: str = ""
+    reading: dict[str, str] = field(default_factory=dict)
 
     def row(self) -> dict[str, object]:
         """The subject as a row of cohort.csv."""
         values = asdict(self)
-        masks = values.pop("masks")
-        return values | {name: masks.get(name, "") for name in STRUCTURES}
+        given = values.pop("masks") | values.pop("reading")
+        return values | {name: given.get(name, "") for name in (*STRUCTURES, *READING_COLUMNS)}
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
             split=splits[row["patient_id"]],
             shard=index * config.num_shards // len(accepted),
             masks={name: row[name] for name in STRUCTURES if row[name]},
+            reading={name: row[name] for name in READING_COLUMNS if row[name]},
         )
         for index, row in enumerate(accepted)
     ]
@@ -129,9 +135,9 @@ def load_cohort(path: str | Path, shard: int | None = None) -> list[Subject]:
             raise InputError(f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is no number; write it anew")
         if shard is not None and int(row["shard"]) != shard:
             continue
-        plain = {name: row[name] for name in COLUMNS if name not in STRUCTURES and name != "shard"}
-        masks = {name: row[name] for name in STRUCTURES if row[name]}
-        subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks))
+        plain = {name: row[name] for name in COLUMNS if name not in (*STRUCTURES, *READING_COLUMNS, "shard")}
+        masks, reading = ({name: row[name] for name in names if row[name]} for names in (STRUCTURES, READING_COLUMNS))
+        subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks, reading=reading))
     return subjects
 
 
@@ -180,6 +186,10 @@ def _fault(row: dict[str, str], seen: set[str], texts: dict[str, tuple[str, str]
         return f"split '{row['split']}' is none of {', '.join(SPLITS)}"
     if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:
         return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
+    try:
+        parse_reading(row, subject_id)
+    except InputError as error:
+        return str(error)
     if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):
         return f"report_id {row['report_id']} is already used by another report"
     return None
@@ -191,12 +201,13 @@ def _collect_reports(
     """One row per report: those of subjects with their split, then those without an image as text_only."""
     reports: dict[str, dict[str, str]] = {}
     for subject in subjects:
-        row = {"report_id": subject.report_id, "findings": subject.findings, "impression": subject.impression}
+        row = {name: getattr(subject, name) for name in REPORT_COLUMNS[:4]}
         known = reports.setdefault(subject.report_id, row | {"split": subject.split})
         if subject.split == "validation":
             known["split"] = "validation"
-    for number, raw in enumerate(read_csv(path, REPORT_COLUMNS[:3]) if path else [], 1):
-        row = {name: raw[name].strip() for name in REPORT_COLUMNS[:3]}
+    for number, raw in enumerate(read_csv(path, ("report_id", "findings", "impression")) if path else [], 1):
+        row = {name: (raw.get(name) or "").strip() for name in REPORT_COLUMNS[:4]}
+        row["patient_id"] = row["patient_id"] or row["report_id"]
         report_id = row["report_id"] or f"row {number}"
         if not row["report_id"] or row["report_id"] in reports:
             reason = "duplicate report_id" if row["report_id"] else "no report_id"

@@ -12,31 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from medsyn.ct.reading import read_ct, slice_faults
+from medsyn.ct.air import air_is_off, measure_air
+from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, Lungs, segment_lungs
 from medsyn.orientation import orientation_code, reorient
+from medsyn.reading import Reading
 from medsyn.volume import Volume
 
 PADDING_HU = (-3024.0, -2048.0, -2000.0)
 """Values that scanners and archives write outside the reconstruction circle."""
 COARSEST_MM = 10.0
+MOST_OBLIQUE_DEGREES = 35.0
 MINIMUM_VOXELS = 16
 MINIMUM_EXTENT_MM = 100.0
 MINIMUM_LUNGS_ML, MINIMUM_WITHOUT_AIRWAY_ML = 200.0, 700.0
 """Both lungs together: adults hold 2 to 7 litres; compressed by effusions less. Without a trachea, more."""
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
+def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
     """Facts and verdict on one file; what cannot be read is `rejected` with that reason; no file: InputError."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        volume = read_ct(path)
+        volume, faults = read_scan(path, reading)
     except InputError as error:
         return {"path": str(path), "verdict": "rejected", "reasons": [str(error)]}
-    faults = slice_faults(path) if path.is_dir() else []
     return {"path": str(path)} | describe(volume, faults)
 
 
@@ -51,6 +53,7 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
         "orientation": orientation_code(volume),
         "hu_min": float(volume.array.min()) if finite else None,
         "hu_max": float(volume.array.max()) if finite else None,
+        "air_hu": measure_air(volume.array) if finite else None,
         "verdict": "rejected" if reasons else "ok",
         "reasons": reasons,
     }
@@ -66,7 +69,7 @@ def judge(volume: Volume) -> tuple[list[str], Lungs | None]:
     """Reasons to refuse a volume (none: it is a chest CT in HU), and its lungs in model orientation if it came that
     far.
     """
-    reasons = _grid_faults(volume) + value_faults(volume.array)
+    reasons = _grid_faults(volume) + (value_faults(volume.array) or _air_faults(volume.array))
     if reasons:
         return reasons, None
     model = reorient(volume)
@@ -88,7 +91,20 @@ def _grid_faults(volume: Volume) -> list[str]:
             f"too small: {min(extent):.0f} mm along one axis, a chest needs {MINIMUM_EXTENT_MM:.0f} mm;"
             " is the spacing right?"
         )
+    tilt = _oblique_degrees(volume)
+    if tilt > MOST_OBLIQUE_DEGREES:
+        reasons.append(f"not axial: the axes are turned by {tilt:.0f} degrees against the patient's")
+    steps = np.sort(volume.spacing_mm)
+    body_axis = np.argmax(np.abs(np.array(volume.direction).reshape(3, 3)[2]))  # x, y or z index along the body
+    if steps[2] > 1.5 * steps[1] and int(np.argmax(volume.spacing_mm)) != 2 - body_axis:
+        reasons.append("not axial: the slices, the coarse axis, do not follow each other along the body")
     return reasons
+
+
+def _oblique_degrees(volume: Volume) -> float:
+    """Largest angle between an axis of the grid and the patient's axis nearest to it."""
+    cosines = np.abs(np.array(volume.direction).reshape(3, 3)).max(0)
+    return float(np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))))
 
 
 def value_faults(array: np.ndarray) -> list[str]:
@@ -115,6 +131,14 @@ def value_faults(array: np.ndarray) -> list[str]:
     if high < 100:
         return [f"not HU: nothing is above {high:g}, bone should be above 300"]
     return []
+
+
+def _air_faults(array: np.ndarray) -> list[str]:
+    """Reasons from the air around the patient: a scanner's drift is small, another slope or intercept is not."""
+    air = air_is_off(array)
+    if air is None:
+        return []
+    return [f"not HU: the air lies at {air:.0f}, it should be near -1000 (a wrong slope or intercept?)"]
 
 
 def lung_faults(lungs: Lungs, volume: Volume) -> list[str]:

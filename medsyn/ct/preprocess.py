@@ -1,10 +1,12 @@
 """One CT onto the model's grid: orientation, alignment on the lungs, one resampling, HU kept.
 
 The model's grid is `size` voxels over `field_of_view_mm` (paper: 256^3 over 292 x 316 x 316 mm), centred on the origin
-of model space. `transform` maps points of model space to the scanner's space (ITK's resampling direction); with
-alignment `lung_centre` it moves the middle of the lungs' bounding box to the grid's middle. The source is read and
-interpolated once (linear, -1024 HU outside); a source finer than the grid is first smoothed so that its detail does not
-alias. A source that lies on the model's grid already is kept voxel for voxel.
+of model space. `transform` maps points of model space to the scanner's space (ITK's resampling direction). Alignment
+`lung_centre` moves the middle of the lungs' bounding box to the grid's middle; `atlas` registers the lungs to an atlas
+(`medsyn.ct.register`, affine) and falls back to `lung_centre`, with the reason in qc.json, where that fails.
+Orientation and alignment are one transform: the source is interpolated once (linear, -1024 HU outside); a source finer
+than the grid is first smoothed so that its detail does not alias. With `lung_centre` or `none`, a source that lies on
+the model's grid already is kept voxel for voxel.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from medsyn.config import PreprocessConfig
+from medsyn.ct.air import calibrate_air
+from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import judge
+from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
 from medsyn.masks.lungs import Lungs
 from medsyn.orientation import orientation_code, reorient
@@ -54,10 +59,14 @@ def preprocess(
     if reasons or lungs is None:
         raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
     model = reorient(source)
-    on_grid = _lies_on_grid(model, config)
-    centre = _centre_mm(model, lungs) if config.alignment == "lung_centre" and not on_grid else _middle_mm(model)
-    transform = sitk.TranslationTransform(3, [float(c) for c in centre])
+    on_grid = config.alignment != "atlas" and _lies_on_grid(model, config)
+    alignment = _align(model, lungs, config, on_grid)
+    transform = alignment.transform
     spacing, origin = model_grid(config)
+    air: dict[str, float | None] = {}
+    if config.calibrate_air:
+        array, air = calibrate_air(model.array)
+        model = model.with_array(array)
     if on_grid:
         volume = Volume(_int16(model.array), spacing, origin)
     else:
@@ -66,8 +75,34 @@ def preprocess(
     given = {}
     for structure, mask in (masks or {}).items():
         given[structure] = _given_mask(mask, source, transform, config, on_grid, f"{name}: mask {structure}")
-    qc = _quality(source, model, lungs, volume, centre, on_grid, config)
+    qc = _quality(source, model, lungs, volume, transform, on_grid, config) | alignment.qc | air
     return Preprocessed(volume, transform, given, qc)
+
+
+@dataclass(frozen=True)
+class _Alignment:
+    """transform: model space to scanner; qc: what was done and how well."""
+
+    transform: sitk.Transform
+    qc: dict[str, Any]
+
+
+def _align(model: Volume, lungs: Lungs, config: PreprocessConfig, on_grid: bool) -> _Alignment:
+    """Where the model's grid lies in the scanner's space, as `config.alignment` wants it."""
+    centred = config.alignment != "none" and not on_grid
+    centre = _centre_mm(model, lungs) if centred else _middle_mm(model)
+    translation = sitk.TranslationTransform(3, [float(c) for c in centre])
+    if config.alignment != "atlas":
+        return _Alignment(translation, {"alignment_used": config.alignment})
+    found = register(lungs.mask, model, load_atlas(config.atlas), centre)
+    used = "lung_centre" if found.faults else "atlas"
+    qc = {
+        "alignment_used": used,
+        "atlas_dice": round(found.dice_before if found.faults else found.dice, 4),
+        "atlas_dice_centred": round(found.dice_before, 4),
+        "registration_faults": found.faults,
+    }
+    return _Alignment(translation if found.faults else found.transform, qc)
 
 
 def _lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
@@ -150,15 +185,16 @@ def _quality(
     model: Volume,
     lungs: Lungs,
     volume: Volume,
-    centre: np.ndarray,
+    transform: sitk.Transform,
     on_grid: bool,
     config: PreprocessConfig,
 ) -> dict[str, Any]:
-    """Facts for qc.json."""
+    """Facts for qc.json; volume_scale is the factor by which a structure's volume changes from scanner to model."""
     half = [extent / 2 for extent in reversed(config.field_of_view_mm)]
     index = np.argwhere(lungs.mask[::2, ::2, ::2])[:, ::-1] * 2 * np.array(model.spacing_mm[::-1])
-    points = index @ np.array(model.direction).reshape(3, 3).T + np.array(model.origin_mm) - centre
-    covered = float((np.abs(points) <= np.array(half)).all(1).mean())
+    matrix, offset = affine_of(transform)
+    points = index @ np.array(model.direction).reshape(3, 3).T + np.array(model.origin_mm) - offset
+    covered = float((np.abs(points @ np.linalg.inv(matrix).T) <= np.array(half)).all(1).mean())
     edges = {
         "inferior": bool(lungs.mask[0].any()),
         "superior": bool(lungs.mask[-1].any()),
@@ -169,8 +205,10 @@ def _quality(
         "spacing_mm": [round(s, 6) for s in volume.spacing_mm],
         "already_on_grid": on_grid,
         "alignment": config.alignment,
-        "model_to_scanner_translation_mm": [round(float(c), 4) for c in centre],
-        "centre_shift_mm": [round(float(c), 4) for c in centre - _middle_mm(model)],
+        "model_to_scanner_matrix": [round(float(m), 6) for m in matrix.ravel()],
+        "model_to_scanner_translation_mm": [round(float(c), 4) for c in offset],
+        "centre_shift_mm": [round(float(c), 4) for c in offset - _middle_mm(model)],
+        "volume_scale": round(float(1 / np.linalg.det(matrix)), 4),
         "lung_volume_ml": round(float(lungs.mask.sum()) * model.voxel_mm3 / 1000, 1),
         "lung_fraction_in_grid": round(covered, 4),
         "lungs_cut_by_scan": edges,

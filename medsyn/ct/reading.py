@@ -1,30 +1,80 @@
-"""A CT from disk, whatever its format: NIfTI, MetaImage, NRRD, or a folder of DICOM slices.
+"""A CT from disk, whatever its format: NIfTI, MetaImage, NRRD, npz, or a folder of DICOM slices.
 
-Gives a `Volume`: array (D, H, W) in the file's own orientation, true spacing, origin and direction. DICOM through
-SimpleITK's GDCM, which applies RescaleSlope and RescaleIntercept. A folder with several series gives the one with the
-most slices.
+Gives a `Volume`: array (D, H, W) in the file's own orientation, true spacing, origin and direction. What a file does
+not say itself comes with it as `medsyn.reading.Reading`: which DICOM series (else `medsyn.ct.dicom` chooses), the
+spacing and orientation of an npz array, a rescale slope and intercept that were left out of the file. The last are
+applied only where the values show that they have not been applied yet.
 """
 
 from __future__ import annotations
 
 import gzip
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+from numpy.typing import NDArray
 
+from medsyn.ct.arrays import orient_by_anatomy, with_code
+from medsyn.ct.dicom import read_series
 from medsyn.errors import InputError
-from medsyn.volume import Volume, from_sitk, read_volume
+from medsyn.reading import Reading
+from medsyn.volume import Volume, read_volume
 
-TILT_TAG = "0018|1120"
-SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
+SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".npz")
+AIR_BAND_HU, SOFT_BAND_HU = (-1100.0, -850.0), (-150.0, 150.0)
+"""Where air, and fat with soft tissue, lie on the scale of Hounsfield: every chest CT holds much of both."""
+MINIMUM_SHARE = 0.02
 
 
-def read_ct(path: str | Path) -> Volume:
+def read_ct(path: str | Path, reading: Reading | None = None) -> Volume:
     """Read one CT; a file of no known format, a damaged one or a folder without a series is an InputError."""
-    path = Path(path)
+    return read_scan(path, reading)[0]
+
+
+def read_scan(path: str | Path, reading: Reading | None = None) -> tuple[Volume, list[str]]:
+    """The same with the reasons, found while reading, not to trust its geometry."""
+    path, reading = Path(path), reading or Reading()
+    faults: list[str] = []
     if path.is_dir():
-        return read_dicom_folder(path)
+        volume, faults = read_series(path, reading.series)
+    elif path.name.lower().endswith(".npz"):
+        volume = _read_npz(path, reading)
+    else:
+        volume = _read_file(path)
+    if reading.spacing_mm is not None:
+        volume = Volume(volume.array, reading.spacing_mm, volume.origin_mm, volume.direction)
+    if reading.slope is not None or reading.intercept is not None:
+        array, _ = rescale_once(volume.array, 1.0 if reading.slope is None else reading.slope, reading.intercept or 0.0)
+        volume = volume.with_array(array)
+    if path.name.lower().endswith(".npz") and reading.orientation == "auto":
+        volume = orient_by_anatomy(volume, str(path))
+    return volume, faults
+
+
+def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArray, bool]:
+    """HU and whether slope and intercept were applied: only if the values fit the scale of Hounsfield better with them.
+
+    How well values fit is the smaller of two shares of the voxels, in AIR_BAND_HU and in SOFT_BAND_HU. Both count: an
+    intercept of -1024 applied once too often puts soft tissue where air belongs, and nothing where soft tissue does.
+    Where neither reading fits, nothing is applied (inspection then refuses the values).
+    """
+    sample = values[:: max(1, values.shape[0] // 64), ::2, ::2].astype(np.float32)
+    as_is, rescaled = _fit(sample), _fit(slope * sample + intercept)
+    if rescaled <= as_is or rescaled < MINIMUM_SHARE:
+        return values, False
+    whole = float(slope).is_integer() and float(intercept).is_integer() and values.dtype.kind in "iu"
+    kind = np.int32 if whole else np.float32
+    return values.astype(kind) * kind(slope) + kind(intercept), True
+
+
+def _fit(hu: NDArray) -> float:
+    """The smaller of the shares of air and of soft tissue."""
+    return min(float(((hu >= low) & (hu <= high)).mean()) for low, high in (AIR_BAND_HU, SOFT_BAND_HU))
+
+
+def _read_file(path: Path) -> Volume:
     if path.exists() and not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: not a format read here; give {', '.join(SUFFIXES)} or a folder of DICOM slices")
     volume = read_volume(path)
@@ -33,6 +83,25 @@ def read_ct(path: str | Path) -> Volume:
         if count:
             raise InputError(f"{path}: {count} voxels are NaN or infinite; write the file again from its source")
     return volume
+
+
+def _read_npz(path: Path, reading: Reading) -> Volume:
+    """The one 3-D array of an .npz file, (D, H, W); its spacing must come with it."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if reading.spacing_mm is None:
+        raise InputError(f"{path}: npz arrays carry no spacing; give spacing_mm 'z y x' (manifest or --spacing-mm)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read, the file is damaged or no npz ({error}); copy it again") from None
+    volumes = [array for array in arrays.values() if array.ndim == 3 and array.dtype.kind in "iuf"]
+    if len(volumes) != 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise InputError(f"{path}: expected one 3-D array of numbers, found {shapes or 'nothing'}")
+    array = volumes[0].astype(np.float32) if volumes[0].dtype == np.float16 else volumes[0]
+    return with_code(Volume(array, reading.spacing_mm), "LPS" if reading.orientation == "auto" else reading.orientation)
 
 
 def nifti_non_finite(path: Path) -> int:
@@ -53,67 +122,3 @@ def nifti_non_finite(path: Path) -> int:
             values = np.frombuffer(block[: len(block) // int(kind[1]) * int(kind[1])], order + kind)
             count += int(values.size - np.isfinite(values).sum())
     return count
-
-
-def read_dicom_folder(folder: str | Path) -> Volume:
-    """Read the series with the most slices (first by identifier among equals) of a DICOM folder."""
-    files = largest_series(folder)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{folder}: its DICOM series cannot be read ({reason}); export it again") from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{folder}: its DICOM series is no 3-D grey-level volume; give an axial CT series")
-    return from_sitk(image)
-
-
-def largest_series(folder: str | Path) -> list[str]:
-    """Files, in slice order, of the series with the most slices in `folder` (not below it)."""
-    series = {
-        name: list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name))
-        for name in sorted(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
-    }
-    if not any(series.values()):
-        raise InputError(f"{folder}: no DICOM series in this folder; name the folder that holds the slices")
-    return max(series.values(), key=len)
-
-
-def slice_faults(folder: str | Path) -> list[str]:
-    """Reasons, from the slices' own positions, not to trust a DICOM folder's geometry: gaps, doubles, tilt, no axial
-    slices.
-    """
-    positions, normals = [], []
-    tilt = 0.0
-    for name in largest_series(folder):
-        header = sitk.ImageFileReader()
-        header.SetFileName(name)
-        header.LoadPrivateTagsOff()
-        header.ReadImageInformation()
-        direction = np.array(header.GetDirection()).reshape(-1, 3)[:3]
-        normals.append(direction[:, 2])
-        positions.append(np.array(header.GetOrigin()[:3]))
-        if header.HasMetaDataKey(TILT_TAG):
-            tilt = max(tilt, abs(float(header.GetMetaData(TILT_TAG) or 0)))
-    if len(positions) < 3:
-        return [f"{len(positions)} slices in the series"]
-    normal = normals[0]
-    steps = np.diff([position @ normal for position in positions])
-    usual = float(np.median(np.abs(steps)))
-    faults = []
-    if (np.abs(steps) < 0.1 * usual).any():
-        faults.append("duplicate slices: two lie at the same position")
-    gaps = np.abs(steps) > 1.5 * usual
-    if gaps.any():
-        faults.append(
-            f"missing slices: {int(gaps.sum())} gaps, up to {np.abs(steps).max():.1f} mm where {usual:.1f} mm is usual"
-        )
-    if abs(normal[2]) < 0.8:
-        faults.append("not axial: the slices' normal does not run along the body")
-    shift = np.diff(np.array(positions), axis=0)
-    across = np.linalg.norm(shift - np.outer(shift @ normal, normal), axis=1).max()
-    if across > 0.1 * max(usual, 1.0) or tilt > 1.0:
-        faults.append("gantry tilt: slices are shifted against each other; resample the series to a straight grid")
-    return faults

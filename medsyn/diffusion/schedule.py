@@ -28,6 +28,18 @@ def alpha_bar_at(t: float) -> float:
     return float(alpha_bar(torch.tensor(t, dtype=torch.float64)))
 
 
+def half_log_snr(t: float) -> float:
+    """lambda(t) = log(sqrt(alpha_bar(t) / (1 - alpha_bar(t)))), which falls as t rises."""
+    alpha = alpha_bar_at(t)
+    return 0.5 * math.log(alpha / (1 - alpha))
+
+
+def time_of_half_log_snr(value: float) -> float:
+    """The t in [0, 1] of a lambda within the schedule's range: the inverse of `half_log_snr`."""
+    t = math.atan(math.exp(-value)) / (math.pi / 2) * (1 + _OFFSET) - _OFFSET  # lambda = log cot(angle)
+    return min(max(t, 0.0), 1.0)
+
+
 def add_noise(x0: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
     """x_t for clean x0 and noise epsilon [B, C, D, H, W] at times t [B]."""
     alpha = alpha_bar(t.to(x0.dtype))[:, None, None, None, None]

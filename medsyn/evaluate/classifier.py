@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medsyn.config import AugmentationConfig, AugmentationStage
 from medsyn.errors import InputError
-from medsyn.evaluate.features import fit, scores_of
+from medsyn.evaluate.features import fit, num_batches, scores_of
 from medsyn.evaluate.inputs import labels_of, list_volumes, read_labels, read_prompts, split_prompt_type
 from medsyn.evaluate.statistics import accuracy_and_f1
 from medsyn.files import read_csv, write_csv
@@ -78,7 +78,7 @@ def cross_validate(
     rows = []
     for fold, test in enumerate(folds):
         train = np.setdiff1d(np.arange(len(real)), test)
-        num_epochs_volumes = config.num_epochs * (len(train) + len(synthetic))
+        num_steps = config.num_epochs * num_batches(len(train) + len(synthetic), config.batch_size)
         for method, extra in (("baseline", synthetic[:0]), ("augmented", synthetic)):
             x = np.concatenate([real[train], extra])
             y = np.concatenate([real_labels[train], synthetic_labels[: len(extra)]])
@@ -89,7 +89,7 @@ def cross_validate(
                 x,
                 torch.from_numpy(y.astype(np.float32))[:, None],
                 window_hu=window_hu,
-                num_epochs=max(1, round(num_epochs_volumes / len(x))),
+                num_steps=num_steps,
                 batch_size=batch_size,
                 learning_rate=config.learning_rate,
                 seed=config.seed + fold,

@@ -156,19 +156,24 @@ def _read_equal(files: Sequence[Path]) -> Iterator[NDArray]:
         yield array
 
 
+def num_batches(count: int, batch_size: int) -> int:
+    """Whole batches in `count` samples, at least one."""
+    return max(1, count // batch_size)
+
+
 def fit(
     model: nn.Module,
     volumes: Rows,
     labels: Tensor,
     *,
     window_hu: tuple[float, float],
-    num_epochs: int,
+    num_steps: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
     what: str,
 ) -> float:
-    """Train `model` (B, 1, D, H, W) -> (B, L) with weighted cross-entropy; the loss of the last epoch.
+    """Train `model` (B, 1, D, H, W) -> (B, L) with weighted cross-entropy; the mean loss of the last epoch.
 
     volumes: (n, D, H, W) in HU, may be a memory map; labels: (n, L) 0/1. AdamW with a linear warm-up and cosine decay;
     the order of the volumes comes from `seed`, so on a CPU with a fixed number of threads two runs are identical.
@@ -177,9 +182,8 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     num_positive = labels.sum(dim=0)
     weight = ((len(labels) - num_positive) / num_positive.clamp(min=1)).clamp(max=20).to(device)
-    steps_per_epoch = max(1, len(labels) // batch_size)
+    steps_per_epoch = num_batches(len(labels), batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    num_steps = num_epochs * steps_per_epoch
     num_warmup = max(1, num_steps // 5)
 
     def rate(step: int) -> float:
@@ -189,24 +193,23 @@ def fit(
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     _channels_last(model).train()
-    mean_loss = float("nan")
-    for _ in track(range(num_epochs), what=what):
-        order = torch.randperm(len(labels), generator=generator)
-        losses = []
-        for step in range(steps_per_epoch):
-            index = order[step * batch_size : (step + 1) * batch_size]
-            logits = model(_batch(volumes[index.numpy()], window_hu, device))
-            target = labels[index].to(device)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-            scheduler.step()
-            losses.append(float(loss.detach()))
-        mean_loss = float(np.mean(losses))
+    losses: list[float] = []
+    for number in track(range(num_steps), what=what):
+        step = number % steps_per_epoch
+        if step == 0:
+            order = torch.randperm(len(labels), generator=generator)
+        index = order[step * batch_size : (step + 1) * batch_size]
+        logits = model(_batch(volumes[index.numpy()], window_hu, device))
+        target = labels[index].to(device)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        scheduler.step()
+        losses.append(float(loss.detach()))
     model.eval()
-    return mean_loss
+    return float(np.mean(losses[-steps_per_epoch:]))
 
 
 def scores_of(
@@ -285,7 +288,7 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
         _Stores(parts, chosen["train"]),
         torch.from_numpy(matrix[:, usable]),
         window_hu=stage.window_hu,
-        num_epochs=config.num_epochs,
+        num_steps=config.num_epochs * num_batches(len(matrix), config.batch_size),
         batch_size=min(config.batch_size, len(matrix)),
         learning_rate=config.learning_rate,
         seed=config.seed,

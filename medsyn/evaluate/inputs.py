@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medsyn.errors import InputError
 from medsyn.evaluate.measures import MEASURES
 from medsyn.files import read_csv
+from medsyn.volume import STRUCTURES
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 WITH, WITHOUT = ("positive", "with"), ("negative", "without")
@@ -43,7 +44,9 @@ def list_volumes(folders: Iterable[str | Path]) -> dict[str, Path]:
             raise InputError(f"{folder}: no such folder of volumes")
         entries = [(path.parent.name, path) for path in folder.glob("*/volume.nii.gz")]
         if not entries:
-            entries = [(_stem(path), path) for path in folder.iterdir() if path.name.endswith(SUFFIXES)]
+            files = [(_stem(path), path) for path in folder.iterdir() if path.name.endswith(SUFFIXES)]
+            masks = {f"{stem}_{structure}" for stem, _ in files for structure in STRUCTURES}  # as `generate` names them
+            entries = [(stem, path) for stem, path in files if stem not in masks]
         for identity, path in entries:
             if identity in found:
                 raise InputError(f"{path}: '{identity}' is also in {found[identity].parent}; give every id once")

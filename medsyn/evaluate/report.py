@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: what was run, on whom, how training went, Tables I to VII, Figures 3 to 6.
 
-Reads the results folder (see docs) and embeds every picture; a part that is absent is named as absent, so the page can
+Reads the results folder and embeds every picture; a part that is absent is named as absent, so the page can
 also be written for an unfinished run. Values of the paper stand beside the run's own, marked as such.
 """
 

@@ -1,4 +1,4 @@
-"""The airway's lumen by region growing from the trachea with leak control (segmentation_tools.md, section 5).
+"""The airway's lumen by region growing from the trachea with leak control.
 
 Takes HU (D, H, W) in model orientation and spacing in millimetres. Seed: the round dark blob near the midline that
 continues through the slices of the upper part of the volume. Growth: the threshold rises in steps of 10 HU and the last

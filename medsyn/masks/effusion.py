@@ -4,7 +4,7 @@ Fluid lies some 30 to 40 HU below muscle. The scan is smoothed, so that noise no
 with the muscle of its own back, so that a bias of the whole scan matters less. What remains after an opening are pools
 of fluid and things that look like it: the stomach (below the lungs or away from the back), fatty muscle (apart from the
 lungs or high up), the edges of consolidations (uneven) and of the heart (anterior). Takes arrays (D, H, W) in model
-orientation. Checked on phantoms only: no real scan with an effusion was at hand.
+orientation. Checked on phantoms only, not on real effusions.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Lungs by thresholds, for any chest CT in model orientation (segmentation_tools.md, section 5, with its failure modes
-in mind).
+"""Lungs by thresholds, for any chest CT in model orientation.
 
 Takes HU (D, H, W) = (z inferior to superior, y posterior to anterior, x patient's right to left) and spacing in
 millimetres. Air below -400 HU that does not reach the in-plane border of its axial slice (the 2-D rule: a padded slice

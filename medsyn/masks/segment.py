@@ -25,6 +25,7 @@ from medsyn.orientation import orientation_code, reorient
 from medsyn.volume import STRUCTURES, Volume
 
 GIVEN = "given"
+MAX_LABEL = 5  # five lobes
 
 
 @dataclass(frozen=True)
@@ -97,4 +98,6 @@ def _on_grid(mask: Volume, target: Volume, name: str) -> Volume:
     """A given mask as uint8 on the grid of `target`; another grid is an InputError."""
     if mask.array.shape != target.array.shape:
         raise InputError(f"{name}: its grid {mask.array.shape} is not the CT's {target.array.shape}; resample it first")
+    if mask.array.min() < 0 or mask.array.max() > MAX_LABEL:
+        raise InputError(f"{name}: labels run from {mask.array.min()} to {mask.array.max()}, not 0 to {MAX_LABEL}")
     return target.with_array(mask.array.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Pulmonary vessels inside the lungs by thresholds (segmentation_tools.md, section 5).
+"""Pulmonary vessels inside the lungs by thresholds.
 
 Takes HU (D, H, W), lung and airway masks and spacing in millimetres. On fine grids a vessel is what exceeds -500 HU
 away from the pleura and the airway's wall; on coarse ones a vessel fills only part of a voxel, so the threshold falls

@@ -1,4 +1,4 @@
-"""Building blocks of the denoiser (section 1 of the network facts in docs): tensors are [B, C, D, H, W].
+"""Building blocks of the denoiser (facts: the authors' release): tensors are [B, C, D, H, W].
 
 D counts axial slices, H and W lie in the slice. Convolutions are "same"; nothing mixes or resamples the depth D except
 the 3x3x3 blocks. Heads of every attention are 32 wide. All modules accept any memory format; channels-last-3d inputs
@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 import platform
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+Network = TypeVar("Network", bound=nn.Module)
 HEAD_DIM = 32
+KeysValues = tuple[Tensor, Tensor]  # of a cross-attention, [B, heads, n, 32] each
+_SMALL_GRID = 16**3  # voxels
 _ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
@@ -42,15 +47,26 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.weight, self.bias)
+
+    def first_part(self, x: Tensor) -> Tensor:
+        """The share of the first x.shape[1] input channels, bias included."""
+        return self._convolve(x, self.weight[:, : x.shape[1]], self.bias)
+
+    def last_part(self, x: Tensor) -> Tensor:
+        """The share of the last x.shape[1] input channels, without the bias."""
+        return self._convolve(x, self.weight[:, -x.shape[1] :], None)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last_3d):
-            return super().forward(x)
+            return self._conv_forward(x, weight, bias)
         if _ONEDNN and _plain_cpu(x):
             ones, padding = (1, 1, 1), [k // 2 for k in self.kernel_size]
-            return torch.mkldnn_convolution(x, self.weight, self.bias, padding, ones, ones, 1)
+            return torch.mkldnn_convolution(x, weight, bias, padding, ones, ones, 1)
         if self.kernel_size[0] > 1:
-            return super().forward(x)
+            return self._conv_forward(x, weight, bias)
         slices = x.transpose(1, 2).flatten(0, 1)  # [B, C, D, H, W] -> [B * D, C, H, W], a view
-        out = F.conv2d(slices, self.weight[:, :, 0], self.bias, padding=self.padding[1:])
+        out = F.conv2d(slices, weight[:, :, 0], bias, padding=self.padding[1:])
         return out.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
@@ -63,10 +79,14 @@ class ConvUnit(nn.Module):
         self.proj = Conv3d(dim_in, dim_out, kernel, padding=padding)  # type: ignore[arg-type]
         self.norm = nn.GroupNorm(num_groups, dim_out)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """x [B, Cin, D, H, W]; scale, shift [B, Cout]: SiLU(norm(conv(x)) * (1 + scale) + shift)."""
-        x = self.proj(x)
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
+    ) -> Tensor:
+        """x [B, Cin, D, H, W]; scale, shift [B or 1, Cout]: SiLU(norm(conv(x)) * (1 + scale) + shift)."""
+        x = self.proj(x) if skip is None else _joint(self.proj, x, skip)
         if _plain_cpu(x) and x.is_contiguous(memory_format=torch.channels_last_3d):
+            if x[0, 0].numel() <= _SMALL_GRID:
+                return F.silu(_small_group_norm(x, self.norm, scale, shift), inplace=True)
             x = _group_norm_(x, self.norm, scale, shift)
         else:
             x = self._normalise(x)
@@ -82,7 +102,13 @@ class ConvUnit(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two ConvUnits and a residual; the time enters the first unit. kernel (1,3,3) is the 2D kind, (3,3,3) the 3D."""
+    """Two ConvUnits and a residual; the time enters the first unit. kernel (1,3,3) is the 2D kind, (3,3,3) the 3D.
+
+    With `activation_checkpointing` (Chen et al. 2016) training keeps only the input and computes the rest again in the
+    backward pass: the same gradients in less memory.
+    """
+
+    activation_checkpointing = False
 
     def __init__(
         self, dim_in: int, dim_out: int, kernel: tuple[int, int, int], num_groups: int, time_dim: int | None
@@ -93,15 +119,36 @@ class ResBlock(nn.Module):
         self.block2 = ConvUnit(dim_out, dim_out, kernel, num_groups)
         self.res_conv = Conv3d(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x [B, Cin, D, H, W], time [B, T] -> [B, Cout, D, H, W]."""
+    def forward(self, x: Tensor, time: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        """x [B, C, D, H, W], time [B or 1, T], skip [b, Cin - C, D, H, W] -> [B, Cout, D, H, W].
+
+        The block sees skip below x on the channels. b may be B / n: the skip of n equal batches, whose share of the
+        convolutions is then computed once.
+        """
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self._blocks, x, time, skip, use_reentrant=False, preserve_rng_state=False)
+            return result
+        return self._blocks(x, time, skip)
+
+    def _blocks(self, x: Tensor, time: Tensor | None, skip: Tensor | None) -> Tensor:
+        if skip is not None and (len(skip) == len(x) or isinstance(self.res_conv, nn.Identity)):
+            x, skip = torch.cat([x, repeated(skip, len(x) // len(skip))], dim=1), None
         if self.mlp is None:
-            hidden = self.block1(x)
+            hidden = self.block1(x, skip=skip)
         else:
             scale, shift = self.mlp(time).chunk(2, dim=1)
-            hidden = self.block1(x, scale, shift)
-        hidden, residual = self.block2(hidden), self.res_conv(x)
+            hidden = self.block1(x, scale, shift, skip)
+        hidden = self.block2(hidden)
+        residual = self.res_conv(x) if skip is None else _joint(self.res_conv, x, skip)  # type: ignore[arg-type]
         return hidden + residual if torch.is_grad_enabled() else hidden.add_(residual)
+
+
+def set_activation_checkpointing(network: Network, enabled: bool) -> Network:
+    """The same network, with or without activation checkpointing in each of its ResBlocks."""
+    for module in network.modules():
+        if isinstance(module, ResBlock):
+            module.activation_checkpointing = enabled
+    return network
 
 
 class ChannelNorm(nn.Module):
@@ -146,13 +193,17 @@ class TextCrossAttention(nn.Module):
         self.to_kv = nn.Linear(cond_dim, 2 * inner, bias=False)
         self.to_out = nn.Conv2d(inner, dim, 1)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x [B, C, D, H, W], text [B, n, cond_dim] -> x + attention(norm(x), text)."""
+    def keys_values(self, text: Tensor) -> KeysValues:
+        """Keys and values of text [B, n, cond_dim]; they do not depend on the volume, so one pair serves all steps."""
+        k, v = self.to_kv(text).chunk(2, dim=-1)
+        return _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
+
+    def forward(self, x: Tensor, text: KeysValues) -> Tensor:
+        """x [B, C, D, H, W], text: `keys_values` -> x + attention(norm(x), text)."""
         batch, _, depth, height, width = x.shape
         tokens = self.norm(x.permute(0, 2, 3, 4, 1).reshape(batch, depth * height * width, -1))
         q = _split_heads(F.linear(tokens, self.to_q.weight.flatten(1)), self.num_heads)
-        k, v = (_split_heads(part, self.num_heads) for part in self.to_kv(text).chunk(2, dim=-1))
-        joined = _join_heads(F.scaled_dot_product_attention(q, k, v))
+        joined = _join_heads(F.scaled_dot_product_attention(q, *text))
         out = F.linear(joined, self.to_out.weight.flatten(1), self.to_out.bias)
         return x + out.reshape(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
@@ -167,13 +218,26 @@ def upsample(dim: int) -> nn.ConvTranspose3d:
     return nn.ConvTranspose3d(dim, dim, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
 
 
+def repeated(x: Tensor, count: int) -> Tensor:
+    """count copies of a batch, one after the other, in the memory layout of x."""
+    return x if count == 1 else torch.cat([x] * count)
+
+
+def _joint(conv: Conv3d, x: Tensor, skip: Tensor) -> Tensor:
+    """conv of x [n b, C, D, H, W] above skip [b, C', D, H, W], which serves each of the n batches."""
+    out = conv.first_part(x)
+    out.unflatten(0, (-1, len(skip))).add_(conv.last_part(skip))
+    return out
+
+
 def _plain_cpu(x: Tensor) -> bool:
-    """Whether x is a float32 CPU tensor outside autograd and autocast: inference, where work in place is allowed."""
+    """Whether x is a float32 CPU tensor outside autograd, autocast and compiler: inference that may work in place."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 
@@ -194,6 +258,19 @@ def _group_norm_(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Ten
     if scale is not None and shift is not None:
         gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
     return torch.addcmul(_per_channel(offset.float()), x, _per_channel(gain.float()), out=x)
+
+
+def _small_group_norm(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """The same by PyTorch's channels-last kernel, for few voxels, where it is exact to 1e-5 and several times faster.
+
+    One scale for the whole batch joins the norm's own.
+    """
+    if scale is None or shift is None:
+        return norm(x)
+    if len(scale) > 1:
+        return torch.addcmul(_per_channel(shift), norm(x), _per_channel(1 + scale))
+    gain, offset = norm.weight * (1 + scale[0]), torch.addcmul(shift[0], norm.bias, 1 + scale[0])
+    return F.group_norm(x, norm.num_groups, gain, offset, norm.eps)
 
 
 def _per_channel(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names of the authors' state dicts <-> names of medsyn.models.unet.UNet (facts: key tables of the release).
+"""Names of the authors' state dicts <-> names of medsyn.models.unet.UNet (facts: the state dicts of their release).
 
 The two released networks hold the same modules under different names: the low-resolution one has list slots 0-3 and
 four numbered bottom blocks whose self-attention matrices are one shared pair stored under every number; the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from medsyn.config import UNetConfig
@@ -19,6 +20,7 @@ from medsyn.models.unet import UNet
 
 _LEVEL = re.compile(r"(downs|ups)\.(\d+)\.(first|second|solid|resample)\.(.+)")
 _BOTTOM = re.compile(r"bottom\.(\d+)\.(norm|cross_attention|solid)\.(.+)")
+_SHARED_QKV = re.compile(r"mid_spatial_attn\d*\.fn\.fn\.fn\.to_qkv\.weight")
 _SLOTS = {
     True: {"first": "0", "second": "1", "solid": "2", "resample": "3"},  # with text: low resolution
     False: {"first": "0", "second": "1", "solid": "4", "resample": "5"},  # super-resolution
@@ -44,19 +46,22 @@ def from_medsyn_keys(state: Mapping[str, Tensor], network: UNet, source: str = "
     """The authors' state dict under our names, for `network`; missing, extra or misshapen tensors are InputErrors.
 
     Prefixes `module.` and `denoise_fn.` are removed; when any name carries the latter, all others (stale schedule
-    buffers of older releases) are ignored.
+    buffers of older releases) are ignored. Of the names of a shared tensor one is enough: safetensors keeps only one.
     """
     theirs = strip_prefixes(state)
     wanted = network.state_dict()
     result: dict[str, Tensor] = {}
     for own, several in medsyn_names(wanted, network.config.num_bottom_blocks).items():
-        for name in several:
-            if name not in theirs:
-                raise InputError(f"{source}: tensor {name} is missing; not a checkpoint of this network")
-            if theirs[name].shape != wanted[own].shape:
-                found, shape = tuple(theirs[name].shape), tuple(wanted[own].shape)
-                raise InputError(f"{source}: tensor {name} has shape {found}, the network wants {shape}")
-            result.setdefault(own, theirs.pop(name))
+        found = [name for name in several if name in theirs]
+        if not found:
+            raise InputError(f"{source}: tensor {several[0]} is missing; not a checkpoint of this network")
+        for name in found:
+            value = theirs.pop(name)
+            if value.shape != wanted[own].shape:
+                shapes = tuple(value.shape), tuple(wanted[own].shape)
+                raise InputError(f"{source}: tensor {name} has shape {shapes[0]}, the network wants {shapes[1]}")
+            if result.setdefault(own, value) is not value and not torch.equal(result[own], value):
+                raise InputError(f"{source}: tensors {found[0]} and {name} differ, in this network they are one")
     if theirs:
         raise InputError(f"{source}: unknown tensor {min(theirs)}; not a checkpoint of this network")
     return result
@@ -79,11 +84,13 @@ def read_shape(state: Mapping[str, Tensor], up_order: str, source: str = "checkp
         dim, inputs, kernel = first.shape[0], first.shape[1], first.shape[2]
         num_levels = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("downs."))
         mults = tuple(state[f"downs.{i}.1.block1.norm.weight"].numel() // dim for i in range(num_levels))
-        attention = "mid_spatial_attn1" if text else "mid_spatial_attn"
-        num_heads = state[f"{attention}.fn.fn.fn.to_qkv.weight"].shape[0] // (3 * HEAD_DIM)
+        attention = next((name for name in state if _SHARED_QKV.fullmatch(name)), "mid_spatial_attn*.to_qkv.weight")
+        num_heads = state[attention].shape[0] // (3 * HEAD_DIM)
         channels = state["final_conv.1.weight" if text else "final_conv0.1.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{source}: not a checkpoint of the authors' networks ({error} not found)") from None
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{source}: not a checkpoint of the authors' networks ({type(error).__name__}: {error})"
+        ) from None
     num_bottom_blocks = sum(re.fullmatch(r"mid_spatial_attn\d*\.fn\.norm\.gamma", name) is not None for name in state)
     config = UNetConfig(
         dim=dim,

@@ -16,6 +16,7 @@ variance-preserving schedule), `add_condition` makes it predict the difference f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -26,16 +27,38 @@ from medsyn.diffusion.schedule import TAU_PER_T, alpha_bar
 from medsyn.models.blocks import (
     ChannelNorm,
     Conv3d,
+    KeysValues,
     ResBlock,
     SpatialAttention,
     TextCrossAttention,
     TimeEmbedding,
     downsample,
+    repeated,
     upsample,
 )
 
 FLAT = (1, 3, 3)
 SOLID = (3, 3, 3)
+
+TextKeys = tuple[KeysValues, ...]  # one pair for each bottom block
+
+
+@dataclass(frozen=True)
+class PreparedCondition:
+    """A condition [B, C, D, H, W] with its share of the first convolution, which all steps of a volume reuse."""
+
+    volume: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What the network knows before it reads the text: the state at the bottom, time, skips, first features."""
+
+    bottom: Tensor
+    time: Tensor
+    skips: list[Tensor]
+    first: Tensor
 
 
 class Level(nn.Module):
@@ -55,7 +78,7 @@ class Level(nn.Module):
 
     def up(self, x: Tensor, skip: Tensor, time: Tensor, order: str) -> Tensor:
         """Order A upsamples early (the authors' training scripts), B late (their inference scripts)."""
-        x = self.first(torch.cat([x, skip], dim=1), time)
+        x = self.first(x, time, skip)
         if order == "A":
             return self.solid(self.second(self.resample(x), time), time)
         return self.resample(self.solid(self.second(x, time), time))
@@ -70,10 +93,10 @@ class BottomBlock(nn.Module):
         self.cross_attention = TextCrossAttention(dim, cond_dim, config.num_heads) if cond_dim else None
         self.solid = ResBlock(dim, dim, SOLID, config.num_groups, time_dim)
 
-    def forward(self, x: Tensor, time: Tensor, attention: SpatialAttention, text: Tensor | None) -> Tensor:
-        x = attention(x, self.norm)
-        if self.cross_attention is not None and text is not None:
-            x = self.cross_attention(x, text)
+    def forward(self, x: Tensor, time: Tensor, keys: KeysValues | None) -> Tensor:
+        """What follows the self-attention, which the U-Net calls because its matrices are shared."""
+        if self.cross_attention is not None and keys is not None:
+            x = self.cross_attention(x, keys)
         return self.solid(x, time)
 
 
@@ -159,36 +182,79 @@ class UNet(nn.Module):
         self,
         x: Tensor,
         tau: Tensor,
-        text: Tensor | None = None,
+        text: Tensor | TextKeys | None = None,
         drop_text: Tensor | None = None,
-        condition: Tensor | None = None,
+        condition: Tensor | PreparedCondition | None = None,
+        guidance_scale: float | None = None,
+        one_batch: bool = True,
     ) -> Tensor:
-        """Predict x0 [B, C, D, H, W]. Samples with drop_text [B] (bool), or all if text is None, see the null text."""
+        """Predict x0 [B, C, D, H, W]. Samples with drop_text [B] (bool), or all if text is None, see the null text.
+
+        For drawing: tau may be [1] (the same for all samples), text the result of `text_keys`, condition that of
+        `prepare_condition`. With a guidance_scale w, text holds the keys of 2 B samples, first with text and then
+        null, and the result is x0_null + w (x0_text - x0_null); what precedes the text is computed once, the rest as
+        one batch of 2 B or, to save memory, as two batches of B.
+        """
         if (condition is not None) != bool(self.condition_channels):
             raise ValueError(f"this network takes {self.condition_channels} condition channels")
-        known = condition if self.config.add_condition else None
-        return self._join(x, tau, known, self._network(x, tau, self._tokens(x.shape[0], text, drop_text), condition))
+        keys = text if isinstance(text, tuple) else self.text_keys(self._tokens(len(x), text, drop_text))
+        trunk = self._read(x, tau, condition)
+        if guidance_scale is None:
+            output = self._write(trunk, keys)
+        else:
+            if one_batch:
+                with_text, null = self._write(trunk, keys, copies=2).chunk(2)
+            else:
+                halves = [tuple((k[part], v[part]) for k, v in keys) for part in (slice(len(x)), slice(len(x), None))]
+                with_text, null = self._write(trunk, halves[0], keep=True), self._write(trunk, halves[1])
+            output = null + guidance_scale * (with_text - null)
+        volume = condition.volume if isinstance(condition, PreparedCondition) else condition
+        return self._join(x, tau, volume if self.config.add_condition else None, output)
 
-    def _network(self, x: Tensor, tau: Tensor, tokens: Tensor | None, condition: Tensor | None) -> Tensor:
-        """The U-Net proper."""
-        if condition is not None:
-            x = torch.cat([condition, x], dim=1)
+    def text_keys(self, text: Tensor | None) -> TextKeys:
+        """Keys and values of text [B, num_tokens, cond_dim] for `forward`; empty without text modules."""
+        if text is None:
+            return ()
+        return tuple(block.cross_attention.keys_values(text) for block in self.bottom)  # type: ignore[operator, union-attr]
+
+    def prepare_condition(self, condition: Tensor) -> PreparedCondition:
+        """What `forward` needs of a condition [B, condition_channels, D, H, W]."""
+        return PreparedCondition(condition, self.init_conv.first_part(self._patches(condition)))
+
+    def _patches(self, x: Tensor) -> Tensor:
         x = to_patches(x, self.config.patch_size)
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last_3d)
+        return x.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else x
+
+    def _read(self, x: Tensor, tau: Tensor, condition: Tensor | PreparedCondition | None) -> Trunk:
+        """The down path and the bottom as far as the first self-attention."""
         time = self.time_mlp(tau)
-        x = self.init_conv(x)
+        if isinstance(condition, PreparedCondition):
+            x = self.init_conv.last_part(self._patches(x)) + condition.features
+        else:
+            x = self.init_conv(self._patches(x if condition is None else torch.cat([condition, x], dim=1)))
         first, skips = x, []
         for level in self.downs:
             x, skip = level.down(x, time)  # type: ignore[operator]
             skips.append(skip)
-        x = self.bottom_in(x, time)
-        for block in self.bottom:
-            x = block(x, time, self.attention, tokens)
+        x = self.attention(self.bottom_in(x, time), self.bottom[0].norm)
+        return Trunk(x, time, skips, first)
+
+    def _write(self, trunk: Trunk, keys: TextKeys, copies: int = 1, keep: bool = False) -> Tensor:
+        """The rest of the bottom and the up path for `copies` batches that differ in their text only.
+
+        The skips are dropped as they are read, which lowers the peak of memory, unless `keep`.
+        """
+        skips = list(trunk.skips) if keep else trunk.skips
+        x = repeated(trunk.bottom, copies)
+        time = trunk.time if len(trunk.time) == 1 else repeated(trunk.time, copies)
+        for i, block in enumerate(self.bottom):
+            if i > 0:
+                x = self.attention(x, block.norm)
+            x = block(x, time, keys[i] if keys else None)
         x = self.bottom_out(x, time)
         for level in self.ups:
             x = level.up(x, skips.pop(), time, self.config.up_order)  # type: ignore[operator]
-        x = self.to_volume(self.head(torch.cat([x, first], dim=1)))
+        x = self.to_volume(self.head(x, skip=trunk.first))
         return from_patches(x, self.config.patch_size)
 
     def _join(self, x: Tensor, tau: Tensor, known: Tensor | None, output: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ the run.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,8 @@ from medsyn.progress import log, track
 
 INDEX_COLUMNS = ("subject_id", "status", "reason")
 VOLUME = "volume.nii.gz"
+SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
+"""What a bad file may raise; a full disk (ENOSPC) is nobody's fault and stops the run."""
 
 
 def run_shard(
@@ -31,7 +34,9 @@ def run_shard(
         target.mkdir()
         try:
             work(name, target)
-        except (InputError, RuntimeError) as error:
+        except SUBJECT_FAULTS as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
             shutil.rmtree(target)
             reason = " ".join(str(error).split())
             log.warning("%s: subject %s rejected: %s", what, name, reason)

@@ -21,7 +21,7 @@ from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import atomic_dir, read_json, write_csv, write_json
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.stages.shards import VOLUME, accepted
+from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 
 MEASURE_COLUMNS = ("subject_id", *MEASURES, "reason")
@@ -38,7 +38,7 @@ def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, 
             f"{volumes}: subject {min(unknown)} is not in the cohort; give the cohort.csv it was made from"
         )
     if not chosen:
-        raise InputError(f"{volumes}: no subject left to store; see {volumes / 'index.csv'} and {masks / 'index.csv'}")
+        log.warning("%s: no subject to store; see %s and %s", volumes, volumes / "index.csv", masks / "index.csv")
     with atomic_dir(out) as folder:
         write_store(chosen, volumes, masks, folder, config)
 
@@ -80,7 +80,7 @@ def measure_shard(volumes: Path, masks: Path | None, out: Path) -> None:
             result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None)
             row |= {key: None if value is None else round(value, 4) for key, value in result.values.items()}
             row["reason"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(result.reasons.items()))
-        except (InputError, RuntimeError) as error:
+        except SUBJECT_FAULTS as error:
             row["reason"] = " ".join(str(error).split())
             log.warning("measure: subject %s: %s", name, row["reason"])
         rows.append(row)
@@ -123,12 +123,15 @@ def dice(a: np.ndarray, b: np.ndarray) -> float | None:
 def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
     """Dice values of one subject, the truth brought to the masks' grid by nearest neighbour."""
     record = masks / "segment.json"
-    shift = read_json(record).get("model_to_scanner_translation_mm", [0.0, 0.0, 0.0]) if record.exists() else [0.0] * 3
+    facts = read_json(record) if record.exists() else {}
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(facts.get("model_to_scanner_matrix", np.eye(3).ravel().tolist()))
+    transform.SetTranslation(facts.get("model_to_scanner_translation_mm", [0.0, 0.0, 0.0]))
     found, true = {}, {}
     for name in STRUCTURES:
         mask = read_volume(masks / f"{name}.nii.gz")
         found[name] = mask.array
-        true[name] = _on_grid(read_volume(truth / f"{name}.nii.gz"), mask, shift)
+        true[name] = _on_grid(read_volume(truth / f"{name}.nii.gz"), mask, transform)
     scores = {"lung": dice(found["lobes"] > 0, true["lobes"] > 0)}
     for label, lobe in enumerate(LOBE_NAMES, 1):
         scores[lobe] = dice(found["lobes"] == label, true["lobes"] == label)
@@ -139,7 +142,6 @@ def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
     return scores
 
 
-def _on_grid(truth: Volume, mask: Volume, shift_mm: Sequence[float]) -> np.ndarray:
-    transform = sitk.TranslationTransform(3, [float(s) for s in shift_mm])
+def _on_grid(truth: Volume, mask: Volume, transform: sitk.Transform) -> np.ndarray:
     image = sitk.Resample(to_sitk(truth), to_sitk(mask), transform, sitk.sitkNearestNeighbor, 0.0)
     return np.asarray(sitk.GetArrayFromImage(image))

@@ -13,11 +13,13 @@ from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, PreprocessConfig
 from medsyn.ct.preprocess import preprocess
 from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
-from medsyn.ct.reading import read_ct
+from medsyn.ct.reading import read_ct, read_scan
+from medsyn.errors import InputError
 from medsyn.files import atomic_dir, atomic_path, read_json, sha256, write_json
 from medsyn.masks.segment import check_tools, segment
 from medsyn.orientation import reorient
 from medsyn.provenance import provenance
+from medsyn.reading import Reading, parse_reading
 from medsyn.stages.shards import VOLUME, accepted, check_rejects, run_shard
 from medsyn.volume import STRUCTURES, Volume, read_volume, write_volume
 
@@ -25,21 +27,26 @@ CONTACT_SHEET_SUBJECTS = 64
 
 
 def preprocess_one(
-    path: str | Path, out: Path, config: PreprocessConfig, masks: Mapping[str, str | Path] | None = None
+    path: str | Path,
+    out: Path,
+    config: PreprocessConfig,
+    masks: Mapping[str, str | Path] | None = None,
+    reading: Reading | None = None,
 ) -> Volume:
     """Write volume.nii.gz, transform.tfm, qc.json, preview.png (and given_*.nii.gz) of one CT into folder `out`."""
-    result = preprocess(
-        read_ct(path), config, {name: read_volume(mask) for name, mask in (masks or {}).items()}, str(path)
-    )
+    source, faults = read_scan(path, reading)
+    if faults:
+        raise InputError(f"{path}: rejected, {'; '.join(faults)}")
+    result = preprocess(source, config, {name: read_volume(mask) for name, mask in (masks or {}).items()}, str(path))
     write_volume(out / VOLUME, result.volume)
     with atomic_path(out / "transform.tfm") as temporary:
         sitk.WriteTransform(result.transform, str(temporary))
     for name, mask in result.given.items():
         write_volume(out / f"given_{name}.nii.gz", mask)
-    source = {"image": Path(path).name, "sha256": sha256(path) if Path(path).is_file() else None}
+    facts = {"image": Path(path).name, "sha256": sha256(path) if Path(path).is_file() else None}
     write_json(
         out / "qc.json",
-        result.qc | {"given_masks": sorted(result.given), "provenance": provenance(config, input=source)},
+        result.qc | {"given_masks": sorted(result.given), "provenance": provenance(config, input=facts)},
     )
     write_png(out / "preview.png", three_views(result.volume))
     return result.volume
@@ -52,7 +59,7 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
 
     def work(name: str, target: Path) -> None:
         subject = by_name[name]
-        volume = preprocess_one(subject.image, target, config, subject.masks)
+        volume = preprocess_one(subject.image, target, config, subject.masks, parse_reading(subject.reading))
         if len(pictures) < CONTACT_SHEET_SUBJECTS:
             pictures.append(coronal_view(volume))
 
@@ -79,7 +86,9 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
     record: dict[str, object] = {"structures": masks.record, "provenance": provenance(config)}
     qc = path.parent / "qc.json"
     if path.name == VOLUME and qc.exists():
-        record["model_to_scanner_translation_mm"] = read_json(qc)["model_to_scanner_translation_mm"]
+        facts = read_json(qc)
+        names = ("model_to_scanner_matrix", "model_to_scanner_translation_mm")
+        record |= {name: facts[name] for name in names if name in facts}
     write_json(out / "segment.json", record)
     painted = combine({name: reorient(label).array for name, label in masks.labels.items()})
     write_png(out / "preview.png", three_views(reorient(volume), painted))

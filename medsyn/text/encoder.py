@@ -1,7 +1,7 @@
 """The frozen text encoder: texts in, last hidden states of the first tokens out.
 
 The authors tokenise to a fixed length, let BERT attend to real tokens only, and keep the last hidden layer of the first
-positions including those of the padding (specification, Section 6). With `mask_padding` the padding's states are zero
+positions including those of the padding (as in the authors' code). With `mask_padding` the padding's states are zero
 instead. A state depends on its text alone: padding is never attended to, and the padded length is fixed by the
 text's own length, so neither the batch nor its other texts matter (equal within 1e-5 on one device).
 """

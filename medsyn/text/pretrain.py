@@ -39,7 +39,8 @@ from medsyn.text.encoder import SETTINGS_FILE
 from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Special, Texts, cut
 from medsyn.text.tokenizer import TokenIds, load_tokenizer, token_ids, train_tokenizer
-from medsyn.training.loop import Task, to_device, train
+from medsyn.training.loop import Task, train
+from medsyn.training.processes import to_device
 
 CURVE_COLUMNS = ("epoch", "step", "train_loss", "mlm_perplexity", "unigram_perplexity", "pairing_accuracy")
 _EMA_DECAY = 0.98

@@ -4,7 +4,7 @@ Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS
 - `reports` (Table I): reports of the validation split;
 - `pairs` and `effusion_pairs` (Tables II to IV and VII): a prompt and its reversal with the same seeds;
 - `report_pairs`: the same with sentences of the validation reports, reversed by rules, after the paper's own examples;
-- `augmentation` (Table VI): reports that the labeler calls positive or negative;
+- `augmentation` (Table VI): training reports that the labeler calls positive or negative;
 - `segmentation` (Table V): the image is fixed, once with its report and once without;
 - `controlled` (Figure 6): one structure is fixed, seeds vary.
 
@@ -14,14 +14,14 @@ A row's seed follows from the evaluation's seed and what the row is for, so a la
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsyn.config import EvaluationConfig
+from medsyn.config import PromptsStage
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
 from medsyn.progress import log
@@ -41,16 +41,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sources:
-    """What prompts are made of: settings, reports, and the validation subjects as rows of cohort.csv.
+    """What prompts are made of: settings, reports, and the validation subjects as rows of cohort.csv."""
 
-    keep_severity, keep_side: whether the sentences of `report_pairs` say how much and on which side.
-    """
-
-    config: EvaluationConfig
+    config: PromptsStage
     reports: Sequence[ReportRow]
     subjects: Sequence[Mapping[str, str]]
-    keep_severity: bool = True
-    keep_side: bool = True
 
     def seed(self, *parts: object) -> int:
         """A seed in [0, 2^31) for the row that `parts` name."""
@@ -76,15 +71,15 @@ def write_prompts(
     name: str,
     cohort: str | Path,
     reports: str | Path,
-    config: EvaluationConfig,
+    config: PromptsStage,
     out: str | Path,
-    *,
-    keep_severity: bool = True,
-    keep_side: bool = True,
+    segmented: Set[str] | None = None,
 ) -> int:
-    """Write prompt set `name` to `out`; returns the number of rows."""
-    sources = replace(read_sources(cohort, reports, config), keep_severity=keep_severity, keep_side=keep_side)
-    rows = build_prompts(name, sources)
+    """Write prompt set `name` to `out`; returns the number of rows.
+
+    segmented: subjects that have masks; others cannot be fixed in a prompt (None: all of the cohort).
+    """
+    rows = build_prompts(name, read_sources(cohort, reports, config, segmented))
     if not rows:
         raise InputError(f"{reports}: nothing in it can serve as a prompt of set '{name}'")
     write_csv(out, [dict.fromkeys(COLUMNS, "") | row for row in rows], COLUMNS)
@@ -96,10 +91,14 @@ def build_prompts(name: str, sources: Sources) -> list[Row]:
     return SETS[name](sources)
 
 
-def read_sources(cohort: str | Path, reports: str | Path, config: EvaluationConfig) -> Sources:
+def read_sources(
+    cohort: str | Path, reports: str | Path, config: PromptsStage, segmented: Set[str] | None = None
+) -> Sources:
     """Read both tables; the validation split must not be empty."""
     rows = read_csv(cohort, ("subject_id", "findings", "impression", "split"))
     subjects = [row for row in rows if row["split"] == "validation"]
+    if segmented is not None:
+        subjects = [row for row in subjects if row["subject_id"] in segmented]
     table = read_reports(reports)
     if not subjects or not of_split(table, "validation"):
         source = reports if subjects else cohort
@@ -140,10 +139,8 @@ def _report_pairs(sources: Sources) -> list[Row]:
     """Sentences in turn until every finding has `num_per_prompt` volumes a side; a pair shares its seed."""
     texts = [(report.report_id, report.text("report")) for report in of_split(sources.reports, "validation")]
     pairs: dict[str, list[Pair]] = {}
-    for pair in (
-        *paper_pairs(),
-        *report_pairs(texts, keep_severity=sources.keep_severity, keep_side=sources.keep_side),
-    ):
+    keep = {"keep_severity": sources.config.pairs_keep_severity, "keep_side": sources.config.pairs_keep_side}
+    for pair in (*paper_pairs(), *report_pairs(texts, **keep)):
         pairs.setdefault(pair.finding, []).append(pair)
     rows: list[Row] = []
     for finding, found in pairs.items():
@@ -156,31 +153,23 @@ def _report_pairs(sources: Sources) -> list[Row]:
 
 
 def _augmentation(sources: Sources) -> list[Row]:
-    """Reports per finding and label from the validation split, from the training split where it has none."""
-    settings, labeler = sources.config.augmentation, default_labeler()
-    unknown = [finding for finding in settings.findings if finding not in labeler.findings]
+    """Reports per finding and label from the training split: the classifiers are tested on validation subjects."""
+    settings, labeler = sources.config, default_labeler()
+    unknown = [finding for finding in settings.augmentation_findings if finding not in labeler.findings]
     if unknown:
         raise InputError(
             f"evaluation.augmentation.findings: the labeler knows no '{unknown[0]}';"
             f" it knows {', '.join(labeler.findings)}"
         )
-    labelled = {
-        split: [(report, labeler.label(report.text("report"))) for report in of_split(sources.reports, split)]
-        for split in ("validation", "train")
-    }
+    labelled = [(report, labeler.label(report.text("report"))) for report in of_split(sources.reports, "train")]
     rows: list[Row] = []
-    for finding in settings.findings:
+    for finding in settings.augmentation_findings:
         for side, label in (("positive", 1), ("negative", 0)):
-            pools = {
-                split: [report for report, labels in pairs if labels[finding] == label]
-                for split, pairs in labelled.items()
-            }
-            split = "validation" if pools["validation"] else "train"
-            if split == "train":
-                log.warning("augmentation: no validation report is %s for %s, train is used", side, finding)
+            pool = [report for report, labels in labelled if labels[finding] == label]
             kind = f"{finding}/{side}"
-            count = settings.num_reports_per_class if pools[split] else 0
-            for number, report in enumerate(sources.draw(pools[split], count, kind)):
+            if not pool:
+                log.warning("augmentation: no training report is %s for %s", side, finding)
+            for number, report in enumerate(sources.draw(pool, settings.num_reports_per_class if pool else 0, kind)):
                 name = f"{finding}_{side}_{number:03d}"
                 rows.append(sources.row(name, kind, report, sources.seed("augmentation", name)))
     return rows

@@ -24,11 +24,20 @@ _KEPT = 2
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write step_<step> under `folder` and remove all but the newest two."""
-    with atomic_dir(folder / f"step_{step:08d}") as temporary:
+    with atomic_dir(folder / f"step_{step:08d}", replace=True) as temporary:
         torch.save(dict(tensors), temporary / "tensors.pt")
         write_json(temporary / "facts.json", {"step": step, **facts})
     for old in _checkpoints(folder)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def drop_checkpoints(folder: Path, from_step: int) -> int | None:
+    """Remove the checkpoints of step `from_step` and later; the newest step that is left, if any."""
+    steps = {int(path.name.removeprefix("step_")): path for path in _checkpoints(folder)}
+    for step, path in steps.items():
+        if step >= from_step:
+            shutil.rmtree(path, ignore_errors=True)
+    return max((step for step in steps if step < from_step), default=None)
 
 
 def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -8,18 +8,15 @@ command ends with the same bits on a CPU, and the processes of a distributed run
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
@@ -27,11 +24,20 @@ from medsyn.errors import InputError
 from medsyn.files import write_csv
 from medsyn.memory import keep_freed_memory
 from medsyn.progress import log, track
-from medsyn.training.checkpoint import cpu_copy, load_checkpoint, save_checkpoint
+from medsyn.training.checkpoint import cpu_copy, drop_checkpoints, load_checkpoint, save_checkpoint
+from medsyn.training.cost import peak_memory_gib
 from medsyn.training.ema import Ema
+from medsyn.training.events import Events
+from medsyn.training.processes import any_process, make_accelerator, sigterm_event, synchronise, to_device
+from medsyn.training.watch import FACTOR, NUM_STEPS, LossWatch
 
-METRIC_COLUMNS = ("step", "loss", "loss_ema", "grad_norm", "learning_rate", "samples_per_second")
-_LOSS_SMOOTHING = 0.98
+METRIC_COLUMNS = (
+    *("step", "loss", "loss_ema", "grad_norm", "learning_rate", "samples_per_second"),
+    *("peak_memory_gib", "tflops_per_second", "flop_utilisation"),
+)
+"""Of the main process: loss and norm are means over the steps since the last row, memory and rates as they are now."""
+NO_EFFECT = ("checkpoint_every", "log_every", "preview_every", "tensorboard", "peak_tflops", "activation_checkpointing")
+"""Settings of TrainConfig that the weights do not depend on: a run may be resumed with others."""
 _FLUSH_EVERY = 10  # steps between looks at the loss on the device
 
 Batch = Any
@@ -43,7 +49,8 @@ class Task:
 
     build() makes the network (its weights come from torch's generator, which the loop seeds for it); batch(step, slots)
     the samples `slots` of optimiser step `step` (0-based); loss(network, batch) a scalar, the mean over the samples;
-    identity is everything besides the TrainConfig that the result depends on.
+    identity is everything besides the TrainConfig that the result depends on. preview(network, step) draws what the
+    averaged weights make after a step; flops() counts the operations of one sample, forward and backward.
     """
 
     name: str
@@ -51,6 +58,8 @@ class Task:
     batch: Callable[[int, Sequence[int]], Batch]
     loss: Callable[[nn.Module, Batch], Tensor]
     identity: Mapping[str, Any] = field(default_factory=dict)
+    preview: Callable[[nn.Module, int], None] | None = None
+    flops: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,25 +73,24 @@ class Trained:
 
 
 class DivergedError(InputError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number, or has exploded (medsyn.training.watch)."""
 
 
 def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     """Train, or continue from the newest checkpoint in `state`.
 
-    Raises InputError for a state of another run, DivergedError for a non-finite loss (the last checkpoint is kept) and
-    SystemExit(143) after writing a checkpoint when SIGTERM arrives.
+    Raises InputError for a state of another run, DivergedError for a non-finite or exploded loss (the last good
+    checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives.
     """
     keep_freed_memory()
-    AcceleratorState._reset_state()
-    precision = {"fp32": "no"}.get(config.precision, config.precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(config.precision)
     run = _Run(task, config, state, accelerator)
     run.resume()
-    with _sigterm() as stop:
+    run.start()
+    with sigterm_event() as stop:
         for step in track(range(run.step, config.num_steps), what=task.name, total=config.num_steps, initial=run.step):
             run.optimise(step)
-            if _any_process(accelerator, stop.is_set()):
+            if any_process(accelerator, stop.is_set()):
                 run.save()
                 log.warning("%s: stopped by SIGTERM at step %d of %d", task.name, run.step, config.num_steps)
                 raise SystemExit(143)
@@ -113,6 +121,8 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             network = task.build()
+        if config.compile:
+            network.compile()  # in place: names and values of the weights stay
         self.bare = network
         self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
         optimizer = torch.optim.AdamW(
@@ -123,7 +133,9 @@ class _Run:
             self.ema.average[name] = value.to(accelerator.device)
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
-        self.loss_ema: float | None = None
+        self.watch = LossWatch()
+        self.flops: int | None = None
+        self.events: Events | None = None
         self.pending: list[tuple[Tensor, Tensor]] = []
         self.window: list[tuple[float, float]] = []
         self.started = (time.monotonic(), 0)
@@ -145,12 +157,19 @@ class _Run:
         self.optimizer.load_state_dict(tensors["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(tensors["scaler"])
-        self.step, self.metrics, self.loss_ema = facts["step"], facts["metrics"], facts["loss_ema"]
+        self.step, self.metrics, self.watch = facts["step"], facts["metrics"], LossWatch(**facts["watch"])
         self.window = [(loss, norm) for loss, norm in facts["window"]]
-        self.started = self.logged = (time.monotonic(), self.step)
         log.info(
             "%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.state
         )
+
+    def start(self) -> None:
+        """Get ready for the first step: count the work of a sample, open the event files, start the clocks."""
+        if self.accelerator.is_main_process and self.step < self.config.num_steps:
+            self.flops = None if self.task.flops is None else self.task.flops()
+            if self.config.tensorboard:
+                self.events = Events(self.state / "tensorboard", self.step + 1)
+        self.started = self.logged = (time.monotonic(), self.step)
 
     def optimise(self, step: int) -> None:
         """One optimiser step over batch_size samples, then log and checkpoint when they are due."""
@@ -164,7 +183,7 @@ class _Run:
         for micro in range(num_micro):
             first = micro * stride + accelerator.process_index * self.micro
             batch = to_device(self.task.batch(step, range(first, first + self.micro)), accelerator.device)
-            with _synchronise(accelerator, self.network, last=micro == num_micro - 1):
+            with synchronise(accelerator, self.network, last=micro == num_micro - 1):
                 with accelerator.autocast():
                     loss = self.task.loss(self.network, batch)
                 accelerator.backward(loss / num_micro)
@@ -181,8 +200,21 @@ class _Run:
             self._flush()
         if logs:
             self._log(rate)
-        if due and self.step < config.num_steps:
+        if self.step == config.num_steps:
+            return
+        if due and self.watch.num_high == 0:  # what may be the start of an explosion must not replace a good state
             self.save()
+        if config.preview_every and self.step % config.preview_every == 0:
+            self.preview()
+
+    def preview(self) -> None:
+        """Let the task draw what the averaged weights make (main process); the training is as it was afterwards."""
+        if self.accelerator.is_main_process and self.task.preview is not None:
+            training = self.bare.training
+            with self._averaged(), torch.no_grad():
+                self.task.preview(self.bare.eval(), self.step)
+            self.bare.train(training)
+        self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
@@ -197,7 +229,7 @@ class _Run:
             facts = {
                 "identity": self._identity(),
                 "metrics": self.metrics,
-                "loss_ema": self.loss_ema,
+                "watch": asdict(self.watch),
                 "window": self.window,
             }
             save_checkpoint(self.state, self.step, tensors, facts)
@@ -207,24 +239,47 @@ class _Run:
         """Write the last checkpoint and hand out the averaged weights."""
         self.save()
         self.bare.load_state_dict(self.ema.average, strict=False)
+        if self.events is not None:
+            self.events.close()
         is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
         self.accelerator.end_training()
         return Trained(self.bare.eval(), self.metrics, is_main, num_processes)
 
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network with the averaged weights; both sets change places, nothing is copied."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self.bare.named_parameters():
+            parameter.data, self.ema.average[name] = self.ema.average[name], parameter.data
+
     def _flush(self) -> None:
-        """Read the losses of the last steps from the device; a non-finite one stops the run."""
+        """Read the losses of the last steps from the device; a non-finite or exploded one stops the run."""
         first = self.step - len(self.pending) + 1
         for step, (loss, norm) in enumerate(self.pending, start=first):
             value = float(self.accelerator.reduce(loss, "mean"))
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"{self.task.name}: the loss is {value} at step {step}; the last checkpoint in {self.state} is"
-                    " kept. Lower train.learning_rate or use precision bf16, then delete the folder and start anew"
-                )
-            smooth = value if self.loss_ema is None else self.loss_ema
-            self.loss_ema = _LOSS_SMOOTHING * smooth + (1 - _LOSS_SMOOTHING) * value
+                self._diverged(step, f"is {value} at step {step}", step)
+            self.watch.update(value)
+            if self.watch.exploded:
+                reason = f"has been more than {FACTOR:g} times its lowest smoothed value for {NUM_STEPS} steps"
+                self._diverged(step, f"({value:.4g}) {reason} at step {step}", step - NUM_STEPS)
             self.window.append((value, float(norm)))
         self.pending.clear()
+
+    def _diverged(self, step: int, what: str, bad_from: int) -> NoReturn:
+        """Stop; a checkpoint of step `bad_from` or later, whose weights already gave such a loss, is removed."""
+        left = drop_checkpoints(self.state, bad_from) if self.accelerator.is_main_process else None
+        kept = f"the checkpoint of step {left} in {self.state} is kept" if left else "there was no good checkpoint yet"
+        raise DivergedError(
+            f"{self.task.name}: the loss {what}; {kept}. Lower train.learning_rate or use precision bf16 or fp32,"
+            f" then delete {self.state} and start anew"
+        )
 
     def _log(self, rate: float) -> None:
         now = time.monotonic()
@@ -234,10 +289,12 @@ class _Run:
         row = {
             "step": self.step,
             "loss": sum(losses) / len(losses),
-            "loss_ema": self.loss_ema,
+            "loss_ema": self.watch.smoothed,
             "grad_norm": _finite(sum(norms) / len(norms)),
             "learning_rate": rate,
             "samples_per_second": round(speed, 2),
+            "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 3),
+            **self._rates(speed),
         }
         self.metrics.append(row)
         self.window.clear()
@@ -246,56 +303,37 @@ class _Run:
         left = (self.config.num_steps - self.step) * (now - begun) / max(self.step - start, 1)
         if self.accelerator.is_main_process:
             write_csv(self.state / "metrics.csv", self.metrics, METRIC_COLUMNS)
+            if self.events is not None:
+                self.events.add(self.step, row)
             log.info(
-                "%s: step %d of %d, loss %.4f, %.1f samples/s, %s left",
-                *(self.task.name, self.step, self.config.num_steps, row["loss"], speed, _duration(left)),
+                "%s: step %d of %d, loss %.4f, %.1f samples/s%s, %.1f GiB, %s left",
+                *(self.task.name, self.step, self.config.num_steps, row["loss"], speed, _rates_in_words(row)),
+                *(row["peak_memory_gib"], _duration(left)),
             )
+
+    def _rates(self, samples_per_second: float) -> dict[str, float | None]:
+        """TFLOP/s of the model over all processes, and their share of the peak where that is known."""
+        if self.flops is None:
+            return {"tflops_per_second": None, "flop_utilisation": None}
+        rate = self.flops * samples_per_second / 1e12
+        peak = self.config.peak_tflops
+        share = None if peak is None else rate / (peak * self.accelerator.num_processes)
+        return {"tflops_per_second": float(f"{rate:.4g}"), "flop_utilisation": share and float(f"{share:.4g}")}
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the weights after a step depend on (not how long the run is, unless the rate decays)."""
-        free = {"checkpoint_every", "log_every"}
+        free = set(NO_EFFECT)
         if self.config.learning_rate_decay == "constant":
             free.add("num_steps")
         settings = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         return {**settings, **self.task.identity, "num_processes": self.accelerator.num_processes}
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Tensors of a dict, on `device`."""
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch
-
-
-@contextmanager
-def _synchronise(accelerator: Accelerator, network: nn.Module, *, last: bool) -> Iterator[None]:
-    """Exchange gradients between processes only in the last micro-batch of a step."""
-    if last:
-        yield
-    else:
-        with accelerator.no_sync(network):
-            yield
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, the way schedulers announce the end of a job."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _any_process(accelerator: Accelerator, flag: bool) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
-    return bool(total > 0)
+def _rates_in_words(row: Mapping[str, Any]) -> str:
+    rate, share = row["tflops_per_second"], row["flop_utilisation"]
+    if rate is None:
+        return ""
+    return f", {rate:.3g} TFLOP/s" + ("" if share is None else f" ({share:.1%} of the peak)")
 
 
 def _finite(value: float) -> float | None:

@@ -1,7 +1,9 @@
 """Training of one denoiser from store and text to its files: the driver behind `medsyn train`.
 
 Writes <out>.safetensors (averaged weights, settings and provenance inside), <out stem>_metrics.csv and
-<out stem>_preview.png (training volumes, noisy at t = 0.5, and what the network makes of them).
+<out stem>_preview.png (training volumes, noisy at t = 0.5, what the network makes of them, and samples with the same
+text or condition). With train.preview_every such pictures of the averaged weights on the way are in the folder
+<out stem>_previews, with train.tensorboard event files in <out stem>_tensorboard.
 """
 
 from __future__ import annotations
@@ -19,18 +21,23 @@ from torch import Tensor, nn
 
 from medsyn.config import ModelStage
 from medsyn.diffusion.objective import denoising_loss, super_res_condition
+from medsyn.diffusion.samplers import ddim
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, write_csv
+from medsyn.models.blocks import set_activation_checkpointing
+from medsyn.models.unet import UNet
 from medsyn.models.weights import build, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.training.checkpoint import flatten
+from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData
 from medsyn.training.loop import METRIC_COLUMNS, Task, train
 
 _NUM_PREVIEWS = 4
 _PREVIEW_T = 0.5
+_NUM_PREVIEW_STEPS = 10
 
 
 def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path | None, state: Path, out: Path) -> None:
@@ -42,7 +49,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     data = TrainingData(stage, store, texts)
     _check_grid(stage, data)
     log.info("%s: %d volumes of %s, channels %s", stage.stage, len(store), store.size, ", ".join(stage.channels))
-    task = denoising_task(stage, data)
+    task = denoising_task(stage, data, out.with_name(f"{out.stem}_previews"))
     trained = train(task, stage.train, state)
     if not trained.is_main_process:
         return
@@ -51,19 +58,33 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, METRIC_COLUMNS)
     write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     save(out, trained.network.state_dict(), stage, record)
+    _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
     shutil.rmtree(state)
 
 
-def denoising_task(stage: ModelStage, data: TrainingData) -> Task:
-    """The training loop's task of one denoiser."""
+def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None = None) -> Task:
+    """The training loop's task of one denoiser; pictures on the way go into the folder `previews`."""
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
+
+    def network() -> UNet:
+        return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+
+    def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return batch_loss(network, batch, stage)
+
+    def preview(network: nn.Module, step: int) -> None:
+        if previews is not None:
+            write_preview(previews / f"step_{step:08d}.png", network, data)
+
     return Task(
         name=stage.stage,
-        build=lambda: build(stage, cond_dim),
+        build=network,
         batch=data.batch,
-        loss=lambda network, batch: batch_loss(network, batch, stage),
+        loss=loss,
         identity={**settings, **data.identity()},
+        preview=preview,
+        flops=lambda: count_flops(lambda: build(stage, cond_dim), loss, data.batch(0, [0])),
     )
 
 
@@ -73,7 +94,10 @@ def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) 
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
-    """PNG, one row a volume: its channels in the middle coronal slice, then noisy, then predicted."""
+    """PNG, one row a volume: its channels in the middle coronal slice, then noisy, then predicted, then drawn anew.
+
+    The last is a sample of a few DDIM steps from the training volume's noise and text, or low-resolution condition.
+    """
     batch = {
         key: torch.stack([sample[key] for sample in map(data.sample, range(min(_NUM_PREVIEWS, len(data.store))))])
         for key in data.sample(0)
@@ -84,9 +108,11 @@ def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
     if "drop_text" in batch:
         batch["drop_text"] = torch.zeros_like(batch["drop_text"])
     noisy = add_noise(batch["x0"], batch["epsilon"], t)
+    conditions = _conditions(batch, data.stage)
     with torch.no_grad():
-        predicted = network(noisy, TAU_PER_T * t, **_conditions(batch, data.stage))
-    panels = np.stack([part.float().cpu().numpy() for part in (batch["x0"], noisy, predicted)], axis=1)
+        predicted = network(noisy, TAU_PER_T * t, **conditions)
+        drawn = ddim(lambda x, tau: network(x, tau, **conditions), batch["epsilon"], _NUM_PREVIEW_STEPS, what="preview")
+    panels = np.stack([part.float().cpu().numpy() for part in (batch["x0"], noisy, predicted, drawn)], axis=1)
     picture = np.concatenate([_row(sample) for sample in panels], axis=0)
     with atomic_path(path) as temporary:
         imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
@@ -100,8 +126,15 @@ def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor
     return {key: batch[key] for key in ("text", "drop_text") if key in batch}
 
 
+def _keep_events(source: Path, target: Path) -> None:
+    """Move the event files out of the state, in place of those of an earlier training."""
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(source, target)
+
+
 def _row(sample: NDArray) -> NDArray:
-    """(3, C, D, H, W) -> one row of coronal slices, superior up, enlarged to about 96 pixels with a white border."""
+    """(4, C, D, H, W) -> one row of coronal slices, superior up, enlarged to about 96 pixels with a white border."""
     size = sample.shape[3] // 2
     slices: list[Any] = [part[:, ::-1] for part in sample[:, :, :, size].reshape(-1, 1, *sample.shape[2::2])]
     factor = max(96 // sample.shape[-1], 1)

@@ -5,7 +5,8 @@ rule write_prompts:
     input:
         cohort="<results>/cohort/cohort.csv",
         reports="<results>/cohort/reports.csv",
-        config="<results>/config/evaluation.json",
+        masks=real_masks,
+        config="<results>/config/prompts.json",
     output:
         "<results>/prompts/{set}.csv",
     log:
@@ -20,7 +21,7 @@ rule write_prompts:
         "writing the prompts '{wildcards.set}'"
     shell:
         "python -m medsyn prompts --set {wildcards.set} --cohort {input.cohort} --reports {input.reports}"
-        " --config {input.config} --out {output} 2> {log}"
+        " --masks {input.masks} --config {input.config} --out {output} 2> {log}"
 
 
 rule sample:

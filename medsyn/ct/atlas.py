@@ -1,0 +1,73 @@
+"""The lung atlas that scans are registered to: a mask of both lungs, centred on the origin of model space.
+
+Ours is made by code: the mean lung of the embedded phantoms. A user's own atlas is any label file (NIfTI, MetaImage,
+NRRD) in which every value above 0 is lung; the middle of its lungs' bounding box goes to the model's origin.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from scipy import ndimage
+
+from medsyn.errors import InputError
+from medsyn.orientation import reorient
+from medsyn.phantom.plan import PLAN_GRID, make_plan
+from medsyn.volume import MODEL_DIRECTION, Volume, centred_origin_mm, read_volume
+
+NUM_PHANTOMS = 16
+MINIMUM_ML = 500.0
+"""An atlas with less lung than this is none."""
+
+
+@cache
+def load_atlas(path: str | None) -> Volume:
+    """uint8 lung mask (D, H, W) in model orientation around the origin; `path` None: the phantoms' mean lung.
+
+    A file without lungs in it is an InputError.
+    """
+    if path is None:
+        return phantom_atlas()
+    volume = reorient(read_volume(path))
+    lung = volume.array > 0
+    if lung.sum() * volume.voxel_mm3 / 1000 < MINIMUM_ML:
+        raise InputError(f"{path}: no lung atlas, its labels hold less than {MINIMUM_ML:.0f} ml; give a lung mask")
+    return centred(Volume(lung.astype(np.uint8), volume.spacing_mm))
+
+
+def phantom_atlas(count: int = NUM_PHANTOMS, seed: int = 0) -> Volume:
+    """The mean lung of `count` phantoms on their 64^3 grid of about 5 mm.
+
+    Each one's signed distance to the pleura is stretched from its bounding box to the mean bounding box; the mean
+    distance below 0 is lung.
+    """
+    fields = [np.asarray(make_plan((seed, index), ()).lungs.lung, np.float32) for index in range(count)]
+    boxes = np.array([_box(field < 0) for field in fields])  # (count, 3, 2), voxels
+    middles, extents = boxes.mean(2), boxes[:, :, 1] - boxes[:, :, 0]
+    mean_extent = extents.mean(0)
+    total = np.zeros(PLAN_GRID.size, np.float32)
+    half = (np.array(PLAN_GRID.size) - 1) / 2
+    for field, middle, extent in zip(fields, middles, extents, strict=True):
+        scale = extent / mean_extent
+        total += ndimage.affine_transform(field, scale, middle - scale * half, order=1, mode="nearest")
+    return centred(Volume((total < 0).astype(np.uint8), PLAN_GRID.spacing))
+
+
+def centred(atlas: Volume) -> Volume:
+    """The same voxels with the middle of the lungs' bounding box at the origin."""
+    shift = [
+        (low + high) / 2 - (count - 1) / 2
+        for (low, high), count in zip(_box(atlas.array > 0), atlas.array.shape, strict=True)
+    ]
+    z, y, x = (s * step for s, step in zip(shift, atlas.spacing_mm, strict=True))
+    size: tuple[int, int, int] = atlas.array.shape
+    return Volume(
+        atlas.array, atlas.spacing_mm, centred_origin_mm(size, atlas.spacing_mm, (-x, y, -z)), MODEL_DIRECTION
+    )
+
+
+def _box(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of `mask` along z, y, x."""
+    corners = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    return [(int(c[0]), int(c[-1])) for c in corners]

@@ -1,0 +1,182 @@
+"""Affine registration of a scan's lungs to the atlas, from the masks alone, in seconds on one core.
+
+The paper aligns its images by affine registration to one atlas; the authors' scripts do it on lung masks (ANTs, three
+resolutions, shrink 4 x 2 x 1). Here the same on masks of about 4 mm with SimpleITK: mean squares between blurred masks,
+three resolutions, 12 parameters. The transform maps points of model space (where the atlas lies) to the scanner's
+space, the direction that resampling needs.
+
+Lungs that the scan cuts off: beyond a cut end nothing is known, so the mask ends there (voxels outside are not
+compared) and the start aligns the end that is whole. What comes out is checked: overlap with the atlas, scale,
+rotation. A registration that fails the check is not used; the caller falls back and reports it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from medsyn.masks.morphology import block_factors, block_mean
+from medsyn.volume import Volume, to_sitk
+
+WORKING_MM = 4.0
+MARGIN_MM = 48.0
+"""Empty space added around a mask on the sides where the lungs end within the scan."""
+SHRINK, SIGMA_MM = (4, 2, 1), (8.0, 5.0, 3.0)
+NUM_ITERATIONS = 60
+ATLAS_MARGIN_MM = 24.0
+"""Space around the atlas's lungs that takes part: enough for the widest blur."""
+MINIMUM_DICE = 0.8
+SCALE_RANGE = (0.6, 1.6)
+LARGEST_ROTATION_DEGREES = 25.0
+
+
+@dataclass(frozen=True)
+class Registration:
+    """transform: model space to scanner; dice: overlap with the atlas on what the scan covers, before and after;
+    faults: why it must not be used (none: it is good).
+    """
+
+    transform: sitk.AffineTransform
+    dice: float
+    dice_before: float
+    faults: list[str]
+
+
+def register(lungs: NDArray[np.bool_], scan: Volume, atlas: Volume, centre_mm: NDArray) -> Registration:
+    """Register `lungs` (D, H, W) on the grid of `scan` (model orientation) to the atlas, one thread, deterministic.
+
+    centre_mm: LPS point (x, y, z) of the middle of the lungs, where centre alignment would put the atlas's middle.
+    """
+    cut = (bool(lungs[0].any()), bool(lungs[-1].any()))
+    moving = _moving(lungs, scan, cut)
+    fixed = _cropped(atlas)
+    centre_mm = np.round(centre_mm, 3)
+    centre = sitk.AffineTransform(3)
+    centre.SetTranslation([float(c) for c in centre_mm])
+    start = _start(lungs, scan, atlas, centre_mm, cut)
+    transform = _optimise(fixed, moving, start)
+    before, after = overlap(atlas, moving, centre), overlap(atlas, moving, transform)
+    return Registration(transform, after, before, _faults(transform, after, before))
+
+
+def _cropped(atlas: Volume) -> sitk.Image:
+    """The atlas's lungs and ATLAS_MARGIN_MM around them, as far as its grid goes."""
+    image = sitk.Cast(to_sitk(atlas), sitk.sitkFloat32)
+    corners = [np.flatnonzero((atlas.array > 0).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]  # x, y, z
+    part = []
+    for c, step, count in zip(corners, image.GetSpacing(), image.GetSize(), strict=True):
+        margin = int(np.ceil(ATLAS_MARGIN_MM / step))
+        part.append(slice(max(int(c[0]) - margin, 0), min(int(c[-1]) + margin + 1, count)))
+    return image[tuple(part)]
+
+
+def overlap(atlas: Volume, moving: sitk.Image, transform: sitk.Transform) -> float:
+    """Dice of the atlas and a lung mask brought to it, on the voxels that the mask's image covers."""
+    brought = sitk.Resample(moving, to_sitk(atlas), transform, sitk.sitkLinear, -1.0, sitk.sitkFloat32)
+    array = sitk.GetArrayFromImage(brought)
+    known, lung = array >= 0, array >= 0.5
+    truth = (atlas.array > 0) & known
+    total = int(lung.sum()) + int(truth.sum())
+    return 2.0 * int((lung & truth).sum()) / total if total else 0.0
+
+
+def _moving(lungs: NDArray[np.bool_], scan: Volume, cut: tuple[bool, bool]) -> sitk.Image:
+    """The mask as shares of lung in blocks of about 4 mm, cropped to the lungs; space where they end uncut."""
+    factors = block_factors(scan.spacing_mm, WORKING_MM)
+    coarse = block_mean(lungs.astype(np.float32), factors)
+    direction = np.array(scan.direction).reshape(3, 3)
+    first = direction @ [(f - 1) / 2 * s for f, s in zip(reversed(factors), reversed(scan.spacing_mm), strict=True)]
+    spacing = tuple(f * s for f, s in zip(factors, scan.spacing_mm, strict=True))
+    # files keep geometry as 32-bit numbers: rounded, a copy with flipped axes gives the same bits
+    origin = tuple(np.round(np.asarray(scan.origin_mm) + first, 3))
+    spacing = tuple(np.round(spacing, 5))
+    turned = tuple(np.round(scan.direction, 6))
+    image = to_sitk(Volume(coarse.astype(np.float32), spacing, origin, turned))  # type: ignore[arg-type]
+    corners = [np.flatnonzero((coarse > 0).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]  # x, y, z
+    low, high = [int(c[0]) for c in corners], [int(c[-1]) for c in corners]
+    image = image[low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1]
+    margin = [int(np.ceil(MARGIN_MM / s)) for s in image.GetSpacing()]
+    lower, upper = list(margin), list(margin)
+    lower[2], upper[2] = (0 if cut[0] else margin[2]), (0 if cut[1] else margin[2])
+    return sitk.ConstantPad(image, lower, upper, 0.0)
+
+
+def _start(
+    lungs: NDArray[np.bool_], scan: Volume, atlas: Volume, centre_mm: NDArray, cut: tuple[bool, bool]
+) -> sitk.AffineTransform:
+    """Bounding box to bounding box; along a cut axis the mean scale of the others, with the whole ends together."""
+    extent, target = _extent_mm(lungs, scan.spacing_mm), _extent_mm(atlas.array > 0, atlas.spacing_mm)
+    scale = np.clip(extent / target, 0.75, 1.3)  # x, y, z
+    middle = np.array(centre_mm, float)
+    if any(cut):
+        scale[2] = scale[:2].mean()
+        if cut[0] != cut[1]:
+            end = 1.0 if cut[0] else -1.0  # the end that is whole: superior or inferior
+            middle[2] += end * (extent[2] - scale[2] * target[2]) / 2
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(np.diag(scale).ravel().tolist())
+    transform.SetTranslation([float(m) for m in middle])
+    return transform
+
+
+def _extent_mm(mask: NDArray, spacing_mm: tuple[float, float, float]) -> NDArray:
+    """Extent (x, y, z) of a mask's bounding box."""
+    corners = [np.flatnonzero(mask.any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]
+    return np.array([(c[-1] - c[0] + 1) * s for c, s in zip(corners, reversed(spacing_mm), strict=True)])
+
+
+def _optimise(fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform) -> sitk.AffineTransform:
+    """The affine transform with the least mean square difference of the blurred masks."""
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order: the same bits every time
+    try:
+        method = sitk.ImageRegistrationMethod()
+        method.SetNumberOfThreads(1)
+        method.SetMetricAsMeanSquares()
+        method.SetMetricSamplingStrategy(method.NONE)  # every voxel: sampling draws points at random
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.02, NUM_ITERATIONS, 0.6, 1e-6)
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetShrinkFactorsPerLevel(SHRINK)
+        method.SetSmoothingSigmasPerLevel(SIGMA_MM)
+        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+        method.SetInitialTransform(sitk.AffineTransform(start), inPlace=False)
+        found = method.Execute(fixed, moving)
+    except RuntimeError:  # every point left the moving image
+        return start
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    matrix, offset = affine_of(found)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix.ravel().tolist())
+    transform.SetTranslation(offset.tolist())
+    return transform
+
+
+def affine_of(transform: sitk.Transform) -> tuple[NDArray, NDArray]:
+    """Matrix (3, 3) and translation (x, y, z mm) of any linear transform: p -> matrix p + translation."""
+    zero = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    matrix = np.stack([np.array(transform.TransformPoint(tuple(e))) - zero for e in np.eye(3)], axis=1)
+    return matrix, zero
+
+
+def _faults(transform: sitk.Transform, after: float, before: float) -> list[str]:
+    """Why a registration cannot be right."""
+    matrix, _ = affine_of(transform)
+    faults = []
+    left, scales, right = np.linalg.svd(matrix)
+    if after < MINIMUM_DICE:
+        faults.append(f"overlap with the atlas {after:.2f}, at least {MINIMUM_DICE} is needed")
+    if after < before - 0.01:
+        faults.append(f"overlap with the atlas fell from {before:.2f} to {after:.2f}")
+    if np.linalg.det(matrix) <= 0 or scales.min() < SCALE_RANGE[0] or scales.max() > SCALE_RANGE[1]:
+        faults.append(
+            f"scales {', '.join(f'{s:.2f}' for s in scales)}, {SCALE_RANGE[0]} to {SCALE_RANGE[1]} are allowed"
+        )
+    turn = np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))
+    if turn > LARGEST_ROTATION_DEGREES:
+        faults.append(f"rotation by {turn:.0f} degrees, at most {LARGEST_ROTATION_DEGREES:.0f} are allowed")
+    return faults

@@ -1,0 +1,46 @@
+"""The U-Net as a denoiser for the samplers, with what does not change between the steps of a volume computed once.
+
+Once a volume: keys and values of the text and the condition's share of the first convolution. Once a step: the time
+embedding (all samples of a step have one tau) and, with guidance, everything that precedes the text. The result is that
+of `medsyn.diffusion.samplers.guided_denoiser` up to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medsyn.diffusion.samplers import Denoiser
+from medsyn.models.unet import UNet
+
+
+def prepared_denoiser(
+    network: UNet,
+    *,
+    text: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    condition: Tensor | None = None,
+    one_batch: bool = True,
+) -> Denoiser:
+    """A denoiser of volumes [B, C, D, H, W] for one set of text states [B, num_tokens, cond_dim] or none.
+
+    tau [B] must hold B times the same value. one_batch: with guidance, run both branches as one batch, which is faster
+    and takes twice the memory. Call it, and what it returns, under the same autocast.
+    """
+    given: dict[str, object] = {}
+    if condition is not None:
+        given["condition"] = network.prepare_condition(condition)
+    if network.null_cond_emb is not None:
+        null = network.null_cond_emb
+        if text is None:
+            given["text"] = network.text_keys(null)
+        elif guidance_scale == 1.0:
+            given["text"] = network.text_keys(text)
+        else:
+            given["text"] = network.text_keys(torch.cat([text, null.expand(len(text), -1, -1).to(text.dtype)]))
+            given |= {"guidance_scale": guidance_scale, "one_batch": one_batch}
+
+    def denoise(x: Tensor, tau: Tensor) -> Tensor:
+        return network(x, tau[:1], **given)
+
+    return denoise
