@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from text_data import sample_reports
 
 from medsyn.cli import main
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.text.labels import RULES_FILE, Example, default_labeler, label_table, load_labeler
+from medsyn.text.labels import RULES_FILE, Example, Labeler, default_labeler, label_table, load_labeler
 from medsyn.text.sections import find_sections, section_text, split_sections
 
 LABELER = default_labeler()
@@ -20,6 +21,24 @@ FROM_SPECS = ("pleural_effusion", "emphysema", "cardiomegaly", "consolidation", 
 @pytest.mark.parametrize("example", LABELER.examples, ids=lambda example: example.text)
 def test_every_rule_has_an_example_that_holds(example: Example) -> None:
     assert LABELER.label(example.text)[example.finding] == example.label
+
+
+def test_every_rule_is_needed_for_its_example() -> None:
+    rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
+    groups = [(rules, name, None) for name in ("breaks", "asides", "denied_before", "denied_after", "history")]
+    groups += [
+        (body, kind, finding)
+        for finding, body in rules["findings"].items()
+        for kind in ("ignored", "present")
+        if kind in body
+    ]
+    for owner, kind, finding in groups:
+        whole = owner[kind]
+        for number, rule in enumerate(whole):
+            owner[kind] = whole[:number] + whole[number + 1 :]
+            label = Labeler(rules).label(rule["example"])[finding or rule["finding"]]
+            assert label != rule["label"], f"{finding or kind}: {rule['phrase']}"
+        owner[kind] = whole
 
 
 @pytest.mark.parametrize("section", ["report", "findings", "impression"])
@@ -94,7 +113,7 @@ def test_verb_writes_ids_and_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,report\n1,\n", "report 1 is empty"),
+        ("id,report\n1,\n2, \n", "all 2 reports are empty"),
         ("id,text\n1,hello\n", "missing column report"),
         ("name,report\n1,hello\n", "missing column id"),
         ("id,report\n", "no reports"),
@@ -109,6 +128,13 @@ def test_bad_tables_are_one_line(
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_empty_report_costs_the_others_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in.csv").write_text("id,report\na,Small effusion.\nb,\nc,Cardiomegaly.\n")
+    rows = label_table(tmp_path / "in.csv", LABELER)
+    assert [(row["id"], row["pleural_effusion"], row["cardiomegaly"]) for row in rows] == [("a", 1, 0), ("c", 0, 1)]
+    assert "1 of 3 reports (b) are empty" in caplog.text
 
 
 def test_a_latin1_table_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +220,7 @@ def test_another_language_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
     )
     rows = label_table(tmp_path / "in.csv", LABELER)
     assert [row["pleural_effusion"] for row in rows] == [1, 0]
-    assert "1 of 2 reports have no English that the rules know (b)" in caplog.text
+    assert "1 of 2 reports (b) have no English that the rules know" in caplog.text
 
 
 def test_real_reports(shared_data: Path) -> None:

@@ -217,7 +217,10 @@ def load_labeler(path: str | Path) -> Labeler:
 
 
 def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
-    """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`."""
+    """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`.
+
+    Empty reports are left out, those in another language labelled 0, both with a warning.
+    """
     rows = read_csv(path)
     columns = set(rows[0]) if rows else set()
     key = next((name for name in ("id", "report_id") if name in columns), None)
@@ -229,6 +232,7 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
             f" findings/impression; it has {', '.join(rows[0])}"
         )
     labelled: list[dict[str, Any]] = []
+    empty: list[str] = []
     foreign: list[str] = []
     counts: Counter[str] = Counter()
     for row in rows:
@@ -241,20 +245,25 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
         else:
             text = section_text(row.get("findings", ""), row.get("impression", ""), "report")
         if not text:
-            raise InputError(
-                f"{path}: report {row[key]} is empty; give it findings or an impression, or leave the row out"
-            )
+            empty.append(row[key])
+            continue
         if not labeler.looks_english(text):
             foreign.append(row[key])
         labelled.append({"id": row[key], **labeler.label(text)})
     if counts:
         log.info("%s: sections found and left out: %s", path, ", ".join(f"{n} {name}" for name, n in counts.items()))
-    if foreign:
-        log.warning(
-            "%s: %d of %d reports have no English that the rules know (%s%s), labelled 0; translate or leave them out",
-            *(path, len(foreign), len(rows), ", ".join(foreign[:5]), ", ..." if len(foreign) > 5 else ""),
-        )
+    if not labelled:
+        raise InputError(f"{path}: all {len(rows)} reports are empty; give them findings or an impression")
+    _warn(path, empty, len(rows), "are empty and get no labels; give them findings or an impression")
+    _warn(path, foreign, len(rows), "have no English that the rules know and are labelled 0; translate them")
     return labelled
+
+
+def _warn(path: str | Path, names: Sequence[str], total: int, what: str) -> None:
+    """One line for all reports with the same trouble."""
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        log.warning("%s: %d of %d reports (%s) %s", path, len(names), total, shown, what)
 
 
 def _union(phrases: Sequence[str]) -> re.Pattern[str]:
