@@ -241,6 +241,10 @@ class FeaturesConfig(Section):
     num_epochs: PositiveInt = 10
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
+    findings: tuple[str, ...] = Field(
+        ("pleural_effusion", "lung_opacity", "cardiomegaly", "emphysema", "consolidation", "nodule"),
+        description="labels that the network learns to predict, out of the labeler's",
+    )
     seed: Seed = 0
 
 
