@@ -1,6 +1,5 @@
 """The text encoder: batches, pretraining (reproducible, resumable), states free of their batch, embeddings."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +13,18 @@ from transformers import BertConfig, BertForMaskedLM
 from medsyn.cli import main
 from medsyn.config import TextEncoderConfig, TextEncoderStage
 from medsyn.errors import InputError
-from medsyn.files import read_csv, read_json, sha256
-from medsyn.tensors import read_metadata
+from medsyn.files import read_csv, read_json, sha256, write_csv
+from medsyn.text import embed as embed_module
 from medsyn.text import pretrain as pretrain_module
 from medsyn.text.bert import IGNORED, load_language_model
+from medsyn.text.embed import embed_reports
 from medsyn.text.encoder import TextEncoder
 from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Special, Texts, mask_tokens
 from medsyn.text.pretrain import pretrain
+from medsyn.text.sections import section_text
 from medsyn.text.tokenizer import token_ids, train_tokenizer
+from medsyn.training.data import Embeddings
 
 TINY = TextEncoderConfig(
     vocabulary_size=300, hidden_size=32, num_layers=1, num_heads=2, num_epochs=2, batch_size=16, max_tokens=96
@@ -263,19 +265,74 @@ def test_a_checkpoint_and_general_english_as_a_start(
 
 def test_embed_writes_every_section(reports: Path, model: Path, encoder: TextEncoder, tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text(stage().model_dump_json())
-    out = tmp_path / "embeddings.safetensors"
+    out = tmp_path / "embeddings.json"
     arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--out", str(out)]
     assert main([*arguments, "--reports", str(reports), "--quiet"]) == 0
     rows = [row for row in read_csv(reports) if row["split"] != "text_only"]
-    assert json.loads(read_metadata(out)["report_ids"]) == [row["report_id"] for row in rows]
-    tensors = load_file(out)
-    assert set(tensors) == {*SECTIONS, *(f"{section}_mask" for section in SECTIONS)}
-    assert tensors["impression"].shape == (len(rows), 48, 32)
-    assert tensors["impression"].dtype == torch.float16
-    assert tensors["impression_mask"].dtype == torch.uint8
-    states, mask = encoder.encode([rows[5]["impression"]])
-    np.testing.assert_allclose(tensors["impression"][5].float().numpy(), states[0], atol=4e-3)
-    assert (tensors["impression_mask"][5].numpy() == mask[0]).all()
+    embeddings = Embeddings(out, SECTIONS)
+    assert (embeddings.num_tokens, embeddings.hidden_size) == (48, 32)
+    assert embeddings.rows([row["report_id"] for row in rows]) == list(range(len(rows)))
+    for place, section in enumerate(SECTIONS):
+        states, _ = encoder.encode([section_text(rows[5]["findings"], rows[5]["impression"], section)])
+        np.testing.assert_allclose(embeddings.states(5, place).numpy(), states[0], atol=4e-3)
+    assert {load_file(path)["states"].dtype for path in shards(out)} == {torch.float16}
+    text_only = next(row["report_id"] for row in read_csv(reports) if row["split"] == "text_only")
+    with pytest.raises(InputError, match=f"no text for report {text_only}"):
+        embeddings.rows([text_only])
+    with pytest.raises(InputError, match="not the text embeddings of these sections"):
+        Embeddings(out, ["history"])
+    assert main([*arguments, "--reports", str(reports), "--quiet", "--splits", "text_only"]) == 0
+    assert Embeddings(out, SECTIONS).rows([text_only]) == [0]
+
+
+def shards(index: Path) -> list[Path]:
+    return sorted(index.with_suffix("").glob("*.safetensors"))
+
+
+def test_only_a_changed_report_is_encoded_again(
+    reports: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small shards; one of them lost, as after a kill; a changed report; fewer texts."""
+    rows = read_csv(reports)
+    table, out = tmp_path / "reports.csv", tmp_path / "embeddings.json"
+    write_csv(table, rows, list(rows[0]))
+    encoded: list[str] = []
+    original = TextEncoder.encode
+
+    def counted(self: TextEncoder, texts: list[str], batch_size: int = 64) -> object:
+        encoded.extend(texts)
+        return original(self, texts, batch_size)
+
+    def embed() -> list[str]:
+        encoded.clear()
+        embed_reports(model, stage(), table, out)
+        return sorted(encoded)
+
+    monkeypatch.setattr(TextEncoder, "encode", counted)
+    monkeypatch.setattr(embed_module, "_SHARD_BYTES", 20 * 48 * 32 * 2)
+    first = embed()
+    assert len(first) == len(set(first)) > 100
+    assert len(shards(out)) == -(-len(first) // 20)
+    before = Embeddings(out, SECTIONS)
+    assert embed() == []
+    shards(out)[0].unlink()
+    out.unlink()
+    assert 0 < len(embed()) <= 20
+    number, changed = next((i, row) for i, row in enumerate(rows) if row["split"] == "train")
+    changed["impression"] = "There is a new finding."
+    write_csv(table, rows, list(rows[0]))
+    texts = [section_text(changed["findings"], changed["impression"], name) for name in ("report", "impression")]
+    assert embed() == sorted(texts)
+    after = Embeddings(out, SECTIONS)
+    other = next(row["report_id"] for row in rows[number + 1 :] if row["split"] == "train")
+    (place,) = after.rows([other])
+    for section in range(3):
+        torch.testing.assert_close(after.states(place, section), before.states(place, section), atol=1e-3, rtol=0)
+    assert after.hash != before.hash
+    (out.with_suffix("") / "notes.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    embed_reports(model, stage(sections=("impression",)), table, out)
+    assert sum(len(load_file(path).get("states", ())) for path in shards(out)) < len(first)
+    assert (out.with_suffix("") / "notes.safetensors").exists(), "only shards may be removed"
 
 
 @pytest.mark.parametrize(
@@ -305,4 +362,5 @@ def test_bad_reports_are_one_line(
 def test_embed_refuses_other_settings(reports: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text(stage(num_tokens=32).model_dump_json())
     arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--reports", str(reports)]
+    assert main([*arguments, "--out", str(tmp_path / "e.json")]) == 2
     assert main([*arguments, "--out", str(tmp_path / "e.safetensors")]) == 2

@@ -28,7 +28,7 @@ rule embed_reports:
         reports="<results>/cohort/reports.csv",
         config="<results>/config/text_{encoder}.json",
     output:
-        "<results>/text/{encoder}/embeddings.safetensors",
+        "<results>/text/{encoder}/embeddings.json",
     log:
         "<logs>/embed_reports/{encoder}.log",
     conda:
