@@ -102,6 +102,10 @@ class TextEncoderConfig(Section):
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
     dropout: Fraction = Field(0.0, description="from scratch only; a checkpoint keeps its own")
+    match_words: bool = Field(
+        False,
+        description="from scratch: begin with attention between equal words, so that few reports teach pairing",
+    )
     num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5

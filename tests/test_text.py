@@ -1,5 +1,8 @@
 """The text encoder: batches, pretraining (reproducible, resumable), states free of their batch, embeddings."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +19,14 @@ from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json, sha256, write_csv
 from medsyn.text import embed as embed_module
 from medsyn.text import pretrain as pretrain_module
-from medsyn.text.bert import IGNORED, load_language_model
+from medsyn.text.bert import IGNORED, load_language_model, new_language_model
 from medsyn.text.embed import embed_reports
 from medsyn.text.encoder import TextEncoder
 from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Special, Texts, mask_tokens
-from medsyn.text.pretrain import pretrain
+from medsyn.text.pretrain import pretrain, read_corpus
 from medsyn.text.sections import section_text
-from medsyn.text.tokenizer import token_ids, train_tokenizer
+from medsyn.text.tokenizer import load_tokenizer, token_ids, train_tokenizer
 from medsyn.training.data import Embeddings
 
 TINY = TextEncoderConfig(
@@ -178,6 +181,47 @@ def test_same_run_same_bytes_and_a_killed_run_ends_equal(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_two_processes_train_one_encoder(reports: Path, model: Path, tmp_path: Path) -> None:
+    """The epochs are runs of the loop one after the other, in one process group."""
+    (tmp_path / "text.json").write_text(stage().model_dump_json())
+    arguments = ["pretrain-text", "--config", str(tmp_path / "text.json"), "--reports", str(reports)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medsyn"]
+    subprocess.run([*launcher, *arguments, "--out", str(tmp_path / "model"), "--quiet"], check=True, timeout=600)
+    curves = [read_csv(folder / "metrics.csv") for folder in (model, tmp_path / "model")]
+    alone, together = ([float(row["mlm_perplexity"]) for row in curve] for curve in curves)
+    assert together == pytest.approx(alone, rel=0.1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.json"]
+
+
+def test_a_report_with_one_section_is_no_pair(tmp_path: Path) -> None:
+    """An absent Impression would tell that nothing was swapped."""
+    row = {"impression": "", "split": "train"}
+    rows = [{"report_id": f"r{i}", "findings": f"Clear lungs {i}.", **row} for i in range(6)]
+    rows[0]["impression"], rows[1]["impression"], rows[2]["split"] = "Normal.", "Effusion.", "validation"
+    write_csv(tmp_path / "reports.csv", rows, list(rows[0]))
+    corpus = read_corpus(TINY, tmp_path / "reports.csv")
+    seen = [[corpus.training.example(epoch, index)[2] for epoch in range(40)] for index in range(5)]
+    assert all(set(seen[index]) == {0, 1} for index in (0, 1))
+    assert all(set(seen[index]) == {IGNORED} for index in (2, 3, 4))
+    short = stage(TINY.model_copy(update={"num_epochs": 1}))
+    assert pretrain(short, tmp_path / "reports.csv", tmp_path / "out")["pairing_accuracy"] is None
+
+
+def test_equal_words_attend_to_one_another_from_the_start() -> None:
+    def attention(match_words: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        settings = {"hidden_size": 64, "num_heads": 2, "num_layers": 1, "match_words": match_words}
+        bert = new_language_model(TINY.model_copy(update=settings), 300).bert.eval()
+        bert.set_attn_implementation("eager")
+        ids = torch.tensor([[2, *range(20, 50), 3, 40, 60, 3]])
+        output = bert(ids, token_type_ids=(torch.arange(35) > 31).long()[None], output_attentions=True)
+        return output.attentions[0][0, 0, 32]  # from the second 40 to everything, first head
+
+    matched, plain = attention(True), attention(False)
+    assert matched[21] > 0.25 and matched[21] + matched[32] > 0.8
+    assert plain[21] < 0.1
+
+
 def test_states_do_not_depend_on_the_batch(encoder: TextEncoder) -> None:
     samples = ["There is no pleural effusion.", "Cardiomegaly.", "There is a large left pleural effusion. " * 9, ""]
     states, mask = encoder.encode(samples)
@@ -239,6 +283,57 @@ def test_positions_are_extended_and_the_first_rows_kept(tmp_path: Path) -> None:
     assert extended(torch.ones(1, 20, dtype=torch.long)).logits.shape == (1, 20, 50)
     with pytest.raises(InputError, match="no BERT checkpoint"):
         load_language_model(tmp_path / "absent", 20)
+
+
+def write_published(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
+    """A checkpoint as Microsoft publishes CXR-BERT: own model type and tokenizer class, vocab.txt, a pickle."""
+    names = {
+        name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    }
+    words = [*names.values(), "there", "is", "no", "effusion", ".", "##s", "lung"]
+    code = {"AutoConfig": "configuration_cxrbert.CXRBertConfig", "AutoModel": "modeling_cxrbert.CXRBertModel"}
+    own = {"model_type": "cxr-bert", "architectures": ["CXRBertModel"], "auto_map": code, "projection_size": 4}
+    tokenizer = {"tokenizer_class": "CXRBertTokenizer", "do_lower_case": True, "model_max_length": 512, **names}
+    tokenizer["auto_map"] = {"AutoTokenizer": ["configuration_cxrbert.CXRBertTokenizer", None]}
+    folder.mkdir()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    for name, content in (
+        ("config.json", config | own),
+        ("tokenizer_config.json", tokenizer),
+        ("special_tokens_map.json", names),
+    ):
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("layout", ["cxr-bert", "bert-base"])
+def test_published_checkpoints_load_whole(layout: str, reports: Path, tmp_path: Path) -> None:
+    """CXR-BERT has a projection head and stored position ids beside BERT; BERT's own files have old names and ties."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    small = BertForMaskedLM(BertConfig(vocab_size=12, max_position_embeddings=16, **sizes))
+    tensors = {name: value.clone() for name, value in small.state_dict().items()}
+    if layout == "cxr-bert":
+        extra = {"cls_projection_head.dense_to_hidden.weight": torch.zeros(4, 16)}
+        stored = tensors | extra | {"bert.embeddings.position_ids": torch.arange(16)[None]}
+    else:
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        stored = {"cls.seq_relationship.weight": torch.zeros(2, 16)}
+        for name, value in tensors.items():
+            for new, before in old.items():
+                name = name.replace(new, before)
+            if "decoder" not in name:
+                stored[name] = value
+    write_published(tmp_path / "published", stored, small.config.to_dict())
+    loaded = load_language_model(tmp_path / "published", 40).state_dict()
+    position = "bert.embeddings.position_embeddings.weight"
+    for name, value in tensors.items():
+        assert torch.equal(loaded[name][: len(value)], value), name
+    assert loaded[position].shape == (40, 16)
+    tokenizer = load_tokenizer(tmp_path / "published")
+    assert tokenizer("There is NO effusions.")["input_ids"] == [2, 5, 6, 7, 8, 10, 9, 3]
+    from_published = TINY.model_copy(update={"init": str(tmp_path / "published"), "num_epochs": 1, "max_tokens": 64})
+    pretrain(stage(from_published), reports, tmp_path / "model")
+    assert TextEncoder.from_folder(tmp_path / "model").encode(["no effusion"])[0].shape == (1, 48, 16)
 
 
 def test_general_english_has_no_radiology() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.utils import logging
 
 from medsyn.config import TextEncoderConfig
@@ -57,7 +58,7 @@ def new_language_model(config: TextEncoderConfig, vocabulary_size: int) -> BertF
 
     BERT draws them with a deviation of 0.02 at width 768; narrower networks need wider draws to start as fast.
     """
-    return BertForMaskedLM(
+    model = BertForMaskedLM(
         BertConfig(
             vocab_size=vocabulary_size,
             hidden_size=config.hidden_size,
@@ -70,6 +71,23 @@ def new_language_model(config: TextEncoderConfig, vocabulary_size: int) -> BertF
             attention_probs_dropout_prob=config.dropout,
         )
     )
+    if config.match_words:
+        _attend_to_equal_words(model.bert)
+    return model
+
+
+def _attend_to_equal_words(bert: BertModel) -> None:
+    """Let half of the first layer's heads begin with keys equal to queries, on states in which the word dominates.
+
+    A token then finds its like in the other section from the first step, which a few hundred reports are too few to
+    teach (after the mimetic initialisation of Trockman and Kolter, ICML 2023).
+    """
+    attention, half = bert.encoder.layer[0].attention.self, bert.config.hidden_size // 2
+    with torch.no_grad():
+        attention.query.weight[:half] *= 2
+        attention.key.weight[:half] = attention.query.weight[:half]
+        bert.embeddings.position_embeddings.weight *= 0.25
+        bert.embeddings.token_type_embeddings.weight *= 0.25
 
 
 def load_language_model(source: str | Path, max_tokens: int) -> BertForMaskedLM:

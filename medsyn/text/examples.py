@@ -25,6 +25,7 @@ from medsyn.text.tokenizer import SPECIAL_TOKENS, TokenIds
 _BUCKET = 32  # batches that are sorted by length together
 _HELD_OUT = 2**31  # first "epoch" of the held-out batches
 _HELD_OUT_EXAMPLES = 512
+_DRAWS = 30  # of another patient's Impression: some reports have none, or the same
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Special:
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokenised training texts: pairs of sections, or single texts when `seconds` is None.
+    """Tokenised training texts: pairs of sections, or single texts where there is no second section (empty ids).
 
     firsts, seconds: ids per text; patients: whose text it is, for swapping. fraction settings: see TextEncoderConfig.
     """
 
     firsts: Sequence[TokenIds]
-    seconds: Sequence[TokenIds] | None
+    seconds: Sequence[TokenIds]
     patients: Sequence[str]
     special: Special
     max_tokens: int
@@ -65,16 +66,15 @@ class Texts:
 
     def num_tokens(self) -> NDArray[np.int64]:
         """(n,) length of every unswapped input."""
-        seconds = self.seconds or [np.empty(0, dtype=np.int32)] * len(self)
-        extra = 2 if self.seconds is None else 3
-        lengths = [len(first) + len(second) + extra for first, second in zip(self.firsts, seconds, strict=True)]
+        pairs = zip(self.firsts, self.seconds, strict=True)
+        lengths = [len(first) + len(second) + (3 if len(second) else 2) for first, second in pairs]
         return np.minimum(np.asarray(lengths), self.max_tokens)
 
     def example(self, epoch: int, index: int) -> tuple[TokenIds, TokenIds, int]:
         """(ids, labels, paired) of one input in one epoch."""
         rng = np.random.default_rng((self.seed, epoch, index))
         paired = IGNORED
-        if self.seconds is None:
+        if not len(self.seconds[index]):
             ids = _join([self.firsts[index]], self.special, self.max_tokens)
         else:
             other = self._other(index, rng) if rng.random() < self.swap_fraction else index
@@ -85,11 +85,11 @@ class Texts:
         return masked, labels, paired
 
     def _other(self, index: int, rng: np.random.Generator) -> int:
-        """Another patient whose Impression has other words; the index itself if ten draws find none."""
-        assert self.seconds is not None
-        for candidate in rng.integers(len(self), size=10):
+        """Another patient whose Impression has other words; the index itself if _DRAWS draws find none."""
+        for candidate in rng.integers(len(self), size=_DRAWS):
+            second = self.seconds[candidate]
             different = self.patients[candidate] != self.patients[index]
-            if different and not np.array_equal(self.seconds[candidate], self.seconds[index]):
+            if different and len(second) and not np.array_equal(second, self.seconds[index]):
                 return int(candidate)
         return index
 

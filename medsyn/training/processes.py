@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,14 +16,24 @@ from torch import Tensor, nn
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Mixed precision as asked: bf16 by autocast, fp16 with loss scaling (on a CPU too, where accelerate skips it)."""
+    """Mixed precision as asked: bf16 by autocast, fp16 with loss scaling (on a CPU too, where accelerate skips it).
+
+    Trainings of one process share its process group, which cannot be founded twice; it ends with the process.
+    """
     AcceleratorState._reset_state()
     mixed = {"fp32": "no"}.get(precision, precision)
     accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_process_group)
     if mixed == "fp16" and accelerator.scaler is None:
         accelerator.native_amp = True
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     return accelerator
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -15,11 +15,13 @@ rule pretrain_text:
     resources:
         mem_mb=3000,
         runtime=720,
-        gpu=CONFIG.compute.num_gpus_inference,
+        gpu=CONFIG.compute.num_gpus_training,
+    params:
+        launcher=launcher(),
     message:
         "pretraining the {wildcards.encoder} text encoder"
     shell:
-        "python -m medsyn pretrain-text --config {input.config} --reports {input.reports} --out {output} 2> {log}"
+        "{params.launcher} -m medsyn pretrain-text --config {input.config} --reports {input.reports} --out {output} 2> {log}"
 
 
 rule embed_reports:
