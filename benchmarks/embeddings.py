@@ -1,10 +1,10 @@
 """Tokens/s of the text encoder beside the naive padded loop: `python benchmarks/embeddings.py --reports CSV`.
 
-The reports are those of `medsyn embed` (report_id, findings, impression, split); every section of every report is a text.
+The reports are those of `medsyn embed` (report_id, findings, impression, split); every section of a report is a text.
 The encoder is a BERT of the given size with random weights and a vocabulary of the reports. The naive loop pads every
 batch, in the table's order, to the longest input of the language model, as the authors' code does. Counted are the
-tokens of the texts, without padding. Prints the largest difference of the states as well. OMP_NUM_THREADS sets the
-number of threads.
+tokens of the texts, without padding, per CPU second (on a GPU per second). Prints the largest difference of the states
+as well.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ def main() -> None:
 
 def timed(work: Callable[[], NDArray[np.float32]]) -> tuple[NDArray[np.float32], float]:
     """Result and seconds."""
-    start = time.perf_counter()
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    start = clock()
     result = work()
-    return result, time.perf_counter() - start
+    return result, clock() - start
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from medsyn.cli import main
 from medsyn.errors import InputError
 from medsyn.files import read_csv
 from medsyn.text.labels import RULES_FILE, Example, Labeler, default_labeler, label_table, load_labeler
-from medsyn.text.sections import find_sections, section_text, split_sections
+from medsyn.text.sections import find_sections, section_text
 
 LABELER = default_labeler()
 FROM_SPECS = ("pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule")
@@ -92,8 +92,9 @@ def test_prompt_pairs_of_the_paper_flip() -> None:
 def test_sections_round_trip() -> None:
     text = section_text("Lungs clear.", "Normal chest.", "report")
     assert text == "FINDINGS: Lungs clear. IMPRESSION: Normal chest."
-    assert split_sections(text) == ("Lungs clear.", "Normal chest.")
-    assert split_sections("There is cardiomegaly.") == ("There is cardiomegaly.", "")
+    for findings in ("Lungs clear.", "Lungs clear"):
+        found = find_sections(section_text(findings, "Normal chest.", "report"))
+        assert (found.findings, found.impression) == (findings, "Normal chest.")
     assert section_text("", " Normal\n chest. ", "report") == "IMPRESSION: Normal chest."
     with pytest.raises(ValueError, match="no section"):
         section_text("a", "b", "history")

@@ -14,7 +14,6 @@ from typing import Literal, get_args
 
 Section = Literal["report", "findings", "impression"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
-_HEADER = re.compile(r"\b(findings|impression)\s*:\s*", re.IGNORECASE)
 
 
 def section_text(findings: str, impression: str, section: str) -> str:
@@ -27,16 +26,6 @@ def section_text(findings: str, impression: str, section: str) -> str:
     return parts[section]
 
 
-def split_sections(report: str) -> tuple[str, str]:
-    """(findings, impression) of a text written by `section_text`; a text without headers is all findings."""
-    pieces = _HEADER.split(report)
-    found = {"findings": pieces[0].strip(), "impression": ""}
-    for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
-        key = name.lower()
-        found[key] = f"{found[key]} {text.strip()}".strip()
-    return found["findings"], found["impression"]
-
-
 # Headers of free text, and the section that what follows belongs to; other headers end a section.
 _HEADERS = {
     "findings": "findings?|description|report|observations?",
@@ -45,8 +34,10 @@ _HEADERS = {
     "|(?:examination|exam|study)(?: type| date)?|technique|procedure|protocol|comparisons?|recommendations?|dose"
     "|(?:electronically )?(?:signed|dictated|transcribed|verified|approved)(?: by)?|radiologist|attending|addendum",
 }
+# A header begins a line or a sentence; those of `section_text` stand anywhere.
 _HEADER_LINE = re.compile(
-    rf"(?:^|(?<=[.!?]\s)|(?<=\n))[ \t]*(?P<name>{'|'.join(_HEADERS.values())})[ \t]*(?::|-{{1,2}}[ \t]|(?=\n))[ \t]*",
+    r"(?:^|(?<=[.!?]\s)|(?<=\n)|(?<=\s)(?=(?-i:FINDINGS|IMPRESSION):))[ \t]*"
+    rf"(?P<name>{'|'.join(_HEADERS.values())})[ \t]*(?::|-{{1,2}}[ \t]|(?=\n))[ \t]*",
     re.IGNORECASE,
 )
 # ___ and [**Name**] as in MIMIC, XXXX as in Open-i, [DATE], <NAME>.
