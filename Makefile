@@ -4,13 +4,14 @@ CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
 
-.PHONY: env demo test check schema lock clean help
+.PHONY: env demo test check scale schema lock clean help
 
 help:
 	@echo "make env    set up .venv from envs/requirements.lock"
 	@echo "make demo   run the embedded experiment (2 cores: half an hour; CORES=N for more)"
 	@echo "make test   run the tests"
 	@echo "make check  style, types and workflow lint, as CI does"
+	@echo "make scale  plan the paper's cohort: jobs and hours per rule"
 
 env: .venv/.ready
 
@@ -40,6 +41,9 @@ check: env
 	@$(BIN)/snakefmt --check workflow
 	@$(BIN)/mypy
 	@$(RUN) $(BIN)/snakemake --lint
+
+scale: env
+	@$(RUN) $(BIN)/python benchmarks/scale.py
 
 schema: env
 	@$(BIN)/medsyn schema --out config/schema.json

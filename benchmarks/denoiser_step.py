@@ -1,11 +1,13 @@
 """Time a denoising and a training step, ours against a plain form of the same network, in one run; print a table.
 
-`python benchmarks/denoiser_step.py [--device cpu|cuda] [--case NAME ...] [--compile]`, from the repository's root.
+`python benchmarks/denoiser_step.py [--device cpu|cuda] [--case NAME ...] [--compile]`, from the repository's root (if
+the package is not installed, with PYTHONPATH=.; needs torch, numpy, pydantic, pyyaml, tqdm).
 
-On a CPU: the demo's networks (config/config.yaml), float32, one thread. On a GPU, which is taken when there is one: the
-paper's networks (config/paper.yaml) in bfloat16, and a whole volume with the paper's 50 and 20 steps. The plain form is
-float32 (no TF32), eager, contiguous activations, the text and the condition read anew in every step, guidance as two
-calls. Weights are random: they change no time.
+On a CPU: the demo's networks (config/config.yaml), float32, one thread; `low_res_1` draws one volume at a time. On a
+GPU, which is taken when there is one: the paper's networks (config/paper.yaml), drawing with bfloat16 weights, training
+under bfloat16 autocast on batches that are already there, and a whole volume with the paper's 50 and 20 steps. The
+plain form is float32 (no TF32), eager, contiguous activations, the text and the condition read anew in every step,
+guidance as two calls. Weights are random: they change no time.
 
 Columns: seconds is the shortest of the repeats, which alternate between the forms; on a CPU it is processor time, so
 other users of the machine matter less. ratio is the plain form's seconds over ours. TFLOP/s counts 2 per multiply-add
@@ -19,10 +21,10 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,14 +33,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medsyn.config import Config, load_config
 from medsyn.diffusion.objective import denoising_loss, enlarge
-from medsyn.diffusion.samplers import SOLVERS, Denoiser, guided_denoiser
+from medsyn.diffusion.samplers import SOLVERS, Denoiser, guided_denoiser, volume_noise
 from medsyn.memory import keep_freed_memory
 from medsyn.models.drawing import prepared_denoiser
 from medsyn.models.unet import UNet
+from medsyn.training.cost import GIB, peak_tflops
 
 ROOT = Path(__file__).resolve().parents[1]
-# Dense bfloat16 TFLOP/s (V100: float16) from the makers' data sheets; the first name found in the device's counts.
-PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
 WIDTH = {True: 768, False: 96}  # of the text states: BERT's, and the demo's own encoder
 HEADER = (
     f"{'case':10} {'step':9} {'form':6} {'seconds':>9} {'ratio':>6} {'TFLOP/s':>8} {'peak':>6} {'GiB':>6} {'diff':>8}"
@@ -57,15 +58,15 @@ class Case:
     tokens: tuple[int, int] | None
     guidance_scale: float
 
-    def on(self, device: torch.device) -> Case:
-        """The same with real random weights on a device."""
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> UNet:
+        """The network with random weights on a device, the same in every call."""
         network = deepcopy(self.network).to_empty(device="cpu")
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in network.parameters():
                 fan = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
                 parameter.normal_(std=fan**-0.5, generator=generator)
-        return replace(self, network=network.to(device))
+        return network.to(device, dtype)
 
     def given(self, shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
         """Random volume x, time t in [0, 1] and conditions for a step of `shape`."""
@@ -79,11 +80,11 @@ class Case:
 
 
 def cases(config: Config, full: bool) -> dict[str, Case]:
-    """Both networks of a configuration, without data. full: the paper's, at the batch sizes that fit one GPU."""
+    """Both networks of a configuration, without data. full: the paper's, drawing one volume at a time."""
     size, factor, sampling = config.preprocess.size, config.preprocess.low_res_factor, config.sampling
     low = tuple(side // factor for side in size)
     batch = 1 if full or sampling.batch_size == "auto" else sampling.batch_size
-    trained = 1 if full else config.low_res.train.micro_batch_size
+    trained = config.low_res.train.micro_batch_size
     crop = config.super_res.train.crop_size or size
     high_batch = config.super_res.train.micro_batch_size
     tokens = (config.text.num_tokens, WIDTH[full])
@@ -92,7 +93,8 @@ def cases(config: Config, full: bool) -> dict[str, Case]:
         low_net = UNet(config.low_res.unet, num_tokens=tokens[0], cond_dim=tokens[1])
         high_net = UNet(high, condition_channels=4)
     scale = sampling.guidance_scale
-    return {
+    one = Case("low_res_1", low_net, (1, 4, *low), (trained, 4, *low), tokens, scale)
+    return ({} if full else {"low_res_1": one}) | {
         "low_res": Case("low_res", low_net, (batch, 4, *low), (trained, 4, *low), tokens, scale),
         "super_res": Case("super_res", high_net, (1, 4, *size), (high_batch, 4, *crop), None, 1.0),
     }
@@ -102,7 +104,8 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--case", nargs="+", choices=("low_res", "super_res"), default=["low_res", "super_res"])
+    choices = ("low_res_1", "low_res", "super_res")
+    parser.add_argument("--case", nargs="+", choices=choices, default=choices)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="on a CPU; with more than one, wall time is taken")
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile, on a GPU with CUDA graphs")
@@ -116,94 +119,94 @@ def main() -> None:
     print(HEADER, flush=True)
     for name, case in cases(config, full).items():
         if name in args.case:
-            for training in (False, True):
+            for training in (False,) if name == "low_res_1" else (False, True):
                 measure(case, training, device, args)
     if full:
         whole_volume(config, device, args.compile)
 
 
 def measure(case: Case, training: bool, device: torch.device, args: argparse.Namespace) -> None:
-    """Print the two rows of one kind of step, or that it does not fit the memory."""
-    shape = case.train if training else case.infer
-    flops = count_flops(case, shape, training)
-    built = case.on(device)
-    given = built.given(shape, device)
-    if args.compile:
-        built.network.compile(mode="reduce-overhead" if device.type == "cuda" and not training else None)
-    optimizer = torch.optim.AdamW(built.network.parameters(), lr=0.0, weight_decay=0.0) if training else None
-    steps = {name: step_of(built, given, optimizer, name == "plain", device) for name in ("plain", "ours")}
+    """Print the two rows of one kind of step, or that it does not fit the memory.
+
+    On a GPU the forms are measured one after the other, so that each has the memory for itself.
+    """
+    flops = count_flops(case, case.train if training else case.infer, training)
+    step_name = "training" if training else "denoising"
     seconds: dict[str, float] = {}
     memory: dict[str, float] = {}
     results: dict[str, Tensor] = {}
-    for repeat in range(args.repeats + 1):  # the first round warms up
-        for name, step in steps.items():
-            if repeat and name not in seconds:
-                continue
-            try:
-                took, peak, result = timed(step, device)
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                print(f"{case.name:10} {'training' if training else 'denoising':9} {name:6} does not fit the memory")
-                continue
-            seconds[name] = took if repeat <= 1 else min(seconds[name], took)
-            memory[name], results[name] = peak, result
+    for names in [("plain", "ours")] if device.type == "cpu" else [("plain",), ("ours",)]:
+        fits = True
+        steps = {name: step_of(case, training, name == "plain", device, args.compile) for name in names}
+        for repeat in range(args.repeats + 1):  # the first round warms up
+            for name, step in steps.items():
+                try:
+                    took, memory[name], results[name] = timed(step, device)
+                except torch.cuda.OutOfMemoryError:
+                    fits = False
+                    break
+                seconds[name] = took if repeat <= 1 else min(seconds[name], took)
+            if not fits:
+                print(f"{case.name:10} {step_name:9} {names[0]:6} does not fit the memory", flush=True)
+                seconds.pop(names[0], None)
+                break
+        del steps
+        release()
     for name, took in seconds.items():
         difference = None
-        if "plain" in results:
+        if "plain" in seconds:
             plain = results["plain"]
             difference = ((results[name] - plain).abs().max() / plain.abs().max()).item()
         ratio = seconds["plain"] / took if "plain" in seconds else None
-        step_name = "training" if training else "denoising"
         print_row(case.name, step_name, name, took, ratio, flops, memory[name], difference, device)
 
 
-def step_of(
-    case: Case, given: dict[str, Tensor], optimizer: torch.optim.Optimizer | None, plain: bool, device: torch.device
-) -> Step:
-    """A denoising step (what a volume needs once is made in the first call), or with an optimizer a training step."""
-    network = case.network
+def release() -> None:
+    """Give back the memory of what was measured, that of compiled graphs too."""
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def step_of(case: Case, training: bool, plain: bool, device: torch.device, compiled: bool) -> Step:
+    """A denoising step (what a volume needs once is made in the first call), or a training step."""
+    half = device.type == "cuda" and not plain
+    network = case.on(device, torch.bfloat16 if half and not training else torch.float32)
+    network.channels_last = not plain
+    if compiled and not plain:
+        network.compile(mode="reduce-overhead" if device.type == "cuda" and not training else None)
+    given = case.given(case.train if training else case.infer, device)
     conditions = {key: value for key, value in given.items() if key in ("text", "condition")}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=0.0) if training else None
     denoiser: Denoiser | None = None
 
     def denoise() -> Tensor:
         nonlocal denoiser
-        with torch.no_grad(), Form(network, plain, device):
+        with torch.no_grad(), tensor_cores(not plain):
             if denoiser is None:
                 make = guided_denoiser if plain else prepared_denoiser
                 scale = {"guidance_scale": case.guidance_scale} if "text" in conditions else {}
                 denoiser = make(network, **conditions, **scale)
-            return denoiser(given["x"], 1000 * given["t"]).float()
+            return denoiser(given["x"], 1000 * given["t"])
 
     def train() -> Tensor:
         assert optimizer is not None
-        with Form(network, plain, device):
-            loss = denoising_loss(network, given["x"].clamp(-1, 1), given["x"], given["t"], **conditions)
-        loss.backward()
+        with tensor_cores(not plain):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss = denoising_loss(network, given["x"].clamp(-1, 1), given["x"], given["t"], **conditions)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
-    return denoise if optimizer is None else train
+    return train if training else denoise
 
 
-class Form(AbstractContextManager[None]):
-    """The network's layout, and the precision, of the plain form or of ours, for as long as it is entered."""
-
-    def __init__(self, network: UNet, plain: bool, device: torch.device) -> None:
-        self.network, self.plain = network, plain
-        reduced = device.type == "cuda" and not plain
-        self.precision = torch.autocast("cuda", torch.bfloat16) if reduced else nullcontext()
-
-    def __enter__(self) -> None:
-        self.network.channels_last = not self.plain
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not self.plain
-        if self.plain:
-            torch.compiler.set_stance("force_eager")
-        self.precision.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self.precision.__exit__(*error)
-        torch.compiler.set_stance("default")
+@contextmanager
+def tensor_cores(allowed: bool) -> Iterator[None]:
+    """Whether float32 products may be rounded to TF32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    yield
 
 
 def timed(step: Step, device: torch.device) -> tuple[float, float, Tensor]:
@@ -218,7 +221,7 @@ def timed(step: Step, device: torch.device) -> tuple[float, float, Tensor]:
     start = time.perf_counter()
     result = step().clone()
     torch.cuda.synchronize(device)
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) / 2**30, result
+    return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) / GIB, result
 
 
 def count_flops(case: Case, shape: tuple[int, ...], training: bool) -> int:
@@ -236,31 +239,28 @@ def count_flops(case: Case, shape: tuple[int, ...], training: bool) -> int:
 
 
 def whole_volume(config: Config, device: torch.device, compiled: bool) -> None:
-    """Draw one volume at the paper's size with the settings of the configuration, and print what it took."""
-    sampling, built = config.sampling, {name: case.on(device) for name, case in cases(config, True).items()}
-    low, high = built["low_res"], built["super_res"]
+    """Draw one volume at the paper's size with the settings of the configuration, and print what it took.
+
+    As `medsyn generate` does, without reading the text and writing files: the noise is made on the CPU.
+    """
+    sampling, both = config.sampling, cases(config, True)
+    low, high = both["low_res"], both["super_res"]
+    steps = (sampling.num_steps_low_res, sampling.num_steps_super_res)
+    flops = sum(count_flops(case, case.infer, False) * (n + 1) for case, n in zip((low, high), steps, strict=True))
+    networks = [case.on(device, torch.bfloat16) for case in (low, high)]
     if compiled:
-        for case in built.values():
-            case.network.compile(mode="reduce-overhead")
-    flops = sum(
-        count_flops(case, case.infer, False) * (steps + 1)
-        for case, steps in zip(
-            cases(config, True).values(), (sampling.num_steps_low_res, sampling.num_steps_super_res), strict=True
-        )
-    )
+        for network in networks:
+            network.compile(mode="reduce-overhead")
+    text = low.given(low.infer, device)["text"]
     solve = SOLVERS[sampling.solver]
 
     def draw() -> Tensor:
-        with torch.no_grad(), Form(low.network, False, device):
-            given = low.given(low.infer, device)
-            scale = sampling.guidance_scale
-            denoiser = prepared_denoiser(low.network, text=given["text"], guidance_scale=scale)
-            small = solve(denoiser, given["x"], sampling.num_steps_low_res)
-            condition = enlarge(small.float(), config.preprocess.low_res_factor)
-            noise = torch.randn(high.infer, device=device)
-            return solve(
-                prepared_denoiser(high.network, condition=condition), noise, sampling.num_steps_super_res
-            ).float()
+        with torch.no_grad():
+            denoiser = prepared_denoiser(networks[0], text=text, guidance_scale=sampling.guidance_scale)
+            small = solve(denoiser, volume_noise([0], low.infer[1:], 0).to(device), steps[0])
+            condition = enlarge(small, config.preprocess.low_res_factor)
+            noise = volume_noise([0], high.infer[1:], 1).to(device)
+            return solve(prepared_denoiser(networks[1], condition=condition), noise, steps[1])
 
     try:
         timed(draw, device)  # warms up
@@ -268,8 +268,7 @@ def whole_volume(config: Config, device: torch.device, compiled: bool) -> None:
     except torch.cuda.OutOfMemoryError:
         print("volume     does not fit the memory")
         return
-    steps = f"{sampling.num_steps_low_res}+{sampling.num_steps_super_res}"
-    print_row("volume", steps, "ours", took, None, flops, peak, None, device)
+    print_row("volume", f"{steps[0]}+{steps[1]}", "ours", took, None, flops, peak, None, device)
 
 
 def print_row(
@@ -285,7 +284,7 @@ def print_row(
 ) -> None:
     """One line under HEADER; what is not known stays blank."""
     rate = flops / seconds / 1e12
-    peak = peak_tflops(device)
+    peak = peak_tflops(device, "bf16")
     cells = [
         f"{case:10} {step:9} {form:6} {seconds:9.4f}",
         "" if ratio is None else f"{ratio:.2f}",
@@ -298,18 +297,10 @@ def print_row(
     print(" ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip(), flush=True)
 
 
-def peak_tflops(device: torch.device) -> float | None:
-    """The GPU's dense bfloat16 peak, if it is a known one."""
-    if device.type == "cpu":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_TFLOPS.items() if all(word in name for word in key.split())), None)
-
-
 def hardware(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {torch.cuda.mem_get_info(device)[1] / 2**30:.0f} GiB"
+        return f"{torch.cuda.get_device_name(device)}, {torch.cuda.mem_get_info(device)[1] / GIB:.0f} GiB"
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

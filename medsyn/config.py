@@ -83,7 +83,11 @@ class MasksConfig(Section):
     lobes: Literal["classical", "lungmask", "totalsegmentator"] = "classical"
     airway: Literal["classical", "totalsegmentator", "naviairway"] = "classical"
     vessels: Literal["classical", "totalsegmentator"] = "classical"
-    weights_dir: str = Field("weights", description="folder with the tools' weight files")
+    lungmask_model: Literal["LTRCLobes_R231", "LTRCLobes", "R231"] = Field(
+        "LTRCLobes_R231", description="lobes filled with R231's lungs, lobes alone, or R231's lungs with our fissures"
+    )
+    weights_dir: str = Field("weights", description="folder with the tools' weight files, see medsyn weights list")
+    max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this has no masks")
 
 
 class TextEncoderConfig(Section):
@@ -134,6 +138,9 @@ class UNetConfig(Section):
     num_groups: PositiveInt = 8
     init_kernel: PositiveInt = Field(7, description="edge of the first convolution, odd")
     num_bottom_blocks: PositiveInt = Field(4, description="attention blocks at the bottom (text-conditioned net)")
+    mask_padding: bool = Field(
+        False, description="ignore the padding of a text (needs text.mask_padding); the authors attend to it"
+    )
     patch_size: PositiveInt = Field(1, description="edge of the voxel cube that the network sees as one voxel")
     sigma_data: PositiveFloat | None = Field(
         None,
@@ -178,9 +185,6 @@ class TrainConfig(Section):
     log_every: PositiveInt = 50
     preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
     tensorboard: bool = Field(False, description="event files too, if the package tensorboard is installed")
-    peak_tflops: PositiveFloat | None = Field(
-        None, description="peak TFLOP/s of one device at `precision`: the log then tells the share that is used"
-    )
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
     condition_interpolation: Literal["nearest", "linear"] = Field(
@@ -190,7 +194,9 @@ class TrainConfig(Section):
     timestep_power: PositiveFloat = Field(
         1.0, description="t = u^this, u uniform; 1 is the paper's, below 1 trains more at high noise: text acts sooner"
     )
-    flip_left_right: bool = Field(False, description="never with reports that name a side")
+    augment: bool = Field(
+        False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
+    )
     seed: Seed = 0
 
 
@@ -217,7 +223,7 @@ class SamplingConfig(Section):
     num_steps_low_res: PositiveInt = 50
     num_steps_super_res: PositiveInt = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
-    fix_super_res: bool = Field(True, description="keep given channels at both resolutions; the authors: low only")
+    fix_super_res: bool = Field(False, description="keep given channels at both resolutions; the authors: low only")
     batch_size: PositiveInt | Literal["auto"] = Field(
         8,
         description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
@@ -272,6 +278,9 @@ class EvaluationConfig(Section):
     num_per_prompt: PositiveInt = 32
     num_segmentation_subjects: PositiveInt = 32
     num_bootstrap: PositiveInt = 1000
+    anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
+        "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
+    )
     prompt_section: Literal["report", "findings", "impression"] = Field(
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )
@@ -286,7 +295,8 @@ class EvaluationConfig(Section):
 class ComputeConfig(Section):
     """What a job may use; the scheduler's own words (partition, account) live in the profile."""
 
-    num_gpus_training: int = Field(0, ge=0, description="GPUs to ask for; more than 1: torchrun on one node")
+    num_gpus_training: int = Field(0, ge=0, description="GPUs of a training job on each of its nodes, one process each")
+    num_nodes_training: PositiveInt = Field(1, description="nodes of a training job; more than 1: on SLURM only")
     num_gpus_inference: int = Field(0, ge=0, description="per sampling, embedding and feature job")
     num_threads_training: PositiveInt = Field(1, description="CPU threads per training job; part of bit-identity")
 
@@ -314,6 +324,8 @@ class Config(Section):
         for name, encoder in self.text.encoders.items():
             if encoder.max_tokens < self.text.num_tokens:
                 raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
+        if self.low_res.unet.mask_padding and not self.text.mask_padding:
+            raise ValueError("low_res.unet.mask_padding needs text.mask_padding, which marks the padding")
         for name, variant in self.variants.items():
             if variant.text_encoder not in self.text.encoders:
                 raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
@@ -365,7 +377,8 @@ def validate(model: type[SectionType], values: Any, source: str | Path) -> Secti
 class MeasureStage(Section):
     """config/measure.json"""
 
-    window_hu: tuple[float, float]
+    anatomy_tool: Literal["classical", "totalsegmentator"] = "classical"
+    weights_dir: str = "weights"
 
 
 class TextEncoderStage(Section):
@@ -433,7 +446,7 @@ def stage_configs(config: Config) -> dict[str, Section]:
         "phantom": config.phantom,
         "preprocess": config.preprocess,
         "masks": config.masks,
-        "measure": MeasureStage(window_hu=config.preprocess.window_hu),
+        "measure": MeasureStage(anatomy_tool=config.evaluation.anatomy_tool, weights_dir=config.masks.weights_dir),
         "sampling": SamplingStage(sampling=config.sampling, preprocess=config.preprocess),
         "features": FeaturesStage(features=config.evaluation.features, window_hu=config.preprocess.window_hu),
         "augmentation": AugmentationStage(

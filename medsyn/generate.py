@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir, read_csv, write_csv, write_json
 from medsyn.models.channels import STRUCTURE_OF
+from medsyn.orientation import reorient
 from medsyn.progress import log, track
 from medsyn.run import Prompt, Run, record, to_volumes
-from medsyn.volume import read_volume, write_volume
+from medsyn.volume import grid_spacing_mm, read_volume, write_volume
 
 _FIXABLE = {
     "image": "image",
@@ -52,7 +54,7 @@ def generate_one(run: Run, text: str, seed: int | None, fixes: Sequence[str], ou
         if not separator:
             raise InputError(f"--fix {item}: write NAME=FILE, for example lobes=lobes.nii.gz")
         channel = _channel(run, name)
-        fixed[channel], sources[channel] = _read_fixed(run, channel, Path(file)), file
+        fixed[channel], sources[channel] = _read_fixed(run, Path(file)), file
     prompt = Prompt(
         sample_id=out.name.removesuffix(suffix),
         text=text or None,
@@ -109,7 +111,7 @@ def _prompt(run: Run, row: Mapping[str, str], roots: Roots) -> Prompt:
     sources: dict[str, str] = {}
     for name, value in _fixes(row).items():
         channel = _channel(run, name)
-        fixed[channel] = _read_fixed(run, channel, _find(channel, value, roots))
+        fixed[channel] = _read_fixed(run, _find(channel, value, roots))
         sources[channel] = value
     facts = {key: row[key] for key in ("prompt_type", "section") if row.get(key)}
     text = row["text"] if mode == "text" and row["text"].strip() else None
@@ -153,12 +155,17 @@ def _find(channel: str, value: str, roots: Roots) -> Path:
     return found[0]
 
 
-def _read_fixed(run: Run, channel: str, path: Path) -> NDArray:
-    array = read_volume(path).array
-    size = run.settings.preprocess.size
-    if array.shape != tuple(size):
-        raise InputError(f"{path}: its grid is {array.shape}, the model's {tuple(size)}; run `medsyn preprocess` first")
-    return array
+def _read_fixed(run: Run, path: Path) -> NDArray:
+    volume = reorient(read_volume(path))
+    grid = run.settings.preprocess
+    spacing = grid_spacing_mm(grid.size, grid.field_of_view_mm)
+    if volume.array.shape != tuple(grid.size) or not np.allclose(volume.spacing_mm, spacing, rtol=0.01):
+        have, want = (
+            f"{list(size)} at {[round(s, 2) for s in steps]} mm"
+            for size, steps in ((volume.array.shape, volume.spacing_mm), (grid.size, spacing))
+        )
+        raise InputError(f"{path}: its grid is {have}, the model's {want}; run `medsyn preprocess` first")
+    return volume.array
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn from text and noise,
 enlarged as in training, and refined by the super-resolution network. A volume depends on its prompt, its seed and the
 settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway, vessels) are fixed at
-both resolutions, or with `fix_super_res: false` at the low one only, as the authors do.
+low resolution, as the authors do, or with `fix_super_res` at both.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
 _RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
 _LOW, _HIGH = 0, 1  # streams of noise
 _SHARE_OF_MEMORY, _LARGEST_BATCH = 0.7, 32
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self._encoder: Any = None
+        for network in (self.low_res, self.super_res):
+            network.to(_DTYPES[self.settings.sampling.precision])
         if self.settings.sampling.compile:  # "reduce-overhead" adds CUDA graphs; a CPU has none
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             for network in (self.low_res, self.super_res):
@@ -94,27 +97,25 @@ class Run:
         noise = volume_noise(seeds, (len(self.channels), *low_size), _LOW).to(self.device)
         solve = SOLVERS[sampling.solver]
         given = None if fixed is None else reduce_resolution(fixed, self.factor)
-        with self._autocast():
-            denoiser = self._low_res_denoiser(prompts)
-            low = solve(
-                denoiser, noise, sampling.num_steps_low_res, fixed=given, fixed_channels=channels, what="low resolution"
-            )
+        denoiser = self._low_res_denoiser(prompts)
+        low = solve(
+            denoiser, noise, sampling.num_steps_low_res, fixed=given, fixed_channels=channels, what="low resolution"
+        )
         if not sampling.fix_super_res:
             fixed, channels = None, []
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
-            condition = enlarge(low[i : i + 1].float(), self.factor, self.interpolation)
+            condition = enlarge(low[i : i + 1], self.factor, self.interpolation)
             noise = volume_noise([seed], (len(self.channels), *size), _HIGH).to(self.device)
-            with self._autocast():
-                volume = solve(
-                    prepared_denoiser(self.super_res, condition=condition),
-                    noise,
-                    sampling.num_steps_super_res,
-                    fixed=None if fixed is None else fixed[i : i + 1],
-                    fixed_channels=channels,
-                    what="super-resolution",
-                )
-            volumes.append(volume.float().cpu().numpy()[0])
+            volume = solve(
+                prepared_denoiser(self.super_res, condition=condition),
+                noise,
+                sampling.num_steps_super_res,
+                fixed=None if fixed is None else fixed[i : i + 1],
+                fixed_channels=channels,
+                what="super-resolution",
+            )
+            volumes.append(volume.cpu().numpy()[0])
         return np.stack(volumes)
 
     def _low_res_denoiser(self, prompts: Sequence[Prompt]) -> Denoiser:
@@ -125,22 +126,17 @@ class Run:
         null = self.low_res.null_cond_emb
         without = torch.tensor([text is None for text in texts], device=self.device)[:, None, None]
         states = torch.where(without, null.to(states.dtype), states)  # type: ignore[union-attr]
-        both = 2 * len(prompts) * self._low_res_bytes() <= _SHARE_OF_MEMORY * available_bytes(self.device)
+        both = 2 * len(prompts) * self._low_res_bytes <= _SHARE_OF_MEMORY * available_bytes(self.device)
         scale = self.settings.sampling.guidance_scale
         return prepared_denoiser(self.low_res, text=states, guidance_scale=scale, one_batch=both)
 
     @cached_property
     def batch_size(self) -> int:
-        """Volumes to draw at a time: the setting, or as many as the memory found allows, at most 32.
-
-        On a GPU one forward pass measures what a volume takes; elsewhere the widths of the network tell.
-        """
+        """Volumes to draw at a time: the setting, or as many as the memory found allows, at most 32."""
         asked = self.settings.sampling.batch_size
         if asked != "auto":
             return asked
-        each = self._low_res_bytes()
-        if self.device.type == "cuda":
-            each = max(each, peak_bytes(self._one_pass, self.device))
+        each = self._low_res_bytes
         each *= 1 if self.settings.sampling.guidance_scale == 1.0 else 2
         finished = 3 * 4 * len(self.channels) * math.prod(self.settings.preprocess.size)  # noise, volume, stacked
         host = torch.device("cpu")
@@ -150,17 +146,18 @@ class Run:
             most = _SHARE_OF_MEMORY * min(available_bytes(self.device) / each, available_bytes(host) / finished)
         return min(max(int(most), 1), _LARGEST_BATCH)
 
+    @cached_property
     def _low_res_bytes(self) -> int:
-        element = 4 if self.settings.sampling.precision == "fp32" else 2
-        return forward_bytes(self.low_res, [s // self.factor for s in self.settings.preprocess.size], element)
+        """What a forward pass takes for one volume: told by the widths of the network, on a GPU by trying as well."""
+        element = _DTYPES[self.settings.sampling.precision].itemsize
+        each = forward_bytes(self.low_res, [s // self.factor for s in self.settings.preprocess.size], element)
+        return max(each, peak_bytes(self._one_pass, self.device)) if self.device.type == "cuda" else each
 
     @torch.no_grad()
     def _one_pass(self) -> None:
         size = [s // self.factor for s in self.settings.preprocess.size]
-        with self._autocast():
-            self.low_res(
-                torch.zeros(1, len(self.channels), *size, device=self.device), torch.zeros(1, device=self.device)
-            )
+        volume = torch.zeros(1, len(self.channels), *size, device=self.device)
+        self.low_res(volume, torch.zeros(1, device=self.device))
 
     def _fixed(self, prompts: Sequence[Prompt]) -> tuple[Tensor | None, list[int]]:
         names = tuple(prompts[0].fixed)
@@ -172,11 +169,6 @@ class Run:
             for name, index in zip(names, indices, strict=True):
                 values[i, index] = to_channel(name, prompt.fixed[name], self.window_hu)
         return torch.from_numpy(values).to(self.device), indices
-
-    def _autocast(self) -> Any:
-        precision = self.settings.sampling.precision
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_encoder: Path, sampling: Path) -> None:
@@ -253,6 +245,7 @@ def to_volumes(run: Run, array: NDArray) -> dict[str, Volume]:
 
 
 def record(run: Run, prompt: Prompt) -> dict[str, Any]:
+    """Provenance of one drawn volume: settings, weights, text and seed."""
     facts = {"sample_id": prompt.sample_id, "text": prompt.text, "seed": prompt.seed, **prompt.facts}
     return provenance(run.settings, label=run.label, weights=run.hashes, channels=list(run.channels), **facts)
 

@@ -12,13 +12,16 @@ import gzip
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
 from medsyn.files import atomic_path
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 MODEL_DIRECTION = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 LOBE_NAMES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower")
@@ -59,6 +62,8 @@ class Volume:
 
 def to_sitk(volume: Volume) -> sitk.Image:
     """The volume as a SimpleITK image (booleans become uint8)."""
+    import SimpleITK as sitk
+
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
     image = sitk.GetImageFromArray(np.ascontiguousarray(array))
     image.SetSpacing([float(s) for s in reversed(volume.spacing_mm)])
@@ -69,6 +74,8 @@ def to_sitk(volume: Volume) -> sitk.Image:
 
 def from_sitk(image: sitk.Image) -> Volume:
     """A SimpleITK image as a volume."""
+    import SimpleITK as sitk
+
     z, y, x = reversed(image.GetSpacing())
     origin = image.GetOrigin()
     return Volume(sitk.GetArrayFromImage(image), (z, y, x), (origin[0], origin[1], origin[2]), image.GetDirection())
@@ -76,6 +83,8 @@ def from_sitk(image: sitk.Image) -> Volume:
 
 def read_volume(path: str | Path) -> Volume:
     """Read a 3-D NIfTI, MetaImage or NRRD file; an unreadable or non-3-D one is an InputError naming it."""
+    import SimpleITK as sitk
+
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file")
@@ -106,6 +115,8 @@ def _check_compression(path: Path) -> None:
 
 def write_volume(path: str | Path, volume: Volume) -> None:
     """Write a volume atomically; the suffix (.nii.gz, .nii, .mha, .nrrd) chooses the format. OSError if it cannot."""
+    import SimpleITK as sitk
+
     with atomic_path(path) as temporary:
         try:
             sitk.WriteImage(to_sitk(volume), str(temporary), useCompression=True, compressionLevel=1)

@@ -6,13 +6,29 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The table of the parity numbers, as the tests compared them."""
+    parser.addoption("--parity-table", type=Path, metavar="FILE", help="write the parity numbers as a Markdown table")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table that was asked for."""
+    table = session.config.getoption("--parity-table")
+    if table:
+        import parity
+
+        table.write_text(parity.HEAD + "".join(parity.ROWS), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +38,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MEDSYN_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The whole test-scale experiment, run once by the local executor: the folder that holds results/test."""
+    directory = tmp_path_factory.mktemp("run")
+    run = run_snakemake("all", "--show-failed-logs", directory=directory)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    return directory
+
+
+def write_config(path: Path, base: str = "test", **sections: dict[str, Any]) -> Path:
+    """A shipped configuration with some settings changed."""
+    values = yaml.safe_load((ROOT / f"config/{base}.yaml").read_text(encoding="utf-8"))
+    for name, section in sections.items():
+        changed = values.setdefault(name, {})
+        for key, value in section.items():
+            changed[key] = changed.get(key, {}) | value if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
 
 
 def run_snakemake(*options: str, directory: Path, config: str | Path = "test") -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,15 @@
-"""Deterministic values of the parity numbers: a hash of positions, and parameters filled from it.
+"""Deterministic values of the parity numbers (a hash of positions, parameters filled from it) and their comparison.
 
 The rule sorts the authors' parameter names, so the fill also proves that the names are translated correctly.
+`pytest --parity-table FILE` writes what `compare` saw as a table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 import torch
 
 from medsyn.config import UNetConfig
@@ -14,6 +18,34 @@ from medsyn.models.unet import UNet
 
 SHAPE = (2, 4, 6, 16, 12)
 TAU = torch.tensor([37.0, 912.5])
+ROWS: list[str] = []  # one line of the table per comparison
+HEAD = """\
+# Parity with the authors' release
+
+Numbers of a specification of the release (networks, intermediate values, schedule, one step, full loops), found with
+deterministic weights and inputs by an independent re-implementation of the authors' text, against ours: float32, CPU.
+`low` is the low-resolution network, `sr` the super-resolution network, A and B the two orders of the up path. Each row
+is one assertion of the tests: all its numbers are compared, the first two are shown. Made by
+
+    pytest tests/test_unet.py tests/test_diffusion.py --parity-table docs/parity.md
+
+The state dict at mults 2-3-6-8 has 379 keys; the specification says 377, but its number of parameters, which we
+reproduce, includes the two keys of a residual convolution, because the first level changes its width there.
+
+| quantity | numbers | specification (first two) | ours | largest difference | tolerance |
+| --- | ---: | --- | --- | ---: | ---: |
+"""
+
+
+def compare(quantity: str, ours: Sequence[float], specified: Sequence[float], tolerance: float, relative=False) -> None:
+    """Assert that `ours` equal the numbers `specified` to an absolute or relative `tolerance`; keep a row."""
+    differences = [abs(a - b) / (abs(b) if relative else 1) for a, b in zip(ours, specified, strict=True)]
+    shown = [" ".join(f"{value:.9g}" for value in values[:2]) for values in (specified, ours)]
+    kind = " relative" if relative else ""
+    ROWS.append(
+        f"| {quantity} | {len(ours)} | {shown[0]} | {shown[1]} | {max(differences):.1e} | {tolerance:.0e}{kind} |\n"
+    )
+    assert list(ours) == pytest.approx(list(specified), **{"rel" if relative else "abs": tolerance}), quantity
 
 
 def hashed(count: int, tag: int) -> np.ndarray:
@@ -33,6 +65,18 @@ def tensor(shape: tuple[int, ...], tag: int, scale: float = 1.0, dtype: torch.dt
     return torch.from_numpy(scale * hashed(int(np.prod(shape)), tag)).to(dtype).reshape(shape)
 
 
+def fill(value: torch.Tensor, name: str, rank: int) -> None:
+    """Set the parameter `name`, number `rank` of the sorted names, to its hashed values."""
+    v = hashed(value.numel(), rank)
+    if name.endswith((".norm.weight", ".gamma", ".groupnorm.weight")):
+        v = 1 + 0.1 * v
+    elif name.endswith(".bias"):
+        v = 0.1 * v
+    elif name != "null_cond_emb":
+        v = v * np.sqrt(3 * value.shape[0] / value.numel())
+    value.copy_(torch.from_numpy(v).float().reshape(value.shape))
+
+
 def filled_network(kind: str, order: str) -> UNet:
     """The tiny low-resolution ("low") or super-resolution ("sr") network with hashed parameters."""
     text = kind == "low"
@@ -42,15 +86,7 @@ def filled_network(kind: str, order: str) -> UNet:
     names = {own: several[0] for own, several in medsyn_names(state, config.num_bottom_blocks).items()}
     rank = {name: i for i, name in enumerate(sorted(names.values()))}
     for own, name in names.items():
-        value = state[own]
-        v = hashed(value.numel(), rank[name])
-        if name.endswith((".norm.weight", ".gamma")):
-            v = 1 + 0.1 * v
-        elif name.endswith(".bias"):
-            v = 0.1 * v
-        elif name != "null_cond_emb":
-            v = v * np.sqrt(3 * value.shape[0] / value.numel())
-        value.copy_(torch.from_numpy(v).float().reshape(value.shape))
+        fill(state[own], name, rank[name])
     return network.eval()
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from parity import SHAPE, TAU, filled_network, inputs, tensor, text_states
+from parity import SHAPE, TAU, compare, filled_network, inputs, tensor, text_states
 from torch import nn
 
 from medsyn.diffusion.objective import denoising_loss, enlarge, reduce_resolution, super_res_condition
@@ -75,46 +75,44 @@ class Toy(nn.Module):
 
 
 def test_schedule():
-    for t, value in ALPHAS.items():
-        assert alpha_bar_at(t) == pytest.approx(value, abs=1e-9)
+    compare("alpha(t), 15 times", [alpha_bar_at(t) for t in ALPHAS], list(ALPHAS.values()), 1e-9)
     assert alpha_bar(torch.tensor([0.25, 0.9])).tolist() == pytest.approx([ALPHAS[0.25], ALPHAS[0.9]], abs=1e-6)
 
 
 def test_one_step():
     x0, epsilon = tensor(SMALL, 200001), tensor(SMALL, 200002, math.sqrt(3))
-    assert x0.flatten()[:2].tolist() == pytest.approx([0.229883, -0.655339], abs=1e-6)
-    assert epsilon.flatten()[:2].tolist() == pytest.approx([-1.154023, -1.072247], abs=1e-6)
+    compare("one step: x0", x0.flatten()[:2].tolist(), [0.229883, -0.655339], 1e-6)
+    compare("one step: epsilon", epsilon.flatten()[:2].tolist(), [-1.154023, -1.072247], 1e-6)
     x_t = add_noise(x0, epsilon, torch.tensor([0.5]))
-    assert x_t.flatten()[:4].tolist() == pytest.approx([-0.659552, -1.223402, -0.636604, 0.758102], abs=1e-5)
+    compare("one step: x_t", x_t.flatten()[:4].tolist(), [-0.659552, -1.223402, -0.636604, 0.758102], 1e-5)
     prediction = torch.tanh(0.6 * x_t + 0.3 * math.cos(2.0))
-    assert prediction.flatten()[:4].tolist() == pytest.approx([-0.478144, -0.695683, -0.467453, 0.318536], abs=1e-5)
+    expected = [-0.478144, -0.695683, -0.467453, 0.318536]
+    compare("one step: prediction", prediction.flatten()[:4].tolist(), expected, 1e-5)
     x_s = ddim_step(x_t, prediction, 0.5, 0.48)
-    assert x_s.mean().item() == pytest.approx(0.036496, abs=1e-5)
-    assert x_s.std(unbiased=False).item() == pytest.approx(0.840914, abs=1e-5)
-    expected = [-0.659875, -1.215626, -0.637176, 0.748354, 1.484737, -0.827103, 0.399948, -1.035187]
-    assert x_s.flatten()[:8].tolist() == pytest.approx(expected, abs=1e-5)
+    expected = [0.036496, 0.840914, -0.659875, -1.215626, -0.637176, 0.748354, 1.484737, -0.827103, 0.399948, -1.035187]
+    ours = [x_s.mean().item(), x_s.std(unbiased=False).item(), *x_s.flatten()[:8].tolist()]
+    compare("one step: DDIM 0.5 to 0.48", ours, expected, 1e-5)
     c_x0, c_xt, variance = ancestral_coefficients(0.5, 0.48)
     mean = (c_x0 * prediction + c_xt * x_t).flatten()[:4].tolist()
-    assert mean == pytest.approx([-0.640927, -1.172610, -0.619132, 0.717067], abs=1e-5)
-    assert variance == pytest.approx(0.0557007, abs=1e-7)
+    compare("one step: ancestral mean", mean, [-0.640927, -1.172610, -0.619132, 0.717067], 1e-5)
+    compare("one step: ancestral variance", [variance], [0.0557007], 1e-7)
 
 
 def test_ancestral_coefficients():
     """The reference numbers are single precision, where 1 - alpha(t) / alpha(s) cancels near t = 0."""
     middle, end = ancestral_coefficients(500 / 999, 499 / 999), ancestral_coefficients(1 / 999, 0.0)
-    assert middle == pytest.approx((0.00437473, 0.99535012, 3.144336e-3), rel=1e-4)
-    assert end == pytest.approx((0.20968068, 0.79028678, 3.259717e-5), rel=3e-3)
+    compare("ancestral coefficients 500 to 499", middle, (0.00437473, 0.99535012, 3.144336e-3), 1e-4, relative=True)
+    compare("ancestral coefficients 1 to 0", end, (0.20968068, 0.79028678, 3.259717e-5), 3e-3, relative=True)
 
 
 @pytest.mark.parametrize(("steps", "guidance", "fixed"), LOOPS)
 def test_full_loop(steps, guidance, fixed):
-    mean, std, *first = (float(number) for number in LOOPS[steps, guidance, fixed].split())
+    specified = [float(number) for number in LOOPS[steps, guidance, fixed].split()]
     noise, given = tensor(SMALL, 200003, math.sqrt(3)), tensor(SMALL, 200004)
     denoiser = guided_denoiser(Toy(), text=torch.zeros(1), guidance_scale=float(guidance))
     result = (ddim(denoiser, noise, steps, fixed=given, fixed_channels=fixed) + 1) / 2
-    assert result.mean().item() == pytest.approx(mean, abs=1e-4)
-    assert result.std(unbiased=False).item() == pytest.approx(std, abs=1e-4)
-    assert result.flatten()[:8].tolist() == pytest.approx(first, abs=1e-4)
+    ours = [result.mean().item(), result.std(unbiased=False).item(), *result.flatten()[:8].tolist()]
+    compare(f"loop: {steps} steps, guidance {guidance}, fixed {list(fixed)}", ours, specified, 1e-4)
     assert torch.equal(result[:, list(fixed)], (given[:, list(fixed)] + 1) / 2)
 
 

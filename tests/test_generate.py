@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import SIZE, install_text_encoder, make_run
+from tiny_models import HIDDEN, SIZE, install_text_encoder, make_run, stage
 
 from medsyn.cli import main
 from medsyn.files import read_csv, sha256, write_csv
+from medsyn.models.weights import build, load, save
+from medsyn.orientation import reorient
 from medsyn.run import Prompt, open_run, sampling_with
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
 
@@ -127,7 +130,7 @@ def test_automatic_batches_follow_the_memory_and_hold_the_same_volumes(run_folde
     auto = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
     monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: 1 << 40)
     assert auto.batch_size == 32
-    each = 2 * auto._low_res_bytes() + 12 * 4 * 16**3  # guidance: two branches; three float32 copies of 4 channels
+    each = 2 * auto._low_res_bytes + 12 * 4 * 16**3  # guidance: two branches; three float32 copies of 4 channels
     for count in (0.5, 1.5, 3.5):
         few = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
         monkeypatch.setattr("medsyn.run.available_bytes", lambda _device, n=count: int(n * each / 0.7))
@@ -260,3 +263,39 @@ def test_moved_run_still_opens(run_folder, tmp_path):
     run_folder.rename(moved)
     run = open_run(moved, sampling_with(moved, None))
     assert torch.isfinite(torch.from_numpy(run.draw([Prompt("p", "x", 0)]))).all()
+
+
+def test_a_mask_to_fix_may_lie_in_any_orientation_but_must_be_of_the_models_grid(run_folder, tmp_path, capsys):
+    lobes = grid(np.random.default_rng(0).integers(0, 6, SIZE).astype(np.uint8))
+    command = ["generate", "--weights", str(run_folder), "--text", "x", "--quiet"]
+    out, mask = tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz"
+    write_volume(mask, reorient(lobes, "RPS"))
+    assert main([*command, "--fix", f"lobes={mask}", "--out", str(out)]) == 0
+    assert np.array_equal(read_volume(tmp_path / "ct_lobes.nii.gz").array, lobes.array)
+    write_volume(mask, replace(lobes, spacing_mm=(1.0, 1.0, 1.0)))
+    assert main([*command, "--fix", f"lobes={mask}", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "mask.nii.gz: its grid is" in error and "[1.0, 1.0, 1.0] mm" in error and error.count("\n") == 1
+    prompts = write_prompts(tmp_path / "prompts.csv", [{"sample_id": "a"}])
+    table = [
+        "generate",
+        "--weights",
+        str(run_folder),
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(tmp_path / "o"),
+        "--quiet",
+    ]
+    for more in (["--seed", "3"], ["--fix", f"lobes={mask}"]):
+        assert main([*table, *more, "--quiet"]) == 2 and "go with --text" in capsys.readouterr().err
+
+
+def test_the_networks_place_in_memory_does_not_depend_on_the_provenance_in_the_file(tmp_path):
+    """The last bits of a volume drawn on a CPU depend on how the weights are aligned."""
+    settings = stage("low_res")
+    for length in range(8):
+        path = tmp_path / f"{length}.safetensors"
+        save(path, build(settings, HIDDEN).state_dict(), settings, {"commit": "x" * 8 * length})
+        network, _ = load(path)
+        assert {parameter.data_ptr() % 64 for parameter in network.parameters()} == {0}

@@ -108,16 +108,11 @@ def test_closing_does_not_close_against_the_edge() -> None:
     assert close(slit, 6.0, (5.0, 2.0, 2.0))[3, 10, 10]
 
 
-def test_other_tools_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tool_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_chest(tmp_path / "a")
-    assert main(["segment", str(path), "--out", str(tmp_path / "m"), "--airway", "naviairway"]) == 2
-    error = capsys.readouterr().err.strip()
-    assert error.count("\n") == 0
-    assert "naviairway" in error
-    assert "classical" in error
-    assert not (tmp_path / "m").exists()
     assert main(["segment", str(path), "--out", str(tmp_path / "m"), "--airway", "magic"]) == 2
     assert "airway" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
 
 
 def test_segment_one_file(tmp_path: Path) -> None:

@@ -30,3 +30,10 @@ def test_unreadable_files_are_input_errors(tmp_path: Path) -> None:
     for name in ("broken.safetensors", "missing.safetensors"):
         with pytest.raises(InputError, match=name):
             read_metadata(tmp_path / name)
+
+
+def test_tied_weights_are_written_under_both_names(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    save_tensors(tmp_path / "tied.safetensors", {"embedding": weight, "decoder": weight}, {})
+    read = load_file(tmp_path / "tied.safetensors")
+    assert torch.equal(read["embedding"], weight) and torch.equal(read["decoder"], weight)

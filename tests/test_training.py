@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import ClassVar
 from weakref import ref
 
 import numpy as np
@@ -20,6 +18,8 @@ import torch
 from parity import filled_network, inputs, text_states
 from safetensors import safe_open
 from safetensors.torch import load_file
+from scipy.ndimage import affine_transform
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import HIDDEN, NUM_TOKENS, SIZE, make_embeddings, make_store, stage
 from torch import nn
 
@@ -31,11 +31,15 @@ from medsyn.files import read_csv, sha256, write_json
 from medsyn.models.blocks import set_activation_checkpointing
 from medsyn.models.channels import CHANNELS, from_channel
 from medsyn.models.weights import build, load
+from medsyn.tensors import save_tensors
+from medsyn.training.augment import random_affine
 from medsyn.training.checkpoint import load_checkpoint, save_checkpoint
 from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
 from medsyn.training.ema import Ema
 from medsyn.training.loop import METRIC_COLUMNS, NO_EFFECT, DivergedError, Task, learning_rate, train
+from medsyn.training.processes import made_ahead
+from medsyn.training.stages import denoising_task
 from medsyn.training.watch import LossWatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,27 +96,41 @@ def test_train_verb_writes_weights_metrics_and_preview(data_folder, tmp_path):
         assert not (tmp_path / f"{name}_state").exists()
 
 
+def test_weights_of_a_version_with_other_training_settings_open(tmp_path):
+    settings = stage("super_res")
+    values = settings.model_dump(mode="json")
+    values["train"] |= {"gone": 1}
+    weights = {name: value.detach() for name, value in build(settings, None).state_dict().items()}
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, weights, {"config": json.dumps(values)})
+    assert load(path)[1] == settings
+    values["unet"] |= {"unknown": 1}
+    save_tensors(path, weights, {"config": json.dumps(values)})
+    with pytest.raises(InputError, match=r"unet.unknown"):
+        load(path)
+
+
 def test_pictures_on_the_way_and_event_files_outlive_the_state(data_folder, tmp_path, monkeypatch):
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = FakeWriter
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     out = tmp_path / "low_res.safetensors"
-    settings = {"preview_every": 5, "tensorboard": True, "activation_checkpointing": True, "peak_tflops": 0.1}
+    settings = {"preview_every": 5, "tensorboard": True, "activation_checkpointing": True}
+    monkeypatch.setattr("medsyn.training.loop.peak_tflops", lambda _device, _precision: 0.1)
     assert main([*command(data_folder, out, **settings), "--quiet"]) == 0
     pictures = sorted((tmp_path / "low_res_previews").iterdir())
     assert [path.name for path in pictures] == ["step_00000005.png", "step_00000010.png"]
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
-    assert (tmp_path / "low_res_tensorboard").is_dir() and not (tmp_path / "low_res_state").exists()
+    assert list((tmp_path / "low_res_tensorboard").glob("events.*")) and not (tmp_path / "low_res_state").exists()
     for row in read_csv(tmp_path / "low_res_metrics.csv", METRIC_COLUMNS):
         assert float(row["tflops_per_second"]) > 0 and 0 < float(row["flop_utilisation"]) < 10
 
 
-def test_same_command_same_bytes(data_folder, tmp_path):
+def test_same_command_same_bytes(data_folder, tmp_path, capsys):
     outs = [tmp_path / f"{k}" / "low_res.safetensors" for k in range(2)]
     for out in outs:
         out.parent.mkdir()
         assert main([*command(data_folder, out), "--quiet"]) == 0
     assert sha256(outs[0]) == sha256(outs[1])
+    assert main([*command(data_folder, outs[0]), "--quiet"]) == 2
+    assert "remove the file to train it anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["low_res", "super_res"])
@@ -175,8 +193,8 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
 def test_refuses_the_state_of_other_settings_or_data(data_folder, tmp_path, capsys):
     out = tmp_path / "low_res.safetensors"
     state = tmp_path / "low_res_state"
-    facts = {"identity": {"unet.dim": 16, "num_processes": 1}, "metrics": [], "watch": {}, "window": []}
-    save_checkpoint(state, 4, {}, facts)
+    facts = {"identity": {"unet.dim": 16, "num_processes": 1}}
+    save_checkpoint(state, 4, {"network": {"weight": torch.zeros(1)}}, facts)
     assert main([*command(data_folder, out), "--quiet"]) == 2
     message = capsys.readouterr().err
     assert "delete the folder" in message and message.count("\n") == 1
@@ -223,14 +241,72 @@ def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     assert facts["step"] == 10 and torch.isfinite(tensors["network"]["weight"]).all()
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    """The damaged one is newer than those that follow, which must not be taken for older ones and removed."""
     state = tmp_path / "state"
     with pytest.raises(DivergedError):
         train(quadratic(poison_at=17), SETTINGS, state)
-    (state / "step_00000015" / "tensors.pt").write_bytes(b"broken")
+    (state / "step_00000015" / "tensors.safetensors").write_bytes(b"broken")
+    (state / ".step_00000016.abcdefgh").mkdir()
+    with pytest.raises(DivergedError):
+        train(quadratic(poison_at=13), SETTINGS.model_copy(update={"checkpoint_every": 2}), state)
+    assert sum("damaged checkpoint ignored" in message for message in caplog.messages) == 1
+    assert sorted(path.name for path in state.glob("*step_*")) == ["step_00000010", "step_00000012"]
     resumed = train(quadratic(), SETTINGS, state)
     fresh = train(quadratic(), SETTINGS, tmp_path / "fresh")
     assert torch.equal(resumed.network.weight, fresh.network.weight)
+
+
+def test_a_state_of_which_nothing_can_be_read_is_not_trained_over(tmp_path):
+    train(quadratic(), SETTINGS, tmp_path / "state")
+    for path in (tmp_path / "state").glob("step_*"):
+        (path / "facts.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="delete the folder to start anew"):
+        train(quadratic(), SETTINGS, tmp_path / "state")
+
+
+class _NanGradient(torch.autograd.Function):
+    """The identity with a gradient that is no number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+def test_weights_spoilt_by_a_gradient_are_not_kept(tmp_path):
+    """The loss of step 10 is finite, its gradient is not; step 10 is also when a checkpoint is due."""
+    plain = quadratic()
+
+    def batch(step, slots):
+        return {**plain.batch(step, slots), "spoil": torch.tensor(step == 9)}
+
+    def loss(network, batch):
+        value = plain.loss(network, batch)
+        return _NanGradient.apply(value) if batch["spoil"] else value
+
+    settings = SETTINGS.model_copy(update={"log_every": 5})
+    with pytest.raises(DivergedError, match=r"norm nan at step 10; the checkpoint of step 5"):
+        train(replace(plain, batch=batch, loss=loss), settings, tmp_path / "state")
+    tensors, facts = load_checkpoint(tmp_path / "state", _identity(tmp_path / "state"))
+    assert facts["step"] == 5 and torch.isfinite(tensors["network"]["weight"]).all()
+
+
+def test_batches_made_ahead_are_the_same_in_the_same_order(tmp_path, monkeypatch):
+    def slow(key):
+        time.sleep(0.01 * (key % 3))
+        return key
+
+    assert list(made_ahead(slow, range(20), 4)) == list(range(20))
+    with pytest.raises(ZeroDivisionError):
+        list(made_ahead(lambda key: 1 // key, range(3), 2))
+    plain = train(quadratic(), SETTINGS, tmp_path / "a")
+    monkeypatch.setattr("medsyn.training.loop.num_data_threads", lambda _device: 3)
+    ahead = train(quadratic(), SETTINGS, tmp_path / "b")
+    assert torch.equal(plain.network.weight, ahead.network.weight)
 
 
 def test_gradient_accumulation_equals_one_large_batch(tmp_path):
@@ -288,24 +364,26 @@ def test_activation_checkpointing_keeps_loss_and_gradients_and_frees_activations
         assert torch.allclose(plain, again, rtol=1e-5, atol=1e-6 * float(plain.abs().max()))
 
 
-def test_settings_that_do_not_change_the_weights_are_no_other_run(tmp_path):
-    """Resume with every such setting changed: not refused, and the same weights."""
-    state = tmp_path / "state"
-    with pytest.raises(DivergedError):
-        train(quadratic(poison_at=12), SETTINGS, state)
-    changed = SETTINGS.model_copy(
-        update={
-            "checkpoint_every": 7,
-            "log_every": 3,
-            "preview_every": 2,
-            "tensorboard": True,
-            "peak_tflops": 3.0,
-            "activation_checkpointing": True,
-        }
-    )
-    assert {name for name in NO_EFFECT if getattr(changed, name) != getattr(SETTINGS, name)} == set(NO_EFFECT)
-    resumed = train(quadratic(), changed, state)
-    assert torch.equal(resumed.network.weight, train(quadratic(), SETTINGS, tmp_path / "fresh").network.weight)
+def test_settings_that_do_not_change_the_weights_are_no_other_run(data_folder, tmp_path):
+    """Resume a denoiser's training with every such setting changed: not refused, and the same weights."""
+    settings = stage(num_steps=9, checkpoint_every=3)
+    embeddings = Embeddings(data_folder / "embeddings.safetensors", settings.sections)
+    data = TrainingData(settings, Store([data_folder / "store" / "0"], "low"), embeddings)
+
+    def stop(step, slots):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return data.batch(step, slots)
+
+    with pytest.raises(SystemExit):
+        train(replace(denoising_task(settings, data), batch=stop), settings.train, tmp_path / "state")
+    others = {"checkpoint_every": 2, "log_every": 3, "preview_every": 2, "tensorboard": True}
+    changed = settings.train.model_copy(update={**others, "activation_checkpointing": True})
+    assert {name for name in NO_EFFECT if getattr(changed, name) != getattr(settings.train, name)} == set(NO_EFFECT)
+    task = denoising_task(settings.model_copy(update={"train": changed}), data, tmp_path / "previews")
+    resumed = train(task, changed, tmp_path / "state").network.state_dict()
+    fresh = train(denoising_task(settings, data), settings.train, tmp_path / "fresh").network.state_dict()
+    assert all(torch.equal(resumed[name], value) for name, value in fresh.items())
 
 
 def test_previews_show_the_average_and_leave_the_training_alone(tmp_path):
@@ -373,28 +451,28 @@ def test_fp16_scales_the_loss_skips_overflows_and_resumes_exactly(tmp_path):
     half = train(task(), settings, tmp_path / "half")
     single = train(task(), settings.model_copy(update={"precision": "fp32"}), tmp_path / "single")
     assert torch.allclose(half.network.weight, single.network.weight, atol=0.02)
-    train(task(overflow_at=6), settings, tmp_path / "whole")
-    tensors, _ = load_checkpoint(tmp_path / "whole", _identity(tmp_path / "whole"))
-    assert tensors["scaler"]["scale"] == 32768.0  # halved once
+    train(task(overflow_at=8), settings, tmp_path / "whole")  # after a row of the log, before the checkpoint of step 10
+    tensors, facts = load_checkpoint(tmp_path / "whole", _identity(tmp_path / "whole"))
+    assert facts["scaler"]["scale"] == 32768.0  # halved once
     assert torch.isfinite(tensors["network"]["weight"]).all()
-    assert float(tensors["optimizer"]["state"][0]["step"]) == settings.num_steps - 1
+    assert float(tensors["optimizer"]["0.step"]) == settings.num_steps - 1
     with pytest.raises(DivergedError):
-        train(task(overflow_at=6, poison_at=17), settings, tmp_path / "broken")
-    train(task(overflow_at=6), settings, tmp_path / "broken")
-    again, _ = load_checkpoint(tmp_path / "broken", _identity(tmp_path / "broken"))
+        train(task(overflow_at=8, poison_at=17), settings, tmp_path / "broken")
+    train(task(overflow_at=8), settings, tmp_path / "broken")
+    again, other = load_checkpoint(tmp_path / "broken", _identity(tmp_path / "broken"))
     assert torch.equal(tensors["network"]["weight"], again["network"]["weight"])
-    assert tensors["scaler"] == again["scaler"]
+    assert facts["scaler"] == other["scaler"] and facts["metrics"][2]["grad_norm"] is not None
 
 
-def test_metrics_tell_memory_and_the_share_of_the_peak(tmp_path):
+def test_metrics_tell_memory_and_the_share_of_the_peak(tmp_path, monkeypatch):
     task = replace(quadratic(), flops=lambda: 2_000_000)
-    settings = SETTINGS.model_copy(update={"peak_tflops": 0.5})
-    rows = train(task, settings, tmp_path / "a").metrics
+    monkeypatch.setattr("medsyn.training.loop.peak_tflops", lambda _device, _precision: 0.5)
+    rows = train(task, SETTINGS, tmp_path / "a").metrics
     for row in rows:
         assert row["tflops_per_second"] == pytest.approx(row["samples_per_second"] * 2e-6, rel=0.01)
         assert row["flop_utilisation"] == pytest.approx(row["tflops_per_second"] / 0.5, rel=0.01)
         assert 0.05 < row["peak_memory_gib"] < 100
-    unknown = train(quadratic(), settings, tmp_path / "b").metrics[0]
+    unknown = train(quadratic(), SETTINGS, tmp_path / "b").metrics[0]
     assert unknown["tflops_per_second"] is None and unknown["flop_utilisation"] is None
 
 
@@ -424,40 +502,17 @@ def test_operations_of_a_crop_are_those_of_the_release():
     assert flops == pytest.approx(3 * 5.090e12 - first_convolution, rel=5e-4)
 
 
-class FakeWriter:
-    """Records what SummaryWriter would write."""
-
-    made: ClassVar[list] = []
-
-    def __init__(self, folder, purge_step):
-        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, {}, False
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        FakeWriter.made.append(self)
-
-    def add_scalar(self, name, value, step):
-        self.scalars[name, step] = value
-
-    def flush(self):
-        pass
-
-    def close(self):
-        self.closed = True
-
-
-def test_tensorboard_gets_the_metrics(tmp_path, monkeypatch):
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = FakeWriter
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    FakeWriter.made.clear()
+def test_tensorboard_gets_the_metrics(tmp_path):
+    """Read by TensorBoard itself: a resumed run goes on in the same curves."""
     settings = SETTINGS.model_copy(update={"tensorboard": True})
     with pytest.raises(DivergedError):
         train(quadratic(poison_at=12), settings, tmp_path / "state")
     rows = train(quadratic(), settings, tmp_path / "state").metrics
-    first, second = FakeWriter.made
-    assert (first.purge_step, second.purge_step) == (1, 11) and second.closed
-    assert Path(second.folder) == tmp_path / "state" / "tensorboard"
-    assert sorted({step for _, step in second.scalars}) == [12, 16, 20]
-    assert second.scalars["loss", 20] == rows[-1]["loss"] and ("flop_utilisation", 20) not in second.scalars
+    events = EventAccumulator(str(tmp_path / "state" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {name for name in METRIC_COLUMNS[1:] if rows[0][name] is not None}
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (row["step"], pytest.approx(row["loss"])) for row in rows
+    ]
 
 
 def test_without_tensorboard_training_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
@@ -542,6 +597,28 @@ def test_super_res_crops(data_folder):
     volume = data.clean(0, (0.0, 0.5, 0.999))
     data.crop = None
     assert torch.equal(volume, data.clean(0)[:, :8, 4:12, 8:])
+
+
+def test_augmentation_moves_image_and_masks_together(data_folder):
+    """A crop of the augmented volume, read from a part of the source, against the whole volume moved by scipy."""
+    settings = stage("super_res", augment=True)
+    data = TrainingData(settings, Store([data_folder / "store" / "0"], "high"), None)
+    affine = random_affine([0.3, 0.9, 0.2, 0.9, 0.1, 0.7])
+    assert torch.linalg.det(affine).item() == pytest.approx((1 / 1.08) ** 3)  # a zoom by 1.08 and a rotation
+    place = (0.4, 0.7, 0.2)
+    moved = data.clean(1, place, affine)
+    data.crop = None
+    whole, centre = data.clean(1), (np.array(SIZE) - 1) / 2
+    offset = centre - affine.numpy() @ centre
+    z, y, x = (int(u * (s - 8 + 1)) for u, s in zip(place, SIZE, strict=True))
+    for channel, ours in zip(whole.numpy(), moved.numpy(), strict=True):
+        theirs = affine_transform(channel.astype(float), affine.numpy(), offset, order=1, mode="grid-constant", cval=-1)
+        assert np.abs(theirs[z : z + 8, y : y + 8, x : x + 8] - ours).max() < 1e-5
+    assert random_affine([0.5, 0.1, 0.5, 0, 0, 0]) is None
+    plain = TrainingData(stage("super_res"), data.store, None)
+    data.crop = plain.crop
+    same = [torch.equal(data.sample(k)["x0"], plain.sample(k)["x0"]) for k in range(40)]
+    assert 3 < sum(same) < 20  # a quarter is left alone
 
 
 @pytest.mark.parametrize(

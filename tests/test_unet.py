@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity import filled_network, hashed, inputs, text_states
+from parity import compare, filled_network, hashed, inputs, text_states
 
 from medsyn.config import UNetConfig, load_config, stage_configs
 from medsyn.diffusion.schedule import add_noise
@@ -106,15 +106,19 @@ def meta_network(kind, dim, mults, cond_dim, heads):
 
 
 def test_hash_rule():
-    assert hashed(4, 0) == pytest.approx([-0.6660353, -0.17918372, 0.24587787, -0.29354237], abs=1e-7)
-    assert hashed(4, 100001) == pytest.approx([-0.4424624, -0.08540208, 0.98598032, 0.23233386], abs=1e-7)
+    compare("hash, stream 0", hashed(4, 0), [-0.6660353, -0.17918372, 0.24587787, -0.29354237], 1e-7)
+    compare("hash, stream 100001", hashed(4, 100001), [-0.4424624, -0.08540208, 0.98598032, 0.23233386], 1e-7)
 
 
 @pytest.mark.parametrize(("kind", "dim", "mults", "cond_dim", "heads", "parameters", "keys"), SIZES)
 def test_number_of_parameters_and_keys(kind, dim, mults, cond_dim, heads, parameters, keys):
     network = meta_network(kind, dim, mults, cond_dim, heads)
-    assert sum(p.numel() for p in network.parameters()) == parameters
-    assert len(to_medsyn_keys(network.state_dict(), network.config.num_bottom_blocks)) == keys
+    counted = sum(p.numel() for p in network.parameters())
+    names = len(to_medsyn_keys(network.state_dict(), network.config.num_bottom_blocks))
+    note = " (see above)" if mults == (2, 3, 6, 8) else ""
+    compare(
+        f"{kind} {dim}, {'-'.join(map(str, mults))}: parameters, keys{note}", (counted, names), (parameters, keys), 0
+    )
 
 
 @pytest.mark.parametrize(("size", "blocks", "digest"), [(SIZES[0], 4, LOW_RES_KEYS), (SIZES[4], 1, SUPER_RES_KEYS)])
@@ -163,23 +167,25 @@ def test_names_and_shapes_of_the_released_networks():
     assert "downs.3.3.weight" not in low and "ups.3.5.weight" not in high
 
 
-def check(value: torch.Tensor, numbers: str) -> None:
-    mean, std, *rest = (float(number) for number in numbers.split())
-    assert value.mean().item() == pytest.approx(mean, abs=TOLERANCE)
-    assert value.std(unbiased=False).item() == pytest.approx(std, abs=TOLERANCE)
+def check(quantity: str, value: torch.Tensor, numbers: str) -> None:
+    """`numbers`: mean, standard deviation, then none, the first 3, or the first 8 and the last 4 values."""
+    specified = [float(number) for number in numbers.split()]
     flat = value.flatten().tolist()
-    assert flat[: min(len(rest), 8)] == pytest.approx(rest[:8], abs=TOLERANCE)
-    if len(rest) > 8:
-        assert flat[-4:] == pytest.approx(rest[8:], abs=TOLERANCE)
+    ours = [value.mean().item(), value.std(unbiased=False).item(), *flat[: min(len(specified) - 2, 8)]]
+    compare(quantity, ours + flat[-4:] if len(specified) == 14 else ours, specified, TOLERANCE)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(("kind", "order", "text"), OUTPUTS)
-def test_output(kind, order, text, channels_last):
+def test_output(kind, order, text, channels_last, training):
+    """As it is drawn and as it is trained, which on a CPU go other ways."""
     network = filled_network(kind, order)
     network.channels_last = channels_last
-    with torch.no_grad():
-        check(network(**inputs(kind), text=text_states() if text else None), OUTPUTS[kind, order, text])
+    with torch.set_grad_enabled(training):
+        output = network(**inputs(kind), text=text_states() if text else None)
+    layout = f"channels {'last' if channels_last else 'first'}{', with gradient' if training else ''}"
+    check(f"{kind} {order}{', text' if text else ''}, {layout}", output, OUTPUTS[kind, order, text])
 
 
 @pytest.mark.parametrize(
@@ -203,7 +209,7 @@ def test_intermediate_values(kind, order, table):
         network(**inputs(kind), text=text_states() if kind == "low" else None)
     for name, (shape, numbers) in table.items():
         assert "x".join(map(str, seen[name].shape)) == shape, name
-        check(seen[name], numbers)
+        check(f"{kind} {order} after `{name}`", seen[name], numbers)
 
 
 def test_norm_stays_exact_on_large_volumes():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, run_snakemake
+from conftest import ROOT, run_snakemake, write_config
 
 RESULTS = Path("results/test")
 
@@ -24,16 +24,6 @@ def planned_jobs(output: str) -> dict[str, int]:
     """Rule -> number of jobs, from the job statistics of a dry run."""
     table = output.split("Job stats:", 1)[1].split("total", 1)[0] if "Job stats:" in output else ""
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, flags=re.M)}
-
-
-def write_config(path: Path, base: str = "test", **sections) -> Path:
-    """A shipped configuration with some settings changed."""
-    values = yaml.safe_load((ROOT / f"config/{base}.yaml").read_text(encoding="utf-8"))
-    for name, section in sections.items():
-        for key, value in section.items():
-            values[name][key] = values[name].get(key, {}) | value if isinstance(value, dict) else value
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
 
 
 def test_lint_is_clean():
@@ -78,6 +68,27 @@ def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
     assert sum(planned_jobs(run.stdout).values()) <= 400
 
 
+def test_training_on_two_nodes_starts_torchrun_on_each(tmp_path):
+    (tmp_path / "cohort.csv").touch()
+    config = write_config(
+        tmp_path / "paper.yaml", "paper", cohort={"manifest": "cohort.csv"}, compute={"num_nodes_training": 2}
+    )
+    options = ("--profile", str(ROOT / "slurm"), "-n", "results/paper/models/medsyn/low_res.safetensors")
+    run = run_snakemake(*options, directory=tmp_path, config=config)
+    assert run.returncode == 0, run.stderr
+    assert "srun --nodes 2 --ntasks-per-node 1 --cpus-per-task 16 --kill-on-bad-exit torchrun --nnodes 2" in run.stdout
+
+
+def test_every_rule_with_a_gpu_asks_for_nodes_and_has_its_partition_in_the_profile():
+    profile = yaml.safe_load((ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
+    rules = {block.split(":")[0]: block for block in re.split(r"^rule ", text, flags=re.M)[1:]}
+    training = {name for name, block in rules.items() if "**training_devices()" in block}
+    with_gpu = {name for name, block in rules.items() if " gpu=" in block}
+    assert training | with_gpu == set(profile["set-resources"])
+    assert with_gpu == {name for name, block in rules.items() if " nodes=1," in block}
+
+
 def test_a_missing_cohort_file_says_what_to_write_where(tmp_path):
     run = run_snakemake("-n", "all", directory=tmp_path, config="paper")
     assert run.returncode != 0
@@ -91,15 +102,6 @@ def test_an_unknown_key_stops_before_anything_runs(tmp_path):
     run = run_snakemake("-n", "all", directory=tmp_path, config=config)
     assert run.returncode != 0
     assert "sampling.guidance: unknown key" in run.stdout + run.stderr
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The whole test-scale experiment, run once: the folder that holds results/test."""
-    directory = tmp_path_factory.mktemp("run")
-    run = run_snakemake("all", "--show-failed-logs", directory=directory)
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
-    return directory
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

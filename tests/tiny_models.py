@@ -79,7 +79,8 @@ def make_embeddings(path: Path, num_reports: int = 5) -> Path:
 
 def sampling_stage(**sampling) -> SamplingStage:
     """Two and one DDIM steps on the 16^3 grid of SIZE."""
-    settings = {"num_steps_low_res": 2, "num_steps_super_res": 1, "guidance_scale": 2.0, "batch_size": 3, **sampling}
+    steps = {"num_steps_low_res": 2, "num_steps_super_res": 1}
+    settings = {**steps, "guidance_scale": 2.0, "fix_super_res": True, "batch_size": 3, **sampling}
     return SamplingStage(sampling=SamplingConfig(**settings), preprocess=PreprocessConfig(size=SIZE))
 
 

@@ -18,6 +18,11 @@ from medsyn import __version__
 from medsyn.errors import InputError
 from medsyn.progress import configure
 
+OUT_OF_MEMORY = (
+    "the GPU's memory does not suffice; to train, lower train.micro_batch_size or set train.activation_checkpointing,"
+    " to draw, set sampling.batch_size: 1 and sampling.precision: bf16"
+)
+
 
 class Verbs:
     """Collects verbs; every verb gets --quiet and --progress."""
@@ -44,12 +49,12 @@ class Verbs:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, model, phantom, settings, text
+    from medsyn.cli import data, evaluation, model, phantom, settings, text, weights
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, phantom, data, text, model, evaluation):
+    for group in (settings, phantom, data, text, model, evaluation, weights):
         group.add_verbs(verbs)
     return parser
 
@@ -72,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
         print(f"medsyn {args.verb}: {f'{where}: ' if where else ''}{error.strerror}{remedy}", file=sys.stderr)
         return 2 if isinstance(error, FileNotFoundError) else 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; the command line does without torch
+            raise
+        print(f"medsyn {args.verb}: {OUT_OF_MEMORY} ({str(error).split('. ')[0]})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"medsyn {args.verb}: interrupted", file=sys.stderr)
         return 1

@@ -135,7 +135,7 @@ def _add_tables(verbs: Verbs) -> None:
     )
     parser.add_argument("path", nargs="?", help=CT_HELP)
     parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
-    parser.add_argument("--masks", help="folder of masks on the same grid; none: segment with the classical tool")
+    parser.add_argument("--masks", help="folder of masks on the same grid; none: the configured tool finds them")
     parser.add_argument("--config", help="settings of the stage (JSON)")
     parser.add_argument("--out", required=True, help="JSON file (one CT) or CSV file (--volumes)")
 
@@ -266,12 +266,14 @@ def _segment(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace) -> None:
+    from medsyn.config import MeasureStage, load_stage
     from medsyn.stages.tables import measure_json, measure_shard
 
+    config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
     if _one_of(args, "path", "volumes"):
-        measure_json(args.path, args.masks, args.out)
+        measure_json(args.path, args.masks, args.out, config)
     else:
-        measure_shard(Path(args.volumes), Path(args.masks) if args.masks else None, Path(args.out))
+        measure_shard(Path(args.volumes), Path(args.masks) if args.masks else None, Path(args.out), config)
 
 
 def _store(args: argparse.Namespace) -> None:

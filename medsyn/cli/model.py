@@ -136,9 +136,12 @@ def _assemble(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from medsyn.errors import InputError
     from medsyn.generate import Roots, generate_one, generate_shard
     from medsyn.run import open_run, sampling_with
 
+    if args.prompts is not None and (args.seed is not None or args.fix):
+        raise InputError("--seed and --fix go with --text; with --prompts they are columns of the table")
     sampling = sampling_with(
         args.weights,
         args.config,

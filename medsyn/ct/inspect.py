@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medsyn.ct.air import air_is_off, measure_air
-from medsyn.ct.reading import read_scan
+from medsyn.ct.reading import read_ct, read_scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, Lungs, segment_lungs
 from medsyn.orientation import orientation_code, reorient
@@ -63,6 +63,15 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
             for side, value in (("right", RIGHT), ("left", LEFT))
         }
     return facts
+
+
+def read_hu(path: str | Path) -> Volume:
+    """Read one CT; values that cannot be HU are an InputError."""
+    volume = read_ct(path)
+    faults = value_faults(volume.array)
+    if faults:
+        raise InputError(f"{path}: {'; '.join(faults)}; give a CT in HU")
+    return volume
 
 
 def judge(volume: Volume) -> tuple[list[str], Lungs | None]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsyn.errors import InputError
 from medsyn.masks.effusion import WORKING_MM, segment_effusion
-from medsyn.masks.heart import cardiothoracic_ratio
+from medsyn.masks.heart import cardiothoracic_ratio, ratio_of_heart
 from medsyn.masks.lungs import LEFT, RIGHT, segment_lungs
 from medsyn.masks.morphology import Spacing, block_factors, block_labels, block_mean
 from medsyn.orientation import reorient
@@ -35,14 +35,16 @@ class Measured:
 
 
 def measure(volume: Volume, masks: Mapping[str, Volume] | None = None) -> Measured:
-    """All measures of a CT in HU; `masks` (lobes, airway on the same grid) replace the classical segmentation."""
+    """All measures of a CT in HU; `masks` on the same grid (lobes, airway; heart and effusion, or neither of both)
+    replace the classical segmentation.
+    """
     model = reorient(volume)
-    if masks is None:
+    given = {name: reorient(_checked(mask, volume, name)).array for name, mask in (masks or {}).items()}
+    if not given:
         found = segment_lungs(model.array, model.spacing_mm)
         lungs, airway = found.label, found.airway
     else:
-        lobes, airway = (reorient(_checked(masks[name], volume, name)).array for name in ("lobes", "airway"))
-        airway = airway > 0
+        lobes, airway = given["lobes"], given["airway"] > 0
         lungs = np.where(lobes >= 3, RIGHT, np.where(lobes > 0, LEFT, 0)).astype(np.uint8)
     lung = (lungs > 0) & ~airway
     voxels = int(lung.sum())
@@ -57,7 +59,12 @@ def measure(volume: Volume, masks: Mapping[str, Volume] | None = None) -> Measur
         return Measured(values, reasons)
     values["lung_volume_ml"] = voxels * model.voxel_mm3 / 1000
     values["laa950_percent"] = 100.0 * float((model.array[lung] < LOW_ATTENUATION_HU).sum()) / voxels
-    values["effusion_volume_ml"], values["cardiothoracic_ratio"] = _thorax(model, lungs)
+    if "heart" in given:
+        effusion = given["effusion"] > 0
+        values["effusion_volume_ml"] = float(effusion.sum()) * model.voxel_mm3 / 1000
+        values["cardiothoracic_ratio"] = ratio_of_heart(given["heart"] > 0, (lungs > 0) | effusion)
+    else:
+        values["effusion_volume_ml"], values["cardiothoracic_ratio"] = _thorax(model, lungs)
     if values["cardiothoracic_ratio"] is None:
         reasons["cardiothoracic_ratio"] = "no axial slice shows a heart between two lungs"
     return Measured(values, reasons)

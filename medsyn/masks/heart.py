@@ -18,7 +18,7 @@ from skimage.morphology import convex_hull_image
 
 from medsyn.masks.effusion import pleural_cavities
 from medsyn.masks.lungs import LEFT, RIGHT
-from medsyn.masks.morphology import Spacing
+from medsyn.masks.morphology import Spacing, components
 
 SOFT_HU = -30.0
 """Heart and blood lie above, mediastinal fat below."""
@@ -36,8 +36,22 @@ def cardiothoracic_ratio(
 
     lungs: 0, 1 right, 2 left; effusion: pleural fluid, part of the thoracic cavity.
     """
-    borders = cardiac_borders(hu, lungs, effusion, spacing_mm)
-    cavity = (lungs > 0) | effusion
+    return _ratio(cardiac_borders(hu, lungs, effusion, spacing_mm), (lungs > 0) | effusion)
+
+
+def ratio_of_heart(heart: NDArray[np.bool_], cavity: NDArray[np.bool_]) -> float | None:
+    """The same ratio from a mask of the heart, its largest part, and one of the thoracic cavity (D, H, W)."""
+    labels, sizes = components(heart)
+    heart = (labels > 0) & (labels == np.argmax(sizes))
+    borders = np.full((heart.shape[0], 2), np.nan)
+    for z in np.flatnonzero(heart.any((1, 2)) & cavity.any((1, 2))):
+        columns = np.flatnonzero(heart[z].any(0))
+        borders[z] = columns[0], columns[-1] + 1
+    return _ratio(borders, cavity)
+
+
+def _ratio(borders: NDArray[np.float64], cavity: NDArray[np.bool_]) -> float | None:
+    """Width between the borders (D, 2) where it is largest, over the width of the cavity at that level."""
     best = None
     for z in np.flatnonzero(np.isfinite(borders).all(1)):
         columns = np.flatnonzero(cavity[z].any(0))

@@ -1,8 +1,8 @@
 """Building blocks of the denoiser (facts: the authors' release): tensors are [B, C, D, H, W].
 
 D counts axial slices, H and W lie in the slice. Convolutions are "same"; nothing mixes or resamples the depth D except
-the 3x3x3 blocks. Heads of every attention are 32 wide. All modules accept any memory format; channels-last-3d inputs
-stay channels-last, which on a CPU is about twice as fast.
+the 3x3x3 blocks. Heads of every attention are 32 wide. All modules accept any memory format; on a CPU channels-last-3d
+inputs stay channels-last, which is about twice as fast there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,20 @@ from torch.utils.checkpoint import checkpoint
 
 Network = TypeVar("Network", bound=nn.Module)
 HEAD_DIM = 32
-KeysValues = tuple[Tensor, Tensor]  # of a cross-attention, [B, heads, n, 32] each
+KeysValues = tuple[Tensor, Tensor, Tensor | None]  # of a cross-attention: k, v [B, heads, n, 32], tokens [B, 1, 1, n]
 _SMALL_GRID = 16**3  # voxels
 _ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+
+
+class TimeMlp(nn.Sequential):
+    """A TimeEmbedding and what follows it; the sinusoids are float32, the rest has the type of its weights."""
+
+    def forward(self, tau: Tensor) -> Tensor:
+        sinusoids, first, *rest = self
+        x = first(sinusoids(tau).to(first.weight.dtype))
+        for module in rest:
+            x = module(x)
+        return x
 
 
 class TimeEmbedding(nn.Module):
@@ -56,6 +67,12 @@ class Conv3d(nn.Conv3d):
     def last_part(self, x: Tensor) -> Tensor:
         """The share of the last x.shape[1] input channels, without the bias."""
         return self._convolve(x, self.weight[:, -x.shape[1] :], None)
+
+    def in_float32(self, x: Tensor) -> Tensor:
+        """The convolution in float32 whatever the types of x and the weights, under autocast too."""
+        with _autocast_off(x):
+            bias = None if self.bias is None else self.bias.float()
+            return self._convolve(x.float(), self.weight.float(), bias)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last_3d):
@@ -95,10 +112,17 @@ class ConvUnit(nn.Module):
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
     def _normalise(self, x: Tensor) -> Tensor:
-        """The norm; on a CPU it is more exact and its gradient several times faster in the contiguous layout."""
-        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d):
-            return self.norm(x.contiguous()).contiguous(memory_format=torch.channels_last_3d)
-        return self.norm(x)
+        """The norm in the type of x, with sums in float32: autocast would make a float32 activation of it.
+
+        On a CPU it is more exact and its gradient several times faster in the contiguous layout.
+        """
+        norm = self.norm
+        with _autocast_off(x):
+            weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+            if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d):
+                y = F.group_norm(x.contiguous(), norm.num_groups, weight, bias, norm.eps)
+                return y.contiguous(memory_format=torch.channels_last_3d)
+            return F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
 
 
 class ResBlock(nn.Module):
@@ -182,11 +206,16 @@ class SpatialAttention(nn.Module):
 
 
 class TextCrossAttention(nn.Module):
-    """Every voxel attends to the text tokens of its sample; no padding mask, as in the authors' code."""
+    """Every voxel attends to the text tokens of its sample.
 
-    def __init__(self, dim: int, cond_dim: int, num_heads: int) -> None:
+    All of them, padding too, as in the authors' code; with `mask_padding` not to those whose states are all zero,
+    which is how `text.mask_padding` marks padding.
+    """
+
+    def __init__(self, dim: int, cond_dim: int, num_heads: int, *, mask_padding: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.mask_padding = mask_padding
         inner = HEAD_DIM * num_heads
         self.norm = ChannelNorm(dim)
         self.to_q = nn.Conv2d(dim, inner, 1, bias=False)
@@ -195,15 +224,17 @@ class TextCrossAttention(nn.Module):
 
     def keys_values(self, text: Tensor) -> KeysValues:
         """Keys and values of text [B, n, cond_dim]; they do not depend on the volume, so one pair serves all steps."""
-        k, v = self.to_kv(text).chunk(2, dim=-1)
-        return _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
+        k, v = self.to_kv(text.to(self.to_kv.weight.dtype)).chunk(2, dim=-1)
+        tokens = text.any(dim=-1)[:, None, None] if self.mask_padding else None
+        return _split_heads(k, self.num_heads), _split_heads(v, self.num_heads), tokens
 
     def forward(self, x: Tensor, text: KeysValues) -> Tensor:
         """x [B, C, D, H, W], text: `keys_values` -> x + attention(norm(x), text)."""
         batch, _, depth, height, width = x.shape
         tokens = self.norm(x.permute(0, 2, 3, 4, 1).reshape(batch, depth * height * width, -1))
         q = _split_heads(F.linear(tokens, self.to_q.weight.flatten(1)), self.num_heads)
-        joined = _join_heads(F.scaled_dot_product_attention(q, *text))
+        k, v, kept = text
+        joined = _join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=kept))
         out = F.linear(joined, self.to_out.weight.flatten(1), self.to_out.bias)
         return x + out.reshape(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
@@ -228,6 +259,10 @@ def _joint(conv: Conv3d, x: Tensor, skip: Tensor) -> Tensor:
     out = conv.first_part(x)
     out.unflatten(0, (-1, len(skip))).add_(conv.last_part(skip))
     return out
+
+
+def _autocast_off(x: Tensor) -> torch.autocast:
+    return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
 
 
 def _plain_cpu(x: Tensor) -> bool:

@@ -25,7 +25,7 @@ def prepared_denoiser(
     """A denoiser of volumes [B, C, D, H, W] for one set of text states [B, num_tokens, cond_dim] or none.
 
     tau [B] must hold B times the same value. one_batch: with guidance, run both branches as one batch, which is faster
-    and takes twice the memory. Call it, and what it returns, under the same autocast.
+    and takes twice the memory.
     """
     given: dict[str, object] = {}
     if condition is not None:

@@ -11,8 +11,6 @@ scripts use A. Window and reduction are those of the release; its training setti
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +29,7 @@ from medsyn.models.unet import UNet
 from medsyn.models.weights import build, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
+from medsyn.tensors import load_pickled
 
 Stage = Literal["low_res", "super_res"]
 Weights = Literal["ema", "raw"]
@@ -155,22 +154,14 @@ def _choose_file(folder: Path, weights: Weights | None) -> tuple[Path, str]:
 def _load(file: Path) -> dict[str, Any]:
     if file.suffix not in _SUFFIXES:
         raise InputError(f"{file}: unknown kind of checkpoint; give one of {', '.join(_SUFFIXES)} or its folder")
+    if file.suffix != ".safetensors":
+        return load_pickled(file)
     try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol; what follows decides
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        return dict(load_file(file))
     except FileNotFoundError:
         raise InputError(f"{file}: no such file") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(
-            f"{file}: cannot be read as tensors ({reason[:160]}); if the file is whole, save its state dict alone"
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds a {type(content).__name__}, not a state dict; save its state dict alone")
-    return content
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: cannot be read as tensors ({error}); copy or download it again") from None
 
 
 def _tensors(content: Mapping[str, Any], file: Path) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from medsyn.models.blocks import (
     SpatialAttention,
     TextCrossAttention,
     TimeEmbedding,
+    TimeMlp,
     downsample,
     repeated,
     upsample,
@@ -90,7 +91,8 @@ class BottomBlock(nn.Module):
     def __init__(self, dim: int, config: UNetConfig, time_dim: int, cond_dim: int | None) -> None:
         super().__init__()
         self.norm = ChannelNorm(dim)
-        self.cross_attention = TextCrossAttention(dim, cond_dim, config.num_heads) if cond_dim else None
+        heads, mask = config.num_heads, config.mask_padding
+        self.cross_attention = TextCrossAttention(dim, cond_dim, heads, mask_padding=mask) if cond_dim else None
         self.solid = ResBlock(dim, dim, SOLID, config.num_groups, time_dim)
 
     def forward(self, x: Tensor, time: Tensor, keys: KeysValues | None) -> Tensor:
@@ -123,7 +125,12 @@ class UNet(nn.Module):
 
     channels: of the volume; condition_channels: of the low-resolution condition, concatenated before the volume;
     cond_dim, num_tokens: shape of the text states, cond_dim None builds no text module.
-    `channels_last` chooses the memory layout of the activations, not the result.
+    `channels_last` chooses the memory layout of the activations on a CPU, not the result. (On a GPU every group norm
+    returns a contiguous tensor, so that the layout would change back and forth.)
+
+    The weights may be float32, with or without autocast, or for drawing bfloat16 or float16 (`network.to(dtype)`): the
+    activations then take half the memory. Sinusoids, statistics of the norms and the last convolution stay float32,
+    and so does the result.
     """
 
     def __init__(
@@ -149,9 +156,7 @@ class UNet(nn.Module):
         self.null_cond_emb = nn.Parameter(torch.randn(1, num_tokens, cond_dim)) if cond_dim else None
         voxels = config.patch_size**3
         self.init_conv = Conv3d((channels + condition_channels) * voxels, dim, kernel, padding=kernel // 2)
-        self.time_mlp = nn.Sequential(
-            TimeEmbedding(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
-        )
+        self.time_mlp = TimeMlp(TimeEmbedding(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim))
         self.downs = nn.ModuleList(
             Level(low, high, groups, time_dim, downsample(high) if i < last else None)
             for i, (low, high) in enumerate(pairs)
@@ -205,8 +210,8 @@ class UNet(nn.Module):
             if one_batch:
                 with_text, null = self._write(trunk, keys, copies=2).chunk(2)
             else:
-                halves = [tuple((k[part], v[part]) for k, v in keys) for part in (slice(len(x)), slice(len(x), None))]
-                with_text, null = self._write(trunk, halves[0], keep=True), self._write(trunk, halves[1])
+                with_text = self._write(trunk, _rows(keys, slice(len(x))), keep=True)
+                null = self._write(trunk, _rows(keys, slice(len(x), None)))
             output = null + guidance_scale * (with_text - null)
         volume = condition.volume if isinstance(condition, PreparedCondition) else condition
         return self._join(x, tau, volume if self.config.add_condition else None, output)
@@ -222,8 +227,9 @@ class UNet(nn.Module):
         return PreparedCondition(condition, self.init_conv.first_part(self._patches(condition)))
 
     def _patches(self, x: Tensor) -> Tensor:
-        x = to_patches(x, self.config.patch_size)
-        return x.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else x
+        x = to_patches(x, self.config.patch_size).to(self.to_volume.weight.dtype)
+        on_cpu = x.device.type == "cpu"
+        return x.contiguous(memory_format=torch.channels_last_3d) if self.channels_last and on_cpu else x
 
     def _read(self, x: Tensor, tau: Tensor, condition: Tensor | PreparedCondition | None) -> Trunk:
         """The down path and the bottom as far as the first self-attention."""
@@ -254,7 +260,7 @@ class UNet(nn.Module):
         x = self.bottom_out(x, time)
         for level in self.ups:
             x = level.up(x, skips.pop(), time, self.config.up_order)  # type: ignore[operator]
-        x = self.to_volume(self.head(x, skip=trunk.first))
+        x = self.to_volume.in_float32(self.head(x, skip=trunk.first))
         return from_patches(x, self.config.patch_size)
 
     def _join(self, x: Tensor, tau: Tensor, known: Tensor | None, output: Tensor) -> Tensor:
@@ -284,3 +290,8 @@ class UNet(nn.Module):
                 f"text states have shape {tuple(text.shape[1:])}, the network wants {tuple(null.shape[1:])}"
             )
         return text if drop_text is None else torch.where(drop_text[:, None, None], null, text)
+
+
+def _rows(keys: TextKeys, part: slice) -> TextKeys:
+    """The samples `part` of a batch."""
+    return tuple((k[part], v[part], None if tokens is None else tokens[part]) for k, v, tokens in keys)

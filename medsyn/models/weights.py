@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medsyn.config import ModelStage
+from medsyn.config import ModelStage, TrainConfig
 from medsyn.errors import InputError
 from medsyn.models.unet import UNet
 from medsyn.tensors import save_tensors
@@ -43,11 +43,18 @@ def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, prove
 
 
 def load(path: str | Path) -> tuple[UNet, ModelStage]:
-    """The network of a file, in eval mode, and its settings; a file of another kind is an InputError."""
+    """The network of a file, in eval mode, and its settings; a file of another kind is an InputError.
+
+    Settings of the training that this version does not know are dropped: they do not concern the trained network.
+    """
     try:
         with safe_open(path, framework="pt") as handle:
-            stage = ModelStage(**json.loads((handle.metadata() or {})["config"]))
-            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            settings = json.loads((handle.metadata() or {})["config"])
+            settings["train"] = {k: v for k, v in settings["train"].items() if k in TrainConfig.model_fields}
+            stage = ModelStage(**settings)
+            # Copied: in the file a tensor's place in memory depends on the length of the provenance before it, and the
+            # last bits of matrix products on a CPU depend on that place.
+            state = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:

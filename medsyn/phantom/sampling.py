@@ -31,7 +31,6 @@ AMOUNT: dict[Kind, tuple[float, float]] = {
     "nodule": (6.0, 30.0),
 }
 """Amount at severity 0 and 1, in the unit of the finding; linear between."""
-LARGEST_SHARE_OF_LOBE = 0.8
 
 
 def amount_of(kind: Kind, severity: float) -> float:

@@ -12,17 +12,19 @@ import numpy as np
 import SimpleITK as sitk
 
 from medsyn.cohort import Subject
-from medsyn.config import PreprocessConfig
-from medsyn.ct.inspect import value_faults
-from medsyn.ct.reading import read_ct
+from medsyn.config import MasksConfig, MeasureStage, PreprocessConfig
+from medsyn.ct.inspect import read_hu
 from medsyn.ct.store import write_store
 from medsyn.errors import InputError
 from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import atomic_dir, read_json, write_csv, write_json
+from medsyn.masks.segment import Tool, open_tool
+from medsyn.orientation import reorient
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
+from medsyn.weight_files import ANATOMY
 
 MEASURE_COLUMNS = ("subject_id", *MEASURES, "reason")
 QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")
@@ -43,14 +45,18 @@ def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, 
         write_store(chosen, volumes, masks, folder, config)
 
 
-def measure_one(path: str | Path, masks: str | Path | None = None) -> Measured:
-    """Measures of one CT file; `masks`: folder with lobes.nii.gz and airway.nii.gz on its grid, else classical
-    segmentation.
+def open_anatomy_tool(config: MeasureStage) -> Tool | None:
+    """The tool that finds the anatomy to be measured; None: the classical way of `measure`."""
+    if config.anatomy_tool == "classical":
+        return None
+    return open_tool(config.anatomy_tool, MasksConfig(weights_dir=config.weights_dir), ANATOMY)
+
+
+def measure_one(path: str | Path, masks: str | Path | None = None, tool: Tool | None = None) -> Measured:
+    """Measures of one CT file; `masks`: folder with lobes.nii.gz and airway.nii.gz on its grid; without them, what
+    `tool` finds, or the classical segmentation.
     """
-    volume = read_ct(path)
-    faults = value_faults(volume.array)
-    if faults:
-        raise InputError(f"{path}: {'; '.join(faults)}; give a CT in HU")
+    volume = read_hu(path)
     given = None
     if masks is not None:
         files = {name: Path(masks) / f"{name}.nii.gz" for name in ("lobes", "airway")}
@@ -60,24 +66,28 @@ def measure_one(path: str | Path, masks: str | Path | None = None) -> Measured:
                 f"{missing[0]}: no such mask; run `medsyn segment` into that folder, or leave --masks away"
             )
         given = {name: read_volume(file) for name, file in files.items()}
+    elif tool is not None:
+        model = reorient(volume)
+        return measure(model, {name: model.with_array(mask) for name, mask in tool.segment(model, ANATOMY).items()})
     return measure(volume, given)
 
 
-def measure_json(path: str | Path, masks: str | Path | None, out: str | Path) -> None:
+def measure_json(path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage) -> None:
     """Write one CT's measures: a number or null each, `reasons` for the nulls, provenance."""
-    result = measure_one(path, masks)
-    facts = {"image": Path(path).name, "masks": "given" if masks is not None else "classical"}
+    result = measure_one(path, masks, open_anatomy_tool(config) if masks is None else None)
+    facts = {"image": Path(path).name, "masks": "given" if masks is not None else config.anatomy_tool}
     write_json(out, result.values | {"reasons": result.reasons, "provenance": provenance(None, input=facts)})
 
 
-def measure_shard(volumes: Path, masks: Path | None, out: Path) -> None:
+def measure_shard(volumes: Path, masks: Path | None, out: Path, config: MeasureStage) -> None:
     """One row per accepted subject; what cannot be measured stays empty with its reason."""
+    tool = open_anatomy_tool(config) if masks is None else None
     rows: list[dict[str, Any]] = []
     names = accepted(volumes)
     for name in track(names, what="measure", total=len(names)):
         row: dict[str, Any] = {"subject_id": name}
         try:
-            result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None)
+            result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
             row |= {key: None if value is None else round(value, 4) for key, value in result.values.items()}
             row["reason"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(result.reasons.items()))
         except SUBJECT_FAULTS as error:

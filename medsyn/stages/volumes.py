@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, PreprocessConfig
+from medsyn.ct.inspect import read_hu
 from medsyn.ct.preprocess import preprocess
 from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
-from medsyn.ct.reading import read_ct, read_scan
+from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir, atomic_path, read_json, sha256, write_json
-from medsyn.masks.segment import check_tools, segment
+from medsyn.masks.segment import open_tools, segment
 from medsyn.orientation import reorient
 from medsyn.provenance import provenance
 from medsyn.reading import Reading, parse_reading
@@ -75,7 +76,7 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
     Masks that lie beside a preprocessed volume as given_*.nii.gz replace a tool's.
     """
     path = Path(path)
-    volume = read_ct(path)
+    volume = read_hu(path)
     given = {}
     if path.name == VOLUME:
         files = {name: path.parent / f"given_{name}.nii.gz" for name in STRUCTURES}
@@ -96,11 +97,12 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
 
 def segment_shard(volumes: Path, out: Path, config: MasksConfig) -> None:
     """The same for every accepted subject of a shard of preprocessed volumes; index.csv lists them."""
-    check_tools(config)
+    open_tools(config)
     with atomic_dir(out) as folder:
-        run_shard(
+        rows = run_shard(
             accepted(volumes),
             lambda name, target: segment_one(volumes / name / VOLUME, target, config),
             folder,
             "segment",
         )
+        check_rejects(rows, config.max_reject_fraction, out)

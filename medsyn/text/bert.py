@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM, BertModel
-from transformers.utils import logging
 
 from medsyn.config import TextEncoderConfig
 from medsyn.errors import InputError
 
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 IGNORED = -100
 """Label of what has no target: unmasked tokens, texts that are no pair."""
 

@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer
+from transformers.utils import logging
 
 from medsyn.errors import InputError
 
+logging.set_verbosity_error()  # every module that opens a language model opens a tokenizer
+logging.disable_progress_bar()
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CHUNK = 1000
 TokenIds = NDArray[np.int32]

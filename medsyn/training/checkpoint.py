@@ -1,7 +1,9 @@
 """Checkpoints of a training run: folders `step_<n>` written whole or not at all, the newest two kept.
 
-A checkpoint holds network, average and optimiser tensors and a JSON with the step, the logged metrics and the run's
-identity: everything that the final weights depend on. A run refuses to continue from the state of a different one.
+A checkpoint is tensors.safetensors (weights, average, moments of the optimiser; names `group/name`) and facts.json: the
+step, the logged metrics and the run's identity, which is everything that the final weights depend on. There is no state
+of a random generator to keep, because the samples are functions of the seed and their number. A run refuses to continue
+from the state of a different one.
 """
 
 from __future__ import annotations
@@ -12,45 +14,68 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from medsyn.errors import InputError
-from medsyn.files import atomic_dir, read_json, write_json
+from medsyn.files import atomic_dir, read_json, to_disk, write_json
 from medsyn.progress import log
+from medsyn.tensors import save_tensors
 
 _KEPT = 2
+Tensors = dict[str, dict[str, Tensor]]  # group -> name -> tensor
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write step_<step> under `folder` and remove all but the newest two."""
-    with atomic_dir(folder / f"step_{step:08d}", replace=True) as temporary:
-        torch.save(dict(tensors), temporary / "tensors.pt")
+def save_checkpoint(folder: Path, step: int, tensors: Tensors, facts: Mapping[str, Any]) -> None:
+    """Write step_<step> under `folder` and remove all others but the newest before it.
+
+    Later ones are damaged, or the run would have gone on from them; unfinished ones are of a process that was killed.
+    """
+    for unfinished in folder.glob(".step_*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    flat = {f"{group}/{name}": value for group, values in tensors.items() for name, value in values.items()}
+    with atomic_dir(folder / _name(step), replace=True) as temporary:
+        save_tensors(temporary / "tensors.safetensors", flat, {})
         write_json(temporary / "facts.json", {"step": step, **facts})
-    for old in _checkpoints(folder)[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        to_disk(temporary)
+    steps = _checkpoints(folder)
+    kept = sorted(number for number in steps if number <= step)[-_KEPT:]
+    for number, path in steps.items():
+        if number not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def drop_checkpoints(folder: Path, from_step: int) -> int | None:
     """Remove the checkpoints of step `from_step` and later; the newest step that is left, if any."""
-    steps = {int(path.name.removeprefix("step_")): path for path in _checkpoints(folder)}
+    steps = _checkpoints(folder)
     for step, path in steps.items():
         if step >= from_step:
             shutil.rmtree(path, ignore_errors=True)
     return max((step for step in steps if step < from_step), default=None)
 
 
-def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(tensors, facts) of the newest readable checkpoint, or None; another run's state is an InputError."""
-    for path in reversed(_checkpoints(folder)):
+def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
+    """(tensors, facts) of the newest readable checkpoint, or None if there never was one.
+
+    Another run's state, or a state of which nothing can be read, is an InputError. The tensors are mapped from the
+    file, so that the processes of a machine share their memory.
+    """
+    steps = _checkpoints(folder)
+    for step in sorted(steps, reverse=True):
         try:
-            facts = read_json(path / "facts.json")
-            tensors = torch.load(path / "tensors.pt", map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a truncated file makes the unpickler raise
-            log.warning("%s: damaged checkpoint ignored (%s)", path, error)
+            facts, flat = read_json(steps[step] / "facts.json"), load_file(steps[step] / "tensors.safetensors")
+        except (InputError, SafetensorError, FileNotFoundError) as error:
+            log.warning("%s: damaged checkpoint ignored (%s)", steps[step], error)
             continue
         _check_identity(folder, facts["identity"], identity)
+        tensors: Tensors = {}
+        for path, value in flat.items():
+            group, _, name = path.partition("/")
+            tensors.setdefault(group, {})[name] = value
         return tensors, facts
+    if steps:
+        raise InputError(f"{folder}: none of its checkpoints can be read; delete the folder to start anew")
     return None
 
 
@@ -66,13 +91,13 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def cpu_copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors detached and on the CPU."""
-    return {name: value.detach().cpu() for name, value in state.items()}
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> folder."""
+    return {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.is_dir()}
 
 
 def _check_identity(folder: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 GIB = 2**30
+_PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
+"""Dense TFLOP/s in bfloat16 (V100: float16) of the makers' data sheets; the first name found in the device's counts."""
 
 
 def count_flops(
@@ -38,3 +40,11 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+
+
+def peak_tflops(device: torch.device, precision: str) -> float | None:
+    """TFLOP/s that the device could do at 16 bits, where that is known; float32 has no such peak here."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in _PEAK_TFLOPS.items() if all(word in name for word in key.split())), None)

@@ -29,6 +29,7 @@ from medsyn.files import read_csv, read_json
 from medsyn.models.channels import to_channel
 from medsyn.provenance import hash_json
 from medsyn.tensors import read_metadata
+from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 
 _IN_MEMORY_BYTES = 2 << 30
 _HASHED_ROWS = 16
@@ -165,9 +166,10 @@ class TrainingData:
         index = int(_permutation(train.seed, epoch, len(self.store))[position])
         generator = seeded(_KEY_SAMPLE, train.seed, number)
         uniform = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
-        x0 = self.clean(index, uniform[:3])
-        if train.flip_left_right and uniform[3] < 0.5:
-            x0 = x0.flip(-1)
+        affine = None
+        if train.augment:
+            affine = random_affine(torch.rand(NUM_UNIFORM, generator=generator, dtype=torch.float64).tolist())
+        x0 = self.clean(index, uniform[:3], affine)
         sample = {
             "x0": x0,
             "epsilon": torch.randn(x0.shape, generator=generator),
@@ -182,12 +184,21 @@ class TrainingData:
             sample["drop_text"] = torch.tensor(uniform[7] < train.text_dropout)
         return sample
 
-    def clean(self, index: int, where: Sequence[float] = (0.5, 0.5, 0.5)) -> Tensor:
-        """Clean volume (C, D, H, W) in [-1, 1] of training volume `index`; `where` in [0, 1) places the crop."""
-        window = None
-        if self.crop:
-            starts = [int(u * (s - c + 1)) for u, s, c in zip(where, self.store.size, self.crop, strict=True)]
-            window = tuple(slice(a, a + c) for a, c in zip(starts, self.crop, strict=True))
+    def clean(self, index: int, where: Sequence[float] = (0.5, 0.5, 0.5), affine: Tensor | None = None) -> Tensor:
+        """Clean volume (C, D, H, W) in [-1, 1] of training volume `index`.
+
+        `where` in [0, 1) places the crop, `affine` is a map of medsyn.training.augment.
+        """
+        size = self.store.size
+        crop = self.crop or size
+        starts = [int(u * (s - c + 1)) for u, s, c in zip(where, size, crop, strict=True)]
+        if affine is not None:
+            sampling = Sampling(affine, size, starts, crop)
+            return sampling.apply(self._channels(index, sampling.window))
+        window = tuple(slice(a, a + c) for a, c in zip(starts, crop, strict=True)) if self.crop else None
+        return self._channels(index, window)
+
+    def _channels(self, index: int, window: tuple[slice, ...] | None) -> Tensor:
         image, label = self.store.volume(index, window)  # type: ignore[arg-type]
         return torch.from_numpy(to_channels(self.stage.channels, image, label, self.stage.window_hu))
 

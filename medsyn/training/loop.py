@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,11 +25,20 @@ from medsyn.errors import InputError
 from medsyn.files import write_csv
 from medsyn.memory import keep_freed_memory
 from medsyn.progress import log, track
-from medsyn.training.checkpoint import cpu_copy, drop_checkpoints, load_checkpoint, save_checkpoint
-from medsyn.training.cost import peak_memory_gib
+from medsyn.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
+from medsyn.training.cost import peak_memory_gib, peak_tflops
 from medsyn.training.ema import Ema
 from medsyn.training.events import Events
-from medsyn.training.processes import any_process, make_accelerator, sigterm_event, synchronise, to_device
+from medsyn.training.processes import (
+    any_process,
+    made_ahead,
+    make_accelerator,
+    num_data_threads,
+    pinned,
+    sigterm_event,
+    synchronise,
+    to_device,
+)
 from medsyn.training.watch import FACTOR, NUM_STEPS, LossWatch
 
 METRIC_COLUMNS = (
@@ -36,7 +46,7 @@ METRIC_COLUMNS = (
     *("peak_memory_gib", "tflops_per_second", "flop_utilisation"),
 )
 """Of the main process: loss and norm are means over the steps since the last row, memory and rates as they are now."""
-NO_EFFECT = ("checkpoint_every", "log_every", "preview_every", "tensorboard", "peak_tflops", "activation_checkpointing")
+NO_EFFECT = ("checkpoint_every", "log_every", "preview_every", "tensorboard", "activation_checkpointing")
 """Settings of TrainConfig that the weights do not depend on: a run may be resumed with others."""
 _FLUSH_EVERY = 10  # steps between looks at the loss on the device
 
@@ -48,9 +58,10 @@ class Task:
     """What to train.
 
     build() makes the network (its weights come from torch's generator, which the loop seeds for it); batch(step, slots)
-    the samples `slots` of optimiser step `step` (0-based); loss(network, batch) a scalar, the mean over the samples;
-    identity is everything besides the TrainConfig that the result depends on. preview(network, step) draws what the
-    averaged weights make after a step; flops() counts the operations of one sample, forward and backward.
+    the samples `slots` of optimiser step `step` (0-based), on a GPU called in other threads ahead of time;
+    loss(network, batch) a scalar, the mean over the samples; identity is everything besides the TrainConfig that the
+    result depends on. preview(network, step) draws what the averaged weights make after a step; flops() counts the
+    operations of one sample, forward and backward.
     """
 
     name: str
@@ -88,8 +99,9 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     run.resume()
     run.start()
     with sigterm_event() as stop:
-        for step in track(range(run.step, config.num_steps), what=task.name, total=config.num_steps, initial=run.step):
-            run.optimise(step)
+        bar = track(range(run.step, config.num_steps), what=task.name, total=config.num_steps, initial=run.step)
+        for step, batches in zip(bar, run.batches(), strict=True):
+            run.optimise(step, batches)
             if any_process(accelerator, stop.is_set()):
                 run.save()
                 log.warning("%s: stopped by SIGTERM at step %d of %d", task.name, run.step, config.num_steps)
@@ -118,7 +130,7 @@ class _Run:
                 f"{task.name}: train.batch_size {config.batch_size} is not a multiple of micro_batch_size {self.micro}"
                 f" times {accelerator.num_processes} processes"
             )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = task.build()
         if config.compile:
@@ -132,12 +144,13 @@ class _Run:
         for name, value in self.ema.average.items():
             self.ema.average[name] = value.to(accelerator.device)
         self.step = 0
+        self.saved_step = 0
         self.metrics: list[dict[str, Any]] = []
         self.watch = LossWatch()
         self.flops: int | None = None
         self.events: Events | None = None
         self.pending: list[tuple[Tensor, Tensor]] = []
-        self.window: list[tuple[float, float]] = []
+        self.window: list[tuple[float, float | None]] = []
         self.started = (time.monotonic(), 0)
         self.logged = (time.monotonic(), 0)
 
@@ -154,10 +167,13 @@ class _Run:
             )
         self.bare.load_state_dict(tensors["network"])
         self.ema.load(tensors["ema"])
-        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.optimizer.load_state_dict(
+            {"state": _nested(tensors["optimizer"]), "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(tensors["scaler"])
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.step, self.metrics, self.watch = facts["step"], facts["metrics"], LossWatch(**facts["watch"])
+        self.saved_step = self.step
         self.window = [(loss, norm) for loss, norm in facts["window"]]
         log.info(
             "%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.state
@@ -165,27 +181,47 @@ class _Run:
 
     def start(self) -> None:
         """Get ready for the first step: count the work of a sample, open the event files, start the clocks."""
+        here = torch.tensor([float(self.step), -float(self.step)], device=self.accelerator.device)
+        if self.accelerator.gather(here[None]).amax(0).sum() != 0:
+            raise InputError(
+                f"{self.state}: the processes do not see the same checkpoints there; put it on a file system that all"
+                " nodes share, then run the same command again"
+            )
         if self.accelerator.is_main_process and self.step < self.config.num_steps:
             self.flops = None if self.task.flops is None else self.task.flops()
             if self.config.tensorboard:
                 self.events = Events(self.state / "tensorboard", self.step + 1)
         self.started = self.logged = (time.monotonic(), self.step)
 
-    def optimise(self, step: int) -> None:
+    def batches(self) -> Iterator[Iterator[Batch]]:
+        """This process's micro-batches of each step from the next one on."""
+        accelerator = self.accelerator
+        on_cpu = accelerator.device.type == "cpu"
+        stride = self.micro * accelerator.num_processes
+        firsts = range(accelerator.process_index * self.micro, self.config.batch_size, stride)
+
+        def make(place: tuple[int, int]) -> Batch:
+            step, first = place
+            batch = self.task.batch(step, range(first, first + self.micro))
+            return batch if on_cpu else pinned(batch)
+
+        places = ((step, first) for step in range(self.step, self.config.num_steps) for first in firsts)
+        made = made_ahead(make, places, num_data_threads(accelerator.device))
+        for _ in range(self.step, self.config.num_steps):
+            yield islice(made, len(firsts))
+
+    def optimise(self, step: int, batches: Iterable[Batch]) -> None:
         """One optimiser step over batch_size samples, then log and checkpoint when they are due."""
         config, accelerator = self.config, self.accelerator
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        stride = self.micro * accelerator.num_processes
-        num_micro = config.batch_size // stride
+        num_micro = config.batch_size // (self.micro * accelerator.num_processes)
         total = torch.zeros((), device=accelerator.device)
-        for micro in range(num_micro):
-            first = micro * stride + accelerator.process_index * self.micro
-            batch = to_device(self.task.batch(step, range(first, first + self.micro)), accelerator.device)
-            with synchronise(accelerator, self.network, last=micro == num_micro - 1):
+        for micro, batch in enumerate(batches, start=1):
+            with synchronise(accelerator, self.network, last=micro == num_micro):
                 with accelerator.autocast():
-                    loss = self.task.loss(self.network, batch)
+                    loss = self.task.loss(self.network, to_device(batch, accelerator.device))
                 accelerator.backward(loss / num_micro)
             total += loss.detach() / num_micro
         norm = accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
@@ -219,26 +255,28 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
         self._flush()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and self.step > self.saved_step:
+            moments = self.optimizer.state_dict()["state"]
             tensors = {
-                "network": cpu_copy(self.bare.state_dict()),
-                "ema": cpu_copy(self.ema.average),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                "network": self.bare.state_dict(),
+                "ema": self.ema.average,
+                "optimizer": {f"{i}.{name}": value for i, state in moments.items() for name, value in state.items()},
             }
             facts = {
                 "identity": self._identity(),
                 "metrics": self.metrics,
                 "watch": asdict(self.watch),
                 "window": self.window,
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             }
             save_checkpoint(self.state, self.step, tensors, facts)
+        self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> Trained:
         """Write the last checkpoint and hand out the averaged weights."""
         self.save()
-        self.bare.load_state_dict(self.ema.average, strict=False)
+        self.bare.load_state_dict(self.ema.average, strict=False)  # tied weights have one name there
         if self.events is not None:
             self.events.close()
         is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
@@ -258,22 +296,30 @@ class _Run:
             parameter.data, self.ema.average[name] = self.ema.average[name], parameter.data
 
     def _flush(self) -> None:
-        """Read the losses of the last steps from the device; a non-finite or exploded one stops the run."""
+        """Read the losses and norms of the last steps from the device; a non-finite or exploded one stops the run.
+
+        Weights that took a non-finite gradient are spoilt, so no checkpoint of that step must stay; under loss scaling
+        such a step was skipped.
+        """
         first = self.step - len(self.pending) + 1
         for step, (loss, norm) in enumerate(self.pending, start=first):
-            value = float(self.accelerator.reduce(loss, "mean"))
+            value, size = float(self.accelerator.reduce(loss, "mean")), float(norm)
             if not math.isfinite(value):
                 self._diverged(step, f"is {value} at step {step}", step)
+            if self.accelerator.scaler is None and not math.isfinite(size):
+                self._diverged(step, f"has a gradient of norm {size} at step {step}", step)
             self.watch.update(value)
             if self.watch.exploded:
                 reason = f"has been more than {FACTOR:g} times its lowest smoothed value for {NUM_STEPS} steps"
                 self._diverged(step, f"({value:.4g}) {reason} at step {step}", step - NUM_STEPS)
-            self.window.append((value, float(norm)))
+            self.window.append((value, size if math.isfinite(size) else None))
         self.pending.clear()
 
     def _diverged(self, step: int, what: str, bad_from: int) -> NoReturn:
-        """Stop; a checkpoint of step `bad_from` or later, whose weights already gave such a loss, is removed."""
-        left = drop_checkpoints(self.state, bad_from) if self.accelerator.is_main_process else None
+        """Stop; a checkpoint of step `bad_from` or later, whose weights are already bad, is removed."""
+        if not self.accelerator.is_main_process:
+            raise SystemExit(1)  # the main process says why
+        left = drop_checkpoints(self.state, bad_from)
         kept = f"the checkpoint of step {left} in {self.state} is kept" if left else "there was no good checkpoint yet"
         raise DivergedError(
             f"{self.task.name}: the loss {what}; {kept}. Lower train.learning_rate or use precision bf16 or fp32,"
@@ -284,12 +330,13 @@ class _Run:
         now = time.monotonic()
         since, done = self.logged
         speed = (self.step - done) * self.config.batch_size / max(now - since, 1e-9)
-        losses, norms = zip(*self.window, strict=True)
+        losses = [loss for loss, _ in self.window]
+        norms = [norm for _, norm in self.window if norm is not None]  # without the steps that loss scaling skipped
         row = {
             "step": self.step,
             "loss": sum(losses) / len(losses),
             "loss_ema": self.watch.smoothed,
-            "grad_norm": _finite(sum(norms) / len(norms)),
+            "grad_norm": sum(norms) / len(norms) if norms else None,
             "learning_rate": rate,
             "samples_per_second": round(speed, 2),
             "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 3),
@@ -315,7 +362,7 @@ class _Run:
         if self.flops is None:
             return {"tflops_per_second": None, "flop_utilisation": None}
         rate = self.flops * samples_per_second / 1e12
-        peak = self.config.peak_tflops
+        peak = peak_tflops(self.accelerator.device, self.config.precision)
         share = None if peak is None else rate / (peak * self.accelerator.num_processes)
         return {"tflops_per_second": float(f"{rate:.4g}"), "flop_utilisation": share and float(f"{share:.4g}")}
 
@@ -335,8 +382,13 @@ def _rates_in_words(row: Mapping[str, Any]) -> str:
     return f", {rate:.3g} TFLOP/s" + ("" if share is None else f" ({share:.1%} of the peak)")
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _nested(flat: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """State of an optimiser from names `index.name`; copies, because the file they are mapped from may be removed."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, value in flat.items():
+        index, _, name = path.partition(".")
+        state.setdefault(int(index), {})[name] = value.clone()
+    return state
 
 
 def _duration(seconds: float) -> str:

@@ -1,18 +1,27 @@
-"""The processes and the device of a training: accelerate set up, batches moved, gradients exchanged, SIGTERM heard."""
+"""The processes and the device of a training: accelerate set up, batches made ahead, gradients exchanged, SIGTERM."""
 
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+
+from medsyn.progress import log
+
+Key = TypeVar("Key")
+Made = TypeVar("Made")
+_MOST_THREADS = 8
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -20,7 +29,7 @@ def make_accelerator(precision: str) -> Accelerator:
 
     Trainings of one process share its process group, which cannot be founded twice; it ends with the process.
     """
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state()  # several trainings in one process may differ in their precision
     mixed = {"fp32": "no"}.get(precision, precision)
     accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
     if accelerator.num_processes > 1:
@@ -28,12 +37,47 @@ def make_accelerator(precision: str) -> Accelerator:
     if mixed == "fp16" and accelerator.scaler is None:
         accelerator.native_amp = True
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+    if not accelerator.is_main_process:
+        log.setLevel("ERROR")  # one line of each message, not one per process
     return accelerator
 
 
 def _leave_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def num_data_threads(device: torch.device) -> int:
+    """Threads that make batches ahead of the device: none on a CPU, where they would take the cores from the work."""
+    if device.type == "cpu":
+        return 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // here))
+
+
+def made_ahead(make: Callable[[Key], Made], keys: Iterable[Key], num_threads: int) -> Iterator[Made]:
+    """make(key) of each key, in order; with threads the next ones are made while the caller works."""
+    if num_threads == 0:
+        yield from map(make, keys)
+        return
+    waiting: deque[Future[Made]] = deque()
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        for key in keys:
+            waiting.append(pool.submit(make, key))
+            if len(waiting) > num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def pinned(batch: Any) -> Any:
+    """The same batch in memory from which a GPU copies while it computes."""
+    if isinstance(batch, Mapping):
+        return {key: pinned(value) for key, value in batch.items()}
+    return batch.pin_memory() if isinstance(batch, Tensor) else batch
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

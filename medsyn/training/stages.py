@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -44,6 +43,8 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     """Train the network of `stage`; `state` holds its checkpoints and is removed when `out` is complete."""
     if stage.stage == "super_res" and embeddings is not None:
         raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
+    if out.exists():
+        raise InputError(f"{out}: this network is trained; remove the file to train it anew")
     store = Store(shards, "high" if stage.stage == "super_res" else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
     data = TrainingData(stage, store, texts)
@@ -56,8 +57,8 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
     record = provenance(stage, data=data.identity(), **facts)
     write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, METRIC_COLUMNS)
-    write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     save(out, trained.network.state_dict(), stage, record)
+    write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
     shutil.rmtree(state)
 
@@ -98,6 +99,8 @@ def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
 
     The last is a sample of a few DDIM steps from the training volume's noise and text, or low-resolution condition.
     """
+    from matplotlib.image import imsave
+
     batch = {
         key: torch.stack([sample[key] for sample in map(data.sample, range(min(_NUM_PREVIEWS, len(data.store))))])
         for key in data.sample(0)

@@ -12,8 +12,8 @@ rule render_phantoms:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 150),
-        runtime=240,
+        mem_mb=memory_mb(700, 150),
+        runtime=minutes(240),
     params:
         num_shards=len(SHARDS),
     message:
@@ -34,8 +34,8 @@ rule write_text_only_reports:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=500,
-        runtime=30,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(30),
     message:
         "writing reports without images"
     shell:
@@ -56,8 +56,8 @@ rule validate_cohort:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         manifests=manifests,
         reports=lambda wildcards: text_only_reports(),

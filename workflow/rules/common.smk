@@ -1,10 +1,12 @@
 """The validated configuration and the helper functions of all rules."""
 
 import math
+import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from medsyn.cluster import prefer_commands
 from medsyn.config import Config, stage_configs, validate
 from medsyn.errors import InputError
 
@@ -25,6 +27,9 @@ if CONFIG.cohort.source == "manifest" and not Path(CONFIG.cohort.manifest).exist
         "CT, image as a path relative to that file; or name another file under cohort.manifest in the configuration."
     )
 
+# On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
+prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
+
 RESULTS = CONFIG.results_dir
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
@@ -37,8 +42,13 @@ TEXT_VARIANTS = ["medsyn"] + [
     name for name in VARIANTS if CONFIG.variants[name].text_encoder != MAIN.text_encoder
 ]
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
-FINDING_TABLES = {"2": "pleural_effusion", "3": "emphysema", "4": "cardiomegaly"}
+WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
+# networks that segment want a GPU and more memory and time than the classical tools
+NETWORKS_SEGMENT = {CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels} != {
+    "classical"
+}
+NETWORKS_MEASURE = CONFIG.evaluation.anatomy_tool != "classical"
 
 
 wildcard_constraints:
@@ -48,21 +58,42 @@ wildcard_constraints:
     set=r"[a-z_]+",
 
 
-def volume_memory_mb(base, per_megavoxel):
-    """Memory that grows with the grid: `base` MB plus `per_megavoxel` MB, half as much again on every retry."""
+def memory_mb(base, per_megavoxel=0):
+    """`base` MB plus `per_megavoxel` MB for the grid, half as much again on every retry."""
     return lambda wildcards, attempt: int(
-        (base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
+        (WRAPPER_MB + base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
     )
+
+
+def minutes(first):
+    """Run time, half as much again on every retry: for jobs that begin anew. Training goes on where it was instead."""
+    return lambda wildcards, attempt: int(first * (1 + 0.5 * (attempt - 1)))
 
 
 def launcher():
-    """How a training job starts: plain Python, or torchrun with one process per GPU."""
-    num_gpus = CONFIG.compute.num_gpus_training
+    """How a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job."""
+    compute = CONFIG.compute
+    nodes, processes = compute.num_nodes_training, max(compute.num_gpus_training, 1)
+    if nodes == 1 and processes == 1:
+        return "python"
+    # torchrun would kill its processes half a minute after SIGTERM, in the middle of a large checkpoint
+    patience = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 "
+    if nodes == 1:
+        return f"{patience}torchrun --standalone --nproc-per-node {processes}"
     return (
-        "python"
-        if num_gpus <= 1
-        else f"torchrun --standalone --nproc-per-node {num_gpus}"
+        f"{patience}srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {compute.num_threads_training} --kill-on-bad-exit"
+        f" torchrun --nnodes {nodes} --nproc-per-node {processes} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
+        " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000))"
     )
+
+
+def training_devices():
+    """GPUs and nodes of a training job. On several nodes GPUs are counted per node (gres) and the job itself calls srun (mpi)."""
+    nodes, gpus = CONFIG.compute.num_nodes_training, CONFIG.compute.num_gpus_training
+    if nodes == 1:
+        return {"gpu": gpus, "nodes": 1}
+    devices = {"gres": f"gpu:{gpus}", "tasks_per_gpu": 0} if gpus else {}
+    return {"nodes": nodes, "tasks": nodes, "mpi": "srun"} | devices
 
 
 def super_res_donor(variant):

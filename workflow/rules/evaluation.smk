@@ -13,8 +13,10 @@ rule measure_cohort:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=480,
+        mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
+        runtime=minutes(2880 if NETWORKS_MEASURE else 480),
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
+        nodes=1,
     message:
         "measuring the cohort's CTs, shard {wildcards.shard}"
     shell:
@@ -33,8 +35,10 @@ rule measure_samples:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=480,
+        mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
+        runtime=minutes(2880 if NETWORKS_MEASURE else 480),
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
+        nodes=1,
     message:
         "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
@@ -54,9 +58,10 @@ rule train_features:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
-        mem_mb=volume_memory_mb(2000, 500),
-        runtime=720,
+        mem_mb=memory_mb(2000, 500),
+        runtime=minutes(720),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     message:
         "training the feature extractor of FID and MMD (progress: {log})"
     shell:
@@ -78,9 +83,10 @@ rule extract_cohort_features:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=240,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(240),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     message:
         "extracting features of the cohort's CTs, shard {wildcards.shard}"
     shell:
@@ -101,9 +107,10 @@ rule extract_sample_features:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=240,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(240),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     message:
         "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
@@ -127,9 +134,10 @@ rule classify:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(2000, 500),
-        runtime=480,
+        mem_mb=memory_mb(2000, 500),
+        runtime=minutes(480),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     params:
         label=MAIN.label,
     message:
@@ -153,8 +161,8 @@ rule score_segmentation:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(800, 200),
-        runtime=60,
+        mem_mb=memory_mb(800, 200),
+        runtime=minutes(60),
     message:
         "scoring generated masks of given images"
     shell:
@@ -183,8 +191,8 @@ rule table1:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         groups=" ".join(
             [
@@ -200,7 +208,7 @@ rule table1:
                 for name in SHAPE_VARIANTS
             ]
             + [
-                f"--label {name} '{CONFIG.variants[name].label}'"
+                f"--label {name} {shlex.quote(CONFIG.variants[name].label)}"
                 for name in SHAPE_VARIANTS
             ]
         ),
@@ -231,8 +239,8 @@ rule finding_table:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     message:
         "Table {wildcards.number}: prompt pairs of one finding"
     shell:
@@ -257,8 +265,8 @@ rule table5:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     message:
         "Table V: Dice with and without text"
     shell:
@@ -285,8 +293,8 @@ rule table6:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     message:
         "Table VI: data augmentation"
     shell:
@@ -318,8 +326,8 @@ rule table7:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         groups=" ".join(
             group(
@@ -353,8 +361,8 @@ rule figure3:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         groups=" ".join(
             [group("--volumes", "real", real_volumes())]
@@ -390,8 +398,8 @@ rule figure4:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -417,8 +425,8 @@ rule figure5:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -446,8 +454,8 @@ rule figure6:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -474,8 +482,8 @@ rule hero_figure:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         phantom=PHANTOM_FLAG,
     message:
@@ -500,8 +508,8 @@ rule report:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     params:
         results=lambda wildcards, output: Path(output[0]).parent,
         phantom=PHANTOM_FLAG,

@@ -19,9 +19,9 @@ rule train_low_res:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
-        mem_mb=volume_memory_mb(2000, 3000),
+        **training_devices(),
+        mem_mb=memory_mb(2000, 3000),
         runtime=1440,
-        gpu=CONFIG.compute.num_gpus_training,
     params:
         state=f"{RESULTS}/state/{{variant}}/low_res",
         launcher=launcher(),
@@ -45,9 +45,9 @@ rule train_super_res:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
-        mem_mb=volume_memory_mb(2000, 3000),
+        **training_devices(),
+        mem_mb=memory_mb(2000, 3000),
         runtime=1440,
-        gpu=CONFIG.compute.num_gpus_training,
     params:
         state=f"{RESULTS}/state/{{variant}}/super_res",
         launcher=launcher(),
@@ -72,8 +72,8 @@ rule assemble_model:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(10),
     params:
         label=lambda wildcards: CONFIG.variants[wildcards.variant].label,
     message:

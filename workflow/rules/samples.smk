@@ -15,8 +15,8 @@ rule write_prompts:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(30),
     message:
         "writing the prompts '{wildcards.set}'"
     shell:
@@ -39,9 +39,10 @@ rule sample:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(2000, 2000),
-        runtime=720,
+        mem_mb=memory_mb(2000, 2000),
+        runtime=minutes(720),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     params:
         weights=lambda wildcards, input: Path(input.run).parent,
         num_shards=len(SAMPLE_SHARDS),

@@ -13,9 +13,9 @@ rule pretrain_text:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
-        mem_mb=3000,
-        runtime=720,
-        gpu=CONFIG.compute.num_gpus_training,
+        mem_mb=memory_mb(3000),
+        runtime=minutes(720),
+        **training_devices(),
     params:
         launcher=launcher(),
     message:
@@ -37,9 +37,10 @@ rule embed_reports:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=memory_mb(4000),
+        runtime=minutes(240),
         gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
     message:
         "embedding every report with the {wildcards.encoder} text encoder"
     shell:
@@ -58,8 +59,8 @@ rule label_reports:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=memory_mb(1000),
+        runtime=minutes(60),
     message:
         "labelling the reports by rule"
     shell:

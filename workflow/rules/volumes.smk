@@ -13,8 +13,8 @@ rule preprocess:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 150),
-        runtime=480,
+        mem_mb=memory_mb(700, 150),
+        runtime=minutes(480),
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
@@ -34,8 +34,10 @@ rule segment:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 200),
-        runtime=720,
+        mem_mb=memory_mb(*((9000, 400) if NETWORKS_SEGMENT else (700, 200))),
+        runtime=minutes(2880 if NETWORKS_SEGMENT else 720),
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_SEGMENT else 0,
+        nodes=1,
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
@@ -58,8 +60,8 @@ rule score_masks:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 50),
-        runtime=240,
+        mem_mb=memory_mb(700, 50),
+        runtime=minutes(240),
     message:
         "scoring the masks against the truth"
     shell:
@@ -80,8 +82,8 @@ rule build_store:
         "../../envs/medsyn.yaml"
     threads: 1
     resources:
-        mem_mb=volume_memory_mb(700, 50),
-        runtime=240,
+        mem_mb=memory_mb(700, 50),
+        runtime=minutes(240),
     message:
         "packing training arrays, shard {wildcards.shard}"
     shell:

@@ -1,0 +1,50 @@
+"""The verb on external weight files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medsyn.cli import Verbs
+from medsyn.errors import InputError
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `weights`."""
+    parser = verbs.add(
+        "weights",
+        _weights,
+        summary="External weight files: what for, licence, size (MB), where they belong; or which are there and whole.",
+        example="medsyn weights check --config config/paper.yaml",
+    )
+    parser.add_argument("action", choices=("list", "check"), help="list: the table; check: files and their SHA-256")
+    parser.add_argument("--config", help="YAML file: only what it needs; then a missing file is an error")
+    parser.add_argument("--weights-dir", type=Path, help="folder to look in (default: masks.weights_dir of --config)")
+
+
+def _weights(args: argparse.Namespace) -> None:
+    from medsyn.config import MasksConfig, load_config
+    from medsyn.weight_files import hash_weights, needed_weights, weight_files
+
+    config = load_config(args.config) if args.config else None
+    root = args.weights_dir or Path(config.masks.weights_dir if config else MasksConfig().weights_dir)
+    rows = needed_weights(config) if config else weight_files()
+    missing: list[InputError] = []
+    for row in rows:
+        try:
+            found = row.find(root)
+        except InputError as error:
+            missing.append(error)
+            found = []
+        if args.action == "list":
+            print(f"{row.name}: {row.tool}, {row.use}")
+            print(f"  {root / row.path} ({'present' if found else 'missing'}; {row.size}; {row.licence})")
+            print(f"  from the {row.source}" + (f": {row.how_to_fetch(root)}" if row.fetch else ""))
+            continue
+        digest = hash_weights(found, root / row.path) if found else "missing"
+        verdict = "" if not found or row.sha256 is None else " as known" if digest == row.sha256 else " NOT AS KNOWN"
+        print(f"{digest}{verdict}  {row.path}")
+        if verdict == " NOT AS KNOWN":
+            missing.append(InputError(f"{root / row.path}: SHA-256 {digest}, expected {row.sha256}; copy it again"))
+    if args.action == "check" and config and missing:
+        raise InputError(f"{len(missing)} of {len(rows)} files are not usable; the first: {missing[0]}")

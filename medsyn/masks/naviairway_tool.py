@@ -1,0 +1,31 @@
+"""The airway with NaviAirway, our own network with the authors' two checkpoints, as one of the mask tools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsyn import __version__
+from medsyn.masks.naviairway import NaviAirway
+from medsyn.volume import Volume
+from medsyn.weight_files import find_weights, hash_weights
+
+
+class NaviAirwayTool:
+    """See `medsyn.masks.segment.Tool`."""
+
+    version = __version__
+
+    def __init__(self, root: Path) -> None:
+        supervised, semi_supervised = files = find_weights("naviairway", ["airway"], root)
+        self.weights_hash = hash_weights(files, root)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._networks = NaviAirway.load(supervised, semi_supervised, device)
+
+    def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        """The airway of a CT in HU."""
+        return {"airway": self._networks.segment(volume.array.astype(np.float32), "airway")}

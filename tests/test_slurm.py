@@ -1,0 +1,243 @@
+"""The shipped profile on a real SLURM cluster: jobs cancelled, requeued, over their memory or their time, a node that
+dies, a controller that is away, Ctrl-C, training on two nodes. What comes out must equal an undisturbed local run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from cluster.cluster import NODES, Cluster, missing, wait_until
+from conftest import ROOT, write_config
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+RESULTS = Path("results/test")
+LOW_RES = RESULTS / "models/medsyn/low_res.safetensors"
+GPUS = {"num_gpus_training": 1, "num_gpus_inference": 1}
+PROFILE = yaml.safe_load((ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "cluster")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def start(cluster) -> Iterator[Callable[..., Run]]:
+    """Starts `snakemake --profile slurm`; at the end no run is left behind, no node is dead."""
+    runs: list[Run] = []
+
+    def begin(*arguments: Any, **options: Any) -> Run:
+        runs.append(Run(cluster, *arguments, **options))
+        runs[-1].start()
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
+    cluster.call("scancel", "--user", "root", check=False)
+    wait_until(lambda: cluster.node_states() == dict.fromkeys(NODES, "idle"), 90, "idle nodes")
+
+
+class Run:
+    """`snakemake --profile slurm` in `directory`, with the few settings that this small cluster needs."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        directory: Path,
+        config: Path,
+        *targets: str,
+        **resources: str,
+    ) -> None:
+        self.cluster, self.directory = cluster, directory
+        self.log = directory / "snakemake.log"
+        self.earlier = {job["id"] for job in cluster.jobs()}
+        partitions = {rule: words["slurm_partition"] for rule, words in PROFILE["set-resources"].items()}
+        chosen = {f"{rule}:slurm_partition={name}" for rule, name in partitions.items()}
+        chosen |= {f"{rule}:{value}" for rule, value in resources.items()}
+        self.command = [
+            *(sys.executable, str(ROOT / "tests/cluster/snakemake_often.py"), "--profile", str(ROOT / "slurm")),
+            *("--snakefile", str(ROOT / "workflow/Snakefile"), "--configfile", str(config)),
+            *("--directory", str(directory), "--latency-wait", "5", "--jobs", "4"),
+            *("--set-resources", *sorted(chosen), "--", *targets),
+        ]
+
+    def start(self) -> None:
+        folder = Path(sys.executable).parent
+        environment = self.cluster.environment | {"PATH": f"{folder}{os.pathsep}{self.cluster.environment['PATH']}"}
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.directory,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background jobs
+            )
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(timeout=1500)
+        except subprocess.TimeoutExpired:
+            self.interrupt()
+            raise
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=120)
+
+    def jobs(self, rule: str) -> list[dict[str, str]]:
+        """This run's jobs of `rule`, oldest first."""
+        jobs = [job for job in self.cluster.jobs() if job["id"] not in self.earlier]
+        return sorted((job for job in jobs if job["rule"].startswith(f"rule_{rule}")), key=lambda job: int(job["id"]))
+
+    def states(self, rule: str) -> list[str]:
+        return [job["state"] for job in self.jobs(rule)]
+
+    def running(self, rule: str) -> dict[str, str]:
+        """Wait until a job of `rule` runs, for two seconds at least, and return it."""
+        found: list[dict[str, str]] = []
+
+        def runs() -> bool:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            jobs = self.jobs(rule)
+            found[:] = [job for job in jobs if job["state"] == "RUNNING" and job["time"] not in ("0:00", "0:01")]
+            return bool(found)
+
+        wait_until(runs, 900, f"a running job of {rule}")
+        return found[0]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """What an experiment has computed: files that name neither the time of day nor how long something took."""
+    root = directory / RESULTS
+    kept = (".csv", ".npy", ".npz", ".png", ".safetensors", ".gz")
+    files = [path for path in root.rglob("*") if path.suffix in kept and not path.name.endswith("_metrics.csv")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def metrics(path: Path, column: str) -> list[str]:
+    with path.open(newline="", encoding="utf-8") as handle:
+        return [row[column] for row in csv.DictReader(handle)]
+
+
+@pytest.fixture
+def experiment(finished, tmp_path) -> Path:
+    """A copy of the finished experiment, so that a training alone can be run anew."""
+    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+
+
+def test_the_experiment_through_every_fault_equals_an_undisturbed_run(cluster, start, finished, tmp_path):
+    """From nothing to the report."""
+    config = write_config(tmp_path / "config.yaml", compute=GPUS)
+    run = start(tmp_path, config, "all", pretrain_text="mem_mb=250*attempt*attempt")
+
+    cluster.call("scancel", run.running("preprocess")["id"])
+
+    died = run.running("segment")["node"]
+    cluster.crash_node(died)
+    wait_until(lambda: cluster.node_states()[died].startswith("down"), 90, "the controller to miss the node")
+    cluster.start_node(died)
+
+    run.running("train_low_res")
+    cluster.stop_controller()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.process.wait(timeout=15)
+    cluster.start_controller()
+
+    run.running("sample")
+    run.interrupt()
+    assert run.process.returncode == 1
+    wait_until(lambda: not cluster.call("squeue", "--noheader"), 60, "the jobs to be cancelled")
+    assert not (tmp_path / RESULTS / "report.html").exists()
+
+    run.start()
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    expected, computed = contents(finished), contents(tmp_path)
+    assert set(computed) == set(expected)
+    assert [name for name in expected if computed[name] != expected[name]] == []
+    assert sorted(run.states("preprocess")) == ["CANCELLED", "COMPLETED"]
+    assert run.states("segment") == ["COMPLETED"], "SLURM requeues the jobs of a dead node under their ids"
+    failed = {job["rule"] for job in run.jobs("") if job["state"] not in ("COMPLETED", "CANCELLED")}
+    assert failed == {f"rule_pretrain_text_wildcards_{name}" for name in ("biomedical", "generic")}
+    pretraining = [(job["memory"], job["state"] == "COMPLETED") for job in run.jobs("pretrain_text")]
+    assert sorted(pretraining) == [("1000M", True), ("1000M", True), ("250M", False), ("250M", False)]
+    for name in ("low_res", "super_res"):
+        path = RESULTS / f"models/medsyn/{name}_metrics.csv"
+        assert metrics(tmp_path / path, "loss") == metrics(finished / path, "loss")
+
+
+def test_training_requeued_and_over_its_time_limit_loses_and_repeats_no_step(cluster, start, experiment):
+    """SIGTERM, a checkpoint, the same job again; then SIGTERM at the limit, a checkpoint, TIMEOUT, a second job."""
+    endless = {"num_steps": 100_000, "checkpoint_every": 50_000, "log_every": 1}
+    config = write_config(experiment / "config.yaml", low_res={"train": endless}, compute=GPUS)
+    state = experiment / RESULTS / "state/medsyn/low_res"
+    run = start(experiment, config, str(LOW_RES))
+
+    def last_step() -> int:
+        path = state / "metrics.csv"
+        return int(metrics(path, "step")[-1]) if path.exists() else 0
+
+    def goes_on_after(stop: Callable[[str], None]) -> str:
+        """Stop the job after some steps, when it must write a checkpoint, and wait until that step is gone on after."""
+        job = run.running("train_low_res")["id"]
+        begun, checkpoints = last_step(), set(state.glob("step_*"))
+        wait_until(lambda: last_step() > begun + 3, 300, "some steps")
+        stop(job)
+        wait_until(lambda: set(state.glob("step_*")) - checkpoints, 300, "the checkpoint that SIGTERM writes")
+        stopped = max(state.glob("step_*")).name.removeprefix("step_")
+        log = experiment / RESULTS / "logs/train_low_res/medsyn.log"  # each job begins a new one
+        resumed = f"resumes after step {int(stopped)} "
+        wait_until(lambda: log.exists() and resumed in log.read_text(), 300, f"a job that {resumed}")
+        return job
+
+    first = goes_on_after(lambda job: cluster.call("scontrol", "requeue", job))
+    second = goes_on_after(lambda job: cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=1"))
+    assert second == first, "a requeued job keeps its id"
+    done = last_step()
+    wait_until(lambda: last_step() > done + 3, 300, "steps of the last job")
+    run.interrupt()
+    steps = [int(step) for step in metrics(state / "metrics.csv", "step")]
+    assert steps == list(range(1, len(steps) + 1))
+    states = run.states("train_low_res")
+    assert len(states) == 2 and states[0] in ("TIMEOUT", "FAILED")
+
+
+def test_training_on_two_nodes_equals_one_process(cluster, start, experiment, finished):
+    """One process on each GPU node, gradients exchanged by gloo: SLURM's GPUs are fake."""
+    config = write_config(
+        experiment / "config.yaml", low_res={"train": {"micro_batch_size": 2}}, compute=GPUS | {"num_nodes_training": 2}
+    )
+    run = start(experiment, config, str(LOW_RES))
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    assert [job["node"] for job in run.jobs("train_low_res")] == ["g[1-2]"]
+    one, two = load_file(finished / LOW_RES), load_file(experiment / LOW_RES)
+    differences = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
+    assert differences.mean() < 1e-6, "biases before a group norm have no gradient but rounding, so no bound on each"
+    path = LOW_RES.with_name("low_res_metrics.csv")
+    one_losses, two_losses = ([float(loss) for loss in metrics(root / path, "loss")] for root in (finished, experiment))
+    assert two_losses == pytest.approx(one_losses, rel=1e-5)
+    with safe_open(experiment / LOW_RES, framework="pt") as handle:
+        assert json.loads(handle.metadata()["provenance"])["num_processes"] == 2
