@@ -178,6 +178,8 @@ def test_a_wrapped_line_does_not_cut_a_denial() -> None:
     [
         ("FINDINGS: No nodule.\nIMPRESSION: Normal.", "No nodule.", "Normal.", {"headers": 2}),
         ('Lungs clear. " Effusion." Nodule?', "Lungs clear.", "Effusion.\nNodule?", {"quotes": 1}),
+        ("Lungs clear. • Effusion. • Nodule?", "Lungs clear.", "Effusion.\nNodule?", {"bullets": 1}),
+        ("• Lungs clear. • Nodule", "• Lungs clear. • Nodule", "", {}),
         ("Lungs clear.", "Lungs clear.", "", {}),
         ("IMPRESSION: Normal.", "", "Normal.", {"headers": 1}),
         (

@@ -79,7 +79,9 @@ def _attend_to_equal_words(bert: BertModel) -> None:
     A token then finds its like in the other section from the first step, which a few hundred reports are too few to
     teach (after the mimetic initialisation of Trockman and Kolter, ICML 2023).
     """
-    attention, half = bert.encoder.layer[0].attention.self, bert.config.hidden_size // 2
+    layer: Any = bert.encoder.layer[0]
+    attention = layer.attention.self
+    half = bert.config.hidden_size // 2
     with torch.no_grad():
         attention.query.weight[:half] *= 2
         attention.key.weight[:half] = attention.query.weight[:half]

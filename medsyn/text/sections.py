@@ -47,13 +47,14 @@ _NOISE = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|[\n\"“”]")
 _QUOTES = re.compile(r'"|[“”]')
+_BULLETS = re.compile("[•●▪]")
 
 
 @dataclass(frozen=True)
 class Sections:
     """Findings and Impression of one free-text report, "" where absent; items of the text are lines.
 
-    `counts`: headers, quotes (an Impression behind quotation marks), rejected (sections of another kind),
+    `counts`: headers, quotes and bullets (an Impression behind quotation marks or bullets), rejected (sections of another kind),
     deidentified (tokens left out), noise (control characters, rules, page numbers).
     """
 
@@ -65,8 +66,8 @@ class Sections:
 def find_sections(report: str) -> Sections:
     """Sections of a free-text report: by headers; else the Impression is what stands behind the first quotation mark.
 
-    The reports of CT-RATE have no headers: every item of their Impression begins with a quotation mark. A text with
-    neither is all Findings.
+    The reports of CT-RATE have no headers: every item of their Impression begins with a quotation mark, or with a
+    bullet behind a text of whole sentences. A text with none of these is all Findings.
     """
     text, noise = _NOISE.subn(" ", report.replace("\r\n", "\n").replace("\r", "\n"))
     text, deidentified = _DEIDENTIFIED.subn(" ", text)
@@ -89,6 +90,10 @@ def find_sections(report: str) -> Sections:
         if items and not findings.strip() and len(items) > 1:  # the whole text stands in quotation marks
             findings, *items = items
         counts["quotes"] = int(any(item.strip() for item in items))
+        before, *bullets = _BULLETS.split(findings)
+        if not counts["quotes"] and bullets and _SENTENCE_END.search(before):
+            findings, items = before, bullets
+            counts["bullets"] = 1
         parts["findings"], parts["impression"] = [findings], items
     findings, impression = (_lines(parts[name]) for name in ("findings", "impression"))
     return Sections(findings, impression, +counts)
