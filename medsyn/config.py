@@ -106,9 +106,10 @@ class TextEncoderConfig(Section):
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
     dropout: Fraction = Field(0.0, description="from scratch only; a checkpoint keeps its own")
-    match_words: bool = Field(
+    small_corpus: bool = Field(
         False,
-        description="from scratch: begin with attention between equal words, so that few reports teach pairing",
+        description="for hundreds of reports: from scratch, attention begins as a comparison of the sections; a batch"
+        " holds every pair beside its swap (layers >= 2, heads and batch size multiples of 4)",
     )
     num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
     mask_fraction: Fraction = 0.15
@@ -116,6 +117,12 @@ class TextEncoderConfig(Section):
     max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> TextEncoderConfig:
+        if self.small_corpus and (self.num_layers < 2 or self.num_heads % 4 or self.batch_size % 4):
+            raise ValueError("small_corpus needs num_layers of at least 2, num_heads and batch_size multiples of 4")
+        return self
 
 
 class TextConfig(Section):

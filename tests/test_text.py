@@ -207,19 +207,51 @@ def test_a_report_with_one_section_is_no_pair(tmp_path: Path) -> None:
     assert pretrain(short, tmp_path / "reports.csv", tmp_path / "out")["pairing_accuracy"] is None
 
 
-def test_equal_words_attend_to_one_another_from_the_start() -> None:
-    def attention(match_words: bool) -> torch.Tensor:
+def test_a_small_corpus_begins_with_a_comparison() -> None:
+    """Of the second "40" to its like in the first section; of [CLS] to either section, by the last layer's heads."""
+
+    def attention(small_corpus: bool) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(0)
-        settings = {"hidden_size": 64, "num_heads": 2, "num_layers": 1, "match_words": match_words}
+        settings = {"hidden_size": 128, "num_heads": 4, "num_layers": 2, "small_corpus": small_corpus}
         bert = new_language_model(TINY.model_copy(update=settings), 300).bert.eval()
         bert.set_attn_implementation("eager")
         ids = torch.tensor([[2, *range(20, 50), 3, 40, 60, 3]])
-        output = bert(ids, token_type_ids=(torch.arange(35) > 31).long()[None], output_attentions=True)
-        return output.attentions[0][0, 0, 32]  # from the second 40 to everything, first head
+        segments = (torch.arange(35) > 31).long()[None]
+        first, last = bert(ids, token_type_ids=segments, output_attentions=True).attentions
+        return first[0, :2, 32], last[0, :2, 0, 32:].sum(dim=-1)
 
-    matched, plain = attention(True), attention(False)
-    assert matched[21] > 0.25 and matched[21] + matched[32] > 0.8
-    assert plain[21] < 0.1
+    (matched, second), (plain, _) = attention(True), attention(False)
+    assert (matched[:, 21] > 0.25).all()
+    assert (matched[:, 21] + matched[:, 32] > 0.9).all()
+    assert (plain[:, 21] < 0.1).all()
+    assert second[0] > 0.2 > 3 / 35 > second[1]
+
+
+def test_a_crossed_batch_holds_pairs_and_their_swaps(reports: Path) -> None:
+    """Fours of two texts; in two epochs every text once with its own second section, once with another's."""
+    texts = read_corpus(TINY, reports).training
+    batches = Batches(texts, 8, crossed=True)
+    steps = range(2 * batches.per_epoch)
+    orders = np.concatenate([batches._draw_order(epoch).reshape(-1, 2) for epoch in (0, 1)])
+    own = orders[orders[:, 0] == orders[:, 1], 0]
+    assert len(orders) == 2 * len(own) == len(steps) * 8
+    assert set(own) == set(range(len(texts)))
+    assert sorted(own) == sorted(orders[orders[:, 0] != orders[:, 1], 0])
+    for four in orders.reshape(-1, 4, 2):
+        assert (four[:, 0] == four[[0, 1, 0, 1], 0]).all() and (four[:, 1] == four[[0, 1, 1, 0], 0]).all()
+    paired = torch.cat([batches.batch(step, range(8))["paired"] for step in steps])
+    assert 0.45 < (paired[paired != IGNORED] == 1).float().mean() < 0.55
+    again = Batches(texts, 8, crossed=True).batch(3, range(8))
+    for name, value in batches.batch(3, range(8)).items():
+        assert torch.equal(value, again[name])
+
+
+@pytest.mark.parametrize("change", [{"num_layers": 1}, {"num_heads": 2}, {"batch_size": 6}])
+def test_a_small_corpus_needs_layers_heads_and_fours(change: dict[str, int]) -> None:
+    settings = {"small_corpus": True, "num_layers": 2, "num_heads": 4, "batch_size": 8}
+    TextEncoderConfig(**settings)
+    with pytest.raises(ValueError, match="small_corpus needs"):
+        TextEncoderConfig(**(settings | change))
 
 
 def test_states_do_not_depend_on_the_batch(encoder: TextEncoder) -> None:

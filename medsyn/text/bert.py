@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM
 
 from medsyn.config import TextEncoderConfig
 from medsyn.errors import InputError
@@ -68,25 +68,38 @@ def new_language_model(config: TextEncoderConfig, vocabulary_size: int) -> BertF
             attention_probs_dropout_prob=config.dropout,
         )
     )
-    if config.match_words:
-        _attend_to_equal_words(model.bert)
+    if config.small_corpus:
+        _begin_comparing(model)
     return model
 
 
-def _attend_to_equal_words(bert: BertModel) -> None:
-    """Let half of the first layer's heads begin with keys equal to queries, on states in which the word dominates.
+def _begin_comparing(model: BertForMaskedLM) -> None:
+    """Let attention begin as a comparison of the two sections, which a few hundred reports are too few to teach.
 
-    A token then finds its like in the other section from the first step, which a few hundred reports are too few to
-    teach (after the mimetic initialisation of Trockman and Kolter, ICML 2023).
+    In half of the first layer's heads keys equal queries (after the mimetic initialisation of Trockman and Kolter, ICML
+    2023) and neither sees the section, so that a token attends to its like in both sections; the values tell in which.
+    In the last layer a quarter of the heads look at the first section and a quarter at the second. Words and segments
+    are four times larger than positions: the word dominates a state, and the first steps do not erase it.
     """
-    layer: Any = bert.encoder.layer[0]
-    attention = layer.attention.self
-    half = bert.config.hidden_size // 2
+    bert, half = model.bert, model.config.hidden_size // 2
+    first, last = (bert.encoder.layer[place] for place in (0, -1))
+    compare: Any = first.attention.self
+    read: Any = last.attention.self
     with torch.no_grad():
-        attention.query.weight[:half] *= 2
-        attention.key.weight[:half] = attention.query.weight[:half]
-        bert.embeddings.position_embeddings.weight *= 0.25
-        bert.embeddings.token_type_embeddings.weight *= 0.25
+        bert.embeddings.word_embeddings.weight *= 4
+        model.cls.predictions.transform.LayerNorm.weight /= 4  # the same scores of words as before
+        bert.embeddings.token_type_embeddings.weight *= 4
+        step = bert.embeddings.token_type_embeddings.weight.diff(dim=0)[0]
+        step = step / step.norm()
+        compare.query.weight[:half] *= 6
+        compare.query.weight[:half] -= torch.outer(compare.query.weight[:half] @ step, step)
+        compare.key.weight[:half] = compare.query.weight[:half]
+        compare.value.weight[:half] *= 3
+        read.query.bias[:half] = 1
+        contrast = 2 * step / read.attention_head_size**0.5
+        read.key.weight[: half // 2] += contrast
+        read.key.weight[half // 2 : half] -= contrast
+        read.value.weight[:half] *= 3
 
 
 def load_language_model(source: str | Path, max_tokens: int) -> BertForMaskedLM:

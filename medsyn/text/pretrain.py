@@ -71,7 +71,7 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
     identity = {"text": config.model_dump(mode="json"), **corpus.hashes}
     state = state or out.parent / f".{out.name}.{hash_json(identity)}"
     start = _starting_point(config, corpus, state, identity)
-    batches = Batches(corpus.training, config.batch_size)
+    batches = Batches(corpus.training, config.batch_size, crossed=config.small_corpus)
     task = Task("pretrain-text", lambda: ReportBert(start()), batches.batch, _loss(config.seed), identity)
     unigram = unigram_perplexity(corpus)
     curve = state / "curve.json"

@@ -54,8 +54,8 @@ _BULLETS = re.compile("[•●▪]")
 class Sections:
     """Findings and Impression of one free-text report, "" where absent; items of the text are lines.
 
-    `counts`: headers, quotes and bullets (an Impression behind quotation marks or bullets), rejected (sections of another kind),
-    deidentified (tokens left out), noise (control characters, rules, page numbers).
+    `counts`: headers, quotes and bullets (an Impression behind quotation marks or bullets), rejected (sections of
+    another kind), deidentified (tokens left out), noise (control characters, rules, page numbers).
     """
 
     findings: str
