@@ -82,14 +82,16 @@ def _begin_comparing(model: BertForMaskedLM) -> None:
     are four times larger than positions: the word dominates a state, and the first steps do not erase it.
     """
     bert, half = model.bert, model.config.hidden_size // 2
-    first, last = (bert.encoder.layer[place] for place in (0, -1))
-    compare: Any = first.attention.self
-    read: Any = last.attention.self
+    layers: Any = bert.encoder.layer
+    words: Any = bert.embeddings.word_embeddings
+    sections: Any = bert.embeddings.token_type_embeddings
+    compare, read = layers[0].attention.self, layers[-1].attention.self
+    norm: Any = model.cls.predictions.transform.LayerNorm
     with torch.no_grad():
-        bert.embeddings.word_embeddings.weight *= 4
-        model.cls.predictions.transform.LayerNorm.weight /= 4  # the same scores of words as before
-        bert.embeddings.token_type_embeddings.weight *= 4
-        step = bert.embeddings.token_type_embeddings.weight.diff(dim=0)[0]
+        words.weight *= 4
+        norm.weight /= 4  # the same scores of words as before
+        sections.weight *= 4
+        step = sections.weight.diff(dim=0)[0]
         step = step / step.norm()
         compare.query.weight[:half] *= 6
         compare.query.weight[:half] -= torch.outer(compare.query.weight[:half] @ step, step)
