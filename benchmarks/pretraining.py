@@ -33,7 +33,8 @@ CONFIG = TextEncoderConfig(
     num_heads=4,
     num_epochs=30,
     batch_size=8,
-    learning_rate=1.5e-3,
+    learning_rate=1e-3,
+    pairing_weight=4.0,
     small_corpus=True,
     max_tokens=384,
 )

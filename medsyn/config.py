@@ -114,6 +114,7 @@ class TextEncoderConfig(Section):
     num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5
+    pairing_weight: PositiveFloat = Field(1.0, description="of the pairing loss beside that of the masked tokens")
     max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Seed = 0

@@ -367,7 +367,7 @@ def test_activation_checkpointing_keeps_loss_and_gradients_and_frees_activations
 def test_settings_that_do_not_change_the_weights_are_no_other_run(data_folder, tmp_path):
     """Resume a denoiser's training with every such setting changed: not refused, and the same weights."""
     settings = stage(num_steps=9, checkpoint_every=3)
-    embeddings = Embeddings(data_folder / "embeddings.safetensors", settings.sections)
+    embeddings = Embeddings(data_folder / "embeddings.json", settings.sections)
     data = TrainingData(settings, Store([data_folder / "store" / "0"], "low"), embeddings)
 
     def stop(step, slots):

@@ -24,9 +24,9 @@ IGNORED = -100
 class ReportBert(nn.Module):
     """BERT and its two heads; `language.bert` is what becomes the text encoder."""
 
-    def __init__(self, language: BertForMaskedLM) -> None:
+    def __init__(self, language: BertForMaskedLM, pairing_weight: float = 1.0) -> None:
         super().__init__()
-        self.language = language
+        self.language, self.pairing_weight = language, pairing_weight
         self.pairing = nn.Linear(language.config.hidden_size, 2)
         nn.init.normal_(self.pairing.weight, std=0.02)
         nn.init.zeros_(self.pairing.bias)
@@ -36,7 +36,7 @@ class ReportBert(nn.Module):
 
         ids, mask, segments (0, 1), labels: (n, tokens) int64, labels IGNORED where a token is not to be predicted;
         paired: (n,) int64, 1 paired, 0 swapped, IGNORED for a text that is no pair. Gives `loss` (sum of both
-        cross-entropies), `token_nats` (one value per predicted token), `pairing_correct` (one 0/1 value per pair).
+        cross-entropies, that of the pairs weighted), `token_nats` (one value per predicted token), `pairing_correct` (one 0/1 value per pair).
         """
         output = self.language.bert(input_ids=ids, attention_mask=mask, token_type_ids=segments)
         states = output.last_hidden_state  # (n, tokens, hidden)
@@ -47,7 +47,11 @@ class ReportBert(nn.Module):
         pair_scores = self.pairing(states[:, 0]).float()[pairs]
         pair_nats = functional.cross_entropy(pair_scores, paired[pairs], reduction="sum") / pairs.sum().clamp(min=1)
         correct = (pair_scores.argmax(dim=1) == paired[pairs]).float()
-        return {"loss": token_nats.mean() + pair_nats, "token_nats": token_nats, "pairing_correct": correct}
+        return {
+            "loss": token_nats.mean() + self.pairing_weight * pair_nats,
+            "token_nats": token_nats,
+            "pairing_correct": correct,
+        }
 
 
 def new_language_model(config: TextEncoderConfig, vocabulary_size: int) -> BertForMaskedLM:

@@ -72,7 +72,9 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
     state = state or out.parent / f".{out.name}.{hash_json(identity)}"
     start = _starting_point(config, corpus, state, identity)
     batches = Batches(corpus.training, config.batch_size, crossed=config.small_corpus)
-    task = Task("pretrain-text", lambda: ReportBert(start()), batches.batch, _loss(config.seed), identity)
+    task = Task(
+        "pretrain-text", lambda: ReportBert(start(), config.pairing_weight), batches.batch, _loss(config.seed), identity
+    )
     unigram = unigram_perplexity(corpus)
     curve = state / "curve.json"
     rows: list[dict[str, Any]] = read_json(curve) if curve.exists() else []
