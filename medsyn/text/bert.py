@@ -36,7 +36,8 @@ class ReportBert(nn.Module):
 
         ids, mask, segments (0, 1), labels: (n, tokens) int64, labels IGNORED where a token is not to be predicted;
         paired: (n,) int64, 1 paired, 0 swapped, IGNORED for a text that is no pair. Gives `loss` (sum of both
-        cross-entropies, that of the pairs weighted), `token_nats` (one value per predicted token), `pairing_correct` (one 0/1 value per pair).
+        cross-entropies, that of the pairs weighted), `token_nats` (one value per predicted token), `pairing_correct`
+        (one 0/1 value per pair).
         """
         output = self.language.bert(input_ids=ids, attention_mask=mask, token_type_ids=segments)
         states = output.last_hidden_state  # (n, tokens, hidden)
@@ -47,11 +48,8 @@ class ReportBert(nn.Module):
         pair_scores = self.pairing(states[:, 0]).float()[pairs]
         pair_nats = functional.cross_entropy(pair_scores, paired[pairs], reduction="sum") / pairs.sum().clamp(min=1)
         correct = (pair_scores.argmax(dim=1) == paired[pairs]).float()
-        return {
-            "loss": token_nats.mean() + self.pairing_weight * pair_nats,
-            "token_nats": token_nats,
-            "pairing_correct": correct,
-        }
+        loss = token_nats.mean() + self.pairing_weight * pair_nats
+        return {"loss": loss, "token_nats": token_nats, "pairing_correct": correct}
 
 
 def new_language_model(config: TextEncoderConfig, vocabulary_size: int) -> BertForMaskedLM:
