@@ -31,10 +31,10 @@ CONFIG = TextEncoderConfig(
     hidden_size=128,
     num_layers=2,
     num_heads=4,
-    num_epochs=30,
+    num_epochs=29,
     batch_size=8,
     learning_rate=1e-3,
-    pairing_weight=4.0,
+    pairing_weight=2.0,
     small_corpus=True,
     max_tokens=384,
 )
