@@ -106,12 +106,24 @@ class TextEncoderConfig(Section):
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
     dropout: Fraction = Field(0.0, description="from scratch only; a checkpoint keeps its own")
+    small_corpus: bool = Field(
+        False,
+        description="for hundreds of reports: from scratch, attention begins as a comparison of the sections; a batch"
+        " holds every pair beside its swap (layers >= 2, heads and batch size multiples of 4)",
+    )
     num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5
+    pairing_weight: PositiveFloat = Field(1.0, description="of the pairing loss beside that of the masked tokens")
     max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> TextEncoderConfig:
+        if self.small_corpus and (self.num_layers < 2 or self.num_heads % 4 or self.batch_size % 4):
+            raise ValueError("small_corpus needs num_layers of at least 2, num_heads and batch_size multiples of 4")
+        return self
 
 
 class TextConfig(Section):
@@ -247,6 +259,10 @@ class FeaturesConfig(Section):
     num_epochs: PositiveInt = 10
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
+    findings: tuple[str, ...] = Field(
+        ("pleural_effusion", "lung_opacity", "cardiomegaly", "emphysema", "consolidation", "nodule"),
+        description="labels that the network learns to predict, out of the labeler's",
+    )
     seed: Seed = 0
 
 
@@ -277,6 +293,8 @@ class EvaluationConfig(Section):
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )
     prompt_pairs: dict[Finding, PromptPairConfig]
+    pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
+    pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     seed: Seed = 0
@@ -415,6 +433,8 @@ class PromptsStage(Section):
     num_segmentation_subjects: PositiveInt
     prompt_section: Literal["report", "findings", "impression"]
     prompt_pairs: dict[Finding, PromptPairConfig]
+    pairs_keep_severity: bool
+    pairs_keep_side: bool
     augmentation_findings: tuple[str, ...]
     num_reports_per_class: PositiveInt
     seed: Seed
@@ -465,6 +485,8 @@ def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
         num_segmentation_subjects=evaluation.num_segmentation_subjects,
         prompt_section=evaluation.prompt_section,
         prompt_pairs=evaluation.prompt_pairs,
+        pairs_keep_severity=evaluation.pairs_keep_severity,
+        pairs_keep_side=evaluation.pairs_keep_side,
         augmentation_findings=evaluation.augmentation.findings,
         num_reports_per_class=evaluation.augmentation.num_reports_per_class,
         seed=evaluation.seed,

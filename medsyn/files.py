@@ -19,6 +19,8 @@ from typing import Any
 
 from medsyn.errors import InputError
 
+csv.field_size_limit(1 << 24)  # a report of 20,000 words is longer than Python's own limit
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

@@ -52,8 +52,8 @@ def run(tmp_path: Path) -> Path:
     write_shard(tmp_path / "store", subjects, ((array, labels) for array in arrays), labels.shape, 4)
     write_csv(
         tmp_path / "labels.csv",
-        [{"id": f"r{k}", "dense": k % 2, "never": 0} for k in range(12)],
-        ["id", "dense", "never"],
+        [{"id": f"r{k}", "dense": k % 2, "never": 0, "unasked": k % 3 % 2} for k in range(12)],
+        ["id", "dense", "never", "unasked"],
     )
     for k, array in enumerate(arrays):
         write_volume(tmp_path / f"volumes/s{k}/volume.nii.gz", Volume(array, SPACING))
@@ -63,7 +63,7 @@ def run(tmp_path: Path) -> Path:
         write_volume(tmp_path / f"samples/p{k}/volume.nii.gz", Volume(volume(50 + k, k % 2 == 1), SPACING))
         prompts.append({"sample_id": f"p{k}", "prompt_type": f"dense/{sign}", "text": "x", "seed": k})
     write_csv(tmp_path / "prompts.csv", prompts, ["sample_id", "prompt_type", "text", "seed"])
-    features = FeaturesConfig(depth=10, base_width=2, num_epochs=3, batch_size=4)
+    features = FeaturesConfig(depth=10, base_width=2, num_epochs=3, batch_size=4, findings=("dense", "never"))
     write_json(tmp_path / "features.json", FeaturesStage(features=features, window_hu=WINDOW).model_dump(mode="json"))
     augmentation = AugmentationConfig(num_folds=2, num_epochs=3, base_width=2, batch_size=4)
     stage = AugmentationStage(augmentation=augmentation, window_hu=WINDOW)
@@ -92,7 +92,7 @@ def test_features_are_trained_and_extracted_alike_twice(run: Path) -> None:
     assert weights.read_bytes() == first
     net, info = load_extractor(weights)
     assert (net.depth, net.base_width) == (10, 2)
-    assert "trained on 8 volumes" in info["name"] and "dense" in info["name"] and "never" not in info["name"]
+    assert info["name"].endswith("trained on 8 volumes of the training split to predict dense")
     options = ["--weights", weights, "--config", run / "preprocess.json"]
     split = ["--cohort", run / "cohort.csv", "--split", "validation"]
     assert verb("features", *options, "--volumes", run / "volumes", *split, "--out", run / "real.npz") == 0
@@ -111,10 +111,18 @@ def test_features_are_trained_and_extracted_alike_twice(run: Path) -> None:
 
 
 def test_labels_that_never_vary_cannot_train(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_csv(run / "labels.csv", [{"id": f"r{k}", "never": 0} for k in range(12)], ["id", "never"])
+    write_csv(
+        run / "labels.csv", [{"id": f"r{k}", "never": 0, "dense": 1} for k in range(12)], ["id", "never", "dense"]
+    )
     assert train(run, run / "e.safetensors") == 2
     assert "no label varies" in capsys.readouterr().err
     assert not (run / "e.safetensors").exists()
+
+
+def test_a_label_that_nobody_wrote_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_csv(run / "labels.csv", [{"id": "r0", "dense": 1}], ["id", "dense"])
+    assert train(run, run / "e.safetensors") == 2
+    assert "no label never, which evaluation.features.findings names; it has dense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

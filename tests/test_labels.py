@@ -1,16 +1,18 @@
 """The report labeler: every rule's example, the phantom's grammar without a miss, real reports reasonably well."""
 
 import csv
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from text_data import sample_reports
 
 from medsyn.cli import main
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.text.labels import Example, default_labeler, load_labeler
-from medsyn.text.sections import section_text, split_sections
+from medsyn.text.labels import RULES_FILE, Example, Labeler, default_labeler, label_table, load_labeler
+from medsyn.text.sections import find_sections, section_text
 
 LABELER = default_labeler()
 FROM_SPECS = ("pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule")
@@ -21,16 +23,42 @@ def test_every_rule_has_an_example_that_holds(example: Example) -> None:
     assert LABELER.label(example.text)[example.finding] == example.label
 
 
+def test_every_rule_is_needed_for_its_example() -> None:
+    rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
+    groups = [(rules, name, None) for name in ("breaks", "asides", "denied_before", "denied_after", "history")]
+    groups += [
+        (body, kind, finding)
+        for finding, body in rules["findings"].items()
+        for kind in ("ignored", "present")
+        if kind in body
+    ]
+    for owner, kind, finding in groups:
+        whole = owner[kind]
+        for number, rule in enumerate(whole):
+            owner[kind] = whole[:number] + whole[number + 1 :]
+            label = Labeler(rules).label(rule["example"])[finding or rule["finding"]]
+            assert label != rule["label"], f"{finding or kind}: {rule['phrase']}"
+        owner[kind] = whole
+
+
 @pytest.mark.parametrize("section", ["report", "findings", "impression"])
 def test_no_miss_on_the_phantoms_reports(section: str) -> None:
+    """Every finding of the truth exactly; others only where the grammar mentions them in passing."""
+    passing = {
+        "atelectasis": ("atelectasis", "compressed"),
+        "coronary_artery_wall_calcification": ("coronary calcification", "coronary artery calcification"),
+        "arterial_wall_calcification": ("atherosclerotic calcification",),
+        "lymphadenopathy": ("calcified hilar lymph nodes",),
+        "hiatal_hernia": ("hiatal hernia",),
+    }
     for specs, report in sample_reports(250, seed=3):
         kinds = {spec.kind for spec in specs}
         text = section_text(report.findings, report.impression, section)
-        labels = LABELER.label(text)
-        assert {name: labels[name] for name in FROM_SPECS} == {name: int(name in kinds) for name in FROM_SPECS}, text
-        assert labels["lung_opacity"] == int(bool(kinds & {"consolidation", "ground_glass_opacity"})), text
-        assert labels["pericardial_effusion"] == 0, text
-        assert labels["atelectasis"] <= int("pleural_effusion" in kinds), text
+        expected = {name: int(name in kinds) for name in FROM_SPECS}
+        expected["lung_opacity"] = expected["ground_glass_opacity"]
+        for name in set(LABELER.findings) - set(expected):
+            expected[name] = int(any(words in text.lower() for words in passing.get(name, ())))
+        assert LABELER.label(text) == expected, text
 
 
 @pytest.mark.parametrize(
@@ -64,8 +92,9 @@ def test_prompt_pairs_of_the_paper_flip() -> None:
 def test_sections_round_trip() -> None:
     text = section_text("Lungs clear.", "Normal chest.", "report")
     assert text == "FINDINGS: Lungs clear. IMPRESSION: Normal chest."
-    assert split_sections(text) == ("Lungs clear.", "Normal chest.")
-    assert split_sections("There is cardiomegaly.") == ("There is cardiomegaly.", "")
+    for findings in ("Lungs clear.", "Lungs clear"):
+        found = find_sections(section_text(findings, "Normal chest.", "report"))
+        assert (found.findings, found.impression) == (findings, "Normal chest.")
     assert section_text("", " Normal\n chest. ", "report") == "IMPRESSION: Normal chest."
     with pytest.raises(ValueError, match="no section"):
         section_text("a", "b", "history")
@@ -85,7 +114,7 @@ def test_verb_writes_ids_and_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,report\n1,\n", "report 1 is empty"),
+        ("id,report\n1,\n2, \n", "all 2 reports are empty"),
         ("id,text\n1,hello\n", "missing column report"),
         ("name,report\n1,hello\n", "missing column id"),
         ("id,report\n", "no reports"),
@@ -102,6 +131,13 @@ def test_bad_tables_are_one_line(
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_an_empty_report_costs_the_others_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in.csv").write_text("id,report\na,Small effusion.\nb,\nc,Cardiomegaly.\n")
+    rows = label_table(tmp_path / "in.csv", LABELER)
+    assert [(row["id"], row["pleural_effusion"], row["cardiomegaly"]) for row in rows] == [("a", 1, 0), ("c", 0, 1)]
+    assert "1 of 3 reports (b) are empty" in caplog.text
+
+
 def test_a_latin1_table_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.csv").write_bytes("id,report\n1,Kein Erguß\n".encode("latin-1"))
     assert main(["label", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv")]) == 2
@@ -111,15 +147,83 @@ def test_a_latin1_table_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_broken_rules_are_input_errors(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("breaks: []\n")
-    with pytest.raises(InputError, match="no section denied_before"):
+    with pytest.raises(InputError, match="no section asides, denied_before"):
         load_labeler(rules)
-    empty = "breaks: []\ndenied_before: []\ndenied_after: []\nhistory: []\n"
-    rules.write_text(empty + 'findings:\n  mass:\n    present:\n      - {phrase: "mass(", example: m, label: 1}\n')
+    empty = "breaks: []\nasides: []\ndenied_before: []\ndenied_after: []\nhistory: []\n"
+    rules.write_text(
+        empty + 'findings:\n  mass:\n    words: [mass]\n    present:\n      - {phrase: "mass(", example: m, label: 1}\n'
+    )
     with pytest.raises(InputError, match="no regular expression"):
         load_labeler(rules)
     rules.write_text(empty + "findings:\n  mass:\n    present:\n      - {phrase: mass}\n")
     with pytest.raises(InputError, match="needs phrase, example and label"):
         load_labeler(rules)
+    rules.write_text(empty + "findings:\n  mass:\n    present:\n      - {phrase: mass, example: mass, label: 1}\n")
+    with pytest.raises(InputError, match="mass has no words"):
+        load_labeler(rules)
+
+
+def test_evidence_quotes_the_sentences_that_decide() -> None:
+    text = "Small left effusion. No nodule. Effusion is seen on the right."
+    assert LABELER.evidence(text) == {"pleural_effusion": ["small left effusion", "effusion is seen on the right"]}
+
+
+def test_a_wrapped_line_does_not_cut_a_denial() -> None:
+    assert not any(LABELER.label("There is no\npleural effusion or\r\nconsolidation.").values())
+    assert LABELER.label("No nodule\n\nPleural effusion")["pleural_effusion"] == 1
+
+
+@pytest.mark.parametrize(
+    ("report", "findings", "impression", "counts"),
+    [
+        ("FINDINGS: No nodule.\nIMPRESSION: Normal.", "No nodule.", "Normal.", {"headers": 2}),
+        ('Lungs clear. " Effusion." Nodule?', "Lungs clear.", "Effusion.\nNodule?", {"quotes": 1}),
+        ("Lungs clear. • Effusion. • Nodule?", "Lungs clear.", "Effusion.\nNodule?", {"bullets": 1}),
+        ("• Lungs clear. • Nodule", "• Lungs clear. • Nodule", "", {}),
+        ("Lungs clear.", "Lungs clear.", "", {}),
+        ("IMPRESSION: Normal.", "", "Normal.", {"headers": 1}),
+        (
+            "HISTORY: effusion\nFindings:\nClear, ___ [**Name**].\n-----\nPage 1 of 2\nConclusion: Normal.",
+            "Clear, .",
+            "Normal.",
+            {"headers": 3, "rejected": 1, "deidentified": 2, "noise": 2},
+        ),
+        ("Technique: helical CT for effusion. Clear lungs.", "Clear lungs.", "", {"rejected": 1}),
+        ("", "", "", {}),
+    ],
+)
+def test_sections_of_free_text(report: str, findings: str, impression: str, counts: dict[str, int]) -> None:
+    sections = find_sections(report)
+    assert (sections.findings, sections.impression) == (findings, impression)
+    assert sections.counts == counts
+
+
+def test_a_report_of_20000_words_takes_no_longer_than_its_length(tmp_path: Path) -> None:
+    """With and without full stops: time must not grow with the square of the length."""
+    for unit in ("nodule and mass with effusion in the lung ", "No effusion of the lung. ", "is not x is no ", "\n \n"):
+        seconds = {}
+        for words in (5_000, 20_000):
+            text = unit * (words // max(1, len(unit.split())))
+            start = time.process_time()
+            load_labeler(RULES_FILE).label(
+                " ".join(vars(find_sections(text))[part] for part in ("findings", "impression"))
+            )
+            seconds[words] = time.process_time() - start
+        assert seconds[20_000] < 8 * seconds[5_000] + 0.5, unit
+        assert seconds[20_000] < 5, unit
+    (tmp_path / "in.csv").write_text("id,report\n1," + "effusion of the left lung " * 6_000 + "\n")
+    assert main(["label", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"), "--quiet"]) == 0
+    assert read_csv(tmp_path / "out.csv")[0]["pleural_effusion"] == "1"
+
+
+def test_another_language_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    german = "Keine pulmonalen Rundherde. Beidseits deutliche Ergüsse. Das Herz ist vergrößert, die Aorta elongiert; im"
+    (tmp_path / "in.csv").write_text(
+        f'id,report\na,Small effusion.\nb,"{german} Uebrigen unauffaellig"\n', encoding="utf-8"
+    )
+    rows = label_table(tmp_path / "in.csv", LABELER)
+    assert [row["pleural_effusion"] for row in rows] == [1, 0]
+    assert "1 of 2 reports (b) have no English that the rules know" in caplog.text
 
 
 def test_real_reports(shared_data: Path) -> None:
@@ -127,8 +231,12 @@ def test_real_reports(shared_data: Path) -> None:
     table = shared_data / "reports" / "ct_rate_labelled_800.csv"
     if not table.exists():
         pytest.skip(f"no labelled reports at {table}")
-    floors = {"Pleural effusion": 0.94, "Cardiomegaly": 0.92, "Emphysema": 0.96, "Consolidation": 0.91}
-    floors |= {"Atelectasis": 0.94, "Lung nodule": 0.92, "Pericardial effusion": 0.88, "Lung opacity": 0.78}
+    floors = {"Pleural effusion": 0.96, "Cardiomegaly": 0.95, "Emphysema": 0.97, "Consolidation": 0.93}
+    floors |= {"Lung opacity": 0.90, "Lung nodule": 0.95, "Atelectasis": 0.95, "Pericardial effusion": 0.95}
+    floors |= {"Medical material": 0.92, "Arterial wall calcification": 0.95, "Hiatal hernia": 0.97}
+    floors |= {"Coronary artery wall calcification": 0.95, "Lymphadenopathy": 0.95, "Bronchiectasis": 0.96}
+    floors |= {"Pulmonary fibrotic sequela": 0.92, "Mosaic attenuation pattern": 0.96}
+    floors |= {"Peribronchial thickening": 0.88, "Interlobular septal thickening": 0.93}
     names = {"Lung nodule": "nodule"}
     counts = {column: [0, 0] for column in floors}
     with table.open(newline="", encoding="utf-8") as handle:
@@ -140,3 +248,4 @@ def test_real_reports(shared_data: Path) -> None:
                 count[1] += truth + found
     for column, (hits, total) in counts.items():
         assert hits / total > floors[column], column
+    assert sum(hits / total for hits, total in counts.values()) / len(counts) > 0.95

@@ -109,6 +109,29 @@ def test_pairs_share_their_seeds_and_flip_their_label(tables: tuple[Path, Path])
     assert rows_of("effusion_pairs", tables) == [row for row in rows if str(row["prompt_type"]).startswith("pleural")]
 
 
+def test_report_pairs_begin_with_the_papers_and_flip(tables: tuple[Path, Path]) -> None:
+    rows = rows_of("report_pairs", tables)
+    assert rows[0]["text"] == "There are large pleural effusions seen."
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        finding = str(first["prompt_type"]).split("/")[0]
+        assert (first["prompt_type"], second["prompt_type"]) == (f"{finding}/with", f"{finding}/without")
+        assert first["seed"] == second["seed"]
+        labels = [default_labeler().label(str(row["text"]))[finding] for row in (first, second)]
+        assert labels == [1, 0]
+
+
+def test_report_pairs_keep_severity_and_side_as_configured(tables: tuple[Path, Path]) -> None:
+    words = {"large", "small", "severe", "left", "right", "bilateral"}
+
+    def said(**settings: bool) -> set[str]:
+        texts = {str(row["text"]) for row in rows_of("report_pairs", tables, CONFIG.model_copy(update=settings))}
+        return words & set(" ".join(texts - {"There are large pleural effusions seen."}).lower().split())
+
+    assert {"left", "right"} <= said()
+    assert said(pairs_keep_severity=False) <= {"left", "right", "bilateral"}
+    assert not said(pairs_keep_severity=False, pairs_keep_side=False)
+
+
 def test_a_larger_set_begins_with_the_smaller_one(tables: tuple[Path, Path]) -> None:
     larger = CONFIG.model_copy(update={"num_fid_samples": 33})
     assert rows_of("reports", tables, larger)[:20] == rows_of("reports", tables)

@@ -1,6 +1,8 @@
 """The text encoder: batches, pretraining (reproducible, resumable), states free of their batch, embeddings."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +16,18 @@ from transformers import BertConfig, BertForMaskedLM
 from medsyn.cli import main
 from medsyn.config import TextEncoderConfig, TextEncoderStage
 from medsyn.errors import InputError
-from medsyn.files import read_csv, read_json, sha256
-from medsyn.tensors import read_metadata
+from medsyn.files import read_csv, read_json, sha256, write_csv
+from medsyn.text import embed as embed_module
 from medsyn.text import pretrain as pretrain_module
-from medsyn.text.bert import IGNORED, load_language_model
+from medsyn.text.bert import IGNORED, load_language_model, new_language_model
+from medsyn.text.embed import embed_reports
 from medsyn.text.encoder import TextEncoder
 from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Special, Texts, mask_tokens
-from medsyn.text.pretrain import pretrain
-from medsyn.text.tokenizer import token_ids, train_tokenizer
+from medsyn.text.pretrain import pretrain, read_corpus
+from medsyn.text.sections import section_text
+from medsyn.text.tokenizer import load_tokenizer, token_ids, train_tokenizer
+from medsyn.training.data import Embeddings
 
 TINY = TextEncoderConfig(
     vocabulary_size=300, hidden_size=32, num_layers=1, num_heads=2, num_epochs=2, batch_size=16, max_tokens=96
@@ -176,6 +181,79 @@ def test_same_run_same_bytes_and_a_killed_run_ends_equal(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_two_processes_train_one_encoder(reports: Path, model: Path, tmp_path: Path) -> None:
+    """The epochs are runs of the loop one after the other, in one process group."""
+    (tmp_path / "text.json").write_text(stage().model_dump_json())
+    arguments = ["pretrain-text", "--config", str(tmp_path / "text.json"), "--reports", str(reports)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medsyn"]
+    subprocess.run([*launcher, *arguments, "--out", str(tmp_path / "model"), "--quiet"], check=True, timeout=600)
+    curves = [read_csv(folder / "metrics.csv") for folder in (model, tmp_path / "model")]
+    alone, together = ([float(row["mlm_perplexity"]) for row in curve] for curve in curves)
+    assert together == pytest.approx(alone, rel=0.1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.json"]
+
+
+def test_a_report_with_one_section_is_no_pair(tmp_path: Path) -> None:
+    """An absent Impression would tell that nothing was swapped."""
+    row = {"impression": "", "split": "train"}
+    rows = [{"report_id": f"r{i}", "findings": f"Clear lungs {i}.", **row} for i in range(6)]
+    rows[0]["impression"], rows[1]["impression"], rows[2]["split"] = "Normal.", "Effusion.", "validation"
+    write_csv(tmp_path / "reports.csv", rows, list(rows[0]))
+    corpus = read_corpus(TINY, tmp_path / "reports.csv")
+    seen = [[corpus.training.example(epoch, index)[2] for epoch in range(40)] for index in range(5)]
+    assert all(set(seen[index]) == {0, 1} for index in (0, 1))
+    assert all(set(seen[index]) == {IGNORED} for index in (2, 3, 4))
+    short = stage(TINY.model_copy(update={"num_epochs": 1}))
+    assert pretrain(short, tmp_path / "reports.csv", tmp_path / "out")["pairing_accuracy"] is None
+
+
+def test_a_small_corpus_begins_with_a_comparison() -> None:
+    """Of the second "40" to its like in the first section; of [CLS] to either section, by the last layer's heads."""
+
+    def attention(small_corpus: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        settings = {"hidden_size": 128, "num_heads": 4, "num_layers": 2, "small_corpus": small_corpus}
+        bert = new_language_model(TINY.model_copy(update=settings), 300).bert.eval()
+        bert.set_attn_implementation("eager")
+        ids = torch.tensor([[2, *range(20, 50), 3, 40, 60, 3]])
+        segments = (torch.arange(35) > 31).long()[None]
+        first, last = bert(ids, token_type_ids=segments, output_attentions=True).attentions
+        return first[0, :2, 32], last[0, :2, 0, 32:].sum(dim=-1)
+
+    (matched, second), (plain, _) = attention(True), attention(False)
+    assert (matched[:, 21] > 0.25).all()
+    assert (matched[:, 21] + matched[:, 32] > 0.9).all()
+    assert (plain[:, 21] < 0.1).all()
+    assert second[0] > 0.2 > 3 / 35 > second[1]
+
+
+def test_a_crossed_batch_holds_pairs_and_their_swaps(reports: Path) -> None:
+    """Fours of two texts; in two epochs every text once with its own second section, once with another's."""
+    texts = read_corpus(TINY, reports).training
+    batches = Batches(texts, 8, crossed=True)
+    steps = range(2 * batches.per_epoch)
+    orders = np.concatenate([batches._draw_order(epoch).reshape(-1, 2) for epoch in (0, 1)])
+    own = orders[orders[:, 0] == orders[:, 1], 0]
+    assert len(orders) == 2 * len(own) == len(steps) * 8
+    assert set(own) == set(range(len(texts)))
+    assert sorted(own) == sorted(orders[orders[:, 0] != orders[:, 1], 0])
+    for four in orders.reshape(-1, 4, 2):
+        assert (four[:, 0] == four[[0, 1, 0, 1], 0]).all() and (four[:, 1] == four[[0, 1, 1, 0], 0]).all()
+    paired = torch.cat([batches.batch(step, range(8))["paired"] for step in steps])
+    assert 0.45 < (paired[paired != IGNORED] == 1).float().mean() < 0.55
+    again = Batches(texts, 8, crossed=True).batch(3, range(8))
+    for name, value in batches.batch(3, range(8)).items():
+        assert torch.equal(value, again[name])
+
+
+@pytest.mark.parametrize("change", [{"num_layers": 1}, {"num_heads": 2}, {"batch_size": 6}])
+def test_a_small_corpus_needs_layers_heads_and_fours(change: dict[str, int]) -> None:
+    settings = {"small_corpus": True, "num_layers": 2, "num_heads": 4, "batch_size": 8}
+    TextEncoderConfig(**settings)
+    with pytest.raises(ValueError, match="small_corpus needs"):
+        TextEncoderConfig(**(settings | change))
+
+
 def test_states_do_not_depend_on_the_batch(encoder: TextEncoder) -> None:
     samples = ["There is no pleural effusion.", "Cardiomegaly.", "There is a large left pleural effusion. " * 9, ""]
     states, mask = encoder.encode(samples)
@@ -239,6 +317,57 @@ def test_positions_are_extended_and_the_first_rows_kept(tmp_path: Path) -> None:
         load_language_model(tmp_path / "absent", 20)
 
 
+def write_published(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
+    """A checkpoint as Microsoft publishes CXR-BERT: own model type and tokenizer class, vocab.txt, a pickle."""
+    names = {
+        name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    }
+    words = [*names.values(), "there", "is", "no", "effusion", ".", "##s", "lung"]
+    code = {"AutoConfig": "configuration_cxrbert.CXRBertConfig", "AutoModel": "modeling_cxrbert.CXRBertModel"}
+    own = {"model_type": "cxr-bert", "architectures": ["CXRBertModel"], "auto_map": code, "projection_size": 4}
+    tokenizer = {"tokenizer_class": "CXRBertTokenizer", "do_lower_case": True, "model_max_length": 512, **names}
+    tokenizer["auto_map"] = {"AutoTokenizer": ["configuration_cxrbert.CXRBertTokenizer", None]}
+    folder.mkdir()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    for name, content in (
+        ("config.json", config | own),
+        ("tokenizer_config.json", tokenizer),
+        ("special_tokens_map.json", names),
+    ):
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("layout", ["cxr-bert", "bert-base"])
+def test_published_checkpoints_load_whole(layout: str, reports: Path, tmp_path: Path) -> None:
+    """CXR-BERT has a projection head and stored position ids beside BERT; BERT's own files have old names and ties."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    small = BertForMaskedLM(BertConfig(vocab_size=12, max_position_embeddings=16, **sizes))
+    tensors = {name: value.clone() for name, value in small.state_dict().items()}
+    if layout == "cxr-bert":
+        extra = {"cls_projection_head.dense_to_hidden.weight": torch.zeros(4, 16)}
+        stored = tensors | extra | {"bert.embeddings.position_ids": torch.arange(16)[None]}
+    else:
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        stored = {"cls.seq_relationship.weight": torch.zeros(2, 16)}
+        for name, value in tensors.items():
+            for new, before in old.items():
+                name = name.replace(new, before)
+            if "decoder" not in name:
+                stored[name] = value
+    write_published(tmp_path / "published", stored, small.config.to_dict())
+    loaded = load_language_model(tmp_path / "published", 40).state_dict()
+    position = "bert.embeddings.position_embeddings.weight"
+    for name, value in tensors.items():
+        assert torch.equal(loaded[name][: len(value)], value), name
+    assert loaded[position].shape == (40, 16)
+    tokenizer = load_tokenizer(tmp_path / "published")
+    assert tokenizer("There is NO effusions.")["input_ids"] == [2, 5, 6, 7, 8, 10, 9, 3]
+    from_published = TINY.model_copy(update={"init": str(tmp_path / "published"), "num_epochs": 1, "max_tokens": 64})
+    pretrain(stage(from_published), reports, tmp_path / "model")
+    assert TextEncoder.from_folder(tmp_path / "model").encode(["no effusion"])[0].shape == (1, 48, 16)
+
+
 def test_general_english_has_no_radiology() -> None:
     documents = english_documents(50_000)
     assert 40_000 < sum(map(len, documents)) <= 50_000
@@ -263,19 +392,74 @@ def test_a_checkpoint_and_general_english_as_a_start(
 
 def test_embed_writes_every_section(reports: Path, model: Path, encoder: TextEncoder, tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text(stage().model_dump_json())
-    out = tmp_path / "embeddings.safetensors"
+    out = tmp_path / "embeddings.json"
     arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--out", str(out)]
     assert main([*arguments, "--reports", str(reports), "--quiet"]) == 0
     rows = [row for row in read_csv(reports) if row["split"] != "text_only"]
-    assert json.loads(read_metadata(out)["report_ids"]) == [row["report_id"] for row in rows]
-    tensors = load_file(out)
-    assert set(tensors) == {*SECTIONS, *(f"{section}_mask" for section in SECTIONS)}
-    assert tensors["impression"].shape == (len(rows), 48, 32)
-    assert tensors["impression"].dtype == torch.float16
-    assert tensors["impression_mask"].dtype == torch.uint8
-    states, mask = encoder.encode([rows[5]["impression"]])
-    np.testing.assert_allclose(tensors["impression"][5].float().numpy(), states[0], atol=4e-3)
-    assert (tensors["impression_mask"][5].numpy() == mask[0]).all()
+    embeddings = Embeddings(out, SECTIONS)
+    assert (embeddings.num_tokens, embeddings.hidden_size) == (48, 32)
+    assert embeddings.rows([row["report_id"] for row in rows]) == list(range(len(rows)))
+    for place, section in enumerate(SECTIONS):
+        states, _ = encoder.encode([section_text(rows[5]["findings"], rows[5]["impression"], section)])
+        np.testing.assert_allclose(embeddings.states(5, place).numpy(), states[0], atol=4e-3)
+    assert {load_file(path)["states"].dtype for path in shards(out)} == {torch.float16}
+    text_only = next(row["report_id"] for row in read_csv(reports) if row["split"] == "text_only")
+    with pytest.raises(InputError, match=f"no text for report {text_only}"):
+        embeddings.rows([text_only])
+    with pytest.raises(InputError, match="not the text embeddings of these sections"):
+        Embeddings(out, ["history"])
+    assert main([*arguments, "--reports", str(reports), "--quiet", "--splits", "text_only"]) == 0
+    assert Embeddings(out, SECTIONS).rows([text_only]) == [0]
+
+
+def shards(index: Path) -> list[Path]:
+    return sorted(index.with_suffix("").glob("*.safetensors"))
+
+
+def test_only_a_changed_report_is_encoded_again(
+    reports: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small shards; one of them lost, as after a kill; a changed report; fewer texts."""
+    rows = read_csv(reports)
+    table, out = tmp_path / "reports.csv", tmp_path / "embeddings.json"
+    write_csv(table, rows, list(rows[0]))
+    encoded: list[str] = []
+    original = TextEncoder.encode
+
+    def counted(self: TextEncoder, texts: list[str], batch_size: int = 64) -> object:
+        encoded.extend(texts)
+        return original(self, texts, batch_size)
+
+    def embed() -> list[str]:
+        encoded.clear()
+        embed_reports(model, stage(), table, out)
+        return sorted(encoded)
+
+    monkeypatch.setattr(TextEncoder, "encode", counted)
+    monkeypatch.setattr(embed_module, "_SHARD_BYTES", 20 * 48 * 32 * 2)
+    first = embed()
+    assert len(first) == len(set(first)) > 100
+    assert len(shards(out)) == -(-len(first) // 20)
+    before = Embeddings(out, SECTIONS)
+    assert embed() == []
+    shards(out)[0].unlink()
+    out.unlink()
+    assert 0 < len(embed()) <= 20
+    number, changed = next((i, row) for i, row in enumerate(rows) if row["split"] == "train")
+    changed["impression"] = "There is a new finding."
+    write_csv(table, rows, list(rows[0]))
+    texts = [section_text(changed["findings"], changed["impression"], name) for name in ("report", "impression")]
+    assert embed() == sorted(texts)
+    after = Embeddings(out, SECTIONS)
+    other = next(row["report_id"] for row in rows[number + 1 :] if row["split"] == "train")
+    (place,) = after.rows([other])
+    for section in range(3):
+        torch.testing.assert_close(after.states(place, section), before.states(place, section), atol=1e-3, rtol=0)
+    assert after.hash != before.hash
+    (out.with_suffix("") / "notes.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    embed_reports(model, stage(sections=("impression",)), table, out)
+    assert sum(len(load_file(path).get("states", ())) for path in shards(out)) < len(first)
+    assert (out.with_suffix("") / "notes.safetensors").exists(), "only shards may be removed"
 
 
 @pytest.mark.parametrize(
@@ -305,4 +489,5 @@ def test_bad_reports_are_one_line(
 def test_embed_refuses_other_settings(reports: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text(stage(num_tokens=32).model_dump_json())
     arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--reports", str(reports)]
+    assert main([*arguments, "--out", str(tmp_path / "e.json")]) == 2
     assert main([*arguments, "--out", str(tmp_path / "e.safetensors")]) == 2

@@ -51,14 +51,14 @@ def data_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     make_store(folder / "store" / "0")
     make_store(folder / "store" / "1", num_subjects=3, seed=1)
-    make_embeddings(folder / "embeddings.safetensors")
+    make_embeddings(folder / "embeddings.json")
     return folder
 
 
 def command(data: Path, out: Path, name: str = "low_res", **changes) -> list[str]:
     config = out.parent / f"{out.stem}.json"
     write_json(config, stage(name, **changes).model_dump(mode="json"))
-    text = ["--embeddings", str(data / "embeddings.safetensors")] if name == "low_res" else []
+    text = ["--embeddings", str(data / "embeddings.json")] if name == "low_res" else []
     stores = [str(data / "store" / "0"), str(data / "store" / "1")]
     folders = ["--state", str(out.parent / f"{out.stem}_state"), "--out", str(out)]
     return ["train", "--config", str(config), "--store", *stores, *text, *folders]
@@ -367,7 +367,7 @@ def test_activation_checkpointing_keeps_loss_and_gradients_and_frees_activations
 def test_settings_that_do_not_change_the_weights_are_no_other_run(data_folder, tmp_path):
     """Resume a denoiser's training with every such setting changed: not refused, and the same weights."""
     settings = stage(num_steps=9, checkpoint_every=3)
-    embeddings = Embeddings(data_folder / "embeddings.safetensors", settings.sections)
+    embeddings = Embeddings(data_folder / "embeddings.json", settings.sections)
     data = TrainingData(settings, Store([data_folder / "store" / "0"], "low"), embeddings)
 
     def stop(step, slots):
@@ -561,7 +561,7 @@ def test_channels_round_trip():
 def test_batches_are_functions_of_step_and_slot(data_folder):
     settings = stage(batch_size=3, micro_batch_size=3)
     shards = [data_folder / "store" / "0", data_folder / "store" / "1"]
-    embeddings = Embeddings(data_folder / "embeddings.safetensors", settings.sections)
+    embeddings = Embeddings(data_folder / "embeddings.json", settings.sections)
     data = TrainingData(settings, Store(shards, "low"), embeddings)
     assert len(data.store) == 6 and "s4" not in data.store.subject_ids[:4]
     whole, slot = data.batch(5, range(3)), data.batch(5, [2])
@@ -575,7 +575,7 @@ def test_batches_are_functions_of_step_and_slot(data_folder):
 
 def test_text_is_dropped_and_sections_are_drawn_evenly(data_folder):
     settings = stage(text_dropout=0.25)
-    embeddings = Embeddings(data_folder / "embeddings.safetensors", settings.sections)
+    embeddings = Embeddings(data_folder / "embeddings.json", settings.sections)
     data = TrainingData(settings, Store([data_folder / "store" / "0"], "low"), embeddings)
     samples = [data.sample(i) for i in range(600)]
     dropped = np.mean([bool(s["drop_text"]) for s in samples])
@@ -635,7 +635,7 @@ def test_settings_that_do_not_fit_the_data(data_folder, tmp_path, capsys, change
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     config = tmp_path / "c.json"
     write_json(config, values)
-    text = ["--embeddings", str(data_folder / "embeddings.safetensors")] if values["stage"] == "low_res" else []
+    text = ["--embeddings", str(data_folder / "embeddings.json")] if values["stage"] == "low_res" else []
     store = ["--store", str(data_folder / "store" / "0")]
     folders = ["--state", str(tmp_path / "s"), "--out", str(tmp_path / "w.safetensors")]
     assert main(["train", "--config", str(config), *store, *text, *folders, "--quiet"]) == 2

@@ -191,7 +191,7 @@ def train_command(finished: Path, state: Path, out: Path, num_steps: int) -> lis
     return [
         *(sys.executable, "-m", "medsyn", "train", "--config", str(out.parent / "config.json")),
         *("--store", str(results / "store/0")),
-        *("--embeddings", str(results / "text/biomedical/embeddings.safetensors")),
+        *("--embeddings", str(results / "text/biomedical/embeddings.json")),
         *("--state", str(state), "--out", str(out)),
     ]
 

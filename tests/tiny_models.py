@@ -65,9 +65,13 @@ def make_store(folder: Path, num_subjects: int = 5, size: tuple[int, int, int] =
 def make_embeddings(path: Path, num_reports: int = 5) -> Path:
     """Random text states of reports r0, r1, ..."""
     generator = torch.Generator().manual_seed(3)
-    tensors = {s: torch.randn(num_reports, NUM_TOKENS, HIDDEN, generator=generator).half() for s in SECTIONS}
-    tensors |= {f"{s}_mask": torch.ones(num_reports, NUM_TOKENS, dtype=torch.uint8) for s in SECTIONS}
-    save_tensors(path, tensors, {"report_ids": json.dumps([f"r{i}" for i in range(num_reports)])})
+    keys = {f"r{i}": [f"{i}{section}" for section in SECTIONS] for i in range(num_reports)}
+    names = [key for report in keys.values() for key in report]
+    states = torch.randn(len(names), NUM_TOKENS, HIDDEN, generator=generator).half()
+    shard = path.with_suffix("") / "shard.safetensors"
+    save_tensors(shard, {"states": states}, {"encoder": "tiny", "keys": json.dumps(names)})
+    index = {"encoder": "tiny", "sections": SECTIONS, "texts": keys, "shards": [shard.name]}
+    write_json(path, index | {"num_tokens": NUM_TOKENS, "hidden_size": HIDDEN})
     return path
 
 

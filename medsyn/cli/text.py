@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from medsyn.cli import Verbs
+from medsyn.text.corpus import SPLITS
 
-PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "augmentation", "segmentation", "controlled")
+PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -37,14 +38,15 @@ def _add_embed(verbs: Verbs) -> None:
     parser = verbs.add(
         "embed",
         _embed,
-        summary="Write the token states of every report with an image (float16, tokens x hidden).",
+        summary="Write the token states of reports (float16, tokens x hidden); what is there is not made again.",
         example="medsyn embed --encoder results/text/biomedical/model --config results/config/text_biomedical.json"
-        " --reports results/cohort/reports.csv --out results/text/biomedical/embeddings.safetensors",
+        " --reports results/cohort/reports.csv --out results/text/biomedical/embeddings.json",
     )
     parser.add_argument("--encoder", required=True, type=Path, help="folder written by pretrain-text")
     parser.add_argument("--config", required=True, type=Path, help="results/config/text_<encoder>.json")
     parser.add_argument("--reports", required=True, type=Path, help="CSV: report_id, findings, impression, split")
-    parser.add_argument("--out", required=True, type=Path, help="embeddings, .safetensors")
+    parser.add_argument("--out", required=True, type=Path, help="index, .json; shards in the folder of the same name")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="whose reports (default: those with images)")
 
 
 def _add_label(verbs: Verbs) -> None:
@@ -84,9 +86,10 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _embed(args: argparse.Namespace) -> None:
     from medsyn.config import TextEncoderStage, load_stage
-    from medsyn.text.embed import embed_reports
+    from medsyn.text.embed import IMAGE_SPLITS, embed_reports
 
-    embed_reports(args.encoder, load_stage(TextEncoderStage, args.config), args.reports, args.out)
+    splits = args.splits or IMAGE_SPLITS
+    embed_reports(args.encoder, load_stage(TextEncoderStage, args.config), args.reports, args.out, splits)
 
 
 def _label(args: argparse.Namespace) -> None:

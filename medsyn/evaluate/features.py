@@ -262,7 +262,14 @@ def _channels_last(model: Network) -> Network:
 
 def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[ResNet3d, dict[str, Any]]:
     config = stage.features
-    names, by_id = read_labels(labels)
+    known_names, by_id = read_labels(labels)
+    names = config.findings
+    unknown = [name for name in names if name not in known_names]
+    if unknown:
+        raise InputError(
+            f"{labels}: no label {unknown[0]}, which evaluation.features.findings names;"
+            f" it has {', '.join(known_names)}"
+        )
     if not stores:
         raise InputError("--store: give the training store, or set evaluation.features.weights to a checkpoint")
     parts = [open_high(store)[0] for store in stores]

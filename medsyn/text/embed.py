@@ -1,34 +1,48 @@
-"""Embeddings of every report: what the image model is conditioned on while it trains.
+"""Embeddings of reports: what the image model is conditioned on while it trains.
 
-Takes an encoder folder and the reports table, gives one safetensors file: for each section float16 `<section>` of shape
-(n, num_tokens, hidden) and uint8 `<section>_mask` (n, num_tokens); metadata `report_ids` is the JSON list of the n ids.
+Takes an encoder folder and the reports table, gives an index <out>.json and shards in the folder <out>. A shard is a
+safetensors file with float16 `states` (n, num_tokens, hidden); its metadata name the n texts by hash. The index has the
+hashes of every report's sections. A text is encoded once, however many reports have it; the same command again, or
+after a kill, encodes only what no shard has, so a changed report costs its own texts. One shard is in memory at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from medsyn.config import TextEncoderStage
 from medsyn.errors import InputError
-from medsyn.files import sha256
+from medsyn.files import sha256, write_json
 from medsyn.progress import log, track
-from medsyn.provenance import provenance
-from medsyn.tensors import save_tensors
-from medsyn.text.corpus import read_reports
-from medsyn.text.encoder import TextEncoder
+from medsyn.provenance import hash_json, provenance
+from medsyn.tensors import read_metadata, save_tensors
+from medsyn.text.corpus import ReportRow, of_split, read_reports
+from medsyn.text.encoder import SETTINGS_FILE, TextEncoder
 
 IMAGE_SPLITS = ("train", "validation")
+_SHARD_BYTES = 256 << 20
 
 
-def embed_reports(encoder_folder: Path, stage: TextEncoderStage, reports_path: Path, out: Path) -> int:
-    """Write the embeddings of all reports that have an image; returns their number.
+def embed_reports(
+    encoder_folder: Path,
+    stage: TextEncoderStage,
+    reports_path: Path,
+    out: Path,
+    splits: Sequence[str] = IMAGE_SPLITS,
+) -> int:
+    """Write the embeddings of all reports of `splits`, by default those with an image; returns their number.
 
     A section that a report does not have is the empty text, [CLS] [SEP]. Raises InputError when encoder and settings
     do not fit.
     """
+    if out.suffix != ".json":
+        raise InputError(f"{out}: the index must end in .json; the shards go into the folder without the ending")
     encoder = TextEncoder.from_folder(encoder_folder)
     for name in ("num_tokens", "mask_padding"):
         if getattr(encoder, name) != getattr(stage, name):
@@ -36,21 +50,69 @@ def embed_reports(encoder_folder: Path, stage: TextEncoderStage, reports_path: P
                 f"{encoder_folder}: made with {name} {getattr(encoder, name)}, the settings say {getattr(stage, name)};"
                 " run pretrain-text again"
             )
-    reports = [report for report in read_reports(reports_path) if report.split in IMAGE_SPLITS]
+    reports = of_split(read_reports(reports_path), *splits)
     if not reports:
-        raise InputError(f"{reports_path}: no report of split train or validation; only those are embedded")
-    tensors: dict[str, torch.Tensor] = {}
-    for section in track(stage.sections, what="embed", total=len(stage.sections)):
-        states, mask = encoder.encode([report.text(section) for report in reports])
-        tensors[section] = torch.from_numpy(states).half()
-        tensors[f"{section}_mask"] = torch.from_numpy(mask).to(torch.uint8)
-    record = provenance(
-        stage, reports_sha256=sha256(reports_path), encoder_sha256=sha256(encoder_folder / "model.safetensors")
-    )
-    save_tensors(
-        out,
-        tensors,
-        {"report_ids": json.dumps([report.report_id for report in reports]), "provenance": json.dumps(record)},
-    )
-    log.info("embedded %d reports: %s x %d tokens", len(reports), ", ".join(stage.sections), encoder.num_tokens)
+        raise InputError(f"{reports_path}: no report of split {' or '.join(splits)}; only those are embedded")
+    keys = {report.report_id: [text_key(report.text(section)) for section in stage.sections] for report in reports}
+    places = {
+        key: (report, section)
+        for report in reports
+        for key, section in zip(keys[report.report_id], stage.sections, strict=True)
+    }
+    identity = _identity(encoder_folder)
+    folder = out.with_suffix("")
+    shards = _usable_shards(folder, identity, places.keys())
+    new = {key: places[key] for key in places.keys() - set().union(*shards.values())}
+    shards |= _encode(encoder, new, folder, identity)
+    index: dict[str, Any] = {"encoder": identity, "sections": list(stage.sections), "texts": keys}
+    index |= {"num_tokens": encoder.num_tokens, "hidden_size": encoder.hidden_size, "shards": sorted(shards)}
+    write_json(out, index | {"provenance": provenance(stage, reports_sha256=sha256(reports_path))})
+    log.info("embedded %d reports: %d new texts of %d", len(reports), len(new), len(places))
     return len(reports)
+
+
+def text_key(text: str) -> str:
+    """Hash of a text, 16 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _identity(folder: Path) -> str:
+    """Hash of all that the states of a text depend on: weights, tokenizer and how many states are kept."""
+    return hash_json([sha256(folder / name) for name in ("model.safetensors", "tokenizer.json", SETTINGS_FILE)])
+
+
+def _usable_shards(folder: Path, identity: str, wanted: Set[str]) -> dict[str, list[str]]:
+    """Hashes of the texts in every shard of this encoder that has a wanted one; other shards are removed."""
+    usable: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        metadata = read_metadata(path)
+        if "keys" not in metadata:  # not a shard
+            continue
+        keys: list[str] = json.loads(metadata["keys"])
+        if metadata["encoder"] == identity and not wanted.isdisjoint(keys):
+            usable[path.name] = keys
+        else:
+            path.unlink()
+    return usable
+
+
+def _encode(
+    encoder: TextEncoder, places: Mapping[str, tuple[ReportRow, str]], folder: Path, identity: str
+) -> dict[str, list[str]]:
+    """Write the shards of texts, given by report and section, texts of similar length together; names and hashes."""
+
+    def text(key: str) -> str:
+        report, section = places[key]
+        return report.text(section)
+
+    order = sorted(places, key=lambda key: (len(text(key)), key))
+    size = max(1, _SHARD_BYTES // (2 * encoder.num_tokens * encoder.hidden_size))
+    shards: dict[str, list[str]] = {}
+    for start in track(range(0, len(order), size), what="embed"):
+        keys = order[start : start + size]
+        states, _ = encoder.encode([text(key) for key in keys])
+        name = f"{text_key(identity + ''.join(keys))}.safetensors"
+        metadata = {"encoder": identity, "keys": json.dumps(keys)}
+        save_tensors(folder / name, {"states": torch.from_numpy(states).half()}, metadata)
+        shards[name] = keys
+    return shards

@@ -2,8 +2,8 @@
 
 The authors tokenise to a fixed length, let BERT attend to real tokens only, and keep the last hidden layer of the first
 positions including those of the padding (as in the authors' code). With `mask_padding` the padding's states are zero
-instead. A state depends on its text alone: padding is never attended to, and the padded length is fixed by the
-text's own length, so neither the batch nor its other texts matter (equal within 1e-5 on one device).
+instead. A state depends on its text alone: padding is never attended to, so a text is padded no further than its own
+length asks for, and neither the batch nor its other texts matter (equal within 1e-5 on one device).
 """
 
 from __future__ import annotations
@@ -70,15 +70,16 @@ class TextEncoder:
             places = np.flatnonzero(lengths == length)
             for start in range(0, len(places), batch_size):
                 part = places[start : start + batch_size]
-                states[part], mask[part] = self._forward([ids[place] for place in part], int(length))
+                kept = min(int(length), self.num_tokens)
+                states[part, :kept], mask[part, :kept] = self._forward([ids[place] for place in part], int(length))
         if self.mask_padding:
             states *= mask[..., None]
         return states, mask
 
     def _padded_length(self, num_tokens: int) -> int:
-        """num_tokens of the encoder for short texts, steps of 32 for longer ones: a function of the text alone."""
-        beyond = max(num_tokens - self.num_tokens, 0)
-        return min(self.num_tokens + -(-beyond // _LENGTH_STEP) * _LENGTH_STEP, self.max_tokens)
+        """The next multiple of 32, and at least the positions whose states are kept, unless padding's are zero."""
+        padded = -(-num_tokens // _LENGTH_STEP) * _LENGTH_STEP
+        return min(padded if self.mask_padding else max(padded, self.num_tokens), self.max_tokens)
 
     def _forward(self, ids: Sequence[Sequence[int]], length: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         tokens = np.full((len(ids), length), self._tokenizer.pad_token_id, dtype=np.int64)

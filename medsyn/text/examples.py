@@ -25,6 +25,8 @@ from medsyn.text.tokenizer import SPECIAL_TOKENS, TokenIds
 _BUCKET = 32  # batches that are sorted by length together
 _HELD_OUT = 2**31  # first "epoch" of the held-out batches
 _HELD_OUT_EXAMPLES = 512
+DRAWN = -1  # by chance, not given
+_DRAWS = 30  # of another patient's Impression: some reports have none, or the same
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ class Special:
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokenised training texts: pairs of sections, or single texts when `seconds` is None.
+    """Tokenised training texts: pairs of sections, or single texts where there is no second section (empty ids).
 
     firsts, seconds: ids per text; patients: whose text it is, for swapping. fraction settings: see TextEncoderConfig.
     """
 
     firsts: Sequence[TokenIds]
-    seconds: Sequence[TokenIds] | None
+    seconds: Sequence[TokenIds]
     patients: Sequence[str]
     special: Special
     max_tokens: int
@@ -65,19 +67,21 @@ class Texts:
 
     def num_tokens(self) -> NDArray[np.int64]:
         """(n,) length of every unswapped input."""
-        seconds = self.seconds or [np.empty(0, dtype=np.int32)] * len(self)
-        extra = 2 if self.seconds is None else 3
-        lengths = [len(first) + len(second) + extra for first, second in zip(self.firsts, seconds, strict=True)]
+        pairs = zip(self.firsts, self.seconds, strict=True)
+        lengths = [len(first) + len(second) + (3 if len(second) else 2) for first, second in pairs]
         return np.minimum(np.asarray(lengths), self.max_tokens)
 
-    def example(self, epoch: int, index: int) -> tuple[TokenIds, TokenIds, int]:
-        """(ids, labels, paired) of one input in one epoch."""
-        rng = np.random.default_rng((self.seed, epoch, index))
+    def example(self, epoch: int, index: int, other: int = DRAWN) -> tuple[TokenIds, TokenIds, int]:
+        """(ids, labels, paired) of one input in one epoch; other: whose second section it gets, if that can be told."""
+        rng = np.random.default_rng((self.seed, epoch, index, *(() if other == DRAWN else (other,))))
         paired = IGNORED
-        if self.seconds is None:
+        if not len(self.seconds[index]):
             ids = _join([self.firsts[index]], self.special, self.max_tokens)
         else:
-            other = self._other(index, rng) if rng.random() < self.swap_fraction else index
+            if other == DRAWN:
+                other = self._other(index, rng) if rng.random() < self.swap_fraction else index
+            elif other != index and not self._is_swap(index, other):
+                other = self._other(index, rng)
             paired = int(other == index)
             parts = [self.firsts[index], self.seconds[other]]
             ids = _join(parts if rng.random() < 0.5 else parts[::-1], self.special, self.max_tokens)
@@ -85,13 +89,14 @@ class Texts:
         return masked, labels, paired
 
     def _other(self, index: int, rng: np.random.Generator) -> int:
-        """Another patient whose Impression has other words; the index itself if ten draws find none."""
-        assert self.seconds is not None
-        for candidate in rng.integers(len(self), size=10):
-            different = self.patients[candidate] != self.patients[index]
-            if different and not np.array_equal(self.seconds[candidate], self.seconds[index]):
-                return int(candidate)
-        return index
+        """Another patient whose Impression has other words; the index itself if _DRAWS draws find none."""
+        candidates = rng.integers(len(self), size=_DRAWS)
+        return next((int(candidate) for candidate in candidates if self._is_swap(index, candidate)), index)
+
+    def _is_swap(self, index: int, other: int) -> bool:
+        second = self.seconds[other]
+        different = self.patients[other] != self.patients[index]
+        return bool(different and len(second) and not np.array_equal(second, self.seconds[index]))
 
 
 def mask_tokens(
@@ -112,10 +117,15 @@ def mask_tokens(
 
 
 class Batches:
-    """Batches of similar length, every text once an epoch (the last batch is filled up from the start)."""
+    """Batches of similar length, every text once an epoch (the last batch is filled up from the start).
 
-    def __init__(self, texts: Texts, batch_size: int) -> None:
-        self.texts, self.batch_size = texts, batch_size
+    crossed: batches of fours instead, two texts with their own second section and with the other's. What one section
+    says by itself then cancels in the gradient of the pairing loss, which is most of its noise. Every text occurs
+    twice in two epochs, once paired and once swapped.
+    """
+
+    def __init__(self, texts: Texts, batch_size: int, crossed: bool = False) -> None:
+        self.texts, self.batch_size, self.crossed = texts, batch_size, crossed
         self.per_epoch = -(-len(texts) // batch_size)
         self._lengths = texts.num_tokens()
         self._order = lru_cache(maxsize=2)(self._draw_order)
@@ -124,7 +134,9 @@ class Batches:
         """Samples `slots` (places in the batch) of optimiser step `step`."""
         epoch, place = divmod(step, self.per_epoch)
         chosen = self._order(epoch)[place][list(slots)]
-        return collate([self.texts.example(epoch, int(index)) for index in chosen], self.texts.special)
+        return collate(
+            [self.texts.example(epoch, int(index), int(other)) for index, other in chosen], self.texts.special
+        )
 
     def held_out(self) -> list[dict[str, Tensor]]:
         """All texts in fixed draws of masks and swaps, as many rounds as a steady measure needs, shortest first."""
@@ -135,14 +147,22 @@ class Batches:
         return [collate([self.texts.example(*draw) for draw in part], self.texts.special) for part in draws]
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        """(batches, batch_size) indices of one epoch: shuffled, sorted by length within buckets, shuffled again."""
-        rng = np.random.default_rng((self.texts.seed, epoch))
+        """(batches, batch_size, 2) indices of one epoch's texts, and of whose second section each gets.
+
+        Shuffled, sorted by length within buckets, shuffled again.
+        """
+        rng = np.random.default_rng((self.texts.seed, epoch // 2 if self.crossed else epoch))
         order = np.resize(rng.permutation(len(self.texts)), self.per_epoch * self.batch_size)
         span = _BUCKET * self.batch_size
         for start in range(0, len(order), span):
             bucket = order[start : start + span]
             order[start : start + span] = bucket[np.argsort(self._lengths[bucket], kind="stable")]
-        return order.reshape(self.per_epoch, self.batch_size)[rng.permutation(self.per_epoch)]
+        if not self.crossed:
+            drawn = np.stack([order, np.full_like(order, DRAWN)], axis=1)
+            return drawn.reshape(self.per_epoch, self.batch_size, 2)[rng.permutation(self.per_epoch)]
+        a, b = order.reshape(-1, 2).T
+        fours = np.stack([a, a, b, b, a, b, b, a], axis=1).reshape(2 * self.per_epoch, self.batch_size, 2)
+        return fours[rng.permutation(2 * self.per_epoch)][epoch % 2 :: 2]
 
 
 def collate(examples: Sequence[tuple[TokenIds, TokenIds, int]], special: Special) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ that the tests run. The paper parses its reports with SARLE for Table VI.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,12 +18,28 @@ import yaml
 
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.text.sections import section_text
+from medsyn.progress import log
+from medsyn.text.sections import find_sections, section_text
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
-_SENTENCE = re.compile(r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+[a-z]|\s*$)|[!?;\n\"•·“”]|\b(?:findings|impression) ?:")
-_SCOPES = ("breaks", "denied_before", "denied_after", "history")
+# A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule").
+_SENTENCE = re.compile(
+    r"[!?;:\n\"•·“”.](?:(?<![.:])|(?<=findings:)|(?<=impression:)"
+    r"|(?<!\d\.)(?<=\.)(?=\s|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
+)
+_WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
+_SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
+_FEW_WORDS = 15
+_ENGLISH = frozenset(
+    (
+        *("the", "of", "is", "are", "and", "no", "not", "was", "were", "with", "there", "this", "both", "right"),
+        *("left", "lung", "lungs", "normal", "seen", "observed", "detected", "heart"),
+    )
+)
 _RULE_KEYS = {"phrase", "example", "label"}
+_CACHED_SENTENCES = 50_000
+_LONGEST_SENTENCE = 2_000
+_SHORTEST_PHRASE = 3
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,23 @@ class Example:
 
 
 @dataclass(frozen=True)
+class _Phrases:
+    """Phrases that share their conditions on the rest of the sentence."""
+
+    phrase: re.Pattern[str]
+    needs: re.Pattern[str] | None
+    excludes: re.Pattern[str] | None
+
+    def applies(self, sentence: str) -> bool:
+        if self.needs is not None and not self.needs.search(sentence):
+            return False
+        return self.excludes is None or not self.excludes.search(sentence)
+
+
+@dataclass(frozen=True)
 class _Finding:
-    present: re.Pattern[str]
+    words: tuple[str, ...]
+    present: tuple[_Phrases, ...]
     ignored: re.Pattern[str] | None
     includes: tuple[str, ...]
 
@@ -48,18 +80,13 @@ class Labeler:
         self.examples = _examples(rules, source)
         try:
             self._scopes = {name: _union([rule["phrase"] for rule in rules[name]]) for name in _SCOPES}
-            self._findings = {
-                name: _Finding(
-                    _union([rule["phrase"] for rule in body["present"]]),
-                    _union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None,
-                    tuple(body.get("includes", ())),
-                )
-                for name, body in rules["findings"].items()
-            }
+            self._findings = {name: _compile(name, body, source) for name, body in rules["findings"].items()}
         except re.error as error:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
         self.findings = tuple(self._findings)
-        self._mention = re.compile("|".join(finding.present.pattern for finding in self._findings.values()))
+        self._words = tuple((word, name) for name, finding in self._findings.items() for word in finding.words)
+        self._includes = [(name, finding.includes) for name, finding in self._findings.items() if finding.includes]
+        self._known: dict[str, tuple[str, ...]] = {}
         for name, finding in self._findings.items():
             for other in finding.includes:
                 if other not in self._findings:
@@ -67,34 +94,104 @@ class Labeler:
 
     def label(self, text: str) -> dict[str, int]:
         """1 for every finding that the report says is there or suspects, else 0."""
-        sentences = _SENTENCE.split(text.lower())
-        mentioned = [part for part in sentences if self._mention.search(part)]
-        kept = [part for part in mentioned if not self._scopes["history"].search(part)]
-        labels = {
-            name: int(any(self._affirms(finding, part) for part in kept)) for name, finding in self._findings.items()
-        }
-        for name, finding in self._findings.items():
-            if any(labels[other] for other in finding.includes):
-                labels[name] = 1
-        return labels
+        stated = {name for _, names in self._statements(text) for name in names}
+        return {name: int(name in stated) for name in self.findings}
 
-    def _affirms(self, finding: _Finding, sentence: str) -> bool:
-        if not finding.present.search(sentence):
-            return False
-        if finding.ignored is not None:
-            sentence = finding.ignored.sub(" ", sentence)
-        edges = [
-            0,
-            *(edge for match in self._scopes["breaks"].finditer(sentence) for edge in match.span()),
-            len(sentence),
-        ]
+    def evidence(self, text: str) -> dict[str, list[str]]:
+        """The sentences (lower case) that state each finding of the report."""
+        found: dict[str, list[str]] = {}
+        for sentence, names in self._statements(text):
+            for name in names:
+                found.setdefault(name, []).append(sentence.strip())
+        return found
+
+    def looks_english(self, text: str) -> bool:
+        """Whether the rules can read a text: enough common English words, or a word of a finding if it is short."""
+        words = re.findall(r"[^\W\d_]+", text[:_LONGEST_SENTENCE].lower())
+        if len(words) < _FEW_WORDS:
+            return any(word in text.lower() for word, _ in self._words) or any(word in _ENGLISH for word in words)
+        return sum(word in _ENGLISH for word in words) >= len(words) / _FEW_WORDS
+
+    def _statements(self, text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Every sentence with the findings that it states; sentences come again and again, so they are remembered."""
+        if len(self._known) > _CACHED_SENTENCES:
+            self._known.clear()
+        for sentence in sentences(text):
+            names = self._known.get(sentence)
+            if names is None:
+                named = [name for word, name in self._words if word in sentence]
+                names = self._known[sentence] = self._stated_in(sentence, dict.fromkeys(named)) if named else ()
+            yield sentence, names
+
+    def _stated_in(self, sentence: str, named: Iterable[str]) -> tuple[str, ...]:
+        """Those findings that one sentence states, out of those that it may name."""
+        text = _blank(self._scopes["asides"], sentence)
+        free = self._free(text)
+        stated = {name for name in named if free and _affirmed(self._findings[name], text, free)}
+        if not stated or self._scopes["history"].search(sentence):
+            return ()
+        return (*stated, *(name for name, others in self._includes if not stated.isdisjoint(others)))
+
+    def _free(self, text: str) -> list[tuple[int, int]]:
+        """The parts of a sentence that nothing denies: up to a denial, and behind one that looks back."""
+        breaks = [edge for match in self._scopes["breaks"].finditer(text) for edge in match.span()]
+        edges = [0, *breaks, len(text)]
+        free: list[tuple[int, int]] = []
         for start, end in zip(edges[::2], edges[1::2], strict=True):
-            clause = sentence[start:end]
-            for match in finding.present.finditer(clause):
-                before = self._scopes["denied_before"].search(clause, 0, match.end())
-                if not before and not self._scopes["denied_after"].search(clause, match.start()):
-                    return True
+            before = self._scopes["denied_before"].search(text, start, end)
+            stop = before.start() if before else end
+            if stop - start >= _SHORTEST_PHRASE:
+                for after in self._scopes["denied_after"].finditer(text, start, end):
+                    start = after.end()
+            if stop - start >= _SHORTEST_PHRASE:
+                free.append((start, stop))
+        return free
+
+
+def sentences(text: str) -> list[str]:
+    """Lower-case sentences behind a space; what is too long for one is cut, so that time grows with length only."""
+    if "\n" in text:
+        text = _WRAPPED.sub(" ", text)
+    pieces = [" " + piece for part in _SENTENCE.split(text.lower()) if (piece := part.strip())]
+    if len(max(pieces, key=len, default="")) <= _LONGEST_SENTENCE:
+        return pieces
+    return [
+        piece[start : start + _LONGEST_SENTENCE]
+        for piece in pieces
+        for start in range(0, len(piece), _LONGEST_SENTENCE)
+    ]
+
+
+def _affirmed(finding: _Finding, text: str, free: Sequence[tuple[int, int]]) -> bool:
+    """Whether a phrase of the finding lies within one of the parts that are not denied."""
+    groups = [group for group in finding.present if any(group.phrase.search(text, *part) for part in free)]
+    if not groups:
         return False
+    if finding.ignored is None or finding.ignored.search(text) is None:
+        return any(group.applies(text) for group in groups)
+    text = _blank(finding.ignored, text)
+    return any(group.applies(text) and any(group.phrase.search(text, *part) for part in free) for group in groups)
+
+
+def _blank(pattern: re.Pattern[str], text: str) -> str:
+    """`text` with every match turned into spaces, so that positions stay."""
+    if pattern.search(text) is None:
+        return text
+    return pattern.sub(lambda match: " " * len(match.group()), text)
+
+
+def _compile(name: str, body: Mapping[str, Any], source: str | Path) -> _Finding:
+    if not body.get("words"):
+        raise InputError(f"{source}: {name} has no words; list those of which its phrases have at least one")
+    groups: dict[tuple[str | None, str | None], list[str]] = {}
+    for rule in body["present"]:
+        groups.setdefault((rule.get("with"), rule.get("without")), []).append(rule["phrase"])
+    present = tuple(
+        _Phrases(_union(group), _union([needs]) if needs else None, _union([excludes]) if excludes else None)
+        for (needs, excludes), group in groups.items()
+    )
+    ignored = _union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None
+    return _Finding(tuple(body["words"]), present, ignored, tuple(body.get("includes", ())))
 
 
 @cache
@@ -120,7 +217,10 @@ def load_labeler(path: str | Path) -> Labeler:
 
 
 def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
-    """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`."""
+    """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`.
+
+    Empty reports are left out, those in another language labelled 0, both with a warning.
+    """
     rows = read_csv(path)
     columns = set(rows[0]) if rows else set()
     key = next((name for name in ("id", "report_id") if name in columns), None)
@@ -132,18 +232,47 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
             f" findings/impression; it has {', '.join(rows[0])}"
         )
     labelled: list[dict[str, Any]] = []
+    empty: list[str] = []
+    foreign: list[str] = []
+    counts: Counter[str] = Counter()
     for row in rows:
-        sections = section_text(row.get("findings", ""), row.get("impression", ""), "report")
-        text = row.get("report", "").strip() or sections
+        text = row.get("report", "").strip()
+        if text:
+            sections = find_sections(text)
+            counts.update(sections.counts)
+            counts.update(findings=bool(sections.findings), impression=bool(sections.impression))
+            text = "\n\n".join(part for part in (sections.findings, sections.impression) if part)
+        else:
+            text = section_text(row.get("findings", ""), row.get("impression", ""), "report")
         if not text:
-            raise InputError(f"{path}: report {row[key]} is empty; give it a text or leave the row out")
+            empty.append(row[key])
+            continue
+        if not labeler.looks_english(text):
+            foreign.append(row[key])
         labelled.append({"id": row[key], **labeler.label(text)})
+    if counts:
+        log.info("%s: sections found and left out: %s", path, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if not labelled:
+        raise InputError(f"{path}: all {len(rows)} reports are empty; give them findings or an impression")
+    _warn(path, empty, len(rows), "are empty and get no labels; give them findings or an impression")
+    _warn(path, foreign, len(rows), "have no English that the rules know and are labelled 0; translate them")
     return labelled
 
 
+def _warn(path: str | Path, names: Sequence[str], total: int, what: str) -> None:
+    """One line for all reports with the same trouble."""
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        log.warning("%s: %d of %d reports (%s) %s", path, len(names), total, shown, what)
+
+
 def _union(phrases: Sequence[str]) -> re.Pattern[str]:
-    """One expression for all phrases, from the beginning to the end of words."""
-    return re.compile("|".join(rf"(?<!\w)(?:{phrase})(?!\w)" for phrase in phrases) or r"(?!)")
+    """One expression for all phrases, from the beginning to the end of words; "^" is the beginning of a sentence.
+
+    A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
+    """
+    bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
+    return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
 
 
 def _examples(rules: Mapping[str, Any], source: str | Path) -> tuple[Example, ...]:

@@ -38,6 +38,7 @@ from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.encoder import SETTINGS_FILE
 from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Special, Texts, cut
+from medsyn.text.sections import SECTIONS
 from medsyn.text.tokenizer import TokenIds, load_tokenizer, token_ids, train_tokenizer
 from medsyn.training.loop import Task, train
 from medsyn.training.processes import to_device
@@ -59,43 +60,39 @@ class Corpus:
 
 
 def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state: Path | None = None) -> dict[str, Any]:
-    """Train the encoder on train and text_only reports and write the folder `out`; returns the held-out measures.
+    """Train the encoder on train and text_only reports and write the folder `out`.
 
-    state: where checkpoints live until the end; by default a hidden folder beside `out` whose name depends on settings
-    and reports, so that the same command continues a killed run and a changed one starts anew.
+    Returns the held-out measures, in the main process of several. state: where checkpoints live until the end; by
+    default a hidden folder beside `out` whose name depends on settings and reports, so that the same command continues
+    a killed run and a changed one starts anew.
     """
     config = stage.encoder
     corpus = read_corpus(config, reports_path)
     identity = {"text": config.model_dump(mode="json"), **corpus.hashes}
     state = state or out.parent / f".{out.name}.{hash_json(identity)}"
     start = _starting_point(config, corpus, state, identity)
-    batches = Batches(corpus.training, config.batch_size)
-    task = Task("pretrain-text", lambda: ReportBert(start()), batches.batch, _loss(config.seed), identity)
+    batches = Batches(corpus.training, config.batch_size, crossed=config.small_corpus)
+    task = Task(
+        "pretrain-text", lambda: ReportBert(start(), config.pairing_weight), batches.batch, _loss(config.seed), identity
+    )
     unigram = unigram_perplexity(corpus)
     curve = state / "curve.json"
     rows: list[dict[str, Any]] = read_json(curve) if curve.exists() else []
     for epoch in range(len(rows) + 1, config.num_epochs + 1):
         trained = train(task, _train_config(config, batches.per_epoch, epoch * batches.per_epoch), state / "reports")
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "step": epoch * batches.per_epoch,
-            "train_loss": trained.metrics[-1]["loss"],
-        }
-        row |= evaluate(trained.network, Batches(corpus.held_out, config.batch_size).held_out())
-        rows.append(row | {"unigram_perplexity": unigram})
-        log.info(
-            "epoch %d of %d: held-out perplexity %.2f (unigram %.1f), pairing accuracy %.3f",
-            *(epoch, config.num_epochs, row["mlm_perplexity"], unigram, row["pairing_accuracy"]),
-        )
         if not trained.is_main_process:
             continue
+        row = {"epoch": epoch, "step": epoch * batches.per_epoch, "train_loss": trained.metrics[-1]["loss"]}
+        row |= evaluate(trained.network, Batches(corpus.held_out, config.batch_size).held_out())
+        rows.append(row | {"unigram_perplexity": unigram})
+        log.info("epoch %d of %d: held-out %s", epoch, config.num_epochs, _in_words(rows[-1]))
         if epoch < config.num_epochs:
             write_json(curve, rows)
         else:
             _write(out, stage, corpus, trained.network, rows)
             for old in (state, *out.parent.glob(f".{out.name}.*")):
                 shutil.rmtree(old, ignore_errors=True)
-    return rows[-1]
+    return rows[-1] if rows else {}
 
 
 def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
@@ -118,8 +115,8 @@ def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
     return Corpus(tokenizer, special, pairs[0], pairs[1], hashes)
 
 
-def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Perplexity exp(mean nats) over the masked tokens, and the share of pairs told right."""
+def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, float | None]:
+    """Perplexity exp(mean nats) over the masked tokens, and the share of pairs told right (None without any pair)."""
     network.eval()
     device = next(network.parameters()).device
     nats: list[Tensor] = []
@@ -131,14 +128,19 @@ def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[s
             correct.append(result["pairing_correct"].cpu())
     return {
         "mlm_perplexity": math.exp(float(torch.cat(nats).double().mean())),
-        "pairing_accuracy": float(torch.cat(correct).mean()),
+        "pairing_accuracy": float(torch.cat(correct).mean()) if sum(map(len, correct)) else None,
     }
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    pairing = "no pairs" if row["pairing_accuracy"] is None else f"pairing accuracy {row['pairing_accuracy']:.3f}"
+    return f"perplexity {row['mlm_perplexity']:.2f} (unigram {row['unigram_perplexity']:.1f}), {pairing}"
 
 
 def unigram_perplexity(corpus: Corpus) -> float:
     """Perplexity on the same held-out tokens of guessing by frequency alone (training counts plus one)."""
     counts = np.ones(corpus.special.size)
-    for sections in (corpus.training.firsts, corpus.training.seconds or ()):
+    for sections in (corpus.training.firsts, corpus.training.seconds):
         for ids in sections:
             np.add.at(counts, ids, 1)
     nats = -np.log(counts / counts.sum())
@@ -147,15 +149,17 @@ def unigram_perplexity(corpus: Corpus) -> float:
 
 
 def _pairs(rows: Sequence[ReportRow], tokenizer: Any, special: Special, config: TextEncoderConfig) -> Texts:
-    firsts = list(token_ids(tokenizer, [f"FINDINGS: {row.text('findings')}" for row in rows]))
-    seconds = list(token_ids(tokenizer, [f"IMPRESSION: {row.text('impression')}" for row in rows]))
+    """Findings and Impression of every report; a report with one section is no pair and serves the first task alone."""
+    whole = [[f"{name.upper()}: {row.text(name)}" for name in SECTIONS[1:] if row.text(name)] for row in rows]
+    firsts = list(token_ids(tokenizer, [sections[0] for sections in whole]))
+    seconds = list(token_ids(tokenizer, [sections[1] if len(sections) > 1 else "" for sections in whole]))
     return _texts(firsts, seconds, [row.patient for row in rows], special, config)
 
 
 def _texts(
-    firsts: list[TokenIds],
-    seconds: list[TokenIds] | None,
-    patients: list[str],
+    firsts: Sequence[TokenIds],
+    seconds: Sequence[TokenIds],
+    patients: Sequence[str],
     special: Special,
     config: TextEncoderConfig,
 ) -> Texts:
@@ -181,7 +185,7 @@ def _starting_point(
         return lambda: new_language_model(config, corpus.special.size)
     documents = token_ids(corpus.tokenizer, english_documents())
     pieces = [piece for ids in documents for piece in cut(ids, config.max_tokens - 2)]
-    texts = _texts(pieces, None, [""] * len(pieces), corpus.special, config)
+    texts = _texts(pieces, [np.empty(0, dtype=np.int32)] * len(pieces), [""] * len(pieces), corpus.special, config)
     batches = Batches(texts, config.batch_size)
     task = Task(
         "pretrain-text: general English",

@@ -3,6 +3,7 @@
 Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS. The sets are
 - `reports` (Table I): reports of the validation split;
 - `pairs` and `effusion_pairs` (Tables II to IV and VII): a prompt and its reversal with the same seeds;
+- `report_pairs`: the same with sentences of the validation reports, reversed by rules, after the paper's own examples;
 - `augmentation` (Table VI): training reports that the labeler calls positive or negative;
 - `segmentation` (Table V): the image is fixed, once with its report and once without;
 - `controlled` (Figure 6): one structure is fixed, seeds vary.
@@ -26,6 +27,7 @@ from medsyn.files import read_csv, write_csv
 from medsyn.progress import log
 from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.labels import default_labeler
+from medsyn.text.pairs import Pair, paper_pairs, report_pairs
 from medsyn.text.sections import section_text
 from medsyn.volume import STRUCTURES
 
@@ -133,6 +135,23 @@ def _effusion_pairs(sources: Sources) -> list[Row]:
     return _pairs(sources, ("pleural_effusion",))
 
 
+def _report_pairs(sources: Sources) -> list[Row]:
+    """Sentences in turn until every finding has `num_per_prompt` volumes a side; a pair shares its seed."""
+    texts = [(report.report_id, report.text("report")) for report in of_split(sources.reports, "validation")]
+    pairs: dict[str, list[Pair]] = {}
+    keep = {"keep_severity": sources.config.pairs_keep_severity, "keep_side": sources.config.pairs_keep_side}
+    for pair in (*paper_pairs(), *report_pairs(texts, **keep)):
+        pairs.setdefault(pair.finding, []).append(pair)
+    rows: list[Row] = []
+    for finding, found in pairs.items():
+        for number in range(sources.config.num_per_prompt):
+            pair = found[number % len(found)]
+            seed = sources.seed("report_pairs", finding, number)
+            for side, text in (("with", pair.with_finding), ("without", pair.without_finding)):
+                rows.append(_row(f"{finding}_{side}_{number:03d}", f"{finding}/{side}", text, seed, "impression"))
+    return rows
+
+
 def _augmentation(sources: Sources) -> list[Row]:
     """Reports per finding and label from the training split: the classifiers are tested on validation subjects."""
     settings, labeler = sources.config, default_labeler()
@@ -200,6 +219,7 @@ SETS: dict[str, Callable[[Sources], list[Row]]] = {
     "reports": _reports,
     "pairs": _pairs,
     "effusion_pairs": _effusion_pairs,
+    "report_pairs": _report_pairs,
     "augmentation": _augmentation,
     "segmentation": _segmentation,
     "controlled": _controlled,

@@ -2,17 +2,18 @@
 
 Takes the Findings and Impression columns of a cohort or reports table; gives "FINDINGS: ... IMPRESSION: ..." for the
 whole report and the bare text for one section, so that a prompt such as "There is no pleural effusion." looks like an
-Impression.
+Impression. Out of free text, `find_sections` takes Findings and Impression with or without headers.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Section = Literal["report", "findings", "impression"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
-_HEADER = re.compile(r"\b(findings|impression)\s*:\s*", re.IGNORECASE)
 
 
 def section_text(findings: str, impression: str, section: str) -> str:
@@ -25,11 +26,83 @@ def section_text(findings: str, impression: str, section: str) -> str:
     return parts[section]
 
 
-def split_sections(report: str) -> tuple[str, str]:
-    """(findings, impression) of a text written by `section_text`; a text without headers is all findings."""
-    pieces = _HEADER.split(report)
-    found = {"findings": pieces[0].strip(), "impression": ""}
-    for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
-        key = name.lower()
-        found[key] = f"{found[key]} {text.strip()}".strip()
-    return found["findings"], found["impression"]
+# Headers of free text, and the section that what follows belongs to; other headers end a section.
+_HEADERS = {
+    "findings": "findings?|description|report|observations?",
+    "impression": "impressions?|conclusions?|opinion|results?|summary",
+    "rejected": "(?:clinical |patient )?(?:history|information|indications?|data)|indications?|reason for exam"
+    "|(?:examination|exam|study)(?: type| date)?|technique|procedure|protocol|comparisons?|recommendations?|dose"
+    "|(?:electronically )?(?:signed|dictated|transcribed|verified|approved)(?: by)?|radiologist|attending|addendum",
+}
+# A header begins a line or a sentence; those of `section_text` stand anywhere.
+_HEADER_LINE = re.compile(
+    r"(?:^|(?<=[.!?]\s)|(?<=\n)|(?<=\s)(?=(?-i:FINDINGS|IMPRESSION):))[ \t]*"
+    rf"(?P<name>{'|'.join(_HEADERS.values())})[ \t]*(?::|-{{1,2}}[ \t]|(?=\n))[ \t]*",
+    re.IGNORECASE,
+)
+# ___ and [**Name**] as in MIMIC, XXXX as in Open-i, [DATE], <NAME>.
+_DEIDENTIFIED = re.compile(r"\[\*\*[^\]\n]{0,80}\*\*\]|_{2,}|\bX{3,}\b|[\[<][A-Z][A-Z _-]{1,30}\d*[\]>]")
+_NOISE = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]+|(?m:^[ \t]*[-=*#~]{3,}[ \t]*$)|(?im:^[ \t]*page \d+(?: of \d+)?[ \t]*$)"
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s|[\n\"“”]")
+_QUOTES = re.compile(r'"|[“”]')
+_BULLETS = re.compile("[•●▪]")
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Findings and Impression of one free-text report, "" where absent; items of the text are lines.
+
+    `counts`: headers, quotes and bullets (an Impression behind quotation marks or bullets), rejected (sections of
+    another kind), deidentified (tokens left out), noise (control characters, rules, page numbers).
+    """
+
+    findings: str
+    impression: str
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def find_sections(report: str) -> Sections:
+    """Sections of a free-text report: by headers; else the Impression is what stands behind the first quotation mark.
+
+    The reports of CT-RATE have no headers: every item of their Impression begins with a quotation mark, or with a
+    bullet behind a text of whole sentences. A text with none of these is all Findings.
+    """
+    text, noise = _NOISE.subn(" ", report.replace("\r\n", "\n").replace("\r", "\n"))
+    text, deidentified = _DEIDENTIFIED.subn(" ", text)
+    counts = Counter({"noise": noise, "deidentified": deidentified})
+    parts: dict[str, list[str]] = {"findings": [], "impression": [], "rejected": []}
+    headers = list(_HEADER_LINE.finditer(text))
+    if any(_section_of(header["name"]) != "rejected" for header in headers):
+        parts["findings"].append(text[: headers[0].start()])
+        ends = [header.start() for header in headers[1:]] + [len(text)]
+        counts["headers"] = len(headers)
+        counts["rejected"] = sum(_section_of(header["name"]) == "rejected" for header in headers)
+        for header, end in zip(headers, ends, strict=True):
+            parts[_section_of(header["name"])].append(text[header.end() : end])
+    else:
+        for header in reversed(headers):  # "Technique: ..." in a text without Findings: that sentence or line goes
+            sentence_end = _SENTENCE_END.search(text, header.end())
+            text = text[: header.start()] + text[sentence_end.start() if sentence_end else len(text) :]
+        counts["rejected"] = len(headers)
+        findings, *items = _QUOTES.split(text)
+        if items and not findings.strip() and len(items) > 1:  # the whole text stands in quotation marks
+            findings, *items = items
+        counts["quotes"] = int(any(item.strip() for item in items))
+        before, *bullets = _BULLETS.split(findings)
+        if not counts["quotes"] and bullets and _SENTENCE_END.search(before):
+            findings, items = before, bullets
+            counts["bullets"] = 1
+        parts["findings"], parts["impression"] = [findings], items
+    findings, impression = (_lines(parts[name]) for name in ("findings", "impression"))
+    return Sections(findings, impression, +counts)
+
+
+def _section_of(header: str) -> str:
+    return next(name for name, names in _HEADERS.items() if re.fullmatch(names, header.strip(), re.IGNORECASE))
+
+
+def _lines(parts: list[str]) -> str:
+    items = (" ".join(item.replace('"', " ").split()) for part in parts for item in part.split("\n\n"))
+    return "\n".join(item for item in items if item.strip(" .,;"))

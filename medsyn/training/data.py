@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from medsyn.config import ModelStage
 from medsyn.ct.store import Chunked, open_high, read_index, read_low, unpack_labels
 from medsyn.diffusion.samplers import seeded
 from medsyn.errors import InputError
-from medsyn.files import sha256
+from medsyn.files import read_json
 from medsyn.models.channels import to_channel
+from medsyn.provenance import hash_json
+from medsyn.tensors import read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 
 _IN_MEMORY_BYTES = 2 << 30
@@ -81,32 +83,31 @@ class Store:
 
 
 class Embeddings:
-    """Frozen text states of every report: float16 (n, num_tokens, hidden) per section, looked up by report id."""
+    """Frozen text states of every report, looked up by report id: what `medsyn embed` wrote (medsyn.text.embed).
+
+    A state is read from its shard when it is asked for, so the shards need not fit in memory.
+    """
 
     def __init__(self, path: Path, sections: Sequence[str]) -> None:
+        index = read_json(path)
         try:
-            with safe_open(path, framework="pt") as handle:
-                report_ids = json.loads((handle.metadata() or {})["report_ids"])
-                self._states = [handle.get_tensor(section) for section in sections]
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            columns = [index["sections"].index(section) for section in sections]
+            self._keys = [[keys[column] for column in columns] for keys in index["texts"].values()]
+            self._row = {report_id: row for row, report_id in enumerate(index["texts"])}
+            self.num_tokens: int = index["num_tokens"]
+            self.hidden_size: int = index["hidden_size"]
+            self.hash = hash_json([index["encoder"], sections, index["texts"]])
+            self._places = {
+                key: (shard, row)
+                for shard in [path.with_suffix("") / name for name in index["shards"]]
+                for row, key in enumerate(json.loads(read_metadata(shard)["keys"]))
+            }
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: not the text embeddings of these sections ({error}); run `medsyn embed`"
             ) from None
-        self._row = {report_id: row for row, report_id in enumerate(report_ids)}
+        self._open: dict[Path, Any] = {}
         self.path = path
-        self.hash = sha256(path)[:16]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per text."""
-        return self._states[0].shape[1]
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of one state."""
-        return self._states[0].shape[2]
 
     def rows(self, report_ids: Sequence[str]) -> list[int]:
         """Row of each report; an unknown one is an InputError."""
@@ -119,7 +120,11 @@ class Embeddings:
 
     def states(self, row: int, section: int) -> Tensor:
         """(num_tokens, hidden) float32."""
-        return self._states[section][row].float()
+        shard, place = self._places[self._keys[row][section]]
+        if shard not in self._open:
+            self._open[shard] = safe_open(shard, framework="pt").get_slice("states")
+        states: Tensor = self._open[shard][place].float()
+        return states
 
 
 class TrainingData:

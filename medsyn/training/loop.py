@@ -280,7 +280,6 @@ class _Run:
         if self.events is not None:
             self.events.close()
         is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
-        self.accelerator.end_training()
         return Trained(self.bare.eval(), self.metrics, is_main, num_processes)
 
     @contextmanager

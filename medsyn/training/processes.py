@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -24,16 +25,26 @@ _MOST_THREADS = 8
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Mixed precision as asked: bf16 by autocast, fp16 with loss scaling (on a CPU too, where accelerate skips it)."""
+    """Mixed precision as asked: bf16 by autocast, fp16 with loss scaling (on a CPU too, where accelerate skips it).
+
+    Trainings of one process share its process group, which cannot be founded twice; it ends with the process.
+    """
     AcceleratorState._reset_state()  # several trainings in one process may differ in their precision
     mixed = {"fp32": "no"}.get(precision, precision)
     accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_process_group)
     if mixed == "fp16" and accelerator.scaler is None:
         accelerator.native_amp = True
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     if not accelerator.is_main_process:
         log.setLevel("ERROR")  # one line of each message, not one per process
     return accelerator
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def num_data_threads(device: torch.device) -> int:

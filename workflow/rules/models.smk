@@ -8,7 +8,7 @@ Running the same command again resumes it.
 rule train_low_res:
     input:
         store=expand("<results>/store/{shard}", shard=SHARDS),
-        embeddings=lambda wildcards: f"{RESULTS}/text/{encoder_of(wildcards)}/embeddings.safetensors",
+        embeddings=lambda wildcards: f"{RESULTS}/text/{encoder_of(wildcards)}/embeddings.json",
         config="<results>/config/low_res_{variant}.json",
     output:
         weights="<results>/models/{variant}/low_res.safetensors",

@@ -15,12 +15,13 @@ rule pretrain_text:
     resources:
         mem_mb=memory_mb(3000),
         runtime=minutes(720),
-        gpu=CONFIG.compute.num_gpus_inference,
-        nodes=1,
+        **training_devices(),
+    params:
+        launcher=launcher(),
     message:
         "pretraining the {wildcards.encoder} text encoder"
     shell:
-        "python -m medsyn pretrain-text --config {input.config} --reports {input.reports} --out {output} 2> {log}"
+        "{params.launcher} -m medsyn pretrain-text --config {input.config} --reports {input.reports} --out {output} 2> {log}"
 
 
 rule embed_reports:
@@ -29,7 +30,7 @@ rule embed_reports:
         reports="<results>/cohort/reports.csv",
         config="<results>/config/text_{encoder}.json",
     output:
-        "<results>/text/{encoder}/embeddings.safetensors",
+        "<results>/text/{encoder}/embeddings.json",
     log:
         "<logs>/embed_reports/{encoder}.log",
     conda:
