@@ -13,9 +13,9 @@ rule pretrain_text:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
+        **training_devices(),
         mem_mb=memory_mb(3000),
         runtime=minutes(720),
-        **training_devices(),
     params:
         launcher=launcher(),
     message:
