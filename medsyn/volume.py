@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,16 +91,19 @@ def read_volume(path: str | Path) -> Volume:
     import SimpleITK as sitk
 
     path = Path(path)
+    name = path.name.lower()
     if not path.exists():
         raise InputError(f"{path}: no such file")
     try:
-        if path.name.lower().endswith(".nii.gz") and (volume := _read_plain(path)) is not None:
+        if name.endswith(".nii.gz") and (volume := _read_plain(path)) is not None:
             return volume
-        if path.name.lower().endswith(".gz"):
+        if name.endswith(".gz"):
             _check_compression(path)
         image = sitk.ReadImage(str(path))
+        if name.endswith(".nii"):
+            _check_length(path)
     except RuntimeError as error:
-        if path.name.lower().endswith(".gz"):
+        if name.endswith(".gz"):
             _check_compression(path)
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{path}: cannot be read, the file is damaged or no image ({reason}); replace it") from None
@@ -128,7 +132,7 @@ def _read_plain(path: Path) -> Volume | None:
             int.from_bytes(header[70:72], "little")
         )
         offset, slope, intercept = np.frombuffer(header, "<f4", 3, 108)
-        plain = slope == 0 or (slope == 1 and intercept == 0)
+        plain = offset >= len(header) and (slope == 0 or (slope == 1 and intercept == 0))
         if header[:4] != NIFTI_START or kind is None or not plain or reader.GetDimension() != 3:
             return None
         array = np.empty(reader.GetSize()[::-1], kind)
@@ -147,6 +151,23 @@ def _check_compression(path: Path) -> None:
     with _decompressed(path) as handle:
         while handle.read(1 << 22):
             pass
+
+
+def _check_length(path: Path) -> None:
+    """ITK's reader fills what is missing from a truncated .nii file with zeros in silence; refuse such a file.
+
+    NIfTI-1 header: number of axes and their lengths at byte 40, bits a voxel at 72, offset of the voxels at 108.
+    """
+    with path.open("rb") as handle:
+        header = handle.read(348)
+    if header[:4] not in (NIFTI_START, NIFTI_START[::-1]):
+        return
+    order = "<" if header[:4] == NIFTI_START else ">"
+    num_axes, *axes = (int(count) for count in np.frombuffer(header, f"{order}i2", 8, 40))
+    voxels = math.prod(axes[:num_axes]) * int(np.frombuffer(header, f"{order}i2", 1, 72)[0]) // 8
+    missing = int(np.frombuffer(header, f"{order}f4", 1, 108)[0]) + voxels - path.stat().st_size
+    if missing > 0:
+        raise InputError(f"{path}: cannot be read, truncated or damaged ({missing} bytes are missing); copy it again")
 
 
 @contextmanager

@@ -31,13 +31,36 @@ def test_round_trip_keeps_values_and_geometry(suffix, tmp_path):
     np.testing.assert_allclose(back.direction, volume.direction)
 
 
-def test_a_truncated_file_is_refused(tmp_path):
-    path = tmp_path / "a.nii.gz"
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_a_truncated_file_is_refused(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
     noise = np.random.default_rng(0).integers(-1000, 1000, (32, 32, 32)).astype(np.int16)
     write_volume(path, Volume(noise, (1.0, 1.0, 1.0)))
     path.write_bytes(path.read_bytes()[:20000])
-    with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be read, truncated or damaged"):
+    with pytest.raises(InputError, match=rf"a\{suffix}: cannot be read, .*damaged"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_nii_file_of_either_byte_order_may_not_be_a_voxel_short(swap, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    array = np.arange(2 * 3 * 4, dtype=">i2" if swap else "<i2").reshape(4, 3, 2)
+    image = nibabel.Nifti1Image(array, np.eye(4), nibabel.Nifti1Header(endianness=">" if swap else "<"))
+    path = tmp_path / "a.nii"
+    image.to_filename(path)
+    np.testing.assert_array_equal(read_volume(path).array, array.transpose(2, 1, 0))
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(InputError, match=r"a\.nii: cannot be read, .*2 bytes are missing"):
+        read_volume(path)
+
+
+def test_a_header_without_the_voxels_offset_is_read_as_itk_reads_it(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    write_volume(path, Volume(np.ones((4, 5, 6), np.int16), (1.0, 1.0, 1.0)))
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[108:112] = bytes(4)
+    path.write_bytes(gzip.compress(bytes(content)))
+    assert read_volume(path).array.shape == (4, 5, 6)
 
 
 def test_no_image_at_all(tmp_path):

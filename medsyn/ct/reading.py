@@ -116,7 +116,7 @@ def nifti_non_finite(path: Path) -> int:
         kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
         if kind is None:
             return 0
-        handle.read(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]) - len(header))
+        handle.read(max(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]) - len(header), 0))
         count = 0
         while block := handle.read(1 << 22):
             values = np.frombuffer(block[: len(block) // int(kind[1]) * int(kind[1])], order + kind)
