@@ -177,6 +177,17 @@ def test_npz_orientation_comes_from_the_anatomy(tmp_path: Path, turn: str) -> No
     np.testing.assert_array_equal(reorient(read_ct(tmp_path / "trn1.npz", reading)).array, volume.array)
 
 
+def test_npz_is_segmented_and_measured(tmp_path: Path) -> None:
+    volume = cropped(chest("normal").volume)
+    np.savez_compressed(tmp_path / "a.npz", ct=volume.array[::-1])
+    spacing = ["--spacing-mm", " ".join(map(str, volume.spacing_mm)), "--quiet"]
+    masks = tmp_path / "masks"
+    assert main(["segment", str(tmp_path / "a.npz"), "--out", str(masks), *spacing]) == 0
+    for options in ([], ["--masks", str(masks)]):
+        assert main(["measure", str(tmp_path / "a.npz"), "--out", str(tmp_path / "m.json"), *spacing, *options]) == 0
+        assert 3000 < read_json(tmp_path / "m.json")["lung_volume_ml"] < 7000
+
+
 def test_npz_without_spacing_or_array_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", ct=np.zeros((4, 4, 4)))
     assert "no spacing" in inspect(tmp_path / "a.npz")["reasons"][0]
@@ -214,9 +225,7 @@ def test_the_axial_soft_chest_series_is_chosen(many_series: Path) -> None:
         choose_series(many_series, "Thorax soft")
 
 
-def test_tilted_doubled_and_gapped_series_are_refused_by_preprocess(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tilted_doubled_and_gapped_series_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     base = chest("normal").volume
     small = Volume(base.array[:30, 20:40, 20:40], base.spacing_mm, base.origin_mm)
     write_dicom(tmp_path / "tilt", small, "2", shear_mm=1.2)
@@ -224,9 +233,12 @@ def test_tilted_doubled_and_gapped_series_are_refused_by_preprocess(
     write_dicom(tmp_path / "tag", small, "2", tags={"0018|1120": "12"})
     assert series_faults(choose_series(tmp_path / "tag"))[0].startswith("gantry tilt")
     write_dicom(tmp_path / "gap", small, "2", skip=(12, 13))
-    assert main(["preprocess", str(tmp_path / "gap"), "--out", str(tmp_path / "o"), "--quiet"]) == 2
-    assert "missing slices: 1 gaps" in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+    for verb in ("preprocess", "segment", "measure"):
+        assert main([verb, str(tmp_path / "gap"), "--out", str(tmp_path / "o"), "--quiet"]) == 2
+        error = capfd.readouterr().err.strip()
+        assert "missing slices: 1 gaps" in error
+        assert "\n" not in error
+        assert not (tmp_path / "o").exists()
 
 
 def test_sagittal_slices_and_oblique_grids_are_not_axial() -> None:

@@ -109,6 +109,7 @@ def _add_one_ct(verbs: Verbs) -> None:
         )
     parser.add_argument("--weights", help="folder with the tools' weights, instead of the configured one")
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
+    _add_reading(parser)
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -138,6 +139,7 @@ def _add_tables(verbs: Verbs) -> None:
     parser.add_argument("--masks", help="folder of masks on the same grid; none: the configured tool finds them")
     parser.add_argument("--config", help="settings of the stage (JSON)")
     parser.add_argument("--out", required=True, help="JSON file (one CT) or CSV file (--volumes)")
+    _add_reading(parser)
 
     parser = verbs.add(
         "store",
@@ -270,7 +272,7 @@ def _segment(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if _one_of(args, "path", "volumes"):
         with into_folder(out) as folder:
-            segment_one(args.path, folder, config)
+            segment_one(args.path, folder, config, _reading(args))
     else:
         segment_shard(Path(args.volumes), out, config)
 
@@ -281,7 +283,7 @@ def _measure(args: argparse.Namespace) -> None:
 
     config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
     if _one_of(args, "path", "volumes"):
-        measure_json(args.path, args.masks, args.out, config)
+        measure_json(args.path, args.masks, args.out, config, _reading(args))
     else:
         measure_shard(Path(args.volumes), Path(args.masks) if args.masks else None, Path(args.out), config)
 

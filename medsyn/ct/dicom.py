@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from medsyn.errors import InputError
 from medsyn.volume import Volume, from_sitk
 
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices on stderr; `series_faults` refuses them
+
 MINIMUM_SLICES = 16
 THICK_ENOUGH_MM = 1.5
 AXIAL_COSINE = 0.8

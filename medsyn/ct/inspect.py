@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medsyn.ct.air import air_is_off, measure_air
-from medsyn.ct.reading import read_ct, read_scan
+from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
 from medsyn.masks.morphology import coarsened
@@ -75,12 +75,12 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
     return facts
 
 
-def read_hu(path: str | Path) -> Volume:
-    """Read one CT; values that cannot be HU are an InputError."""
-    volume = read_ct(path)
-    faults = value_faults(volume.array)
+def read_hu(path: str | Path, reading: Reading | None = None) -> Volume:
+    """Read one CT; a series that is not straight and complete and values that cannot be HU are an InputError."""
+    volume, faults = read_scan(path, reading)
+    faults = faults + value_faults(volume.array)
     if faults:
-        raise InputError(f"{path}: {'; '.join(faults)}; give a CT in HU")
+        raise InputError(f"{path}: {'; '.join(faults)}; give a whole CT in HU")
     return volume
 
 

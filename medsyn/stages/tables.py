@@ -19,6 +19,7 @@ from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import reorient
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
+from medsyn.reading import Reading
 from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 from medsyn.weight_files import ANATOMY
@@ -34,11 +35,13 @@ def open_anatomy_tool(config: MeasureStage) -> Tool | None:
     return open_tool(config.anatomy_tool, MasksConfig(weights_dir=config.weights_dir), ANATOMY)
 
 
-def measure_one(path: str | Path, masks: str | Path | None = None, tool: Tool | None = None) -> Measured:
+def measure_one(
+    path: str | Path, masks: str | Path | None = None, tool: Tool | None = None, reading: Reading | None = None
+) -> Measured:
     """Measures of one CT file; `masks`: folder with lobes.nii.gz and airway.nii.gz on its grid; without them, what
     `tool` finds, or the classical segmentation.
     """
-    volume = read_hu(path)
+    volume = read_hu(path, reading)
     given = None
     if masks is not None:
         files = {name: Path(masks) / f"{name}.nii.gz" for name in ("lobes", "airway")}
@@ -54,9 +57,11 @@ def measure_one(path: str | Path, masks: str | Path | None = None, tool: Tool | 
     return measure(volume, given)
 
 
-def measure_json(path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage) -> None:
+def measure_json(
+    path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage, reading: Reading | None = None
+) -> None:
     """Write one CT's measures: a number or null each, `reasons` for the nulls, provenance."""
-    result = measure_one(path, masks, open_anatomy_tool(config) if masks is None else None)
+    result = measure_one(path, masks, open_anatomy_tool(config) if masks is None else None, reading)
     facts = {"image": Path(path).name, "masks": "given" if masks is not None else config.anatomy_tool}
     write_json(out, result.values | {"reasons": result.reasons, "provenance": provenance(None, input=facts)})
 

@@ -70,13 +70,13 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
         write_png(folder / "contact_sheet.png", sheet(pictures))
 
 
-def segment_one(path: str | Path, out: Path, config: MasksConfig) -> None:
+def segment_one(path: str | Path, out: Path, config: MasksConfig, reading: Reading | None = None) -> None:
     """Write lobes, airway, vessels (.nii.gz), segment.json and preview.png of one CT into folder `out`.
 
     Masks that lie beside a preprocessed volume as given_*.nii.gz replace a tool's.
     """
     path = Path(path)
-    volume = read_hu(path)
+    volume = read_hu(path, reading)
     given = {}
     if path.name == VOLUME:
         files = {name: path.parent / f"given_{name}.nii.gz" for name in STRUCTURES}
