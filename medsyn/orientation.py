@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk
 
+from medsyn.errors import InputError
 from medsyn.volume import Volume
 
 MODEL_CODE = "LAS"
@@ -39,3 +40,19 @@ def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
     sz, sy, sx = (float(step) for step in spacing[::-1])
     turned = tuple(float(cosine) for cosine in (direction * signs).ravel())
     return Volume(np.ascontiguousarray(array), (sz, sy, sx), (float(x), float(y), float(z)), turned)
+
+
+def laid_on(mask: Volume, target: Volume, name: str) -> Volume:
+    """`mask` with its axes turned to those of `target`; one that then lies on other voxels is an InputError."""
+    turned = reorient(mask, orientation_code(target))
+    if not (
+        turned.array.shape == target.array.shape
+        and np.allclose(turned.spacing_mm, target.spacing_mm, rtol=1e-3)
+        and np.allclose(turned.direction, target.direction, atol=1e-3)
+        and np.allclose(turned.origin_mm, target.origin_mm, atol=min(target.spacing_mm) / 2)
+    ):
+        shapes = f"{turned.array.shape}, the CT's {target.array.shape}"
+        raise InputError(
+            f"{name}: its grid is not the CT's (shape {shapes}; or spacing, origin, axes); resample it to the CT"
+        )
+    return target.with_array(turned.array)

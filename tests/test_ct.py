@@ -200,10 +200,14 @@ def test_given_masks_travel_with_the_ct(tmp_path: Path) -> None:
     subject = chest("normal")
     turned = reorient(subject.volume, "RPI")
     lobes = reorient(subject.volume.with_array(subject.masks["lobes"]), "RPI")
-    result = preprocess(turned, CONFIG, {"lobes": lobes})
-    np.testing.assert_array_equal(result.given["lobes"].array, subject.masks["lobes"])
-    with pytest.raises(InputError, match="mask lobes"):
-        preprocess(turned, CONFIG, {"lobes": Volume(np.zeros((3, 3, 3), np.uint8), (1.0, 1.0, 1.0))})
+    for mask in (lobes, reorient(lobes, "LPS")):  # as the CT lies, and as another tool may write it
+        result = preprocess(turned, CONFIG, {"lobes": mask})
+        np.testing.assert_array_equal(result.given["lobes"].array, subject.masks["lobes"])
+    mirrored = Volume(lobes.array, lobes.spacing_mm, lobes.origin_mm)  # its header lost the CT's directions
+    small = Volume(np.zeros((3, 3, 3), np.uint8), (1.0, 1.0, 1.0))
+    for mask in (mirrored, shifted(lobes, 20.0), small):
+        with pytest.raises(InputError, match="volume: mask lobes: its grid is not the CT's"):
+            preprocess(turned, CONFIG, {"lobes": mask})
 
 
 def test_packed_labels_round_trip() -> None:

@@ -26,7 +26,7 @@ from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import Chest, judge
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
-from medsyn.orientation import orientation_code, reorient
+from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
 FILL_HU = -1024
@@ -79,7 +79,7 @@ def preprocess(
         volume = volume.with_array(_int16(volume.array))
     given = {}
     for structure, mask in (masks or {}).items():
-        given[structure] = _given_mask(mask, source, transform, config, on_grid, f"{name}: mask {structure}")
+        given[structure] = _given_mask(mask, model, transform, config, on_grid, f"{name}: mask {structure}")
     qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
     return Preprocessed(volume, transform, given, qc)
 
@@ -186,11 +186,8 @@ def _given_mask(
     mask: Volume, source: Volume, transform: sitk.Transform, config: PreprocessConfig, on_grid: bool, name: str
 ) -> Volume:
     """A mask brought along: nearest neighbour with the CT's transform."""
-    if mask.array.shape != source.array.shape or not np.allclose(mask.spacing_mm, source.spacing_mm, rtol=1e-3):
-        raise InputError(
-            f"{name}: its grid {mask.array.shape} is not the CT's {source.array.shape}; resample it to the CT"
-        )
-    mask = reorient(source.with_array(mask.array.astype(np.uint8)))
+    mask = laid_on(mask, source, name)
+    mask = mask.with_array(mask.array.astype(np.uint8))
     if on_grid:
         spacing, origin = model_grid(config)
         return Volume(mask.array, spacing, origin)

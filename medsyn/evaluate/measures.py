@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medsyn.errors import InputError
 from medsyn.masks.effusion import WORKING_MM, segment_effusion
 from medsyn.masks.heart import cardiothoracic_ratio, ratio_of_heart
 from medsyn.masks.lungs import LEFT, RIGHT, segment_lungs
 from medsyn.masks.morphology import Spacing, block_factors, block_labels, block_mean
-from medsyn.orientation import reorient
+from medsyn.orientation import laid_on, reorient
 from medsyn.volume import Volume
 
 MEASURES = ("lung_volume_ml", "airway_volume_mm3", "effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio")
@@ -39,7 +38,7 @@ def measure(volume: Volume, masks: Mapping[str, Volume] | None = None) -> Measur
     replace the classical segmentation.
     """
     model = reorient(volume)
-    given = {name: reorient(_checked(mask, volume, name)).array for name, mask in (masks or {}).items()}
+    given = {name: laid_on(mask, model, f"mask {name}").array for name, mask in (masks or {}).items()}
     if not given:
         found = segment_lungs(model.array, model.spacing_mm)
         lungs, airway = found.label, found.airway
@@ -78,11 +77,3 @@ def _thorax(model: Volume, lungs: NDArray[np.uint8]) -> tuple[float, float | Non
     effusion = segment_effusion(hu, coarse, spacing)
     volume_ml = float(effusion.sum()) * float(np.prod(spacing)) / 1000
     return volume_ml, cardiothoracic_ratio(hu, coarse, effusion, spacing)
-
-
-def _checked(mask: Volume, volume: Volume, name: str) -> Volume:
-    if mask.array.shape != volume.array.shape:
-        raise InputError(
-            f"mask {name}: its grid {mask.array.shape} is not the CT's {volume.array.shape}; segment the CT again"
-        )
-    return volume.with_array(mask.array)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from medsyn.config import MasksConfig
 from medsyn.errors import InputError
 from medsyn.masks.classical import Classical
-from medsyn.orientation import orientation_code, reorient
+from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume
 
 GIVEN = "given"
@@ -165,10 +165,9 @@ def _record(tool: str, mask: Volume, made_by: Tool | None, seconds: float) -> di
 
 def _on_grid(mask: Volume, target: Volume, name: str) -> Volume:
     """A given mask as uint8 on the grid of `target`; another grid is an InputError."""
-    if mask.array.shape != target.array.shape:
-        raise InputError(f"{name}: its grid {mask.array.shape} is not the CT's {target.array.shape}; resample it first")
+    mask = laid_on(mask, target, name)
     if mask.array.min() < 0 or mask.array.max() > len(LOBE_NAMES):
         raise InputError(
             f"{name}: labels run from {mask.array.min()} to {mask.array.max()}, not 0 to {len(LOBE_NAMES)}"
         )
-    return target.with_array(mask.array.astype(np.uint8))
+    return mask.with_array(mask.array.astype(np.uint8))
