@@ -143,6 +143,7 @@ def cases(data: Path, folder: Path) -> Iterator[Case]:
         "scaled to [-1, 1]": (array.clip(-1024, 600) + 212).astype(np.float32) / 812,
         "constant": np.full_like(array, -1000),
         "NaN": np.where(array > 2000, np.nan, array).astype(np.float32),
+        "feet called head": array[::-1],
     }
     for name, values in wrong.items():
         yield Case(name, written(folder, volume.with_array(values)), "rejected")
@@ -154,6 +155,10 @@ def cases(data: Path, folder: Path) -> Iterator[Case]:
     sitk.WriteImage(sitk.JoinSeries([small, small]), str(four))
     yield Case("4-D", four, "rejected")
     yield from damaged(chest, folder)
+    plain = folder / "plain.nii"
+    write_volume(plain, volume)
+    plain.write_bytes(plain.read_bytes()[: plain.stat().st_size // 2])
+    yield Case("truncated .nii", plain, "rejected")
 
 
 def damaged(chest: Path, folder: Path) -> Iterator[Case]:

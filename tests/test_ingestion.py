@@ -254,6 +254,17 @@ def test_sagittal_slices_and_oblique_grids_are_not_axial() -> None:
     )
 
 
+def test_a_header_that_takes_the_feet_for_the_head_is_found_out() -> None:
+    from medsyn.ct.inspect import judge
+
+    base = chest("normal").volume
+    assert judge(base)[0] == []
+    assert judge(base.with_array(base.array[::-1]))[0][0].startswith("upside down")
+    assert judge(base.with_array(base.array[:, ::-1]))[0] == []  # front and back are not compared
+    below = Volume(base.array[:36], base.spacing_mm, base.origin_mm)  # cut below the carina: no trachea at either end
+    assert judge(below)[0] == []
+
+
 def test_air_is_measured_beside_padding_and_calibrated() -> None:
     hu = chest("normal").volume.array.copy()
     assert measure_air(hu) == pytest.approx(-1000, abs=3)

@@ -31,6 +31,9 @@ MINIMUM_EXTENT_MM = 100.0
 MINIMUM_LUNGS_ML, MINIMUM_WITHOUT_AIRWAY_ML = 200.0, 700.0
 """Both lungs together: adults hold 2 to 7 litres; compressed by effusions less. Without a trachea, more."""
 
+MINIMUM_TRACHEA_ML = 10.0
+"""Less at the lower end of a scan may be gas in a stomach."""
+
 
 @dataclass(frozen=True)
 class Chest:
@@ -92,7 +95,7 @@ def judge(volume: Volume) -> tuple[list[str], Chest | None]:
         return reasons, None
     coarse = coarsened(model, WORKING_MM)
     chest = Chest(coarse, segment_lungs(coarse.array, coarse.spacing_mm))
-    return lung_faults(chest), chest
+    return lung_faults(chest) or _turned_faults(chest), chest
 
 
 def _grid_faults(volume: Volume) -> list[str]:
@@ -173,3 +176,13 @@ def lung_faults(chest: Chest) -> list[str]:
             f"not a chest: {seen}, and air that looks like lung is {sum(ml.values()):.0f} ml, less than {least:.0f} ml"
         ]
     return []
+
+
+def _turned_faults(chest: Chest) -> list[str]:
+    """Upside down: no trachea where the header says that the head is, but one when head and feet change places."""
+    if chest.lungs.airway.any():
+        return []
+    turned = segment_lungs(chest.volume.array[::-1], chest.volume.spacing_mm).airway
+    if turned.sum() * chest.volume.voxel_mm3 / 1000 < MINIMUM_TRACHEA_ML:
+        return []
+    return ["upside down: the trachea lies at the end that the header calls the lower one; correct the orientation"]
