@@ -111,6 +111,14 @@ def test_ct_rate_layout(ct_rate: Path) -> None:
     assert volumes[0].spacing_mm == pytest.approx(volumes[1].spacing_mm, rel=1e-5)
 
 
+def test_a_table_of_ct_rate_in_another_ones_place_is_refused(ct_rate: Path) -> None:
+    tables = [ct_rate / f"{name}.csv" for name in ("train_reports", "metadata", "labels")]
+    with pytest.raises(InputError, match=r"labels\.csv: missing column RescaleSlope"):
+        from_ct_rate(ct_rate / "dataset", [tables[0]], [tables[2]], [])
+    with pytest.raises(InputError, match=r"metadata\.csv: missing column Findings_EN"):
+        from_ct_rate(ct_rate / "dataset", [tables[1]], [], [])
+
+
 def test_a_cohort_with_reading_columns_reads_back_and_preprocesses(ct_rate: Path) -> None:
     write_csv(
         ct_rate / "m.csv",
@@ -158,6 +166,12 @@ def test_csv_layout_renames_columns(tmp_path: Path) -> None:
     )
     assert rows[0]["image"] == str(tmp_path / "a.nii.gz")
     assert (rows[0]["subject_id"], rows[0]["patient_id"], rows[0]["findings"]) == ("s1", "p9", "Clear.")
+    (tmp_path / "m.csv").write_text("subject_id,image,findings,Lobes\ns1,a.nii.gz,Clear.,l.nii.gz\ns2,,Clear.,\n")
+    rows = from_csv(tmp_path / "m.csv", {"lobes": "Lobes"}, "/scans")
+    assert [(row["image"], row["lobes"], row["airway"]) for row in rows] == [
+        ("/scans/a.nii.gz", "/scans/l.nii.gz", ""),
+        ("", "", ""),  # no image named: the cohort rejects it
+    ]
     with pytest.raises(InputError, match="missing column Nr"):
         from_csv(tmp_path / "t.csv", {"subject_id": "Nr"})
     verb = ["manifest", "--layout", "csv", "--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "o.csv")]

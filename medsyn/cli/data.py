@@ -49,7 +49,7 @@ def _add_cohort(verbs: Verbs) -> None:
         example="medsyn manifest --layout ct-rate --images train --reports train_reports.csv --out config/cohort.csv",
     )
     parser.add_argument("--layout", required=True, choices=("csv", "ct-rate", "rad-chestct"))
-    parser.add_argument("--images", help="folder of the volumes (csv: what image paths are relative to)")
+    parser.add_argument("--images", help="folder of the volumes (csv: what paths are relative to)")
     parser.add_argument("--table", help="csv: the table to take rows from")
     parser.add_argument(
         "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="csv: columns that have another name there"
@@ -207,7 +207,8 @@ def _manifest(args: argparse.Namespace) -> None:
         rows = from_rad_chestct(args.images, args.labels, args.metadata, args.patient_column)
     write_csv(args.out, rows, MANIFEST_COLUMNS)
     patients = {row["patient_id"] or row["subject_id"] for row in rows}
-    log.info("manifest: %d volumes of %d patients", len(rows), len(patients))
+    silent = sum(not row["findings"] and not row["impression"] for row in rows)
+    log.info("manifest: %d volumes of %d patients, %d without a report", len(rows), len(patients), silent)
 
 
 def _atlas(args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 `csv` takes any table with renamed columns. `ct_rate` and `rad_chestct` know the naming of two public data sets. What a
 file does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.reading`; whether a rescaling
 is still needed is decided from each file's values when it is read, so raw and converted releases take the same path.
-Every adapter gives rows of MANIFEST_COLUMNS, with `image` as an absolute path; files on disk decide who is in.
+Every adapter gives rows of MANIFEST_COLUMNS, with absolute paths; files on disk decide who is in.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from medsyn.errors import InputError
 from medsyn.files import read_csv
 from medsyn.reading import READING_COLUMNS
+from medsyn.volume import STRUCTURES
 
 MANIFEST_COLUMNS = (
     *("subject_id", "image", "findings", "impression", "split", "patient_id", "report_id", "labels"),
+    *STRUCTURES,
     *READING_COLUMNS,
 )
 _CT_RATE_NAME = re.compile(r"(?P<split>train|valid)_(?P<patient>\d+)_(?P<scan>[a-z]+)_(?P<reconstruction>\d+)\.nii\.gz")
@@ -30,7 +32,7 @@ Row = dict[str, str]
 def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path | None = None) -> list[Row]:
     """Rows of `table`; `columns` maps manifest columns to its own names, those with the manifest's names need none.
 
-    images: folder that the image paths are relative to (none: the table's own).
+    images: folder that the paths of images and masks are relative to (none: the table's own).
     """
     unknown = sorted(set(columns) - set(MANIFEST_COLUMNS))
     if unknown:
@@ -40,7 +42,7 @@ def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path |
     rows = []
     for raw in read_csv(table, [*required, *columns.values()]):
         row = {name: raw.get(columns.get(name, name), "").strip() for name in MANIFEST_COLUMNS}
-        row["image"] = str((folder / row["image"]).absolute())
+        row |= {name: str((folder / row[name]).absolute()) for name in ("image", *STRUCTURES) if row[name]}
         rows.append(row)
     return rows
 
@@ -55,7 +57,9 @@ def from_ct_rate(
     belongs to the scan train_1_a, the split is the data set's. A volume without report is left for the cohort to
     reject.
     """
-    texts, facts, marks = (_by_name(paths, "VolumeName") for paths in (reports, metadata, labels))
+    texts = _by_name(reports, "VolumeName", "Findings_EN", "Impressions_EN")
+    facts = _by_name(metadata, "VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
+    marks = _by_name(labels, "VolumeName")
     rows = []
     for path in _files(images, _CT_RATE_NAME):
         name = _CT_RATE_NAME.fullmatch(path.name)
@@ -135,7 +139,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _by_name(paths: Sequence[str | Path], key: str, *columns: str) -> dict[str, Row]:
-    """Rows of several tables by their column `key`."""
+    """Rows of several tables, which must have `columns`, by their column `key`."""
     return {row[key].strip(): row for path in paths for row in read_csv(path, [key, *filter(None, columns)])}
 
 
