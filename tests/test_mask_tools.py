@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -468,6 +469,26 @@ def test_weights_check(capsys: pytest.CaptureFixture[str], total_root: Path, tmp
     error = capsys.readouterr().err
     assert "5 of 10 files are not usable" in error
     assert "unet_ltrclobes-3a07043d.pth" in error
+
+
+def test_a_file_that_is_not_as_known_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(row for row in weight_files() if row.name == "med3d")
+    known = replace(row, sha256=hashlib.sha256(b"known").hexdigest())
+    monkeypatch.setattr("medsyn.weight_files.weight_files", lambda: [known])
+    file = tmp_path / row.path
+    file.parent.mkdir()
+    for content, status in ((b"known", 0), (b"other", 2)):
+        file.write_bytes(content)
+        assert main(["weights", "check", "--weights-dir", str(tmp_path)]) == status
+    error = capsys.readouterr().err
+    assert f"{file}: SHA-256" in error
+    assert "copy it again" in error
+    monkeypatch.undo()
+    classical = str(Path(__file__).parents[1] / "config/config.yaml")
+    assert main(["weights", "check", "--config", classical]) == 0
+    assert "needs no weight file" in capsys.readouterr().out
 
 
 def test_weights_hash_is_what_sha256sum_prints(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def add_verbs(verbs: Verbs) -> None:
         example="medsyn weights check --config config/paper.yaml",
     )
     parser.add_argument("action", choices=("list", "check"), help="list: the table; check: files and their SHA-256")
-    parser.add_argument("--config", help="YAML file: only what it needs; then a missing file is an error")
+    parser.add_argument("--config", help="YAML file: only what it needs; then a missing file is an error too")
     parser.add_argument("--weights-dir", type=Path, help="folder to look in (default: masks.weights_dir of --config)")
 
 
@@ -29,12 +29,12 @@ def _weights(args: argparse.Namespace) -> None:
     config = load_config(args.config) if args.config else None
     root = args.weights_dir or Path(config.masks.weights_dir if config else MasksConfig().weights_dir)
     rows = needed_weights(config) if config else weight_files()
-    missing: list[InputError] = []
+    faults: list[InputError] = []
     for row in rows:
         try:
             found = row.find(root)
         except InputError as error:
-            missing.append(error)
+            faults += [error] if config else []
             found = []
         if args.action == "list":
             print(f"{row.name}: {row.tool}, {row.use}")
@@ -45,6 +45,8 @@ def _weights(args: argparse.Namespace) -> None:
         verdict = "" if not found or row.sha256 is None else " as known" if digest == row.sha256 else " NOT AS KNOWN"
         print(f"{digest}{verdict}  {row.path}")
         if verdict == " NOT AS KNOWN":
-            missing.append(InputError(f"{root / row.path}: SHA-256 {digest}, expected {row.sha256}; copy it again"))
-    if args.action == "check" and config and missing:
-        raise InputError(f"{len(missing)} of {len(rows)} files are not usable; the first: {missing[0]}")
+            faults.append(InputError(f"{root / row.path}: SHA-256 {digest}, expected {row.sha256}; copy it again"))
+    if not rows:
+        print("this configuration needs no weight file")
+    if args.action == "check" and faults:
+        raise InputError(f"{len(faults)} of {len(rows)} files are not usable; the first: {faults[0]}")
