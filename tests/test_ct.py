@@ -269,6 +269,12 @@ def test_too_many_bad_subjects_stop_the_shard(shard: Path, tmp_path: Path, capsy
     assert "2 of 5 subjects are rejected" in error
     assert len(read_csv(tmp_path / "p.rejects.csv")) == 2
     assert not (tmp_path / "p").exists()
+    command = ["preprocess", "--cohort", cohort, "--shard", "0", "--out", str(tmp_path / "p"), "--quiet", "--config"]
+    write_json(tmp_path / "atlas.json", {"alignment": "atlas", "atlas": "none.nii.gz"})
+    assert main([*command, str(tmp_path / "atlas.json")]) == 2
+    assert capsys.readouterr().err.strip() == "medsyn preprocess: none.nii.gz: no such file"  # before the first scan
+    assert main([*command, str(shard / "preprocess.json")]) == 0
+    assert not (tmp_path / "p.rejects.csv").exists()
 
 
 def test_store_holds_volumes_labels_and_their_quarter(shard: Path) -> None:

@@ -386,6 +386,17 @@ def test_lungs_that_a_scan_cuts_are_not_stretched_to_fill_the_atlas(seed: int) -
     assert abs(a[2, 2] - b[2, 2]) < 0.1 * a[2, 2]
 
 
+def test_an_optimiser_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("ITK ERROR\nall points lie outside")
+
+    monkeypatch.setattr(sitk.ImageRegistrationMethod, "Execute", fail)
+    source = cropped(chest("normal").volume)
+    result = preprocess(source, ATLAS)
+    assert result.qc["alignment_used"] == "lung_centre"
+    assert result.qc["registration_faults"][0] == "the optimiser stopped (all points lie outside)"
+
+
 def test_preprocess_to_the_atlas_and_its_fallback(tmp_path: Path) -> None:
     source = cropped(chest("normal").volume)
     result = preprocess(source, ATLAS)

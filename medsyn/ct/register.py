@@ -58,9 +58,9 @@ def register(lungs: NDArray[np.bool_], scan: Volume, atlas: Volume, centre_mm: N
     centre = sitk.AffineTransform(3)
     centre.SetTranslation([float(c) for c in centre_mm])
     start = _start(lungs, scan, atlas, centre_mm, cut)
-    transform = _optimise(fixed, moving, start)
+    transform, faults = _optimise(fixed, moving, start)
     before, after = overlap(atlas, moving, centre), overlap(atlas, moving, transform)
-    return Registration(transform, after, before, _faults(transform, after, before))
+    return Registration(transform, after, before, faults + _faults(transform, after, before))
 
 
 def _cropped(atlas: Volume) -> sitk.Image:
@@ -128,8 +128,12 @@ def _extent_mm(mask: NDArray, spacing_mm: tuple[float, float, float]) -> NDArray
     return np.array([(c[-1] - c[0] + 1) * s for c, s in zip(corners, reversed(spacing_mm), strict=True)])
 
 
-def _optimise(fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform) -> sitk.AffineTransform:
-    """The affine transform with the least mean square difference of the blurred masks."""
+def _optimise(
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform
+) -> tuple[sitk.AffineTransform, list[str]]:
+    """The affine transform with the least mean square difference of the blurred masks; where that fails, `start` and
+    the reason.
+    """
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order: the same bits every time
     try:
@@ -145,15 +149,15 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform
         method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
         method.SetInitialTransform(sitk.AffineTransform(start), inPlace=False)
         found = method.Execute(fixed, moving)
-    except RuntimeError:  # every point left the moving image
-        return start
+    except RuntimeError as error:  # every point left the moving image
+        return start, [f"the optimiser stopped ({str(error).strip().splitlines()[-1].strip()})"]
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     matrix, offset = affine_of(found)
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(matrix.ravel().tolist())
     transform.SetTranslation(offset.tolist())
-    return transform
+    return transform, []
 
 
 def affine_of(transform: sitk.Transform) -> tuple[NDArray, NDArray]:

@@ -50,8 +50,9 @@ def run_shard(
 def check_rejects(rows: list[dict[str, str]], limit: float, out: Path) -> None:
     """InputError when more than the share `limit` is rejected; the list is left beside `out` as <out>.rejects.csv."""
     rejected = [row for row in rows if row["status"] != "ok"]
+    listed = out.with_name(f"{out.name}.rejects.csv")
+    listed.unlink(missing_ok=True)  # of an earlier run
     if rejected and len(rejected) > limit * len(rows):
-        listed = out.with_name(f"{out.name}.rejects.csv")
         write_csv(listed, rejected, INDEX_COLUMNS)
         raise InputError(
             f"{listed}: {len(rejected)} of {len(rows)} subjects are rejected (at most {limit:.0%} allowed by"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, PreprocessConfig
+from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import read_hu
 from medsyn.ct.preprocess import preprocess
 from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
@@ -64,6 +65,8 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
         if len(pictures) < CONTACT_SHEET_SUBJECTS:
             pictures.append(coronal_view(volume))
 
+    if config.alignment == "atlas":
+        load_atlas(config.atlas)  # a wrong one is found before the first scan
     with atomic_dir(out) as folder:
         rows = run_shard(by_name, work, folder, "preprocess")
         check_rejects(rows, config.max_reject_fraction, out)
