@@ -50,3 +50,22 @@ def test_a_full_disk_says_what_to_do(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("medsyn.phantom.cohort.write_cohort", fail)
     assert main(["phantom", "--count", "1", "--out", str(tmp_path / "p")]) == 1
     assert "make room and run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_shard_stops_at_a_fault_of_the_machine_and_not_at_one_of_a_scan(number, tmp_path):
+    from torch import OutOfMemoryError
+
+    from medsyn.stages.shards import run_shard
+
+    def work(name, folder):
+        raise faults[name]
+
+    faults = {"a": ValueError("odd"), "b": OSError(errno.EIO, "no file"), "c": OutOfMemoryError("no GPU memory")}
+    rows = run_shard(["a", "b"], work, tmp_path, "test")
+    assert [row["reason"] for row in rows] == ["odd", "[Errno 5] no file"]
+    with pytest.raises(OutOfMemoryError):
+        run_shard(["c"], work, tmp_path, "test")
+    faults["d"] = OSError(number, os.strerror(number))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        run_shard(["d"], work, tmp_path, "test")

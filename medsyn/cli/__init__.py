@@ -20,7 +20,8 @@ from medsyn.progress import configure
 
 OUT_OF_MEMORY = (
     "the GPU's memory does not suffice; to train, lower train.micro_batch_size or set train.activation_checkpointing,"
-    " to draw, set sampling.batch_size: 1 and sampling.precision: bf16"
+    " to draw, set sampling.batch_size: 1 and sampling.precision: bf16, to segment, hide the GPU"
+    " (CUDA_VISIBLE_DEVICES=)"
 )
 
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None and error.errno is None:
             raise
         where = error.filename or getattr(args, "out", None)
-        remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        remedy = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         print(f"medsyn {args.verb}: {f'{where}: ' if where else ''}{error.strerror}{remedy}", file=sys.stderr)
         return 2 if isinstance(error, FileNotFoundError) else 1
     except RuntimeError as error:

@@ -20,7 +20,7 @@ from medsyn.progress import log, track
 INDEX_COLUMNS = ("subject_id", "status", "reason")
 VOLUME = "volume.nii.gz"
 SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
-"""What a bad file may raise; a full disk (ENOSPC) is nobody's fault and stops the run."""
+"""What a bad file may raise. A full disk, a quota and a GPU without memory are nobody's fault and stop the run."""
 
 
 def run_shard(
@@ -35,7 +35,9 @@ def run_shard(
         try:
             work(name, target)
         except SUBJECT_FAULTS as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's
+                raise
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             shutil.rmtree(target)
             reason = " ".join(str(error).split())
