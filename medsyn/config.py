@@ -63,6 +63,9 @@ class PreprocessConfig(Section):
         "lung_centre", description="grid centred on the lungs, left where it is, or affine registration to a lung atlas"
     )
     atlas: str | None = Field(None, description="lung mask to register to (values above 0); null: mean phantom lung")
+    interpolation: Literal["nearest", "linear", "cubic"] = Field(
+        "linear", description="of the one resampling (cubic: B-splines, which may overshoot at edges)"
+    )
     calibrate_air: bool = Field(
         False, description="scale HU so that the air around the patient is -1000 and water stays 0"
     )

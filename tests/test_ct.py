@@ -171,6 +171,20 @@ def test_a_point_of_the_grid_is_the_scanners_point() -> None:
     assert result.qc["lung_fraction_in_grid"] > 0.99
 
 
+def test_interpolation_is_what_the_settings_say() -> None:
+    """On a source whose voxels lie half-way between those of the grid: the mean of neighbours, or one of them."""
+    base = chest("normal").volume
+    source = Volume(base.array[:, :, :-1], base.spacing_mm, base.origin_mm)
+    found = {
+        kind: preprocess(source, PreprocessConfig(alignment="none", interpolation=kind)).volume.array[:, :, 1:-1]
+        for kind in ("nearest", "linear", "cubic")
+    }
+    before, after = (source.array[:, :, k : k + 62].astype(float) for k in (0, 1))
+    assert np.abs(found["linear"] - np.maximum((before + after) / 2, -1024)).max() <= 1
+    assert ((found["nearest"] == before) | (found["nearest"] == after)).all()
+    assert 0 < np.abs(found["cubic"] - found["linear"].astype(float)).mean() < 40
+
+
 def test_flipped_and_oblique_copies_give_the_same_result() -> None:
     base = chest("normal").volume
     source = Volume(base.array[:60, :, 2:], base.spacing_mm, base.origin_mm)

@@ -4,9 +4,9 @@ The model's grid is `size` voxels over `field_of_view_mm` (paper: 256^3 over 292
 of model space. `transform` maps points of model space to the scanner's space (ITK's resampling direction). Alignment
 `lung_centre` moves the middle of the lungs' bounding box to the grid's middle; `atlas` registers the lungs to an atlas
 (`medsyn.ct.register`, affine) and falls back to `lung_centre`, with the reason in qc.json, where that fails.
-Orientation and alignment are one transform: the source is interpolated once (linear, -1024 HU outside); a source finer
-than the grid is first smoothed so that its detail does not alias. With `lung_centre` or `none`, a source that lies on
-the model's grid already is kept voxel for voxel.
+Orientation and alignment are one transform: the source is interpolated once (linear by default, -1024 HU outside); a
+source finer than the grid is first smoothed so that its detail does not alias. With `lung_centre` or `none`, a source
+that lies on the model's grid already is kept voxel for voxel.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
 FILL_HU = -1024
+INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSpline}
 SMOOTH_RATIO = 1.5
 """Smooth along an axis when the grid is coarser than the source by at least this factor."""
 MARGIN = 3.0
@@ -75,7 +76,7 @@ def preprocess(
         volume = Volume(_int16(model.array), spacing, origin)
     else:
         seen = _smooth(_cropped(model, transform, config), spacing)
-        volume = _resample(seen, transform, config, sitk.sitkLinear, FILL_HU)
+        volume = _resample(seen, transform, config, INTERPOLATORS[config.interpolation], FILL_HU)
         volume = volume.with_array(_int16(volume.array))
     given = {}
     for structure, mask in (masks or {}).items():
