@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsyn.masks.morphology import Spacing, components, dilate
+from medsyn.masks.morphology import Spacing, box_of, components
 
 LUMEN_HU = -600.0
 """The trachea's blob in a slice: below this (partial volume raises the rim)."""
@@ -123,7 +123,7 @@ def follow(hu: NDArray, airway: NDArray[np.bool_], spacing_mm: Spacing) -> NDArr
     """
     if not airway.any():
         return airway
-    box = _box(airway, BEYOND_MM, spacing_mm)
+    box = box_of(airway, BEYOND_MM, spacing_mm)
     smooth = ndimage.gaussian_filter(hu[box].astype(np.float32), [SMOOTH_MM / step for step in spacing_mm], truncate=3)
     free = np.pad(smooth, 1, constant_values=np.inf)
     kept = np.pad(airway[box] & (smooth < LAST_HU), 1)
@@ -143,19 +143,3 @@ def follow(hu: NDArray, airway: NDArray[np.bool_], spacing_mm: Spacing) -> NDArr
     out = np.zeros(hu.shape, bool)
     out[box] = lumen | (ndimage.binary_dilation(lumen) & (smooth < RIM_HU))
     return out
-
-
-def dilate_near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Dilation by a ball of a mask that fills little of its volume: the rest is not looked at."""
-    out = np.zeros(mask.shape, bool)
-    if mask.any():
-        box = _box(mask, radius_mm, spacing_mm)
-        out[box] = dilate(mask[box], radius_mm, spacing_mm)
-    return out
-
-
-def _box(mask: NDArray[np.bool_], room_mm: float, spacing_mm: Spacing) -> tuple[slice, ...]:
-    """The mask's bounding box with room around it."""
-    ends = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
-    room = [int(room_mm / step) + 1 for step in spacing_mm]
-    return tuple(slice(max(int(a) - r, 0), int(b) + r + 1) for (a, b), r in zip(ends, room, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsyn.masks.airway import FINE_MM, dilate_near
+from medsyn.masks.airway import FINE_MM
 from medsyn.masks.morphology import Spacing, dilate, erode, keep_large
 
 BLOOD_HU = 40.0
@@ -44,7 +44,7 @@ def _fine(hu: NDArray, lung: NDArray[np.bool_], airway: NDArray[np.bool_], spaci
     blurred *= SHARPEN
     sharp -= blurred
     parenchyma = float(np.median(hu[lung]))
-    bright = lung & (sharp > (parenchyma + BLOOD_HU) / 2) & ~dilate_near(airway, THIN_WALL_MM, spacing_mm)
+    bright = lung & (sharp > (parenchyma + BLOOD_HU) / 2) & ~dilate(airway, THIN_WALL_MM, spacing_mm)
     inner = bright & ndimage.binary_erosion(lung, border_value=1)
     vessels = keep_large(inner, SPECK_MM3 / float(np.prod(spacing_mm)), np.ones((3, 3, 3)))
     return vessels | (ndimage.binary_dilation(vessels) & bright)
