@@ -16,8 +16,9 @@ class Reading:
     """What a file does not say itself.
 
     series: SeriesInstanceUID or SeriesDescription; spacing_mm: (z, y, x), replaces the file's; orientation: where the
-    x, y, z index run to ("LPS": patient's left, posterior, superior), of npz arrays, "auto" finds out
-    (`medsyn.ct.arrays`); slope and intercept: HU = slope * value + intercept for raw values.
+    x, y, z index run to ("LPS": patient's left, posterior, superior), replaces the file's; "auto": the file's, and
+    for npz arrays what the anatomy tells (`medsyn.ct.arrays`); slope and intercept: HU = slope * value + intercept
+    for raw values.
     """
 
     series: str | None = None

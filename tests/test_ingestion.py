@@ -268,6 +268,16 @@ def test_sagittal_slices_and_oblique_grids_are_not_axial() -> None:
     )
 
 
+def test_a_given_orientation_replaces_the_header(tmp_path: Path) -> None:
+    volume = cropped(chest("normal").volume)
+    path = tmp_path / "lost.nii.gz"  # written feet first, the header says nothing of it
+    write_volume(path, Volume(volume.array[::-1], volume.spacing_mm))
+    assert inspect(path)["reasons"][0].startswith("upside down")
+    reading = parse_reading({"orientation": "LAI"})
+    assert inspect(path, reading)["verdict"] == "ok"
+    np.testing.assert_array_equal(reorient(read_ct(path, reading)).array, volume.array)
+
+
 def test_a_header_that_takes_the_feet_for_the_head_is_found_out() -> None:
     from medsyn.ct.inspect import judge
 

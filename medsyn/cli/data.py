@@ -116,7 +116,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     """What one file does not say itself; in a manifest these are columns."""
     parser.add_argument("--series", help="DICOM: SeriesInstanceUID or SeriesDescription; none: chosen by rules")
     parser.add_argument("--spacing-mm", help="'z y x' in mm, for npz or instead of a wrong header")
-    parser.add_argument("--orientation", help="npz: where x, y, z run to, such as LPS, or auto (from the anatomy)")
+    parser.add_argument("--orientation", help="where x, y, z run to, such as LPS, instead of the header; npz: or auto")
     parser.add_argument("--rescale-slope", help="of raw values; applied only if the values are not in HU yet")
     parser.add_argument("--rescale-intercept", help="of raw values, HU")
 

@@ -185,4 +185,4 @@ def _turned_faults(chest: Chest) -> list[str]:
     turned = segment_lungs(chest.volume.array[::-1], chest.volume.spacing_mm).airway
     if turned.sum() * chest.volume.voxel_mm3 / 1000 < MINIMUM_TRACHEA_ML:
         return []
-    return ["upside down: the trachea lies at the end that the header calls the lower one; correct the orientation"]
+    return ["upside down: the trachea lies at the end that the header calls the lower one; give the orientation"]

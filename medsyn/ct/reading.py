@@ -1,9 +1,9 @@
 """A CT from disk, whatever its format: NIfTI, MetaImage, NRRD, npz, or a folder of DICOM slices.
 
 Gives a `Volume`: array (D, H, W) in the file's own orientation, true spacing, origin and direction. What a file does
-not say itself comes with it as `medsyn.reading.Reading`: which DICOM series (else `medsyn.ct.dicom` chooses), the
-spacing and orientation of an npz array, a rescale slope and intercept that were left out of the file. The last are
-applied only where the values show that they have not been applied yet.
+not say itself, or says wrongly, comes with it as `medsyn.reading.Reading`: which DICOM series (else `medsyn.ct.dicom`
+chooses), spacing and orientation, a rescale slope and intercept that were left out of the file. The last are applied
+only where the values show that they have not been applied yet.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def read_scan(path: str | Path, reading: Reading | None = None) -> tuple[Volume,
     if reading.slope is not None or reading.intercept is not None:
         array, _ = rescale_once(volume.array, 1.0 if reading.slope is None else reading.slope, reading.intercept or 0.0)
         volume = volume.with_array(array)
-    if path.name.lower().endswith(".npz") and reading.orientation == "auto":
+    if reading.orientation != "auto":
+        volume = with_code(volume, reading.orientation)
+    elif path.name.lower().endswith(".npz"):
         volume = orient_by_anatomy(volume, str(path))
     return volume, faults
 
@@ -101,7 +103,7 @@ def _read_npz(path: Path, reading: Reading) -> Volume:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise InputError(f"{path}: expected one 3-D array of numbers, found {shapes or 'nothing'}")
     array = volumes[0].astype(np.float32) if volumes[0].dtype == np.float16 else volumes[0]
-    return with_code(Volume(array, reading.spacing_mm), "LPS" if reading.orientation == "auto" else reading.orientation)
+    return with_code(Volume(array, reading.spacing_mm), "LPS")
 
 
 def nifti_non_finite(path: Path) -> int:
