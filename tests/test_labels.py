@@ -15,6 +15,7 @@ from medsyn.text.labels import RULES_FILE, Example, Labeler, default_labeler, la
 from medsyn.text.sections import find_sections, section_text
 
 LABELER = default_labeler()
+SENTENCES = Path(__file__).with_name("label_sentences.csv")
 FROM_SPECS = ("pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule")
 
 
@@ -59,6 +60,13 @@ def test_no_miss_on_the_phantoms_reports(section: str) -> None:
         for name in set(LABELER.findings) - set(expected):
             expected[name] = int(any(words in text.lower() for words in passing.get(name, ())))
         assert LABELER.label(text) == expected, text
+
+
+def test_sentences_in_the_words_of_other_hospitals() -> None:
+    """Common English of chest CT reports, written for this test: structured fields, comparison, indication, devices."""
+    for row in read_csv(SENTENCES, ("sentence", "findings")):
+        stated = [name for name, label in LABELER.label(row["sentence"]).items() if label]
+        assert stated == row["findings"].split(), row["sentence"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ _RULE_KEYS = {"phrase", "example", "label"}
 _CACHED_SENTENCES = 50_000
 _LONGEST_SENTENCE = 2_000
 _SHORTEST_PHRASE = 3
+_GROUP = re.compile(r"(?<!\\)\((?!\?)")  # nothing reads what a group matched, and not to keep it is faster
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,15 @@ class Labeler:
         """Every sentence with the findings that it states; sentences come again and again, so they are remembered."""
         if len(self._known) > _CACHED_SENTENCES:
             self._known.clear()
-        for sentence in sentences(text):
-            names = self._known.get(sentence)
-            if names is None:
-                named = [name for word, name in self._words if word in sentence]
-                names = self._known[sentence] = self._stated_in(sentence, dict.fromkeys(named)) if named else ()
-            yield sentence, names
+        pieces = sentences(text)
+        new = [sentence for sentence in pieces if sentence not in self._known]
+        together = "\n".join(new)  # most words are in no sentence of a report
+        words = [(word, name) for word, name in self._words if word in together]
+        for sentence in new:
+            named = [name for word, name in words if word in sentence]
+            self._known[sentence] = self._stated_in(sentence, dict.fromkeys(named)) if named else ()
+        for sentence in pieces:
+            yield sentence, self._known[sentence]
 
     def _stated_in(self, sentence: str, named: Iterable[str]) -> tuple[str, ...]:
         """Those findings that one sentence states, out of those that it may name."""
@@ -272,6 +276,7 @@ def _union(phrases: Sequence[str]) -> re.Pattern[str]:
     A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
     """
     bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
+    bodies = [_GROUP.sub("(?:", body) for body in bodies]
     return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
 
 
