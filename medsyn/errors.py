@@ -1,4 +1,4 @@
-"""The one exception for bad input, shown to the user as a single line (exit status 2)."""
+"""The exception for bad input, shown to the user as a single line (exit status 2)."""
 
 
 class InputError(Exception):
@@ -9,3 +9,7 @@ class InputError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class NothingFoundError(InputError):
+    """A segmentation ran and found nothing: the structure is absent, as far as the tool can tell."""

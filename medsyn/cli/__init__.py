@@ -48,6 +48,12 @@ class Verbs:
         return parser
 
 
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """Add --cohort and --split, which choose real volumes by their split."""
+    parser.add_argument("--cohort", help="cohort.csv, to use real volumes of one split only")
+    parser.add_argument("--split", choices=("train", "validation"), help="which split (with --cohort)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from medsyn.cli import data, evaluation, model, phantom, settings, text, weights

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.cli import Verbs
+from medsyn.cli import Verbs, add_split
 from medsyn.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def _add_tables(verbs: Verbs) -> None:
     parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
     parser.add_argument("--masks", help="folder of masks on the same grid; none: the configured tool finds them")
     parser.add_argument("--config", help="settings of the stage (JSON)")
+    add_split(parser)
     parser.add_argument("--out", required=True, help="JSON file (one CT) or CSV file (--volumes)")
     _add_reading(parser)
 
@@ -286,7 +287,8 @@ def _measure(args: argparse.Namespace) -> None:
     if _one_of(args, "path", "volumes"):
         measure_json(args.path, args.masks, args.out, config, _reading(args))
     else:
-        measure_shard(Path(args.volumes), Path(args.masks) if args.masks else None, Path(args.out), config)
+        masks = Path(args.masks) if args.masks else None
+        measure_shard(Path(args.volumes), masks, Path(args.out), config, args.cohort, args.split)
 
 
 def _store(args: argparse.Namespace) -> None:

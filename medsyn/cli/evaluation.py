@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs
+from medsyn.cli import Verbs, add_split
 from medsyn.errors import InputError
 
 VOLUMES_HELP = "folders <id>/volume.nii.gz, one a shard"
@@ -65,7 +65,7 @@ def _add_feature_verbs(verbs: Verbs) -> None:
     parser.add_argument("--volumes", required=True, nargs="+", help=VOLUMES_HELP)
     parser.add_argument("--config", required=True, help="preprocess.json: the HU window")
     parser.add_argument("--out", required=True, help=".npz with ids, features (n, F), extractor")
-    _add_split(parser)
+    add_split(parser)
 
 
 def _add_score_verbs(verbs: Verbs) -> None:
@@ -121,7 +121,7 @@ def _add_table_verb(verbs: Verbs) -> None:
     parser.add_argument("--finding", help="2-4, 7: another finding than the paper's")
     parser.add_argument("--scores", nargs="+", help="5: score-segmentation CSVs; 6: classify CSVs")
     parser.add_argument("--out", required=True, help="CSV; the provenance goes to the same name with .json")
-    _add_split(parser)
+    add_split(parser)
 
 
 def _add_figure_verb(verbs: Verbs) -> None:
@@ -144,12 +144,7 @@ def _add_figure_verb(verbs: Verbs) -> None:
     parser.add_argument("--num", type=int, default=2, help="3: volumes of each method")
     parser.add_argument("--phantom", action="store_true", help="say that the cohort consists of procedural phantoms")
     parser.add_argument("--out", required=True, help="PNG file")
-    _add_split(parser)
-
-
-def _add_split(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cohort", help="cohort.csv, to use real volumes of one split only")
-    parser.add_argument("--split", choices=("train", "validation"), help="which split (with --cohort)")
+    add_split(parser)
 
 
 def _train_features(args: argparse.Namespace) -> None:

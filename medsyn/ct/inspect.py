@@ -129,13 +129,26 @@ def _oblique_degrees(volume: Volume) -> float:
 
 
 def value_faults(array: np.ndarray) -> list[str]:
-    """Reasons why the voxels (D, H, W) cannot be HU: NaN, constant, scaled to a small range, offset, rescaled twice."""
+    """Reasons why the voxels (D, H, W) cannot be those of a CT: not on the scale of HU, constant, or without bone."""
+    if faults := scale_faults(array):
+        return faults
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        return [f"constant: every voxel is {low:g}"]
+    return [f"not HU: nothing is above {high:g}, bone should be above 300"] if high < 100 else []
+
+
+def scale_faults(array: np.ndarray) -> list[str]:
+    """Reasons why voxels (D, H, W) are not on the scale of HU: NaN, scaled to a small range, offset, rescaled twice.
+
+    A poor image on the right scale, a constant one for example, has none.
+    """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())
         return [f"{count} voxels are NaN or infinite"]
     low, high = float(array.min()), float(array.max())
     if low == high:
-        return [f"constant: every voxel is {low:g}"]
+        return []
     if low >= -1.5 and high <= 1.5:
         return [f"not HU: values lie in [{low:g}, {high:g}], an image scaled to the range of a network"]
     if low >= 0 and high <= 255:
@@ -150,8 +163,6 @@ def value_faults(array: np.ndarray) -> list[str]:
             f"rescaled twice: {twice:.0%} of the voxels are below -1500 HU (lowest {lowest:g}), air"
             " should be near -1000 (the file held HU already and the intercept was applied again)"
         ]
-    if high < 100:
-        return [f"not HU: nothing is above {high:g}, bone should be above 300"]
     return []
 
 

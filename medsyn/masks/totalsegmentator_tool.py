@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsyn.errors import InputError
+from medsyn.errors import InputError, NothingFoundError
 from medsyn.files import write_json
 from medsyn.volume import LOBE_NAMES, Volume
 from medsyn.weight_files import find_weights, hash_weights
@@ -69,7 +69,7 @@ class TotalSegmentator:
         )
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        """The structures of a CT in HU in model orientation, one run per task."""
+        """Return the structures of a CT in HU in model orientation, one run per task; an absent one is an empty mask."""
         masks: dict[str, NDArray[np.uint8]] = {}
         image = to_nifti(volume)
         for task in dict.fromkeys(CLASSES[name][0] for name in structures):
@@ -103,10 +103,7 @@ class TotalSegmentator:
             raise InputError(f"TotalSegmentator refused the task {task}: {said[-300:]}") from None
         if found.shape != image.shape or not np.allclose(found.affine, image.affine, atol=1e-3):
             raise ValueError(f"TotalSegmentator's task {task} gave another grid, {found.shape} for {image.shape}")
-        labels = np.asarray(found.dataobj).astype(np.uint8)
-        if not labels.any():
-            raise InputError(f"TotalSegmentator's task {task} gave an empty mask; is this a whole chest in HU?")
-        return labels.transpose(2, 1, 0)
+        return np.asarray(found.dataobj).astype(np.uint8).transpose(2, 1, 0)
 
 
 def to_nifti(volume: Volume) -> nibabel.Nifti1Image:
@@ -153,9 +150,11 @@ def _prepare() -> Any:
 
 
 def _crop(image: nibabel.Nifti1Image, where: nibabel.Nifti1Image, **options: Any) -> Any:
-    """TotalSegmentator's crop around a mask; an empty one, for which it would take the whole scan, is an InputError."""
+    """TotalSegmentator's crop around a mask; an empty one, for which it would take the whole scan, is an error."""
     from totalsegmentator.cropping import crop_to_mask
 
     if not np.asarray(where.dataobj).any():
-        raise InputError("TotalSegmentator's 3 mm model sees no lung (or heart) to look at; is this a chest CT in HU?")
+        raise NothingFoundError(
+            "TotalSegmentator's 3 mm model sees no lung (or heart) to look at; is this a chest CT in HU?"
+        )
     return crop_to_mask(image, where, **options)

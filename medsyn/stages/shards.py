@@ -23,6 +23,13 @@ SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
 """What a bad file may raise. A full disk, a quota and a GPU without memory are nobody's fault and stop the run."""
 
 
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether an error of SUBJECT_FAULTS is of the machine (GPU memory, disk, quota) and would hit every subject."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "OutOfMemoryError"  # torch's
+
+
 def run_shard(
     subjects: Iterable[str], work: Callable[[str, Path], None], folder: Path, what: str
 ) -> list[dict[str, str]]:
@@ -35,9 +42,7 @@ def run_shard(
         try:
             work(name, target)
         except SUBJECT_FAULTS as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's
-                raise
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_of_the_machine(error):
                 raise
             shutil.rmtree(target)
             reason = " ".join(str(error).split())

@@ -11,20 +11,24 @@ import SimpleITK as sitk
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, MeasureStage
-from medsyn.ct.inspect import read_hu
-from medsyn.errors import InputError
-from medsyn.evaluate.measures import MEASURES, Measured, measure
+from medsyn.ct.inspect import judge, read_hu
+from medsyn.ct.reading import read_ct
+from medsyn.errors import InputError, NothingFoundError
+from medsyn.evaluate.inputs import keep_split
+from medsyn.evaluate.measures import ANATOMIES, MEASURES, Measured, measure
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.masks.segment import Tool, open_tool
-from medsyn.orientation import reorient
+from medsyn.orientation import laid_on, reorient
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.reading import Reading
-from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted
+from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted, is_of_the_machine
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 from medsyn.weight_files import ANATOMY
 
-MEASURE_COLUMNS = ("subject_id", *MEASURES, "reason")
+MEASURE_COLUMNS = ("subject_id", *MEASURES, *(f"{name}_found" for name in ANATOMIES), "chest", "reason")
+GIVEN_STRUCTURES = ("lobes", "airway")
+"""Masks that `measure --masks` reads."""
 QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")
 
 
@@ -38,50 +42,124 @@ def open_anatomy_tool(config: MeasureStage) -> Tool | None:
 def measure_one(
     path: str | Path, masks: str | Path | None = None, tool: Tool | None = None, reading: Reading | None = None
 ) -> Measured:
-    """Measures of one CT file; `masks`: folder with lobes.nii.gz and airway.nii.gz on its grid; without them, what
-    `tool` finds, or the classical segmentation.
+    """Return the measures of one CT file; values that cannot be those of a CT are an InputError.
+
+    masks: folder with lobes.nii.gz and airway.nii.gz on its grid; without them, what `tool` finds, or the classical
+    segmentation.
     """
-    volume = read_hu(path, reading)
-    given = None
+    return measure_volume(read_hu(path, reading), masks, tool)
+
+
+def measure_volume(volume: Volume, masks: str | Path | None = None, tool: Tool | None = None) -> Measured:
+    """Return the measures of a volume in HU, whatever it shows; see `measure_one`."""
+    model = reorient(volume)
     if masks is not None:
-        files = {name: Path(masks) / f"{name}.nii.gz" for name in ("lobes", "airway")}
-        missing = [file for file in files.values() if not file.exists()]
-        if missing:
-            raise InputError(
-                f"{missing[0]}: no such mask; run `medsyn segment` into that folder, or leave --masks away"
-            )
-        given = {name: read_volume(file) for name, file in files.items()}
-    elif tool is not None:
-        model = reorient(volume)
-        return measure(model, {name: model.with_array(mask) for name, mask in tool.segment(model, ANATOMY).items()})
-    return measure(volume, given)
+        return measure(model, *_read_masks(Path(masks), model))
+    if tool is not None:
+        return measure(model, *_find_anatomy(tool, model))
+    return measure(model)
+
+
+def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[str, str]]:
+    """Return the masks of a folder, and by structure why one cannot be used; without any, InputError."""
+    masks: dict[str, Volume] = {}
+    failures: dict[str, str] = {}
+    for name in GIVEN_STRUCTURES:
+        file = folder / f"{name}.nii.gz"
+        try:
+            if not file.exists():
+                raise InputError(f"{file}: no such mask; run `medsyn segment` into that folder, or leave --masks away")
+            masks[name] = laid_on(read_volume(file), model, str(file))
+        except InputError as error:
+            failures[name] = str(error)
+    if not masks:
+        raise InputError(next(iter(failures.values())))
+    for reason in failures.values():
+        log.warning("measure: %s", reason)
+    return masks, failures
+
+
+def _find_anatomy(tool: Tool, model: Volume) -> tuple[dict[str, Volume], dict[str, str]]:
+    """Return what the tool finds, and by structure why it failed.
+
+    A tool that fails is run again for each structure alone, so that the others are not lost.
+    """
+    try:
+        return {name: model.with_array(mask) for name, mask in tool.segment(model, ANATOMY).items()}, {}
+    except SUBJECT_FAULTS as error:
+        if is_of_the_machine(error):
+            raise
+    masks: dict[str, Volume] = {}
+    failures: dict[str, str] = {}
+    for name in ANATOMY:
+        try:
+            masks[name] = model.with_array(tool.segment(model, (name,))[name])
+        except NothingFoundError:
+            masks[name] = model.with_array(np.zeros(model.array.shape, np.uint8))
+        except SUBJECT_FAULTS as error:
+            if is_of_the_machine(error):
+                raise
+            failures[name] = " ".join(str(error).split())
+    return masks, failures
 
 
 def measure_json(
     path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage, reading: Reading | None = None
 ) -> None:
-    """Write one CT's measures: a number or null each, `reasons` for the nulls, provenance."""
-    result = measure_one(path, masks, open_anatomy_tool(config) if masks is None else None, reading)
+    """Write one CT's measures: a number or null each, whether lung, airway and heart were found (null: their
+    segmentation failed), the verdict `chest`, `reasons` for what is absent or failed, provenance.
+    """
+    volume = read_hu(path, reading)
+    result = measure_volume(volume, masks, open_anatomy_tool(config) if masks is None else None)
+    faults = judge(volume)[0]
+    reasons = result.reasons | ({"chest": "; ".join(faults)} if faults else {})
     facts = {"image": Path(path).name, "masks": "given" if masks is not None else config.anatomy_tool}
-    write_json(out, result.values | {"reasons": result.reasons, "provenance": provenance(None, input=facts)})
+    entries = {"found": result.found, "chest": not faults, "reasons": reasons}
+    write_json(out, result.values | entries | {"provenance": provenance(None, input=facts)})
 
 
-def measure_shard(volumes: Path, masks: Path | None, out: Path, config: MeasureStage) -> None:
-    """One row per accepted subject; what cannot be measured stays empty with its reason."""
+def measure_shard(
+    volumes: Path,
+    masks: Path | None,
+    out: Path,
+    config: MeasureStage,
+    cohort: str | Path | None = None,
+    split: str | None = None,
+) -> None:
+    """Write one row (MEASURE_COLUMNS) per accepted subject; with `cohort` and `split`, of that split only.
+
+    Volumes are taken as HU, as `preprocess` and `generate` write them, and none is left out for what it shows: absent
+    anatomy is 0 or empty (`medsyn.evaluate.measures`), `*_found` and `chest`, the verdict of `medsyn inspect`, are 1 or
+    0. A measure that failed is empty, with `*_found` empty and its reason; so is a whole row that cannot be read.
+    """
     tool = open_anatomy_tool(config) if masks is None else None
     rows: list[dict[str, Any]] = []
     names = accepted(volumes)
+    kept = keep_split(names, cohort, split)
+    names = [name for name in names if name in kept]
     for name in track(names, what="measure", total=len(names)):
-        row: dict[str, Any] = {"subject_id": name}
         try:
-            result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
-            row |= {key: None if value is None else round(value, 4) for key, value in result.values.items()}
-            row["reason"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(result.reasons.items()))
+            row = _measure_row(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
         except SUBJECT_FAULTS as error:
-            row["reason"] = " ".join(str(error).split())
+            if is_of_the_machine(error):
+                raise
+            row = {"reason": " ".join(str(error).split())}
             log.warning("measure: subject %s: %s", name, row["reason"])
-        rows.append(row)
+        rows.append({"subject_id": name} | row)
     write_csv(out, rows, MEASURE_COLUMNS)
+
+
+def _measure_row(path: Path, masks: Path | None, tool: Tool | None) -> dict[str, Any]:
+    volume = read_ct(path)
+    result = measure_volume(volume, masks, tool)
+    faults = judge(volume)[0]
+    row: dict[str, Any] = {key: None if value is None else round(value, 4) for key, value in result.values.items()}
+    row |= {f"{name}_found": None if found is None else int(found) for name, found in result.found.items()}
+    reasons = result.reasons | ({"chest": ", ".join(faults)} if faults else {})
+    return row | {
+        "chest": int(not faults),
+        "reason": "; ".join(f"{key}: {reason}" for key, reason in sorted(reasons.items())),
+    }
 
 
 def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) -> None:

@@ -4,6 +4,7 @@
 rule measure_cohort:
     input:
         volumes="<results>/preprocessed/{shard}",
+        cohort="<results>/cohort/cohort.csv",
         config="<results>/config/measure.json",
     output:
         "<results>/measures/real/{shard}.csv",
@@ -18,9 +19,10 @@ rule measure_cohort:
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     message:
-        "measuring the cohort's CTs, shard {wildcards.shard}"
+        "measuring the CTs of the validation split, shard {wildcards.shard}"
     shell:
-        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
+        "python -m medsyn measure --volumes {input.volumes} --config {input.config}"
+        " --cohort {input.cohort} --split validation --out {output} 2> {log}"
 
 
 rule measure_samples:
@@ -88,7 +90,7 @@ rule extract_cohort_features:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     message:
-        "extracting features of the cohort's CTs, shard {wildcards.shard}"
+        "extracting features of the CTs of the validation split, shard {wildcards.shard}"
     shell:
         "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
         " --cohort {input.cohort} --split validation --out {output} 2> {log}"
