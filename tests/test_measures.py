@@ -63,7 +63,7 @@ def test_an_empty_airway_mask_is_0_and_not_found() -> None:
 
 
 def test_fluid_that_a_network_found_counts_without_lungs() -> None:
-    volume, masks = box_chest()
+    volume, _ = box_chest()
     nothing = np.zeros(volume.array.shape, np.uint8)
     fluid = nothing.copy()
     fluid[:4, 5:15, 2:7] = 1

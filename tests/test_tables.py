@@ -124,6 +124,65 @@ def test_table1_distances_halves_and_airway() -> None:
     )
 
 
+def airway_table(values: dict[str, list[float | None]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Measures of volumes by their airway in mm3; 0 was not found, None failed."""
+    return {
+        method: {
+            f"v{k}": dict.fromkeys(MEASURES)
+            | {"airway_volume_mm3": value, "airway_found": None if value is None else float(value > 0), "chest": k % 2}
+            for k, value in enumerate(airways)
+        }
+        for method, airways in values.items()
+    }
+
+
+def test_an_absent_airway_counts_as_0_and_does_not_flatter_the_worse_method(tmp_path: Path) -> None:
+    airways = {"better": [8.0, 8.0, 8.0, 0.0], "worse": [9.0, 0.0, 0.0, 9.0, None], "real": [20.0, 22.0]}
+    better, worse, _ = table1({}, airway_table(airways), CONFIG, "worse")[1]
+    assert (better["airway_volume_mm3_mean"], worse["airway_volume_mm3_mean"]) == (6.0, 4.5)
+    assert (better["airway_found"], better["num_volumes"], better["num_failed"]) == (3, 4, 0)
+    assert (worse["airway_found"], worse["num_volumes"], worse["num_failed"]) == (2, 5, 1)
+    assert (worse["n_airway"], worse["num_missing"]) == (4, 1)
+    assert worse["airway_volume_mm3_ci_low"] < 4.5
+    assert better["p_value"] == pytest.approx(one_tailed_p_value([8, 8, 8, 0], [9, 0, 0, 9]))
+    assert (better["not_chest_fraction"], worse["not_chest_fraction"]) == (0.5, pytest.approx(0.6))
+
+
+def test_measures_without_validity_are_read_with_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert "airway_found" not in read_measures([run / "0.csv"])["a"]
+    assert "no column lung_found, airway_found, heart_found, chest" in caplog.text
+
+
+def test_absent_anatomy_in_a_pair_table(run: Path) -> None:
+    rows = [
+        {"subject_id": name, "effusion_volume_ml": ml, "laa950_percent": laa, "lung_found": lung, "chest": lung}
+        for name, ml, laa, lung in (
+            ("a", 900, 3, 1),
+            ("b", 0, None, 0),
+            ("c", None, None, None),
+            ("d", 0, 1, 1),
+            ("e", 0, None, 0),
+        )
+    ]
+    columns = ["subject_id", *MEASURES, "lung_found", "airway_found", "heart_found", "chest", "reason"]
+    write_csv(run / "0.csv", rows, columns)
+    measured = {"medsyn": read_measures([run / "0.csv"])}
+    without, with_it = prompt_pair_table("pleural_effusion", [str(run / "pairs.csv")], measured, CONFIG)[1]
+    assert (with_it["n"], with_it["num_missing"], with_it["effusion_volume_ml_mean"]) == (2, 1, 450.0)
+    assert (with_it["num_found"], with_it["num_volumes"], with_it["num_failed"]) == (1, 3, 1)
+    assert (without["num_found"], without["num_volumes"], without["num_failed"]) == (1, 3, 1)  # f was never measured
+    assert without["not_chest_fraction"] == 0.5
+    laa = CONFIG.model_copy(
+        update={
+            "prompt_pairs": {
+                "pleural_effusion": PromptPairConfig(measure="laa950_percent", with_finding="x", without_finding="y")
+            }
+        }
+    )
+    without, with_it = prompt_pair_table("pleural_effusion", [str(run / "pairs.csv")], measured, laa)[1]
+    assert (with_it["n"], with_it["num_missing"], with_it["num_found"], with_it["num_failed"]) == (1, 2, 1, 1)
+
+
 def test_table1_refuses_mixed_extractors() -> None:
     features = {name: FeatureSet(["a"], np.zeros((1, 2), np.float32), name) for name in ("real", "medsyn")}
     with pytest.raises(InputError, match="different extractors"):

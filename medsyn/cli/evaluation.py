@@ -298,8 +298,8 @@ def _ratios(args: argparse.Namespace) -> dict[str, list[float | None]]:
     values: dict[str, list[float | None]] = {"negative": [], "positive": []}
     for name, row in read_prompts(args.prompts).items():
         kind = split_prompt_type(row["prompt_type"])
-        if kind is not None and kind[0] == "cardiomegaly" and name in measured:
-            values["positive" if kind[1] else "negative"].append(measured[name]["cardiothoracic_ratio"])
+        if kind is not None and kind[0] == "cardiomegaly":
+            values["positive" if kind[1] else "negative"].append(measured.get(name, {}).get("cardiothoracic_ratio"))
     return values
 
 

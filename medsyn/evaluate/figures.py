@@ -118,7 +118,7 @@ def figure4(
 def figure5(out: Path, values: Mapping[str, Sequence[float | None]], phantom: bool) -> None:
     """Distribution of the cardiothoracic ratio by prompt: every volume as a tick, density, and mean.
 
-    values: CTRs by "negative" and "positive".
+    values: CTRs by "negative" and "positive"; None where no heart was found, which the legend counts.
     """
     footer = "Ticks: one volume each; curves: Gaussian kernel density; dashed lines: means. "
     p_value = one_tailed_p_value(values["positive"], values["negative"])
@@ -134,7 +134,8 @@ def figure5(out: Path, values: Mapping[str, Sequence[float | None]], phantom: bo
         x = np.linspace(pooled.min() - margin, pooled.max() + margin, 400)
         labels = {"negative": "prompt without cardiomegaly", "positive": "prompt with cardiomegaly"}
         for k, (word, sample) in enumerate(known.items()):
-            _density(axes, x, sample, ACCENTS[k], f"{labels[word]} (n = {len(sample)})", level=k)
+            count = f"{len(sample)} of {len(values[word])}"
+            _density(axes, x, sample, ACCENTS[k], f"{labels[word]} (n = {count})", level=k)
         axes.set_xlabel("cardiothoracic ratio", fontsize=9, color=INK)
         axes.set_ylabel("density", fontsize=9, color=INK)
         axes.tick_params(labelsize=8, colors=FAINT)

@@ -16,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
-from medsyn.evaluate.measures import MEASURES
+from medsyn.evaluate.measures import ANATOMIES, MEASURES
 from medsyn.files import read_csv
+from medsyn.progress import log
 from medsyn.volume import STRUCTURES
 
+VALIDITY = (*(f"{name}_found" for name in ANATOMIES), "chest")
+"""Columns beside the measures: 1 yes, 0 no, empty where the measurement failed."""
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 WITH, WITHOUT = ("positive", "with"), ("negative", "without")
 
@@ -87,13 +90,26 @@ def split_prompt_type(prompt_type: str) -> tuple[str, bool] | None:
 
 
 def read_measures(paths: Iterable[str | Path]) -> dict[str, dict[str, float | None]]:
-    """Measures by subject (or sample) id; an empty field is None. A field that is no number is an InputError."""
+    """Return MEASURES and VALIDITY by subject (or sample) id; an empty field is None, another text an InputError.
+
+    A file without columns of VALIDITY has no such entries: what is absent in it cannot be told from what failed.
+    """
     table: dict[str, dict[str, float | None]] = {}
     for path in paths:
-        for row in read_csv(path, ["subject_id", *MEASURES]):
+        rows = read_csv(path, ["subject_id", *MEASURES])
+        absent = [name for name in VALIDITY if rows and name not in rows[0]]
+        if absent:
+            log.warning(
+                "%s: no column %s; an empty measure counts as failed, not as absent anatomy; measure again with"
+                " `medsyn measure`",
+                path,
+                ", ".join(absent),
+            )
+        for row in rows:
             if row["subject_id"] in table:
                 raise InputError(f"{path}: '{row['subject_id']}' is measured twice; give every file once")
-            table[row["subject_id"]] = {name: _number(row[name], name, path) for name in MEASURES}
+            names = [*MEASURES, *(name for name in VALIDITY if name in row)]
+            table[row["subject_id"]] = {name: _number(row[name], name, path) for name in names}
     return table
 
 

@@ -7,10 +7,10 @@
 - `cardiothoracic_ratio`: maximal cardiac width over maximal inner thoracic width at the same axial level (Table IV).
   Without a heart between two lungs no value.
 
-An amount of absent anatomy is 0: leaving the volume out would average a method over its better volumes. A ratio of absent
-anatomy is not defined. Fluid is searched for beside the lungs; a volume without lungs holds no fluid that can be called
-pleural, so its effusion is 0, and `found["lung"]` tells it from a chest without fluid. A structure whose segmentation
-failed with an error says nothing about the anatomy: its measures have no value, and the other measures stand.
+An amount of absent anatomy is 0: leaving the volume out would average a method over its better volumes. A ratio of
+absent anatomy is not defined. Fluid is searched for beside the lungs; a volume without lungs holds no fluid that can be
+called pleural, so its effusion is 0, and `found["lung"]` tells it from a chest without fluid. A structure whose
+segmentation failed with an error says nothing about the anatomy: its measures have no value, and the others stand.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ NO_LUNG, NO_AIRWAY, NO_HEART = "no lung found", "no airway found", "no axial sli
 
 @dataclass(frozen=True)
 class Measured:
-    """values: every name of MEASURES -> number or None; found: every name of ANATOMIES -> whether it is there (None: its
-    segmentation failed); reasons: why, for each None and each 0 of absent anatomy.
+    """values: every name of MEASURES -> number or None; found: every name of ANATOMIES -> whether it is there (None:
+    its segmentation failed); reasons: why, for each None and each 0 of absent anatomy.
     """
 
     values: dict[str, float | None]

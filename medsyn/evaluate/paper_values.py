@@ -40,41 +40,62 @@ PAPER: dict[int, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
 }
 """Table number -> (header, rows)."""
 
+_TESTS = (
+    " p: the paper's one-tailed two-sample t-test (Welch's), which takes the two groups as independent. p, paired: the"
+    " one-tailed paired t-test over {unit}; it assumes independent {unit} and normal differences. d_z: mean difference"
+    " over the standard deviation of the differences, with 95 % bounds of the noncentral t distribution."
+)
+_BY_SEED = _TESTS.format(unit="seeds") + (
+    " The samples with and without the finding share their seeds; several sentences of one seed count once."
+)
+_FOUND = " Every generated volume is counted; “found”: those in which {anatomy} found."
+_VERDICT = " “Not a chest”: share that `medsyn inspect` would reject."
+
 CAPTIONS: dict[int, tuple[str, str]] = {
     1: (
         "Table I. Quality of synthesis",
         "Fréchet distance (FID) and maximum mean discrepancy (MMD) to the real validation volumes, on features of the"
         " network named below; lower is closer. FIDs are comparable only within this table. The row “real” is the"
         " distance between two random halves of the real volumes; compare it with the column “FID, half”, where every"
-        " method is given at the same, smaller number of volumes. p: the airway is larger than without shape.",
+        " method is given at the same, smaller number of volumes. A volume without airway counts with 0 mm³; “airway"
+        " found” says in how many there is one. Tested is that the airway is larger than without shape. Paired are the"
+        " volumes of one prompt and seed." + _TESTS.format(unit="prompts") + _VERDICT,
     ),
     2: (
         "Table II. Pleural effusion",
-        "Segmented effusion in volumes generated with a prompt and with its reverse. p: one-tailed Welch t-test.",
+        "Segmented effusion in volumes generated with a prompt and with its reverse; a volume without lungs counts with"
+        " 0 ml." + _FOUND.format(anatomy="lungs were") + _BY_SEED + _VERDICT,
     ),
     3: (
         "Table III. Bullous emphysema",
-        "Share of lung voxels below −950 HU (%LAA-950) by prompt. p: one-tailed Welch t-test.",
+        "Share of lung voxels below −950 HU (%LAA-950) by prompt; a volume without lungs has no value and is counted as"
+        " missing." + _FOUND.format(anatomy="lungs were") + _BY_SEED + _VERDICT,
     ),
     4: (
         "Table IV. Cardiomegaly",
-        "Cardiothoracic ratio (widest heart over widest inner thorax on one axial level) by prompt."
-        " p: one-tailed Welch t-test.",
+        "Cardiothoracic ratio (widest heart over widest inner thorax on one axial level) by prompt; a volume without"
+        " heart between two lungs has no value and is counted as missing."
+        + _FOUND.format(anatomy="a heart was")
+        + _BY_SEED
+        + _VERDICT,
     ),
     5: (
         "Table V. Segmentation by generation",
         "The image is given and the model fills in the masks: Dice of airway and lobes (mean of five) with the tool's"
-        " masks of the same image, without and with the patient's report as prompt.",
+        " masks of the same image, without and with the patient's report as prompt. Both share subject and seed."
+        + _TESTS.format(unit="subjects"),
     ),
     6: (
         "Table VI. Data augmentation",
         "Cross-validated classifiers trained on real volumes alone and with generated volumes added, for the same"
-        " number of optimiser steps; tested on real volumes only. Mean ± standard deviation over the folds.",
+        " number of optimiser steps; tested on real volumes only. Mean ± standard deviation over the folds. p, paired:"
+        " the one-tailed paired t-test of augmented against baseline over the folds, which share training volumes and"
+        " are not independent, so that p is too small; the paper has no test here.",
     ),
     7: (
         "Table VII. Language model",
-        "Segmented effusion in volumes of two models that differ only in the language model. p: one-tailed Welch"
-        " t-test.",
+        "Segmented effusion in volumes of two models that differ only in the language model; a volume without lungs"
+        " counts with 0 ml." + _FOUND.format(anatomy="lungs were") + _BY_SEED + _VERDICT,
     ),
 }
 """Table number -> (title, what it shows)."""

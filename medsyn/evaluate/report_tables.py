@@ -23,8 +23,17 @@ HEADERS = {
     "n_synthetic": "generated volumes",
     "num_missing": "missing",
     "p_value": "p",
-    "airway_dice_p_value": "p (airway)",
-    "lobe_dice_p_value": "p (lobes)",
+    "p_paired": "p, paired",
+    "effect_size": "d_z",
+    "n_pairs": "pairs",
+    "num_found": "found",
+    "airway_found": "airway found",
+    "not_chest_fraction": "not a chest",
+    **{
+        f"{stem}_{part}": f"{word} ({name})"
+        for stem, name in (("airway_dice", "airway"), ("lobe_dice", "lobes"), ("accuracy", "accuracy"), ("f1", "F1"))
+        for part, word in (("p_value", "p"), ("p_paired", "p, paired"), ("effect_size", "d_z"), ("n_pairs", "pairs"))
+    },
     "airway_volume_mm3": "Airway volume (mm³)",
     "effusion_volume_ml": "Effusion (ml)",
     "laa950_percent": "%LAA-950",
@@ -35,7 +44,10 @@ HEADERS = {
     "f1": "F1",
 }
 BELOW_TABLE = ("feature_extractor", "note", "prompt")
-HIDDEN = (*BELOW_TABLE, "label", "p_value_versus")
+HIDDEN = (*BELOW_TABLE, "label", "p_value_versus", "num_volumes", "num_failed")
+HIDDEN_ENDINGS = ("n_units", "num_unpaired", "_dice_n")
+FOUND = ("num_found", "airway_found")
+"""Shown as "x of n", n being num_volumes."""
 NOTE_TITLES = {"feature_extractor": "Feature extractor", "note": "Note", "prompt": "Prompt"}
 
 
@@ -50,7 +62,7 @@ def display_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[li
         if stem is None and name.endswith(("_ci_low", "_ci_high")):
             continue
         target = stem or name
-        if target not in columns and target not in HIDDEN:
+        if target not in columns and target not in HIDDEN and not target.endswith(HIDDEN_ENDINGS):
             columns.append(target)
     cells = [[_cell(row, name, name in stems) for name in columns] for row in rows]
     notes = [
@@ -89,8 +101,12 @@ def _cell(row: Mapping[str, Any], name: str, is_summary: bool) -> Cell:
     if is_summary:
         mean, std = row[f"{name}_mean"], row.get(f"{name}_std", "")
         main = number(mean) + (f" ± {number(std)}" if std else "")
-    elif name == "p_value" or name.endswith("_p_value"):
+    elif name.endswith(("p_value", "p_paired")):
         main = p_value(row[name])
+    elif name in FOUND and row[name]:
+        main = f"{number(row[name])} of {number(row['num_volumes'])}"
+    elif name == "not_chest_fraction" and row[name]:
+        main = f"{100 * float(row[name]):.0f} %"
     elif name == "method" and row.get("label"):
         main = row["label"]
     elif name == "prompt_type":

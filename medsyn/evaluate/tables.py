@@ -1,8 +1,12 @@
 """Tables I to VII as tidy rows: one row a method or prompt type, every number computed from the files given.
 
-Functions take what `medsyn.evaluate.inputs` reads and return (columns, rows). A volume whose measure has no value is
-left out of mean and test and counted in `num_missing`; `n` counts the values that were used. Means come with the sample
-standard deviation and percentile bootstrap bounds (95 %); p-values are of one-tailed Welch t-tests.
+Functions take what `medsyn.evaluate.inputs` reads and return (columns, rows). Every generated volume is counted:
+`num_volumes` of them, in `num_found` (Table I: `airway_found`) of which the anatomy that the measure is of was found.
+Absent anatomy is 0 where the measure is an amount. A volume without value (a ratio of absent anatomy, or a measurement
+that failed: `num_failed`) is left out of mean and test and counted in `num_missing`; `n` counts the values that were
+used. `not_chest_fraction` is the share of volumes that `medsyn inspect` would reject. Means come with the sample
+standard deviation and percentile bootstrap bounds (95 %); `p_value` is of the one-tailed Welch t-test, the columns
+after it of the paired one (`medsyn.evaluate.pairing`).
 """
 
 from __future__ import annotations
@@ -25,13 +29,15 @@ from medsyn.evaluate.distances import (
     maximum_mean_discrepancy,
 )
 from medsyn.evaluate.inputs import FeatureSet, read_prompts, split_prompt_type, text_fields
+from medsyn.evaluate.measures import NEEDS
+from medsyn.evaluate.pairing import PairedTest, pair_by_seed, paired_columns, paired_test
 from medsyn.evaluate.statistics import one_tailed_p_value, summarise
 from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.provenance import provenance
 
 Rows = list[dict[str, Any]]
 Table = tuple[list[str], Rows]
-MeasureTable = Mapping[str, Mapping[str, float | None]]
+MeasureRows = Mapping[str, Mapping[str, float | None]]
 REAL = "real"
 FINDING_OF_TABLE = {2: "pleural_effusion", 3: "emphysema", 4: "cardiomegaly"}
 MEASURE_OF_FINDING = {
@@ -43,7 +49,7 @@ MEASURE_OF_FINDING = {
 
 def table1(
     features: Mapping[str, FeatureSet],
-    measures: Mapping[str, MeasureTable],
+    measures: Mapping[str, MeasureRows],
     config: EvaluationConfig,
     against: str | None = None,
     labels: Mapping[str, str] | None = None,
@@ -53,13 +59,14 @@ def table1(
     FID and MMD use equally many real and synthetic volumes (`n_fid`, at most config.num_fid_samples). The row `real`
     holds the mean distance of random halves of the real volumes to each other; `fid_half` and `mmd_half` give every
     method at that same, smaller number, where it can be compared with it. `labels` holds full names. p_value:
-    the airway is larger than in the method `against`.
+    the airway is larger than in the method `against`; p_paired: the same over the prompts that both answered.
     """
     airway = "airway_volume_mm3"
     summary_columns = [f"{airway}_{part}" for part in ("mean", "std", "ci_low", "ci_high")]
     columns = ["method", "label", "n", "fid", "fid_ci_low", "fid_ci_high", "mmd", "mmd_ci_low", "mmd_ci_high", "n_fid"]
     columns += ["fid_half", "mmd_half", "n_half", *summary_columns, "n_airway", "num_missing"]
-    columns += ["p_value", "p_value_versus", "feature_extractor", "note"]
+    columns += ["p_value", "p_value_versus", *paired_columns()]
+    columns += ["airway_found", "num_volumes", "num_failed", "not_chest_fraction", "feature_extractor", "note"]
     names = [*(name for name in dict.fromkeys([*features, *measures]) if name != REAL), REAL]
     if REAL not in features and REAL not in measures:
         raise InputError("table 1: no files labelled 'real'; pass --features real .. and --measures real ..")
@@ -74,16 +81,26 @@ def table1(
             "label": (labels or {}).get(name, name),
             "n": len(features[name].ids) if name in features else len(values),
         }
-        row |= _summary(values, airway, config) if name in measures else {}
+        if name in measures:
+            row |= _summary(values, airway, config) | _validity(list(measures[name].values()), airway)
+            row["airway_found"] = row.pop("num_found")
         row["n_airway"] = row.pop("n_used", 0)
         if against is not None and against in measures and name != against and name in measures:
             other = [entry[airway] for entry in measures[against].values()]
             row |= {"p_value": one_tailed_p_value(values, other), "p_value_versus": against}
+            if name != REAL:
+                row |= _paired_by_prompt(measures[name], measures[against], airway).columns()
         if REAL in features and name in features:
             row |= _distances(features[REAL].features, None if name == REAL else features[name].features, config)
             row["feature_extractor"] = features[name].extractor
         rows.append(row)
     return columns, rows
+
+
+def _paired_by_prompt(method: MeasureRows, other: MeasureRows, name: str) -> PairedTest:
+    """Compare two methods on the samples of equal id, which share prompt and seed."""
+    ids = dict.fromkeys([*method, *other])
+    return paired_test((i, method.get(i, {}).get(name), other.get(i, {}).get(name)) for i in ids)
 
 
 def _distances(real: NDArray, synthetic: NDArray | None, config: EvaluationConfig) -> dict[str, Any]:
@@ -113,22 +130,23 @@ def _distances(real: NDArray, synthetic: NDArray | None, config: EvaluationConfi
 def prompt_pair_table(
     finding: str,
     prompts: Sequence[str],
-    measures: Mapping[str, MeasureTable],
+    measures: Mapping[str, MeasureRows],
     config: EvaluationConfig,
     *,
     name_methods: bool = False,
 ) -> Table:
     """Tables II to IV and VII: a measure of volumes prompted without and with `finding`, two rows a method.
 
-    With `name_methods` (Table VII) a column `language_model` names the method. p_value stands in the row with the
-    finding: its measure is larger than without it.
+    With `name_methods` (Table VII) a column `language_model` names the method. p_value and p_paired stand in the row
+    with the finding: its measure is larger than without it. A pair are the samples with and without of one seed.
     """
     pair = config.prompt_pairs.get(finding)  # type: ignore[call-overload]
     measure = pair.measure if pair is not None else MEASURE_OF_FINDING.get(finding)
     if measure is None:
         raise InputError(f"no measure is defined for '{finding}'; add it to evaluation.prompt_pairs")
     columns = ["prompt_type", "n", *(f"{measure}_{part}" for part in ("mean", "std", "ci_low", "ci_high"))]
-    columns += ["p_value", "num_missing", "prompt"]
+    columns += ["p_value", *paired_columns(), "num_missing", "num_found", "num_volumes", "num_failed"]
+    columns += ["not_chest_fraction", "prompt"]
     if name_methods:
         columns = ["language_model", *columns]
     elif len(measures) != 1:
@@ -136,44 +154,58 @@ def prompt_pair_table(
     rows: Rows = []
     for method, table in measures.items():
         samples = _samples_of(finding, prompts, table, method)
-        values = {sign: [table.get(name, {}).get(measure) for name in names] for sign, (names, _) in samples.items()}
+        measured = {sign: [table.get(row["sample_id"], {}) for row in chosen] for sign, chosen in samples.items()}
+        values = {sign: [entry.get(measure) for entry in entries] for sign, entries in measured.items()}
         for sign, word in ((False, "without"), (True, "with")):
-            row = _summary(values[sign], measure, config)
+            row = _summary(values[sign], measure, config) | _validity(measured[sign], measure)
             row |= {"language_model": method, "prompt_type": f"{finding}/{word}", "n": row.pop("n_used")}
-            row["prompt"] = samples[sign][1]
-            row["p_value"] = one_tailed_p_value(values[True], values[False]) if sign else None
+            row["prompt"] = " | ".join(dict.fromkeys(entry["text"] for entry in samples[sign]))
+            if sign:
+                row["p_value"] = one_tailed_p_value(values[True], values[False])
+                row |= _paired_by_seed(samples[True], samples[False], table, measure).columns()
             rows.append(row)
     return columns, rows
 
 
+def _paired_by_seed(
+    with_it: Sequence[Mapping[str, str]], without: Sequence[Mapping[str, str]], table: MeasureRows, name: str
+) -> PairedTest:
+    pairs = pair_by_seed(with_it, without)
+    return paired_test(
+        (seed, table.get(a or "", {}).get(name), table.get(b or "", {}).get(name)) for seed, a, b in pairs
+    )
+
+
 def _samples_of(
-    finding: str, prompts: Sequence[str], table: MeasureTable, method: str
-) -> dict[bool, tuple[list[str], str]]:
-    """Sample ids and prompt text by sign; only of prompt files from which `table` holds at least one sample."""
-    names: dict[bool, list[str]] = {True: [], False: []}
-    texts: dict[bool, list[str]] = {True: [], False: []}
+    finding: str, prompts: Sequence[str], table: MeasureRows, method: str
+) -> dict[bool, list[dict[str, str]]]:
+    """Return the prompt rows by sign; only of prompt files from which `table` holds at least one sample."""
+    found: dict[bool, dict[str, dict[str, str]]] = {True: {}, False: {}}
     for path in prompts:
         rows = read_prompts([path])
         if not any(name in table for name in rows):
             continue
         for name, row in rows.items():
             kind = split_prompt_type(row["prompt_type"])
-            if kind is not None and kind[0] == finding and name not in names[kind[1]]:
-                names[kind[1]].append(name)
-                texts[kind[1]].append(row["text"])
+            if kind is not None and kind[0] == finding:
+                found[kind[1]].setdefault(name, row)
     for sign in (True, False):
-        if not names[sign]:
+        if not found[sign]:
             word = "with" if sign else "without"
             raise InputError(f"{', '.join(prompts)}: no measured sample of '{method}' has prompt_type {finding}/{word}")
-    return {sign: (names[sign], " | ".join(dict.fromkeys(texts[sign]))) for sign in names}
+    return {sign: list(rows.values()) for sign, rows in found.items()}
 
 
 def table5(scores: Sequence[str | Path], config: EvaluationConfig) -> Table:
-    """Segmentation: Dice of airway and lobes, without and with the report as prompt, from `score-segmentation`."""
+    """Segmentation: Dice of airway and lobes, without and with the report as prompt, from `score-segmentation`.
+
+    A pair are the samples of one subject and seed. `n` is the smaller of the structures' counts.
+    """
     entries = [row for path in scores for row in read_csv(path, ["sample_id", "text", "airway_dice", "lobe_dice"])]
     structures = ("airway_dice", "lobe_dice")
     columns = ["text", "n", *(f"{s}_{part}" for s in structures for part in ("mean", "std", "ci_low", "ci_high"))]
-    columns += [*(f"{s}_p_value" for s in structures), "num_missing"]
+    columns += [*(f"{s}_p_value" for s in structures), "num_missing", "num_volumes", *(f"{s}_n" for s in structures)]
+    columns += [name for s in structures for name in paired_columns(f"{s}_")]
     rows: Rows = []
     for text in ("without", "with"):
         row: dict[str, Any] = {"text": text}
@@ -181,17 +213,31 @@ def table5(scores: Sequence[str | Path], config: EvaluationConfig) -> Table:
         for structure in structures:
             values = _column(chosen, structure)
             row |= _summary(values, structure, config)
-            row["n"] = min(row.get("n", len(values)), row.pop("n_used"))
+            row[f"{structure}_n"] = row.pop("n_used")
+            row["n"] = min(row.get("n", len(values)), row[f"{structure}_n"])
             if text == "with":
                 other = _column([entry for entry in entries if entry["text"] == "without"], structure)
                 row[f"{structure}_p_value"] = one_tailed_p_value(values, other)
-        row["num_missing"] = len(chosen) - row["n"]
+                row |= _paired_by_subject(entries, structure).columns(f"{structure}_")
+        row |= {"num_missing": len(chosen) - row["n"], "num_volumes": len(chosen)}
         rows.append(row)
     return columns, rows
 
 
+def _paired_by_subject(entries: Sequence[Mapping[str, str]], structure: str) -> PairedTest:
+    """Compare the samples with text to those without of the same subject and seed."""
+    pairs: dict[tuple[str, str], dict[str, float | None]] = {}
+    for entry, value in zip(entries, _column(entries, structure), strict=True):
+        if entry.get("subject_id"):
+            pairs.setdefault((entry["subject_id"], entry.get("seed", "")), {})[entry["text"]] = value
+    return paired_test((subject, pair.get("with"), pair.get("without")) for (subject, _), pair in pairs.items())
+
+
 def table6(scores: Sequence[str | Path]) -> Table:
-    """Data augmentation: accuracy and F1 over the folds, one row a method and finding, from `classify`."""
+    """Data augmentation: accuracy and F1 over the folds, one row a method and finding, from `classify`.
+
+    p_paired: over the folds, the method is better than the first one, the baseline.
+    """
     entries: list[dict[str, str]] = []
     findings: list[str] = []
     for path in scores:
@@ -199,9 +245,10 @@ def table6(scores: Sequence[str | Path]) -> Table:
         entries += part
         findings += [part[0]["finding"] if part else Path(path).stem]
     columns = ["method", "finding", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"]
-    columns += ["folds", "n_real", "n_synthetic"]
+    columns += ["folds", "n_real", "n_synthetic", *paired_columns("accuracy_"), *paired_columns("f1_")]
     rows: Rows = []
-    for method in dict.fromkeys(entry["method"] for entry in entries) or ("baseline", "augmented"):
+    methods = list(dict.fromkeys(entry["method"] for entry in entries)) or ["baseline", "augmented"]
+    for method in methods:
         for finding in dict.fromkeys(findings):
             chosen = [entry for entry in entries if (entry["method"], entry["finding"]) == (method, finding)]
             row: dict[str, Any] = {"method": method, "finding": finding, "folds": len(chosen)}
@@ -209,10 +256,37 @@ def table6(scores: Sequence[str | Path]) -> Table:
                 values = [float(entry[score]) for entry in chosen]
                 row[f"{score}_mean"] = float(np.mean(values)) if values else None
                 row[f"{score}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+                if method != methods[0]:
+                    first = [entry for entry in entries if (entry["method"], entry["finding"]) == (methods[0], finding)]
+                    row |= _paired_by_fold(chosen, first, score).columns(f"{score}_")
             row["n_real"] = sum(int(entry["n_test"]) for entry in chosen)
             row["n_synthetic"] = int(chosen[0]["n_synthetic"]) if chosen else 0
             rows.append(row)
     return columns, rows
+
+
+def _paired_by_fold(chosen: Sequence[Mapping[str, str]], other: Sequence[Mapping[str, str]], score: str) -> PairedTest:
+    scores = [{entry["fold"]: float(entry[score]) for entry in part} for part in (chosen, other)]
+    return paired_test(
+        (fold, scores[0].get(fold), scores[1].get(fold)) for fold in dict.fromkeys(scores[0] | scores[1])
+    )
+
+
+def _validity(entries: Sequence[Mapping[str, float | None]], measure: str) -> dict[str, Any]:
+    """Count the volumes, those with the anatomy that `measure` is of, those that failed; the share that is no chest.
+
+    An entry that does not say whether the anatomy was found has it where it has a value, and failed where it has none.
+    """
+    key = f"{NEEDS[measure]}_found"
+    absent = [entry.get(key) == 0 for entry in entries]
+    failed = [entry.get(measure) is None and not gone for entry, gone in zip(entries, absent, strict=True)]
+    verdicts = [entry["chest"] for entry in entries if entry.get("chest") is not None]
+    return {
+        "num_found": len(entries) - sum(absent) - sum(failed),
+        "num_volumes": len(entries),
+        "num_failed": sum(failed),
+        "not_chest_fraction": 1.0 - float(np.mean(verdicts)) if verdicts else None,  # type: ignore[arg-type]
+    }
 
 
 def write_table(

@@ -69,7 +69,7 @@ class TotalSegmentator:
         )
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        """Return the structures of a CT in HU in model orientation, one run per task; an absent one is an empty mask."""
+        """Return the structures of a CT in HU in model orientation, one run per task; what is absent is empty."""
         masks: dict[str, NDArray[np.uint8]] = {}
         image = to_nifti(volume)
         for task in dict.fromkeys(CLASSES[name][0] for name in structures):

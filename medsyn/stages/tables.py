@@ -14,8 +14,8 @@ from medsyn.config import MasksConfig, MeasureStage
 from medsyn.ct.inspect import judge, read_hu
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
-from medsyn.evaluate.inputs import keep_split
-from medsyn.evaluate.measures import ANATOMIES, MEASURES, Measured, measure
+from medsyn.evaluate.inputs import VALIDITY, keep_split
+from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import laid_on, reorient
@@ -26,7 +26,7 @@ from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted, is_of_the_mac
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 from medsyn.weight_files import ANATOMY
 
-MEASURE_COLUMNS = ("subject_id", *MEASURES, *(f"{name}_found" for name in ANATOMIES), "chest", "reason")
+MEASURE_COLUMNS = ("subject_id", *MEASURES, *VALIDITY, "reason")
 GIVEN_STRUCTURES = ("lobes", "airway")
 """Masks that `measure --masks` reads."""
 QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")

@@ -1,0 +1,157 @@
+"""Paired tests on cases that can be worked out by hand, and which rows of the tables make a pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from medsyn.config import EvaluationConfig, PromptPairConfig
+from medsyn.evaluate.measures import MEASURES
+from medsyn.evaluate.pairing import effect_size_bounds, pair_by_seed, paired_test
+from medsyn.evaluate.tables import prompt_pair_table, table1, table5, table6
+from medsyn.files import write_csv
+
+PAIR = PromptPairConfig(measure="effusion_volume_ml", with_finding="Large effusion.", without_finding="No effusion.")
+CONFIG = EvaluationConfig(num_fid_samples=4, num_bootstrap=20, prompt_pairs={"pleural_effusion": PAIR})
+PREFIXED = ("p_paired", "effect_size", "n_pairs", "n_units", "num_unpaired")
+
+
+def test_paired_test_by_hand() -> None:
+    greater, smaller = [3.0, 5.0, 4.0, 8.0], [1.0, 4.0, 1.0, 2.0]
+    test = paired_test(zip("abcd", greater, smaller, strict=True))
+    # differences 2, 1, 3, 6: mean 3, squares of deviations 1 + 4 + 0 + 9 = 14, sd = sqrt(14 / 3)
+    assert test.effect_size == pytest.approx(3 / np.sqrt(14 / 3))
+    assert test.p_value == pytest.approx(stats.t.sf(2 * 3 / np.sqrt(14 / 3), 3))
+    assert test.p_value == pytest.approx(stats.ttest_rel(greater, smaller, alternative="greater").pvalue)
+    assert (test.n_pairs, test.n_units, test.num_unpaired) == (4, 4, 0)
+    reverse = paired_test(zip("abcd", smaller, greater, strict=True))
+    assert reverse.p_value == pytest.approx(1 - test.p_value)
+    assert reverse.effect_size == -test.effect_size
+
+
+def test_pairs_of_one_unit_count_once_and_missing_values_drop_the_pair() -> None:
+    rows = [("a", 4.0, 1.0), ("a", 2.0, 1.0), ("b", 6.0, 2.0), ("c", None, 1.0), ("d", 1.0, None), ("e", 1.0, 0.0)]
+    test = paired_test(rows)
+    assert (test.n_pairs, test.n_units, test.num_unpaired) == (4, 3, 2)
+    expected = stats.ttest_1samp([2.0, 4.0, 1.0], 0.0, alternative="greater").pvalue
+    assert test.p_value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [[], [(1.0, 0.0)], [(0.3, 0.1), (0.4, 0.2), (0.9, 0.7)]])
+def test_a_test_that_is_not_defined(values: list[tuple[float, float]]) -> None:
+    test = paired_test((place, *pair) for place, pair in enumerate(values))
+    assert (test.n_pairs, test.p_value, test.effect_size, test.ci_low) == (len(values), None, None, None)
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.5, 10), (3.0, 16), (-1.0, 4), (0.0, 30), (20.0, 4)])
+def test_bounds_put_the_observed_t_at_the_quantiles(effect: float, n: int) -> None:
+    low, high = effect_size_bounds(effect, n)
+    assert low < effect < high
+    for bound, quantile in ((low, 0.975), (high, 0.025)):
+        assert stats.nct.cdf(effect * np.sqrt(n), n - 1, bound * np.sqrt(n)) == pytest.approx(quantile, abs=1e-6)
+    assert effect_size_bounds(1e9, 4) == (None, None)
+
+
+def test_bounds_cover_the_true_effect() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        d = generator.normal(0.8, 1.0, 8)
+        low, high = effect_size_bounds(d.mean() / d.std(ddof=1), 8)
+        hits += low <= 0.8 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def prompt(name: str, seed: str) -> dict[str, str]:
+    return {"sample_id": name, "seed": seed}
+
+
+def test_pairs_by_seed_in_the_order_of_their_names() -> None:
+    first = [prompt("x_with_2", "7"), prompt("x_with_1", "7"), prompt("x_with_3", "8"), prompt("x_with_9", "")]
+    second = [prompt("x_without_1", "7"), prompt("x_without_2", "7"), prompt("x_without_4", "9")]
+    assert sorted(pair_by_seed(first, second)) == [
+        ("7", "x_with_1", "x_without_1"),
+        ("7", "x_with_2", "x_without_2"),
+        ("8", "x_with_3", None),
+        ("9", None, "x_without_4"),
+    ]
+
+
+def test_table2_pairs_the_samples_of_one_seed(tmp_path: Path) -> None:
+    ml = {
+        "with": {"0": 100.0, "1": 210.0, "2": 330.0, "3": None},
+        "without": {"3": 1.0, "2": 30.0, "1": 10.0, "0": 0.0},
+    }
+    rows = [
+        {"sample_id": f"{sign}{seed}", "prompt_type": f"pleural_effusion/{sign}", "text": sign, "seed": seed}
+        for sign, values in ml.items()
+        for seed in values
+    ]
+    write_csv(tmp_path / "pairs.csv", rows, ["sample_id", "prompt_type", "text", "seed"])
+    measured = {
+        f"{sign}{seed}": dict.fromkeys(MEASURES) | {"effusion_volume_ml": value}
+        for sign, values in ml.items()
+        for seed, value in values.items()
+    }
+    columns, (without, with_it) = prompt_pair_table(
+        "pleural_effusion", [str(tmp_path / "pairs.csv")], {"medsyn": measured}, CONFIG
+    )
+    assert columns.index("p_value") + 1 == columns.index("p_paired")
+    assert with_it["p_paired"] == pytest.approx(stats.ttest_1samp([100, 200, 300], 0, alternative="greater").pvalue)
+    assert with_it["effect_size"] == pytest.approx(2.0)
+    assert with_it["effect_size_ci_low"] < 2.0 < with_it["effect_size_ci_high"]
+    assert (with_it["n_pairs"], with_it["n_units"], with_it["num_unpaired"]) == (3, 3, 1)
+    assert not set(PREFIXED) & set(without)
+
+
+def test_table1_pairs_the_methods_by_sample() -> None:
+    airways = {"medsyn": {"a": 30.0, "b": 40.0, "c": 0.0}, "worse": {"c": 0.0, "b": 10.0, "a": 20.0, "d": 9.0}}
+    measures = {
+        method: {
+            name: dict.fromkeys(MEASURES) | {"airway_volume_mm3": value, "airway_found": float(value > 0), "chest": 1.0}
+            for name, value in values.items()
+        }
+        for method, values in (*airways.items(), ("real", {"r": 50.0}))
+    }
+    medsyn, worse, real = table1({}, measures, CONFIG, "worse")[1]
+    assert medsyn["p_paired"] == pytest.approx(stats.ttest_1samp([10, 30, 0], 0, alternative="greater").pvalue)
+    assert (medsyn["n_pairs"], medsyn["num_unpaired"]) == (3, 1)
+    assert "p_paired" not in worse and "p_paired" not in real and "p_value" in real
+
+
+def test_table5_pairs_by_subject(tmp_path: Path) -> None:
+    dice = {
+        "with": {"s1": 0.8, "s2": 0.9, "s3": 0.5, "s4": 0.5},
+        "without": {"s3": 0.4, "s2": 0.6, "s1": 0.6, "s4": None},
+    }
+    rows = [
+        {"sample_id": f"{s}_{text}", "subject_id": s, "text": text, "airway_dice": value, "lobe_dice": 0.5}
+        for text, values in dice.items()
+        for s, value in values.items()
+    ]
+    write_csv(tmp_path / "s.csv", rows, ["sample_id", "subject_id", "text", "airway_dice", "lobe_dice"])
+    without, with_text = table5([tmp_path / "s.csv"], CONFIG)[1]
+    expected = stats.ttest_rel([0.8, 0.9, 0.5], [0.6, 0.6, 0.4], alternative="greater").pvalue
+    assert with_text["airway_dice_p_paired"] == pytest.approx(expected)
+    assert (with_text["airway_dice_n_pairs"], with_text["airway_dice_num_unpaired"]) == (3, 1)
+    assert with_text["lobe_dice_p_paired"] is None
+    assert (without["airway_dice_n"], without["lobe_dice_n"], without["num_volumes"]) == (3, 4, 4)
+
+
+def test_table6_pairs_by_fold(tmp_path: Path) -> None:
+    scores = {"baseline": (0.5, 0.75, 0.5), "augmented with M": (0.75, 0.75, 1.0)}
+    columns = ["method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_test", "n_synthetic"]
+    rows = [
+        dict(zip(columns, (method, "nodule", fold, value, 0.5, 4, 2, 0), strict=True))
+        for method, values in scores.items()
+        for fold, value in enumerate(values)
+    ]
+    write_csv(tmp_path / "nodule.csv", rows, columns)
+    baseline, augmented = table6([tmp_path / "nodule.csv"])[1]
+    expected = stats.ttest_1samp([0.25, 0.0, 0.5], 0, alternative="greater").pvalue
+    assert augmented["accuracy_p_paired"] == pytest.approx(expected)
+    assert (augmented["accuracy_n_pairs"], augmented["f1_p_paired"]) == (3, None)
+    assert "accuracy_p_paired" not in baseline
