@@ -367,3 +367,18 @@ def test_real_chest_on_the_grid(shared_data: Path) -> None:
     twice = Volume(source.array.astype(np.int32) - 1024, source.spacing_mm, source.origin_mm, source.direction)
     with pytest.raises(InputError, match="rescaled twice"):
         preprocess(twice, CONFIG)
+
+
+def test_what_is_no_chest_is_centred_on_the_grid_if_none_is_required() -> None:
+    array = np.full((40, 40, 40), -1000, np.int16)
+    array[10:30, 10:30, 10:30] = 300
+    volume = Volume(array, (5.0, 5.0, 5.0), (300.0, -70.0, 1000.0))
+    config = PreprocessConfig(size=(32, 32, 32), field_of_view_mm=(320.0, 320.0, 320.0), alignment="atlas")
+    with pytest.raises(InputError, match="rejected, not a chest"):
+        preprocess(volume, config)
+    result = preprocess(volume, config, require_chest=False)
+    assert result.volume.array.shape == (32, 32, 32)
+    inside = np.argwhere(result.volume.array > 0)
+    np.testing.assert_allclose(inside.mean(0), 15.5, atol=0.01)
+    assert result.qc["alignment_used"] == "none"
+    assert "not a chest" in result.qc["warnings"][0]

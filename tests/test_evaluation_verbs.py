@@ -204,6 +204,11 @@ def test_segmentation_scores(run: Path) -> None:
     assert (scored["text"], without_masks["text"], absent["text"]) == ("with", "without", "without")
     assert without_masks["airway_dice"] == "" and "airway.nii.gz" in without_masks["reason"]
     assert absent["reason"] == "no generated volume"
+    (run / "samples/p0/airway.nii.gz").unlink()
+    assert verb("score-segmentation", "--prompts", run / "seg.csv", *options) == 0
+    without_airway = read_csv(out)[0]
+    assert (without_airway["airway_dice"], without_airway["reason"]) == ("", "no p0/airway.nii.gz")
+    assert float(without_airway["lobe_dice"]) == pytest.approx(2 / 3, abs=1e-6)
     assert verb("score-segmentation", "--prompts", run / "prompts.csv", *options) == 2
 
 
@@ -215,10 +220,47 @@ def test_evaluate_two_folders_without_extractor(run: Path) -> None:
     assert verb("evaluate", "--real", run / "real", "--synthetic", run / "fake", "--out", out, "--quiet") == 0
     rows = {row["metric"]: row for row in read_csv(out)}
     assert rows["fid"]["value"] == "" and "--weights" in rows["fid"]["note"]
-    assert rows["lung_volume_ml"]["num_missing_real"] == "2"  # noise without a body holds no lungs
+    lung = rows["lung_volume_ml"]
+    assert (lung["num_missing_real"], lung["num_refused_real"]) == ("2", "2")  # noise without bone is no CT
+    assert (lung["n_synthetic"], lung["num_missing_synthetic"], lung["synthetic_mean"]) == ("2", "0", "0")
+    assert (lung["num_found_synthetic"], lung["not_chest_fraction_synthetic"]) == ("0", "1")
     assert (run / "compared.json").exists()
     (run / "none").mkdir()
     assert verb("evaluate", "--real", run / "none", "--synthetic", run / "fake", "--out", out) == 2
+
+
+def test_generated_volumes_enter_the_distances_whatever_they_show(run: Path) -> None:
+    from chests import chest, write_chest
+
+    for kind in ("normal", "emphysema"):
+        write_chest(run / f"real/{kind}", kind)
+        write_chest(run / f"fake/{kind}", kind)
+    person = chest("normal").volume
+    noise = np.random.default_rng(1).normal(-800, 60, (40, 40, 40)).astype(np.int16)
+    fakes = {
+        "noise": Volume(noise, (7.0, 7.0, 7.0)),
+        "empty": person.with_array(np.full_like(person.array, -1024)),
+        "scaled": person.with_array((person.array / 1024.0).clip(-1, 1).astype(np.float32)),
+    }
+    for name, fake in fakes.items():
+        write_volume(run / f"fake/{name}/volume.nii.gz", fake)
+    (run / "fake/broken").mkdir()
+    (run / "fake/broken/volume.nii.gz").write_bytes(b"no image")
+    write_volume(run / "real/noise/volume.nii.gz", fakes["noise"])
+    torch.save({"state_dict": ResNet3d(10, 2).state_dict()}, run / "net.pth")
+    features = FeaturesConfig(depth=10, base_width=2, weights=str(run / "net.pth"))
+    write_json(run / "features.json", FeaturesStage(features=features, window_hu=WINDOW).model_dump(mode="json"))
+    assert train(run, run / "e.safetensors") == 0
+    folders = ["--real", run / "real", "--synthetic", run / "fake", "--weights", run / "e.safetensors"]
+    out = run / "t.csv"
+    assert verb("evaluate", *folders, "--config", run / "preprocess.json", "--out", out, "--quiet") == 0
+    rows = {row["metric"]: row for row in read_csv(out)}
+    fid = rows["fid"]
+    assert (fid["num_volumes_synthetic"], fid["num_refused_synthetic"], fid["num_missing_synthetic"]) == ("6", "2", "2")
+    assert fid["not_chest_fraction_synthetic"] == "0.5"
+    assert (fid["num_volumes_real"], fid["num_missing_real"]) == ("3", "1")
+    airway = rows["airway_volume_mm3"]
+    assert (airway["n_synthetic"], airway["num_found_synthetic"], airway["num_missing_synthetic"]) == ("4", "2", "2")
 
 
 def test_ids_must_be_unique(run: Path) -> None:

@@ -6,7 +6,8 @@ of model space. `transform` maps points of model space to the scanner's space (I
 (`medsyn.ct.register`, affine) and falls back to `lung_centre`, with the reason in qc.json, where that fails.
 Orientation and alignment are one transform: the source is interpolated once (linear by default, -1024 HU outside); a
 source finer than the grid is first smoothed so that its detail does not alias. With `lung_centre` or `none`, a source
-that lies on the model's grid already is kept voxel for voxel.
+that lies on the model's grid already is kept voxel for voxel. A generated volume that is not a chest is brought to the
+grid as well (`require_chest=False`): without alignment, its middle on the grid's middle.
 """
 
 from __future__ import annotations
@@ -57,21 +58,55 @@ def model_grid(config: PreprocessConfig) -> tuple[tuple[float, float, float], tu
 
 
 def preprocess(
-    source: Volume, config: PreprocessConfig, masks: Mapping[str, Volume] | None = None, name: str = "volume"
+    source: Volume,
+    config: PreprocessConfig,
+    masks: Mapping[str, Volume] | None = None,
+    name: str = "volume",
+    *,
+    require_chest: bool = True,
 ) -> Preprocessed:
-    """Bring a CT in HU (and masks on its own grid) to the model's grid; no chest CT: InputError that names `name`."""
+    """Bring a CT in HU (and masks on its own grid) to the model's grid.
+
+    What is not a chest CT is an InputError that names `name`; with `require_chest=False` it is placed by its middle,
+    and qc holds the reasons as `warnings`.
+    """
     model = reorient(source)
     reasons, chest = judge(model)
     if reasons or chest is None:
-        raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
+        if require_chest:
+            raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
+        return _centred(model, config, masks or {}, name, reasons)
     on_grid = config.alignment != "atlas" and lies_on_grid(model, config)
     alignment = _align(model, chest, config, on_grid)
     transform = alignment.transform
-    spacing, origin = model_grid(config)
     air: dict[str, float | None] = {}
     if config.calibrate_air:
         array, air = calibrate_air(model.array)
         model = model.with_array(array)
+    volume, given = _to_grid(model, transform, config, masks or {}, name, on_grid)
+    qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
+    return Preprocessed(volume, transform, given, qc)
+
+
+def _centred(
+    model: Volume, config: PreprocessConfig, masks: Mapping[str, Volume], name: str, reasons: list[str]
+) -> Preprocessed:
+    """Bring a volume that is not a chest to the grid, its middle on the grid's; its air is not calibrated."""
+    transform = sitk.TranslationTransform(3, [float(c) for c in _middle_mm(model)])
+    volume, given = _to_grid(model, transform, config, masks, name, lies_on_grid(model, config))
+    return Preprocessed(volume, transform, given, {"alignment_used": "none", "warnings": reasons})
+
+
+def _to_grid(
+    model: Volume,
+    transform: sitk.Transform,
+    config: PreprocessConfig,
+    masks: Mapping[str, Volume],
+    name: str,
+    on_grid: bool,
+) -> tuple[Volume, dict[str, Volume]]:
+    """Resample a volume and its masks once, or keep their voxels where they lie on the grid already."""
+    spacing, origin = model_grid(config)
     if on_grid:
         volume = Volume(_int16(model.array), spacing, origin)
     else:
@@ -79,10 +114,9 @@ def preprocess(
         volume = _resample(seen, transform, config, INTERPOLATORS[config.interpolation], FILL_HU)
         volume = volume.with_array(_int16(volume.array))
     given = {}
-    for structure, mask in (masks or {}).items():
+    for structure, mask in masks.items():
         given[structure] = _given_mask(mask, model, transform, config, on_grid, f"{name}: mask {structure}")
-    qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
-    return Preprocessed(volume, transform, given, qc)
+    return volume, given
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from medsyn.evaluate.statistics import dice, mean_label_dice
 from medsyn.files import write_csv
 from medsyn.volume import read_volume
 
-COLUMNS = ("sample_id", "subject_id", "text", "airway_dice", "lobe_dice", "reason")
+COLUMNS = ("sample_id", "subject_id", "seed", "text", "airway_dice", "lobe_dice", "reason")
 
 
 def score_segmentation(prompts: Path, samples: Sequence[str], masks: Sequence[str], out: Path) -> None:
     """Write COLUMNS for every prompt row with fix_image; text is `with` or `without` (no prompt).
 
-    A sample without volume or a subject without masks keeps its row, with empty scores and the reason.
+    A sample without volume or a subject without masks keeps its row, with empty scores and the reason. A mask that is
+    missing or cannot be read leaves its own score empty.
     """
     files = list_volumes(samples)
     references = _subject_folders(masks)
@@ -31,7 +32,7 @@ def score_segmentation(prompts: Path, samples: Sequence[str], masks: Sequence[st
         if not prompt.get("fix_image"):
             continue
         subject = subject_of(prompt["fix_image"])
-        row: dict[str, Any] = {"sample_id": sample_id, "subject_id": subject}
+        row: dict[str, Any] = {"sample_id": sample_id, "subject_id": subject, "seed": prompt.get("seed", "")}
         row["text"] = "with" if is_prompted(prompt) else "without"
         if sample_id not in files:
             row["reason"] = "no generated volume"
@@ -52,20 +53,29 @@ def subject_of(value: str) -> str:
 
 
 def _scores(generated: Path, reference: Path) -> dict[str, Any]:
-    pairs = []
-    for name in ("airway", "lobes"):
-        first, second = generated / f"{name}.nii.gz", reference / f"{name}.nii.gz"
-        missing = next((path for path in (first, second) if not path.exists()), None)
-        if missing is not None:
-            return {"reason": f"no {missing.parent.name}/{missing.name}"}
-        pairs.append((read_volume(first).array, read_volume(second).array))
-    if any(a.shape != b.shape for a, b in pairs):
-        return {"reason": "generated and reference masks lie on different grids"}
-    airway = dice(pairs[0][0] > 0, pairs[0][1] > 0)
-    lobe = mean_label_dice(pairs[1][0], pairs[1][1], range(1, 6))
-    empty = " and ".join(name for name, score in (("airway", airway), ("lobes", lobe)) if score is None)
-    rounded = {k: None if v is None else round(v, 6) for k, v in (("airway_dice", airway), ("lobe_dice", lobe))}
-    return rounded | {"reason": f"{empty} empty in both" if empty else ""}
+    scores: dict[str, Any] = {}
+    reasons = []
+    for column, name in (("airway_dice", "airway"), ("lobe_dice", "lobes")):
+        try:
+            score = _score(generated / f"{name}.nii.gz", reference / f"{name}.nii.gz", name)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        scores[column] = None if score is None else round(score, 6)
+        if score is None:
+            reasons.append(f"{name} empty in both")
+    return scores | {"reason": "; ".join(reasons)}
+
+
+def _score(generated: Path, reference: Path, name: str) -> float | None:
+    """Return the Dice of one structure; None if both masks are empty."""
+    missing = next((path for path in (generated, reference) if not path.exists()), None)
+    if missing is not None:
+        raise InputError(f"no {missing.parent.name}/{missing.name}")
+    first, second = read_volume(generated).array, read_volume(reference).array
+    if first.shape != second.shape:
+        raise InputError(f"{name}: the generated and the reference mask lie on different grids")
+    return dice(first > 0, second > 0) if name == "airway" else mean_label_dice(first, second, range(1, 6))
 
 
 def _subject_folders(masks: Sequence[str]) -> dict[str, Path]:
