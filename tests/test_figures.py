@@ -148,6 +148,13 @@ def test_cells_of_the_report() -> None:
     assert [cell["main"] for cell in cells[0]] == ["MedSyn", "4", "0.5", "1", "0.123 ± 0.01"]
     assert cells[0][2]["below"] == "[0.4, 0.6]"
     assert notes == ["Feature extractor: net.", "Note: Half."]
+    counted = {"num_found": "3", "num_volumes": "16", "num_failed": "1", "not_chest_fraction": "0.0625"}
+    counted |= {"p_paired": "0.0002", "effect_size": "1.5", "effect_size_ci_low": "0.7", "effect_size_ci_high": "2.2"}
+    counted |= {"n_pairs": "15", "n_units": "15", "num_unpaired": "1", "airway_dice_n": "4"}
+    header, cells, _ = display_table([counted])
+    assert header == ["found", "not a chest", "p, paired", "d_z", "pairs"]
+    assert [cell["main"] for cell in cells[0]] == ["3 of 16", "6 %", "< 0.001", "1.5", "15"]
+    assert cells[0][3]["below"] == "[0.7, 2.2]"
     assert [number(text) for text in ("12345.6", "123.45", "0.00012345", "", "7")] == [
         "12,346",
         "123.5",

@@ -83,5 +83,5 @@ def _subject_folders(masks: Sequence[str]) -> dict[str, Path]:
     for root in map(Path, masks):
         if not root.is_dir():
             raise InputError(f"{root}: no such folder of masks")
-        folders |= {path.parent.name: path.parent for path in sorted(root.glob("*/lobes.nii.gz"))}
+        folders |= {path.parent.name: path.parent for path in sorted(root.glob("*/*.nii.gz"))}
     return folders
