@@ -10,6 +10,7 @@ from chests import chest, write_chest
 from scipy import ndimage
 
 from medsyn.cli import main
+from medsyn.cohort import Subject
 from medsyn.config import MasksConfig
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError
@@ -29,7 +30,7 @@ from medsyn.masks.morphology import (
 from medsyn.masks.segment import segment
 from medsyn.orientation import orientation_code, reorient
 from medsyn.stages.tables import dice, mask_quality
-from medsyn.volume import STRUCTURES, Volume, read_volume, to_sitk
+from medsyn.volume import STRUCTURES, Volume, read_volume, to_sitk, write_volume
 
 
 @pytest.mark.parametrize("kind", ["normal", "emphysema", "cardiomegaly"])
@@ -177,6 +178,17 @@ def test_mask_quality_by_hand(tmp_path: Path) -> None:
     mask_quality([], [], tmp_path / "empty.csv")
     assert (tmp_path / "empty.csv").read_text(encoding="utf-8").startswith("subject_id,lung,left_upper")
     assert read_csv(tmp_path / "empty.csv") == []
+    volume = Volume(np.zeros((4, 4, 4), np.uint8), (5.0, 5.0, 5.0))
+    for folder, corner in (("masks/p", 0), ("truth", 3)):  # everything lies in the wrong place: Dice 0, not no value
+        array = volume.array.copy()
+        array[corner, corner] = (1, 2, 3, 4)
+        write_volume(tmp_path / folder / "lobes.nii.gz", volume.with_array(array))
+        for name in ("airway", "vessels"):
+            write_volume(tmp_path / folder / f"{name}.nii.gz", volume)
+    subject = Subject("p", "", "", "", "train", "p", "p", truth=str(tmp_path / "truth/truth.json"))
+    mask_quality([tmp_path / "masks"], [subject], tmp_path / "qc.csv")
+    row = read_csv(tmp_path / "qc.csv")[0]
+    assert (row["lung"], row["lobes_mean"], row["airway"]) == ("0.0", "0.0", "")
 
 
 def test_real_chest(shared_data: Path) -> None:

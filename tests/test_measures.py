@@ -120,6 +120,20 @@ def test_a_structure_that_fails_blanks_its_own_measures_only(structure: str, err
         assert {name for name, found in result.found.items() if found is None} == failed
 
 
+@pytest.mark.parametrize("structure", ["effusion", "heart"])
+def test_a_classical_step_that_fails_blanks_its_own_measure_only(
+    structure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("broken")
+
+    step = {"effusion": "segment_effusion", "heart": "cardiothoracic_ratio"}[structure]
+    monkeypatch.setattr(f"medsyn.evaluate.measures.{step}", fail)
+    result = measure(*box_chest())
+    assert {name for name, value in result.values.items() if value is None} == BLANKS[structure]
+    assert "broken" in result.reasons["cardiothoracic_ratio"]
+
+
 def test_what_a_tool_does_not_see_is_absent_and_what_the_machine_lacks_stops() -> None:
     tool = BrokenTool({"airway": NothingFoundError("sees no lung")})
     result = measure_volume(tool.volume, tool=tool)

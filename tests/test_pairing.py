@@ -80,6 +80,12 @@ def test_pairs_by_seed_in_the_order_of_their_names() -> None:
     ]
 
 
+def test_a_named_pair_decides_over_the_order() -> None:
+    first = [prompt("a1", "7") | {"pair": "x"}, prompt("a2", "7") | {"pair": "y"}]
+    second = [prompt("b1", "7") | {"pair": "y"}, prompt("b2", "7") | {"pair": "x"}]
+    assert sorted(pair_by_seed(first, second)) == [("7", "a1", "b2"), ("7", "a2", "b1")]
+
+
 def test_table2_pairs_the_samples_of_one_seed(tmp_path: Path) -> None:
     ml = {
         "with": {"0": 100.0, "1": 210.0, "2": 330.0, "3": None},

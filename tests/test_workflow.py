@@ -66,6 +66,9 @@ def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "torchrun --standalone --nproc-per-node 4 -m medsyn train" in run.stdout
     assert sum(planned_jobs(run.stdout).values()) <= 400
+    measured = [line for line in run.stdout.splitlines() if "medsyn measure" in line and "measures/real/" in line]
+    assert measured
+    assert all(" --split validation " in line for line in measured)
 
 
 def test_training_on_two_nodes_starts_torchrun_on_each(tmp_path):

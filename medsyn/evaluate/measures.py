@@ -132,9 +132,8 @@ def _given_thorax(
     if heart is None or lungs is None:
         ratio = _failure("heart" if heart is None else "lobes", failed)
     else:
-        value = ratio_of_heart(heart, lungs > 0 if fluid is None else (lungs > 0) | fluid)
-        reason = NO_HEART if value is None else f"thorax measured without fluid ({effusion.reason})"
-        ratio = _Result(value, value is not None, reason if value is None or fluid is None else "")
+        cavity = lungs > 0 if fluid is None else (lungs > 0) | fluid
+        ratio = _ratio(ratio_of_heart(heart, cavity), effusion)
     return {"effusion_volume_ml": effusion, "cardiothoracic_ratio": ratio}
 
 
@@ -148,11 +147,26 @@ def _classical_thorax(model: Volume, lungs: NDArray[np.uint8] | None, failed: Ma
     factors = block_factors(model.spacing_mm, WORKING_MM)
     spacing: Spacing = tuple(s * f for s, f in zip(model.spacing_mm, factors, strict=True))  # type: ignore[assignment]
     hu, coarse = block_mean(model.array, factors), block_labels(lungs, factors)
-    fluid = segment_effusion(hu, coarse, spacing)
-    ratio = cardiothoracic_ratio(hu, coarse, fluid, spacing)
-    volume_ml = float(fluid.sum()) * float(np.prod(spacing)) / 1000
-    heart = _Result(ratio) if ratio is not None else _Result(None, False, NO_HEART)
-    return {names[0]: _Result(volume_ml), names[1]: heart}
+    try:
+        fluid = segment_effusion(hu, coarse, spacing)
+        effusion = _Result(float(fluid.sum()) * float(np.prod(spacing)) / 1000)
+    except (RuntimeError, ValueError) as error:
+        fluid = np.zeros(coarse.shape, bool)
+        effusion = _failure("effusion", {"effusion": " ".join(str(error).split())})
+    try:
+        ratio = _ratio(cardiothoracic_ratio(hu, coarse, fluid, spacing), effusion)
+    except (RuntimeError, ValueError) as error:
+        ratio = _failure("heart", {"heart": " ".join(str(error).split())})
+    return {names[0]: effusion, names[1]: ratio}
+
+
+def _ratio(value: float | None, effusion: _Result) -> _Result:
+    """Return the cardiothoracic ratio; its reason says so where the thorax was measured without fluid."""
+    if value is None:
+        return _Result(None, False, NO_HEART)
+    return _Result(
+        value, True, "" if effusion.value is not None else f"thorax measured without fluid ({effusion.reason})"
+    )
 
 
 def _failure(structure: str, failed: Mapping[str, str]) -> _Result:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -105,21 +106,18 @@ def effect_size_bounds(effect: float, n: int) -> tuple[float | None, float | Non
 def pair_by_seed(
     greater: Sequence[Mapping[str, str]], smaller: Sequence[Mapping[str, str]]
 ) -> list[tuple[str, str | None, str | None]]:
-    """Return (seed, sample_id, sample_id) of prompt rows that share a seed.
+    """Return (seed, sample_id, sample_id) of prompt rows that share a seed and, where they name one, a `pair`.
 
-    Where a side has several rows of one seed, their order by sample_id decides: the two prompts of a pair stand at the
-    same place in it. A row without partner comes with None; rows without seed have no pairs.
+    Where a side has several rows of one seed and no `pair`, their order by sample_id decides: the two prompts of a pair
+    stand at the same place in it. A row without partner comes with None; rows without seed have no pairs.
     """
-    by_seed: dict[str, tuple[list[str], list[str]]] = {}
+    groups: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     for side, rows in enumerate((greater, smaller)):
         for row in rows:
             if row.get("seed"):
-                by_seed.setdefault(row["seed"], ([], []))[side].append(row["sample_id"])
-    pairs: list[tuple[str, str | None, str | None]] = []
-    for seed, (first, second) in by_seed.items():
-        first.sort()
-        second.sort()
-        for place in range(max(len(first), len(second))):
-            pair = [names[place] if place < len(names) else None for names in (first, second)]
-            pairs.append((seed, pair[0], pair[1]))
-    return pairs
+                groups.setdefault((row["seed"], row.get("pair", "")), ([], []))[side].append(row["sample_id"])
+    return [
+        (seed, *names)
+        for (seed, _), (first, second) in groups.items()
+        for names in zip_longest(sorted(first), sorted(second))
+    ]

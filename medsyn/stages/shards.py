@@ -23,11 +23,11 @@ SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
 """What a bad file may raise. A full disk, a quota and a GPU without memory are nobody's fault and stop the run."""
 
 
-def is_of_the_machine(error: Exception) -> bool:
-    """Whether an error of SUBJECT_FAULTS is of the machine (GPU memory, disk, quota) and would hit every subject."""
+def is_machine_fault(error: Exception) -> bool:
+    """Whether an error says nothing of the subject: no GPU memory, a GPU that failed, a full disk, a quota."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return type(error).__name__ == "OutOfMemoryError"  # torch's
+    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")  # torch's, which this module does without
 
 
 def run_shard(
@@ -42,7 +42,7 @@ def run_shard(
         try:
             work(name, target)
         except SUBJECT_FAULTS as error:
-            if is_of_the_machine(error):
+            if is_machine_fault(error):
                 raise
             shutil.rmtree(target)
             reason = " ".join(str(error).split())

@@ -22,7 +22,7 @@ from medsyn.orientation import laid_on, reorient
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.reading import Reading
-from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted, is_of_the_machine
+from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted, is_machine_fault
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 from medsyn.weight_files import ANATOMY
 
@@ -87,7 +87,7 @@ def _find_anatomy(tool: Tool, model: Volume) -> tuple[dict[str, Volume], dict[st
     try:
         return {name: model.with_array(mask) for name, mask in tool.segment(model, ANATOMY).items()}, {}
     except SUBJECT_FAULTS as error:
-        if is_of_the_machine(error):
+        if is_machine_fault(error):
             raise
     masks: dict[str, Volume] = {}
     failures: dict[str, str] = {}
@@ -97,7 +97,7 @@ def _find_anatomy(tool: Tool, model: Volume) -> tuple[dict[str, Volume], dict[st
         except NothingFoundError:
             masks[name] = model.with_array(np.zeros(model.array.shape, np.uint8))
         except SUBJECT_FAULTS as error:
-            if is_of_the_machine(error):
+            if is_machine_fault(error):
                 raise
             failures[name] = " ".join(str(error).split())
     return masks, failures
@@ -141,7 +141,7 @@ def measure_shard(
         try:
             row = _measure_row(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
         except SUBJECT_FAULTS as error:
-            if is_of_the_machine(error):
+            if is_machine_fault(error):
                 raise
             row = {"reason": " ".join(str(error).split())}
             log.warning("measure: subject %s: %s", name, row["reason"])
@@ -153,7 +153,9 @@ def _measure_row(path: Path, masks: Path | None, tool: Tool | None) -> dict[str,
     volume = read_ct(path)
     result = measure_volume(volume, masks, tool)
     faults = judge(volume)[0]
-    row: dict[str, Any] = {key: None if value is None else round(value, 4) for key, value in result.values.items()}
+    row: dict[str, Any] = {
+        key: None if value is None else round(float(value), 4) for key, value in result.values.items()
+    }
     row |= {f"{name}_found": None if found is None else int(found) for name, found in result.found.items()}
     reasons = result.reasons | ({"chest": ", ".join(faults)} if faults else {})
     return row | {
@@ -210,8 +212,8 @@ def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
     scores = {"lung": dice(found["lobes"] > 0, true["lobes"] > 0)}
     for label, lobe in enumerate(LOBE_NAMES, 1):
         scores[lobe] = dice(found["lobes"] == label, true["lobes"] == label)
-    each = [scores[lobe] for lobe in LOBE_NAMES]
-    scores["lobes_mean"] = float(np.mean([value for value in each if value is not None])) if any(each) else None
+    each = [score for lobe in LOBE_NAMES if (score := scores[lobe]) is not None]
+    scores["lobes_mean"] = float(np.mean(each)) if each else None
     for name in ("airway", "vessels"):
         scores[name] = dice(found[name] > 0, true[name] > 0)
     return scores
