@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import tool_weights as tiny
@@ -29,8 +30,9 @@ from medsyn.files import read_json, sha256
 from medsyn.masks import segment as contract
 from medsyn.masks.heart import ratio_of_heart
 from medsyn.masks.segment import check_sides, open_tools, segment
+from medsyn.masks.totalsegmentator_tool import _crop
 from medsyn.orientation import orientation_code, reorient
-from medsyn.stages.tables import measure_one, open_anatomy_tool
+from medsyn.stages.tables import measure_one, measure_volume, open_anatomy_tool
 from medsyn.stages.volumes import segment_shard
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, write_volume
 from medsyn.weight_files import hash_weights, needed_weights, weight_files, weights_of
@@ -247,6 +249,38 @@ def test_totalsegmentator_measures(total_root: Path, tmp_path: Path) -> None:
     )
     cavity = masks["lobes"] | masks["effusion"]
     assert values["cardiothoracic_ratio"] == ratio_of_heart(masks["heart"], cavity)
+
+
+def test_a_task_of_totalsegmentator_that_fails_costs_its_structures_only(
+    total_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels instead of networks; the effusion's task fails, the lung_vessels' sees nothing to crop to."""
+    from totalsegmentator.map_to_binary import class_map
+
+    volume = reorient(tiny.plateau_chest((6.0, 3.0, 3.0)))
+    tool = open_anatomy_tool(MeasureStage(anatomy_tool="totalsegmentator", weights_dir=str(total_root)))
+    asked: list[str] = []
+
+    def run(task: str, image: nibabel.Nifti1Image, classes: Sequence[str]) -> NDArray[np.uint8]:
+        asked.append(task)
+        if task == "pleural_pericard_effusion":
+            raise InputError(f"TotalSegmentator refused the task {task}: broken")
+        if task == "lung_vessels":
+            _crop(image, nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine))
+        number = {name: label for label, name in class_map["total"].items()}
+        lobes = tiny.plateau_lobes(*tiny.from_centre_mm(volume))
+        return np.where(
+            lobes >= 3, number["lung_upper_lobe_right"], number["lung_upper_lobe_left"] * (lobes > 0)
+        ).astype(np.uint8)
+
+    monkeypatch.setattr(tool, "_run", run)
+    result = measure_volume(volume, tool=tool)
+    assert result.reasons["effusion_volume_ml"].endswith("refused the task pleural_pericard_effusion: broken")
+    assert result.values["effusion_volume_ml"] is None
+    assert result.values["airway_volume_mm3"] == 0.0
+    assert result.values["lung_volume_ml"] > 100  # type: ignore[operator]
+    assert result.found == {"lung": True, "airway": False, "heart": False}  # no heart in the labels above
+    assert set(asked) == {"total", "lung_vessels", "pleural_pericard_effusion"}
 
 
 def test_cardiothoracic_ratio_from_masks_by_hand() -> None:
