@@ -22,6 +22,7 @@ Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
+ReportSection = Literal["report", "findings", "impression"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -36,7 +37,11 @@ class CohortConfig(Section):
 
     source: Literal["phantom", "manifest"] = Field("phantom", description="embedded phantoms, or your own CSV")
     manifest: str = Field("config/cohort.csv", description="CSV with subject_id, image, findings, impression")
-    reports: str | None = Field(None, description="CSV with report_id, findings, impression: reports without images")
+    reports: str | None = Field(
+        None,
+        description="CSV with report_id, findings, impression and, if known, patient_id: reports without images, which"
+        " train the text encoder as well (paper: 209,683); null: none",
+    )
     validation_fraction: Fraction = Field(0.12, description="patient-level split; the paper holds out 12 %")
     max_reject_fraction: Fraction = Field(0.2, description="stop when more than this share of subjects is rejected")
     num_shards: PositiveInt = Field(2, description="every per-volume stage runs as this many jobs")
@@ -135,8 +140,9 @@ class TextConfig(Section):
     encoders: dict[Name, TextEncoderConfig] = Field(default_factory=lambda: {"biomedical": TextEncoderConfig()})
     num_tokens: PositiveInt = Field(96, description="first hidden states kept (paper: 192)")
     mask_padding: bool = Field(False, description="zero the states of padding positions (authors' code: false)")
-    sections: tuple[Literal["report", "findings", "impression"], ...] = Field(
-        ("report", "findings", "impression"), description="what a training step may be conditioned on, drawn evenly"
+    sections: Annotated[tuple[ReportSection, ...], Field(min_length=1)] = Field(
+        ("report", "findings", "impression"),
+        description="what a training step may be conditioned on, drawn evenly among those that the report has",
     )
 
 
@@ -292,7 +298,7 @@ class EvaluationConfig(Section):
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
         "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
     )
-    prompt_section: Literal["report", "findings", "impression"] = Field(
+    prompt_section: ReportSection = Field(
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )
     prompt_pairs: dict[Finding, PromptPairConfig]
@@ -385,6 +391,12 @@ def validate(model: type[SectionType], values: Any, source: str | Path) -> Secti
 # --- what a verb reads: one model per stage file ---
 
 
+class CohortStage(CohortConfig):
+    """config/cohort.json: the cohort's settings, and which sections its reports are read by."""
+
+    sections: tuple[ReportSection, ...] = ("report", "findings", "impression")
+
+
 class MeasureStage(Section):
     """config/measure.json"""
 
@@ -434,7 +446,7 @@ class PromptsStage(Section):
     num_fid_samples: PositiveInt
     num_per_prompt: PositiveInt
     num_segmentation_subjects: PositiveInt
-    prompt_section: Literal["report", "findings", "impression"]
+    prompt_section: ReportSection
     prompt_pairs: dict[Finding, PromptPairConfig]
     pairs_keep_severity: bool
     pairs_keep_side: bool
@@ -453,7 +465,7 @@ class AugmentationStage(Section):
 def stage_configs(config: Config) -> dict[str, Section]:
     """The content of every results/config/<name>.json."""
     stages: dict[str, Section] = {
-        "cohort": config.cohort,
+        "cohort": CohortStage(**config.cohort.model_dump(), sections=config.text.sections),
         "phantom": config.phantom,
         "preprocess": config.preprocess,
         "masks": config.masks,

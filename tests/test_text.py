@@ -491,3 +491,15 @@ def test_embed_refuses_other_settings(reports: Path, model: Path, tmp_path: Path
     arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--reports", str(reports)]
     assert main([*arguments, "--out", str(tmp_path / "e.json")]) == 2
     assert main([*arguments, "--out", str(tmp_path / "e.safetensors")]) == 2
+
+
+def test_pretraining_leaves_out_reports_of_held_out_patients_and_texts(tmp_path: Path) -> None:
+    rows = [
+        {"report_id": "v", "patient_id": "p1", "findings": "Effusion.", "impression": "One.", "split": "validation"},
+        {"report_id": "a", "patient_id": "p1", "findings": "Other a.", "impression": "Two.", "split": "text_only"},
+        {"report_id": "b", "patient_id": "p2", "findings": "EFFUSION", "impression": "one", "split": "text_only"},
+        {"report_id": "c", "patient_id": "p3", "findings": "Other c.", "impression": "Three.", "split": "text_only"},
+        {"report_id": "d", "patient_id": "p1", "findings": "Other d.", "impression": "Four.", "split": "train"},
+    ]
+    write_csv(tmp_path / "reports.csv", rows, list(rows[0]))
+    assert list(read_corpus(TINY, tmp_path / "reports.csv").training.patients) == ["p3"]
