@@ -23,6 +23,7 @@ Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
 ReportSection = Literal["report", "findings", "impression"]
+LongReports = Literal["shorten_findings", "cut_end"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -123,7 +124,10 @@ class TextEncoderConfig(Section):
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5
     pairing_weight: PositiveFloat = Field(1.0, description="of the pairing loss beside that of the masked tokens")
-    max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
+    max_tokens: PositiveInt = Field(
+        192,
+        description="longest input of the language model in tokens (authors: 2,048; a shorter checkpoint is extended)",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Seed = 0
 
@@ -138,11 +142,16 @@ class TextConfig(Section):
     """Text encoders by name and what of their states conditions the image model."""
 
     encoders: dict[Name, TextEncoderConfig] = Field(default_factory=lambda: {"biomedical": TextEncoderConfig()})
-    num_tokens: PositiveInt = Field(96, description="first hidden states kept (paper: 192)")
+    num_tokens: PositiveInt = Field(96, description="hidden states kept (paper: 192)")
     mask_padding: bool = Field(False, description="zero the states of padding positions (authors' code: false)")
     sections: Annotated[tuple[ReportSection, ...], Field(min_length=1)] = Field(
         ("report", "findings", "impression"),
         description="what a training step may be conditioned on, drawn evenly among those that the report has",
+    )
+    long_reports: LongReports = Field(
+        "shorten_findings",
+        description="a text beyond max_tokens loses the end of its Findings, and the states kept of one beyond"
+        " num_tokens include its Impression's; cut_end (authors' code): the first tokens and states of any text",
     )
 
 
@@ -411,6 +420,7 @@ class TextEncoderStage(Section):
     num_tokens: PositiveInt
     mask_padding: bool
     sections: tuple[str, ...]
+    long_reports: LongReports = "shorten_findings"
 
 
 class ModelStage(Section):
@@ -484,6 +494,7 @@ def stage_configs(config: Config) -> dict[str, Section]:
             num_tokens=config.text.num_tokens,
             mask_padding=config.text.mask_padding,
             sections=config.text.sections,
+            long_reports=config.text.long_reports,
         )
     for name, variant in config.variants.items():
         stages[f"low_res_{name}"] = _model_stage(config, "low_res", variant)

@@ -37,9 +37,9 @@ from medsyn.text.bert import IGNORED, ReportBert, load_language_model, new_langu
 from medsyn.text.corpus import ReportRow, of_split, read_reports, without_leaks
 from medsyn.text.encoder import SETTINGS_FILE
 from medsyn.text.english import english_documents
-from medsyn.text.examples import Batches, Special, Texts, cut
+from medsyn.text.examples import Batches, Texts, cut
 from medsyn.text.sections import SECTIONS
-from medsyn.text.tokenizer import TokenIds, load_tokenizer, token_ids, train_tokenizer
+from medsyn.text.tokenizer import Special, TokenIds, load_tokenizer, token_ids, train_tokenizer
 from medsyn.training.loop import Task, train
 from medsyn.training.processes import to_device
 
@@ -259,6 +259,7 @@ def _write(out: Path, stage: TextEncoderStage, corpus: Corpus, network: nn.Modul
         "num_tokens": stage.num_tokens,
         "mask_padding": stage.mask_padding,
         "max_tokens": stage.encoder.max_tokens,
+        "long_reports": stage.long_reports,
     }
     with atomic_dir(out) as folder:
         network.language.float().save_pretrained(folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, get_args
 
 Section = Literal["report", "findings", "impression"]
@@ -111,6 +112,18 @@ def find_sections(report: str) -> Sections:
         parts["findings"], parts["impression"] = [findings], items
     findings, impression = (_lines(parts[name]) for name in ("findings", "impression"))
     return Sections(findings, impression, +counts)
+
+
+def split_sections(text: str) -> list[tuple[str, str]]:
+    """Return the parts of a text that headers begin, as (findings, impression or rejected; the part with its header).
+
+    The parts joined are the text. What stands before the first header counts as Findings.
+    """
+    headers = list(_HEADER_LINE.finditer(text))
+    starts = [0, *(header.start() for header in headers), len(text)]
+    names = ["findings", *(_section_of(header["name"]) for header in headers)]
+    parts = [text[start:end] for start, end in pairwise(starts)]
+    return [(name, part) for name, part in zip(names, parts, strict=True) if part]
 
 
 def _section_of(header: str) -> str:
