@@ -23,6 +23,7 @@ Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
 ReportSection = Literal["report", "findings", "impression"]
+PromptSource = Literal["sentences", "reports"]
 LongReports = Literal["shorten_findings", "cut_end"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -289,7 +290,11 @@ class AugmentationConfig(Section):
 
     findings: tuple[str, ...] = ("pleural_effusion", "lung_opacity")
     num_reports_per_class: PositiveInt = Field(100, description="reports drawn per finding and per label")
-    num_folds: PositiveInt = 5
+    num_folds: PositiveInt = Field(5, description="folds of the cross-validation, split by patient")
+    input_size: PositiveInt | None = Field(
+        32,
+        description="volumes are average-pooled by whole factors to at most this many voxels an axis; null: not at all",
+    )
     num_epochs: PositiveInt = 15
     base_width: PositiveInt = 8
     batch_size: PositiveInt = 8
@@ -301,7 +306,7 @@ class EvaluationConfig(Section):
     """Sizes of the evaluations (paper: 1,024 volumes for Table I, 32 a prompt for Tables II to IV)."""
 
     num_fid_samples: PositiveInt = 1024
-    num_per_prompt: PositiveInt = 32
+    num_per_prompt: PositiveInt = Field(32, description="volumes per prompt of Tables II to IV and VII")
     num_segmentation_subjects: PositiveInt = 32
     num_bootstrap: PositiveInt = 1000
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
@@ -311,6 +316,14 @@ class EvaluationConfig(Section):
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )
     prompt_pairs: dict[Finding, PromptPairConfig]
+    prompt_source: PromptSource = Field(
+        "sentences",
+        description="Tables II to IV and VII: the sentences of prompt_pairs alone, or (paper) beside them sentences of"
+        " validation reports and their reversals",
+    )
+    num_report_sentences: PositiveInt = Field(
+        3, description="prompt_source reports: sentences of reports per finding, each with num_per_prompt volumes"
+    )
     pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
     pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     features: FeaturesConfig = FeaturesConfig()
@@ -458,6 +471,8 @@ class PromptsStage(Section):
     num_segmentation_subjects: PositiveInt
     prompt_section: ReportSection
     prompt_pairs: dict[Finding, PromptPairConfig]
+    prompt_source: PromptSource = "sentences"
+    num_report_sentences: PositiveInt = 3
     pairs_keep_severity: bool
     pairs_keep_side: bool
     augmentation_findings: tuple[str, ...]
@@ -511,6 +526,8 @@ def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
         num_segmentation_subjects=evaluation.num_segmentation_subjects,
         prompt_section=evaluation.prompt_section,
         prompt_pairs=evaluation.prompt_pairs,
+        prompt_source=evaluation.prompt_source,
+        num_report_sentences=evaluation.num_report_sentences,
         pairs_keep_severity=evaluation.pairs_keep_severity,
         pairs_keep_side=evaluation.pairs_keep_side,
         augmentation_findings=evaluation.augmentation.findings,

@@ -210,7 +210,7 @@ def table6(scores: Sequence[str | Path]) -> Table:
                 row[f"{score}_mean"] = float(np.mean(values)) if values else None
                 row[f"{score}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
             row["n_real"] = sum(int(entry["n_test"]) for entry in chosen)
-            row["n_synthetic"] = int(chosen[0]["n_synthetic"]) if chosen else 0
+            row["n_synthetic"] = max((int(entry["n_synthetic"]) for entry in chosen), default=0)
             rows.append(row)
     return columns, rows
 
