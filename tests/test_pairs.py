@@ -8,7 +8,7 @@ import yaml
 from text_data import sample_reports
 
 from medsyn.text.labels import default_labeler
-from medsyn.text.pairs import RULES_FILE, Pair, make_pair, paper_pairs, report_pairs, reversal
+from medsyn.text.pairs import RULES_FILE, Pair, content, make_pair, paper_pairs, report_pairs, reversal
 
 LABELER = default_labeler()
 SEVERITY = {"small", "mild", "minimal", "moderate", "large", "severe", "massive", "slight"}
@@ -151,9 +151,14 @@ def test_a_pair_states_one_finding_and_denies_all_of_it(finding: str, sentence: 
     assert (None if pair is None else pair.without_finding) == without
 
 
+def test_sentences_that_differ_in_fillers_alone_say_the_same() -> None:
+    assert content("There is cardiomegaly.") == content("Cardiomegaly is observed.")
+    assert content("Bilateral pleural effusion.") != content("Bilateral minimal pleural effusion.")
+
+
 def test_every_finding_of_the_pair_rules_has_words_and_a_reversal() -> None:
     rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
-    assert set(rules["words"]) - {"any"} == set(rules["denials"])
+    assert set(rules["words"]) - {"any", "filler"} == set(rules["denials"])
     assert set(rules["needs"]) | (set(rules["excludes"]) - {"any"}) <= set(rules["denials"])
     for finding, denial in rules["denials"].items():
         for words in (denial["text"], *denial.get("except", {}).values()):

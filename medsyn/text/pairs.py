@@ -88,7 +88,12 @@ def _says_only(finding: str, sentence: str) -> bool:
 @cache
 def _vocabulary(finding: str) -> frozenset[str]:
     words = _rules()["words"]
-    return frozenset(f"{words['any']} {words[finding]}".split())
+    return frozenset(f"{words['filler']} {words['any']} {words[finding]}".split())
+
+
+def content(sentence: str) -> frozenset[str]:
+    """Return the words of a sentence without fillers: what tells whether two sentences say the same."""
+    return frozenset(re.findall(r"[a-z]+", sentence.lower())) - frozenset(_rules()["words"]["filler"].split())
 
 
 def reversal(finding: str, sentence: str, keep_side: bool) -> str:

@@ -30,7 +30,7 @@ from medsyn.files import read_csv, write_csv
 from medsyn.progress import log
 from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.labels import default_labeler
-from medsyn.text.pairs import Pair, paper_pairs, report_pairs
+from medsyn.text.pairs import Pair, content, paper_pairs, report_pairs
 from medsyn.text.sections import section_text
 from medsyn.volume import STRUCTURES
 
@@ -180,10 +180,17 @@ def _report_sentences(sources: Sources) -> dict[str, list[Pair]]:
 def _drawn(
     sources: Sources, finding: str, sentences: Mapping[str, Sequence[Pair]], known: Sequence[Pair]
 ) -> list[Pair]:
-    """Draw num_report_sentences pairs of `finding` beside `known`, each once, by the seed; the log names too few."""
+    """Draw num_report_sentences pairs of `finding` by the seed that say other things than `known` and each other.
+
+    The log lists them with their reports, and warns if there are too few.
+    """
     asked = sources.config.num_report_sentences
-    said = {pair.with_finding for pair in known}
-    pool = [pair for pair in sentences.get(finding, ()) if pair.with_finding not in said]
+    said = {content(pair.with_finding) for pair in known}
+    pool: list[Pair] = []
+    for pair in sentences.get(finding, ()):
+        if content(pair.with_finding) not in said:
+            said.add(content(pair.with_finding))
+            pool.append(pair)
     order = np.random.default_rng(sources.seed("sentences", finding)).permutation(len(pool))
     drawn = [pool[index] for index in order[:asked]]
     for pair in drawn:
