@@ -25,7 +25,7 @@ from medsyn.text.bert import new_language_model
 from medsyn.text.corpus import read_reports
 from medsyn.text.encoder import TextEncoder
 from medsyn.text.sections import SECTIONS
-from medsyn.text.tokenizer import train_tokenizer
+from medsyn.text.tokenizer import token_ids, train_tokenizer
 
 NUM_TOKENS = 192
 
@@ -35,8 +35,8 @@ class NaiveEncoder(TextEncoder):
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """As TextEncoder.encode."""
-        ids = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens, verbose=False)["input_ids"]
-        parts = [self._forward(ids[i : i + batch_size], self.max_tokens) for i in range(0, len(ids), batch_size)]
+        inputs = [self._input(*pair) for pair in zip(texts, token_ids(self._tokenizer, texts), strict=True)]
+        parts = [self._forward(inputs[i : i + batch_size], self.max_tokens) for i in range(0, len(inputs), batch_size)]
         return np.concatenate([states for states, _ in parts]), np.concatenate([mask for _, mask in parts])
 
 

@@ -22,6 +22,9 @@ Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
+ReportSection = Literal["report", "findings", "impression"]
+PromptSource = Literal["sentences", "reports"]
+LongReports = Literal["shorten_findings", "cut_end"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -36,7 +39,11 @@ class CohortConfig(Section):
 
     source: Literal["phantom", "manifest"] = Field("phantom", description="embedded phantoms, or your own CSV")
     manifest: str = Field("config/cohort.csv", description="CSV with subject_id, image, findings, impression")
-    reports: str | None = Field(None, description="CSV with report_id, findings, impression: reports without images")
+    reports: str | None = Field(
+        None,
+        description="CSV with report_id, findings, impression and, if known, patient_id: reports without images, which"
+        " train the text encoder as well (paper: 209,683); null: none",
+    )
     validation_fraction: Fraction = Field(0.12, description="patient-level split; the paper holds out 12 %")
     max_reject_fraction: Fraction = Field(0.2, description="stop when more than this share of subjects is rejected")
     num_shards: PositiveInt = Field(2, description="every per-volume stage runs as this many jobs")
@@ -118,7 +125,10 @@ class TextEncoderConfig(Section):
     mask_fraction: Fraction = 0.15
     swap_fraction: Fraction = 0.5
     pairing_weight: PositiveFloat = Field(1.0, description="of the pairing loss beside that of the masked tokens")
-    max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
+    max_tokens: PositiveInt = Field(
+        192,
+        description="longest input of the language model in tokens (authors: 2,048; a shorter checkpoint is extended)",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Seed = 0
 
@@ -133,10 +143,16 @@ class TextConfig(Section):
     """Text encoders by name and what of their states conditions the image model."""
 
     encoders: dict[Name, TextEncoderConfig] = Field(default_factory=lambda: {"biomedical": TextEncoderConfig()})
-    num_tokens: PositiveInt = Field(96, description="first hidden states kept (paper: 192)")
+    num_tokens: PositiveInt = Field(96, description="hidden states kept (paper: 192)")
     mask_padding: bool = Field(False, description="zero the states of padding positions (authors' code: false)")
-    sections: tuple[Literal["report", "findings", "impression"], ...] = Field(
-        ("report", "findings", "impression"), description="what a training step may be conditioned on, drawn evenly"
+    sections: Annotated[tuple[ReportSection, ...], Field(min_length=1)] = Field(
+        ("report", "findings", "impression"),
+        description="what a training step may be conditioned on, drawn evenly among those that the report has",
+    )
+    long_reports: LongReports = Field(
+        "shorten_findings",
+        description="a text beyond max_tokens loses the end of its Findings, and the states kept of one beyond"
+        " num_tokens include its Impression's; cut_end (authors' code): the first tokens and states of any text",
     )
 
 
@@ -274,7 +290,11 @@ class AugmentationConfig(Section):
 
     findings: tuple[str, ...] = ("pleural_effusion", "lung_opacity")
     num_reports_per_class: PositiveInt = Field(100, description="reports drawn per finding and per label")
-    num_folds: PositiveInt = 5
+    num_folds: PositiveInt = Field(5, description="folds of the cross-validation, split by patient")
+    input_size: PositiveInt | None = Field(
+        32,
+        description="volumes are average-pooled by whole factors to at most this many voxels an axis; null: not at all",
+    )
     num_epochs: PositiveInt = 15
     base_width: PositiveInt = 8
     batch_size: PositiveInt = 8
@@ -286,16 +306,24 @@ class EvaluationConfig(Section):
     """Sizes of the evaluations (paper: 1,024 volumes for Table I, 32 a prompt for Tables II to IV)."""
 
     num_fid_samples: PositiveInt = 1024
-    num_per_prompt: PositiveInt = 32
+    num_per_prompt: PositiveInt = Field(32, description="volumes per prompt of Tables II to IV and VII")
     num_segmentation_subjects: PositiveInt = 32
     num_bootstrap: PositiveInt = 1000
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
         "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
     )
-    prompt_section: Literal["report", "findings", "impression"] = Field(
+    prompt_section: ReportSection = Field(
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )
     prompt_pairs: dict[Finding, PromptPairConfig]
+    prompt_source: PromptSource = Field(
+        "sentences",
+        description="Tables II to IV and VII: the sentences of prompt_pairs alone, or (paper) beside them sentences of"
+        " validation reports and their reversals",
+    )
+    num_report_sentences: PositiveInt = Field(
+        3, description="prompt_source reports: sentences of reports per finding, each with num_per_prompt volumes"
+    )
     pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
     pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     features: FeaturesConfig = FeaturesConfig()
@@ -385,6 +413,12 @@ def validate(model: type[SectionType], values: Any, source: str | Path) -> Secti
 # --- what a verb reads: one model per stage file ---
 
 
+class CohortStage(CohortConfig):
+    """config/cohort.json: the cohort's settings, and which sections its reports are read by."""
+
+    sections: tuple[ReportSection, ...] = ("report", "findings", "impression")
+
+
 class MeasureStage(Section):
     """config/measure.json"""
 
@@ -399,6 +433,7 @@ class TextEncoderStage(Section):
     num_tokens: PositiveInt
     mask_padding: bool
     sections: tuple[str, ...]
+    long_reports: LongReports = "shorten_findings"
 
 
 class ModelStage(Section):
@@ -434,8 +469,10 @@ class PromptsStage(Section):
     num_fid_samples: PositiveInt
     num_per_prompt: PositiveInt
     num_segmentation_subjects: PositiveInt
-    prompt_section: Literal["report", "findings", "impression"]
+    prompt_section: ReportSection
     prompt_pairs: dict[Finding, PromptPairConfig]
+    prompt_source: PromptSource = "sentences"
+    num_report_sentences: PositiveInt = 3
     pairs_keep_severity: bool
     pairs_keep_side: bool
     augmentation_findings: tuple[str, ...]
@@ -453,7 +490,7 @@ class AugmentationStage(Section):
 def stage_configs(config: Config) -> dict[str, Section]:
     """The content of every results/config/<name>.json."""
     stages: dict[str, Section] = {
-        "cohort": config.cohort,
+        "cohort": CohortStage(**config.cohort.model_dump(), sections=config.text.sections),
         "phantom": config.phantom,
         "preprocess": config.preprocess,
         "masks": config.masks,
@@ -472,6 +509,7 @@ def stage_configs(config: Config) -> dict[str, Section]:
             num_tokens=config.text.num_tokens,
             mask_padding=config.text.mask_padding,
             sections=config.text.sections,
+            long_reports=config.text.long_reports,
         )
     for name, variant in config.variants.items():
         stages[f"low_res_{name}"] = _model_stage(config, "low_res", variant)
@@ -488,6 +526,8 @@ def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
         num_segmentation_subjects=evaluation.num_segmentation_subjects,
         prompt_section=evaluation.prompt_section,
         prompt_pairs=evaluation.prompt_pairs,
+        prompt_source=evaluation.prompt_source,
+        num_report_sentences=evaluation.num_report_sentences,
         pairs_keep_severity=evaluation.pairs_keep_severity,
         pairs_keep_side=evaluation.pairs_keep_side,
         augmentation_findings=evaluation.augmentation.findings,

@@ -10,7 +10,7 @@ from chests import write_manifest
 from medsyn.cli import main
 from medsyn.cohort import build_cohort, load_cohort, write_cohort
 from medsyn.cohort.manifest import split_patients
-from medsyn.config import CohortConfig
+from medsyn.config import CohortConfig, CohortStage
 from medsyn.errors import InputError
 from medsyn.files import read_csv
 
@@ -138,3 +138,92 @@ def test_unknown_split_and_unsafe_id_are_rejected(tmp_path: Path, images: list[s
     assert [row["subject_id"] for row in cohort.rejects] == ["s00", "../evil"]
     with pytest.raises(InputError, match="2 of 4"):
         write_cohort(cohort, tmp_path / "out", 0.2)
+
+
+VALIDATION_TEXT = {"findings": "Small effusion on the left.", "impression": "Effusion."}
+LONG = " ".join(f"Segment {number} is clear." for number in range(10))
+
+
+def rejected_reports(tmp_path: Path, images: list[str], table: str, findings: str = "") -> dict[str, str]:
+    """Reasons by report_id of the rows of `table` that may not train the text encoder; v1 is a validation subject."""
+    rows = [row | {"split": "train", "findings": f"Case {row['subject_id']}."} for row in rows_of(images[:4])]
+    rows[0] |= {
+        "subject_id": "V1",
+        "patient_id": "Patient7",
+        "report_id": "A1",
+        "split": "validation",
+    } | VALIDATION_TEXT
+    rows[0]["findings"] = findings or rows[0]["findings"]
+    reports = tmp_path / "reports.csv"
+    reports.write_text(table)
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows)], reports, CohortConfig())
+    used = {row["report_id"] for row in cohort.reports if row["split"] == "text_only"}
+    reasons = {row["subject_id"]: row["reason"] for row in cohort.rejects if row["stage"] == "reports"}
+    assert not used & set(reasons)
+    assert "free" in used
+    return reasons
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "reason"),
+    [
+        ("report_id,findings,impression,patient_id", "x,Other.,,Patient7", "patient_id Patient7"),
+        ("report_id,findings,impression,patient_id", "x,Other.,, patient7 ", "patient_id patient7"),
+        ("report_id,findings,impression,patient_id", "x,Other.,,V1", "patient_id V1"),
+        ("report_id,findings,impression,subject_id", "x,Other.,,V1", "subject_id V1"),
+        ("report_id,findings,impression", "A1,Other.,", "duplicate report_id"),
+        ("report_id,findings,impression", "a1,Other.,", "report_id a1"),
+        ("report_id,findings,impression", "V1,Other.,", "report_id V1"),
+        ("report_id,findings,impression", "x,Small effusion on the left.,Effusion.", "the text"),
+        ("report_id,findings,impression", 'x,"SMALL  effusion on the left",effusion', "the text"),
+        (
+            "report_id,findings,impression",
+            '"x","Findings: Small effusion on the left. IMPRESSION: Effusion.",',
+            "the text",
+        ),
+    ],
+)
+def test_no_report_of_a_validation_patient_trains_the_text_encoder(
+    tmp_path: Path, images: list[str], header: str, row: str, reason: str
+) -> None:
+    free = "free,Case s01.,Normal." + "," * (header.count(",") - 2)
+    reasons = rejected_reports(tmp_path, images, f"{header}\n{row}\n{free}\n")
+    assert len(reasons) == 1
+    assert next(iter(reasons.values())).startswith(reason)
+
+
+def test_one_long_section_of_a_validation_report_is_its_text_but_a_phrase_is_not(
+    tmp_path: Path, images: list[str]
+) -> None:
+    table = f'report_id,findings,impression\nx,"{LONG}",\ny,,Effusion.\nfree,a,b\n'
+    assert set(rejected_reports(tmp_path, images, table, findings=LONG)) == {"x"}
+
+
+def test_reports_that_are_absent_or_name_no_patient_are_said_so(
+    tmp_path: Path, images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "m.csv", rows_of(images))
+    (tmp_path / "cohort.json").write_text('{"source": "manifest"}')
+    arguments = ["cohort", "--config", str(tmp_path / "cohort.json"), "--manifest", str(manifest)]
+    assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
+    assert "cohort.reports is empty" in capsys.readouterr().err
+    (tmp_path / "r.csv").write_text("report_id,findings,impression\nt,Other.,\n")
+    assert main([*arguments, "--reports", str(tmp_path / "r.csv"), "--out", str(tmp_path / "b")]) == 0
+    said = capsys.readouterr().err
+    assert "cohort.reports is empty" not in said
+    assert "no column patient_id" in said
+    assert main([*arguments, "--reports", str(tmp_path / "none.csv"), "--out", str(tmp_path / "c")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    for word in ("none.csv: no such file", "cohort.reports", "report_id,findings,impression", "null"):
+        assert word in error
+
+
+def test_a_report_without_any_configured_section_is_rejected(tmp_path: Path, images: list[str]) -> None:
+    rows = rows_of(images[:6])
+    rows[2] |= {"impression": " "}
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    cohort = build_cohort([manifest], None, CohortStage(sections=("impression",)))
+    assert [row["subject_id"] for row in cohort.rejects] == ["s02"]
+    assert "without impression, which text.sections asks for" in cohort.rejects[0]["reason"]
+    assert not build_cohort([manifest], None, CohortStage(sections=("findings", "impression"))).rejects

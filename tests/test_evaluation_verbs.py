@@ -20,7 +20,7 @@ from medsyn.config import (
 )
 from medsyn.ct.store import write_shard
 from medsyn.errors import InputError
-from medsyn.evaluate.classifier import pooled, stratified_folds
+from medsyn.evaluate.classifier import Subset, pool_volumes, pooled, stratified_folds
 from medsyn.evaluate.features import load_extractor, read_med3d
 from medsyn.evaluate.inputs import list_volumes, read_features
 from medsyn.files import read_csv, write_csv, write_json
@@ -165,6 +165,58 @@ def test_classifier_learns_an_obvious_finding(run: Path) -> None:
     assert verb("classify", "--finding", "dense", *arguments) == 0
     assert out.read_bytes() == first
     assert verb("classify", "--finding", "absent", *arguments) == 2
+
+
+def test_no_volume_is_tested_on_the_patient_whose_report_prompted_a_training_volume(run: Path) -> None:
+    """Two scans per patient; the eight prompts are of the patients of the eight real volumes and of nobody."""
+    rows = [
+        {"subject_id": f"s{k}", "report_id": f"r{k}", "split": "train" if k < 8 else "validation"}
+        | {"patient_id": f"p{k // 2}"}
+        for k in range(12)
+    ]
+    write_csv(run / "cohort.csv", rows, list(rows[0]))
+    prompts = [
+        row | {"patient_id": f"p{k // 2}" if k < 6 else ""} for k, row in enumerate(read_csv(run / "prompts.csv"))
+    ]
+    write_csv(run / "prompts.csv", prompts, list(prompts[0]))
+    out = run / "dense.csv"
+    arguments = ["--config", run / "augmentation.json", "--cohort", run / "cohort.csv", "--labels", run / "labels.csv"]
+    arguments += ["--volumes", run / "volumes", "--prompts", run / "prompts.csv", "--samples", run / "samples"]
+    assert verb("classify", "--finding", "dense", *arguments, "--split", "train", "--out", out) == 0
+    augmented = [row for row in read_csv(out) if row["method"] != "baseline"]
+    assert [row["n_test"] for row in augmented] == ["4", "4"]
+    assert sorted(row["n_synthetic"] for row in augmented) == ["4", "6"]  # p3 has no prompt
+    assert not list(run.glob(".dense*")), "the scratch file stays behind"
+
+
+def test_folds_are_split_by_patient() -> None:
+    patients = [f"p{k // 3}" for k in range(30)]
+    labels = np.array([int(k % 6 == 0) for k in range(30)])
+    folds = stratified_folds(labels, 4, 0, patients)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(30))
+    owners = [{patients[index] for index in fold} for fold in folds]
+    assert sum(len(owner) for owner in owners) == 10
+    single = [str(k) for k in range(30)]
+    for with_patients, without in zip(
+        stratified_folds(labels, 4, 0, single), stratified_folds(labels, 4, 0), strict=True
+    ):
+        np.testing.assert_array_equal(with_patients, without)
+
+
+def test_volumes_are_kept_at_full_size_or_pooled_in_one_file(run: Path, tmp_path: Path) -> None:
+    files = [run / f"volumes/s{k}/volume.nii.gz" for k in range(3)]
+    whole = pool_volumes(files, None, tmp_path / "whole.npy")
+    assert isinstance(whole, np.memmap)
+    assert (whole.shape, whole.dtype) == ((3, 16, 16, 16), np.int16)
+    np.testing.assert_array_equal(whole[1], volume(1, True))
+    half = pool_volumes(files, 8, tmp_path / "half.npy")
+    assert (half.shape, half.dtype) == ((3, 8, 8, 8), np.float32)
+    np.testing.assert_array_equal(half[2], pooled(volume(2, False), 8))
+    np.testing.assert_array_equal(Subset(whole, np.array([2, 0]))[np.array([1])], whole[:1])
+    assert len(Subset(whole, np.array([2, 0]))) == 2
+    write_volume(run / "other.nii.gz", Volume(volume(0, False)[:8], SPACING))
+    with pytest.raises(InputError, match="another grid"):
+        pool_volumes([*files, run / "other.nii.gz"], None, tmp_path / "x.npy")
 
 
 def test_folds_are_disjoint_and_stratified() -> None:

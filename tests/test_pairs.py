@@ -4,10 +4,11 @@ import csv
 from pathlib import Path
 
 import pytest
+import yaml
 from text_data import sample_reports
 
 from medsyn.text.labels import default_labeler
-from medsyn.text.pairs import Pair, make_pair, paper_pairs, report_pairs, reversal
+from medsyn.text.pairs import RULES_FILE, Pair, content, make_pair, paper_pairs, report_pairs, reversal
 
 LABELER = default_labeler()
 SEVERITY = {"small", "mild", "minimal", "moderate", "large", "severe", "massive", "slight"}
@@ -108,3 +109,57 @@ def test_all_pairs_of_real_reports_flip(shared_data: Path) -> None:
     assert_flips(pairs)
     assert len({pair.finding for pair in pairs}) >= 17
     assert len(pairs) > 500
+
+
+@pytest.mark.parametrize(
+    ("finding", "sentence", "without"),
+    [
+        ("pleural_effusion", "small right pleural effusion", "There is no pleural effusion on the right."),
+        ("pleural_effusion", "pleural effusion and pneumothorax on the left", None),
+        ("pleural_effusion", "bilateral pleural effusion and calcified pleural thickening on the right", None),
+        ("pleural_effusion", "there is effusion in the pericholecystic area", None),
+        ("pleural_effusion", "suspicious minimal effusion in the right hemithorax", None),
+        ("pleural_effusion", "bilateral newly developing pleural effusion", None),
+        ("pleural_effusion", "the pleural effusion in the left hemithorax has just developed", None),
+        (
+            "pleural_effusion",
+            "no significant changes in the areas of pleural effusion on the right",
+            None,
+        ),
+        ("pleural_effusion", "more prominent bilateral pleural effusion on the left", None),
+        ("emphysema", "emphysema is observed under the skin extending to the axilla", None),
+        ("emphysema", "bleb formation in the right lung", "There are no blebs on the right."),
+        ("emphysema", "bullous emphysema", "There are no bullae."),
+        (
+            "emphysema",
+            "diffuse emphysematous changes in both lungs, bulla formations in the upper lobes",
+            "There is no emphysema and there are no bullae on either side.",
+        ),
+        ("cardiomegaly", "ascending aortic aneurysm, cardiomegaly", None),
+        ("cardiomegaly", "left heart chambers are dilated", None),
+        (
+            "ground_glass_opacity",
+            "several ground-glass densities are observed, more prominently in the left lung",
+            "There is no ground-glass opacity.",
+        ),
+        ("lymphadenopathy", "millimetric lymph nodes in the mediastinum", None),
+        ("arterial_wall_calcification", "atheroma plaques in the aorta", None),
+    ],
+)
+def test_a_pair_states_one_finding_and_denies_all_of_it(finding: str, sentence: str, without: str | None) -> None:
+    pair = make_pair(finding, sentence, LABELER)
+    assert (None if pair is None else pair.without_finding) == without
+
+
+def test_sentences_that_differ_in_fillers_alone_say_the_same() -> None:
+    assert content("There is cardiomegaly.") == content("Cardiomegaly is observed.")
+    assert content("Bilateral pleural effusion.") != content("Bilateral minimal pleural effusion.")
+
+
+def test_every_finding_of_the_pair_rules_has_words_and_a_reversal() -> None:
+    rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
+    assert set(rules["words"]) - {"any", "filler"} == set(rules["denials"])
+    assert set(rules["needs"]) | (set(rules["excludes"]) - {"any"}) <= set(rules["denials"])
+    for finding, denial in rules["denials"].items():
+        for words in (denial["text"], *denial.get("except", {}).values()):
+            assert not any(LABELER.label(words.format(side=" on the left")).values()), (finding, words)

@@ -8,9 +8,10 @@ from text_data import sample_reports
 
 from medsyn.cli import main
 from medsyn.cli.text import PROMPT_SETS
-from medsyn.config import EvaluationConfig, PromptsStage, prompts_stage
+from medsyn.config import EvaluationConfig, PromptsStage, load_config, prompts_stage
 from medsyn.files import read_csv
 from medsyn.text.labels import default_labeler
+from medsyn.text.pairs import paper_pairs
 from medsyn.text.prompts import COLUMNS, SETS, build_prompts, read_sources
 
 PAIRS = {
@@ -145,10 +146,68 @@ def test_augmentation_prompts_have_the_label_of_their_name(tables: tuple[Path, P
     for row in rows:
         finding, side = str(row["prompt_type"]).split("/")
         assert default_labeler().label(str(row["text"]))[finding] == int(side == "positive")
-    tested_on = {row["impression"] for row in validation(tables)} - {
-        row["impression"] for row in read_csv(tables[0]) if row["split"] == "train"
+    members = {row["report_id"] for row in validation(tables)}
+    assert {row["patient_id"] for row in rows} <= members, "the paper parses the reports of the validation set"
+    texts = {
+        row["report_id"]: f"FINDINGS: {row['findings']} IMPRESSION: {row['impression']}" for row in validation(tables)
     }
-    assert not tested_on & {row["text"] for row in rows}, "a classifier would be trained on its test subjects' reports"
+    assert all(row["text"] == texts[str(row["patient_id"])] for row in rows)
+
+
+def test_pairs_of_reports_begin_with_those_of_the_settings_and_share_pair_and_seed(tables: tuple[Path, Path]) -> None:
+    chosen = CONFIG.model_copy(update={"prompt_source": "reports", "num_report_sentences": 2})
+    rows, few = rows_of("pairs", tables, chosen), rows_of("pairs", tables)
+    texts = [report["findings"] + report["impression"] for report in validation(tables)]
+    for finding in PAIRS:
+        sides = [[row for row in rows if row["prompt_type"] == f"{finding}/{side}"] for side in ("with", "without")]
+        prompts = list(dict.fromkeys(str(row["text"]) for row in sides[0]))
+        assert prompts[0] == PAIRS[finding]["with_finding"]
+        assert len(prompts) == 3
+        for sentence in prompts[1:]:
+            assert any(sentence.strip(".").lower() in text.lower() for text in texts), "not of a validation report"
+        assert len(sides[0]) == len(sides[1]) == 3 * 4
+        for present, absent in zip(*sides, strict=True):
+            assert (present["pair"], present["seed"]) == (absent["pair"], absent["seed"])
+            assert [default_labeler().label(str(row["text"]))[finding] for row in (present, absent)] == [1, 0]
+        assert len({row["pair"] for row in sides[0]}) == len({row["seed"] for row in sides[0]}) == 12
+        assert [row for row in rows if row in few and str(row["prompt_type"]).startswith(finding)] == [
+            row for row in few if str(row["prompt_type"]).startswith(finding)
+        ]
+    more = rows_of("pairs", tables, chosen.model_copy(update={"num_report_sentences": 3}))
+    assert [row for row in more if row in rows] == rows
+    assert rows_of("effusion_pairs", tables, chosen) == [r for r in rows if str(r["prompt_type"]).startswith("pleural")]
+
+
+def test_too_few_sentences_are_named(
+    tables: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = CONFIG.model_copy(update={"prompt_source": "reports", "num_report_sentences": 500})
+    (tmp_path / "prompts.json").write_text(chosen.model_dump_json())
+    inputs = ["--cohort", str(tables[0]), "--reports", str(tables[1]), "--config", str(tmp_path / "prompts.json")]
+    assert main(["prompts", "--set", "pairs", *inputs, "--out", str(tmp_path / "pairs.csv")]) == 0
+    said = capsys.readouterr().err
+    for finding in PAIRS:
+        assert f"prompts: {finding}: " in said
+    assert "num_report_sentences asks for 500" in said
+
+
+def test_the_papers_configuration_prompts_with_the_published_pairs_and_with_reports() -> None:
+    evaluation = load_config(Path(__file__).parents[1] / "config/paper.yaml").evaluation
+    assert evaluation.prompt_source == "reports"
+    published = {pair.finding: (pair.with_finding, pair.without_finding) for pair in paper_pairs()}
+    assert {f: (p.with_finding, p.without_finding) for f, p in evaluation.prompt_pairs.items()} == published
+
+
+def test_a_report_without_impression_is_prompted_by_its_findings(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text("subject_id,findings,impression,split\ns1,Clear lungs.,,validation\n")
+    (tmp_path / "reports.csv").write_text("report_id,findings,impression,split\ns1,Clear lungs.,,validation\n")
+    config = CONFIG.model_copy(update={"prompt_section": "impression"})
+    sources = read_sources(tmp_path / "cohort.csv", tmp_path / "reports.csv", config)
+    assert {(r["section"], r["text"]) for r in build_prompts("controlled", sources)} == {("findings", "Clear lungs.")}
+    for name in ("reports", "segmentation"):
+        assert {(r["section"], r["text"]) for r in build_prompts(name, sources)} == {
+            ("report", "FINDINGS: Clear lungs.")
+        }
 
 
 def test_subjects_without_masks_are_not_fixed(tables: tuple[Path, Path]) -> None:

@@ -20,13 +20,14 @@ from medsyn.files import read_csv, read_json, sha256, write_csv
 from medsyn.text import embed as embed_module
 from medsyn.text import pretrain as pretrain_module
 from medsyn.text.bert import IGNORED, load_language_model, new_language_model
+from medsyn.text.budget import shares, shorten
 from medsyn.text.embed import embed_reports
 from medsyn.text.encoder import TextEncoder
 from medsyn.text.english import english_documents
-from medsyn.text.examples import Batches, Special, Texts, mask_tokens
+from medsyn.text.examples import Batches, Texts, mask_tokens
 from medsyn.text.pretrain import pretrain, read_corpus
-from medsyn.text.sections import section_text
-from medsyn.text.tokenizer import load_tokenizer, token_ids, train_tokenizer
+from medsyn.text.sections import section_text, split_sections
+from medsyn.text.tokenizer import Special, load_tokenizer, token_ids, train_tokenizer
 from medsyn.training.data import Embeddings
 
 TINY = TextEncoderConfig(
@@ -130,6 +131,104 @@ def test_long_pairs_keep_both_sections() -> None:
         counts = ((whole == 20).sum(), (whole == 30).sum())
         assert sum(counts) == 61
         assert abs(counts[0] - expected[0]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "impression", "room", "expected"),
+    [
+        ([10, 5], [False, True], 20, [10, 5]),
+        ([100, 15], [False, True], 20, [5, 15]),
+        ([15, 100], [True, False], 20, [15, 5]),
+        ([30, 15, 40], [False, True, False], 50, [30, 15, 5]),
+        ([100, 100], [False, True], 20, [10, 10]),
+        ([3, 100], [False, True], 20, [3, 17]),
+        ([100], [False], 20, [20]),
+        ([100], [True], 20, [20]),
+    ],
+)
+def test_findings_are_shortened_before_the_impression(
+    lengths: list[int], impression: list[bool], room: int, expected: list[int]
+) -> None:
+    assert shares(lengths, impression, room) == expected
+
+
+def test_shortened_findings_end_with_a_sentence_but_not_in_a_number() -> None:
+    special = Special(0, 1, 2, 3, 100, ends=frozenset({50}), digits=frozenset({60, 61}))
+    words = np.full(30, 10, dtype=np.int32)
+    words[[9, 15]] = 50  # full stops
+    words[[14, 16]] = 60, 61  # around the second one: a decimal point
+    assert [len(part) for part in shorten([words], [False], 18, special)] == [10]
+    assert [len(part) for part in shorten([words], [False], 8, special)] == [8]
+    assert len(shorten([words], [False], 40, special)[0]) == 30
+
+
+def test_a_pair_in_pretraining_keeps_its_impression() -> None:
+    findings, impression = np.full(200, 20, dtype=np.int32), np.full(40, 30, dtype=np.int32)
+    texts = Texts([findings], [impression], ["a"], SPECIAL, 64, 0.15, 0.0, 0)
+    for epoch in range(4):  # either section comes first
+        ids, labels, _ = texts.example(epoch, 0)
+        whole = np.where(labels == IGNORED, ids, labels)
+        assert [(whole == 20).sum(), (whole == 30).sum()] == [21, 40]
+
+
+@pytest.mark.parametrize(
+    "heads", [("FINDINGS:", "IMPRESSION:"), ("Findings:", "Impression:"), ("findings:", "Conclusion:")]
+)
+@pytest.mark.parametrize("max_tokens", [48, 96])
+def test_the_impression_of_a_long_report_reaches_the_kept_states(
+    model: Path, heads: tuple[str, str], max_tokens: int
+) -> None:
+    encoder = TextEncoder(model, num_tokens=48, mask_padding=False, max_tokens=max_tokens)
+    body = "Both lungs are clear. " * 60
+    impression = ["There is a large left pleural effusion.", "There is no pleural effusion."]
+    reports = [f"{heads[0]} {body}{heads[1]} {text}" for text in impression]
+    states, mask = encoder.encode(reports)
+    assert mask.sum(axis=1).min() > 36
+    assert np.abs(states[0] - states[1]).max() > 0.1
+    ids, kept = encoder._input(reports[0], next(token_ids(encoder._tokenizer, reports)))
+    assert len(ids) <= max_tokens
+    words = encoder._tokenizer.convert_ids_to_tokens([int(ids[place]) for place in kept if place < len(ids)])
+    assert words[0] == "[CLS]"
+    assert words[-1] == "[SEP]"
+    assert "left pleural effusion ." in " ".join(words)
+    cut = TextEncoder(model, num_tokens=48, mask_padding=False, max_tokens=max_tokens, long_reports="cut_end")
+    ids, kept = cut._input(reports[0], next(token_ids(cut._tokenizer, reports)))
+    assert (len(ids), kept.tolist()) == (max_tokens, list(range(48)))
+    before, after = cut.encode(reports)[0]
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_text_that_fits_is_encoded_as_ever_and_parts_join_to_the_text(model: Path) -> None:
+    encoder = TextEncoder(model, num_tokens=48, mask_padding=False, max_tokens=96)
+    for text in ("No bullae.", "", "FINDINGS: Clear. IMPRESSION: Normal.", "Impression: stable. Findings: clear."):
+        ids, kept = encoder._input(text, next(token_ids(encoder._tokenizer, [text])))
+        assert ids.tolist() == encoder._tokenizer(text)["input_ids"]
+        assert kept.tolist() == list(range(48))
+        assert "".join(part for _, part in split_sections(text)) == text
+    assert [name for name, _ in split_sections("FINDINGS: Clear. IMPRESSION: Normal.")] == ["findings", "impression"]
+    assert encoder.num_shortened == 0
+
+
+def test_sections_that_a_report_lacks_are_null_and_a_report_with_none_is_named(model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"report_id": "both", "findings": "Clear.", "impression": "Normal.", "split": "train"},
+        {"report_id": "first", "findings": "Clear.", "impression": "", "split": "train"},
+        {"report_id": "second", "findings": " ", "impression": "Normal.", "split": "train"},
+    ]
+    write_csv(tmp_path / "reports.csv", rows, list(rows[0]))
+    embed_reports(model, stage(), tmp_path / "reports.csv", tmp_path / "embeddings.json")
+    texts = read_json(tmp_path / "embeddings.json")["texts"]
+    assert {name: [key is None for key in keys] for name, keys in texts.items()} == {
+        "both": [False, False, False],
+        "first": [False, False, True],
+        "second": [False, True, False],
+    }
+    embeddings = Embeddings(tmp_path / "embeddings.json", SECTIONS)
+    assert [embeddings.num_sections(row) for row in embeddings.rows(["both", "first", "second"])] == [3, 2, 2]
+    with pytest.raises(InputError, match="report first has no impression"):
+        embed_reports(model, stage(sections=("impression",)), tmp_path / "reports.csv", tmp_path / "x.json")
+    with pytest.raises(InputError, match="report first has none of the sections"):
+        Embeddings(tmp_path / "embeddings.json", ("impression",)).rows(["first"])
 
 
 def test_vocabulary_is_reproducible_and_knows_whole_words() -> None:
@@ -491,3 +590,15 @@ def test_embed_refuses_other_settings(reports: Path, model: Path, tmp_path: Path
     arguments = ["embed", "--encoder", str(model), "--config", str(tmp_path / "text.json"), "--reports", str(reports)]
     assert main([*arguments, "--out", str(tmp_path / "e.json")]) == 2
     assert main([*arguments, "--out", str(tmp_path / "e.safetensors")]) == 2
+
+
+def test_pretraining_leaves_out_reports_of_held_out_patients_and_texts(tmp_path: Path) -> None:
+    rows = [
+        {"report_id": "v", "patient_id": "p1", "findings": "Effusion.", "impression": "One.", "split": "validation"},
+        {"report_id": "a", "patient_id": "p1", "findings": "Other a.", "impression": "Two.", "split": "text_only"},
+        {"report_id": "b", "patient_id": "p2", "findings": "EFFUSION", "impression": "one", "split": "text_only"},
+        {"report_id": "c", "patient_id": "p3", "findings": "Other c.", "impression": "Three.", "split": "text_only"},
+        {"report_id": "d", "patient_id": "p1", "findings": "Other d.", "impression": "Four.", "split": "train"},
+    ]
+    write_csv(tmp_path / "reports.csv", rows, list(rows[0]))
+    assert list(read_corpus(TINY, tmp_path / "reports.csv").training.patients) == ["p3"]

@@ -587,6 +587,21 @@ def test_text_is_dropped_and_sections_are_drawn_evenly(data_folder):
     assert min(np.bincount(which, minlength=3)) > 160
 
 
+def test_only_sections_that_a_report_has_are_drawn(data_folder, tmp_path):
+    settings = stage(text_dropout=0.0)
+    path = make_embeddings(tmp_path / "embeddings.json")
+    index = json.loads(path.read_text(encoding="utf-8"))
+    for keys in index["texts"].values():
+        keys[1] = None  # no Findings
+    path.write_text(json.dumps(index), encoding="utf-8")
+    embeddings = Embeddings(path, settings.sections)
+    data = TrainingData(settings, Store([data_folder / "store" / "0"], "low"), embeddings)
+    states = [embeddings.states(row, section) for row in range(5) for section in range(2)]
+    texts = [data.sample(i)["text"] for i in range(400)]
+    which = [next(i for i, state in enumerate(states) if torch.equal(state, text)) % 2 for text in texts]
+    assert min(np.bincount(which, minlength=2)) > 160
+
+
 def test_super_res_crops(data_folder):
     settings = stage("super_res", max_low_res_noise=0.4)
     data = TrainingData(settings, Store([data_folder / "store" / "0"], "high"), None)

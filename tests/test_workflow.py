@@ -60,7 +60,9 @@ def test_dry_run(name, changes, expected, tmp_path):
 
 def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
     (tmp_path / "cohort.csv").touch()
-    config = write_config(tmp_path / "paper.yaml", "paper", cohort={"manifest": "cohort.csv"})
+    (tmp_path / "reports.csv").touch()
+    files = {"manifest": "cohort.csv", "reports": "reports.csv"}
+    config = write_config(tmp_path / "paper.yaml", "paper", cohort=files)
     profile = str(ROOT / "slurm")
     run = run_snakemake("--profile", profile, "-n", "all", directory=tmp_path, config=config)
     assert run.returncode == 0, run.stderr
@@ -74,7 +76,10 @@ def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
 def test_training_on_two_nodes_starts_torchrun_on_each(tmp_path):
     (tmp_path / "cohort.csv").touch()
     config = write_config(
-        tmp_path / "paper.yaml", "paper", cohort={"manifest": "cohort.csv"}, compute={"num_nodes_training": 2}
+        tmp_path / "paper.yaml",
+        "paper",
+        cohort={"manifest": "cohort.csv", "reports": None},
+        compute={"num_nodes_training": 2},
     )
     options = ("--profile", str(ROOT / "slurm"), "-n", "results/paper/models/medsyn/low_res.safetensors")
     run = run_snakemake(*options, directory=tmp_path, config=config)
@@ -97,6 +102,17 @@ def test_a_missing_cohort_file_says_what_to_write_where(tmp_path):
     assert run.returncode != 0
     said = run.stdout + run.stderr
     assert "config/cohort.csv: no such file. Write your cohort there" in said
+    assert "Traceback" not in said
+
+
+def test_a_missing_reports_file_names_its_key_and_the_remedy(tmp_path):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/cohort.csv").touch()
+    run = run_snakemake("-n", "all", directory=tmp_path, config="paper")
+    assert run.returncode != 0
+    said = run.stdout + run.stderr
+    for words in ("config/reports.csv: no such file", "cohort.reports", "report_id, findings, impression", "null"):
+        assert words in said
     assert "Traceback" not in said
 
 

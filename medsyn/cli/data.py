@@ -39,7 +39,9 @@ def _add_cohort(verbs: Verbs) -> None:
         required=True,
         help="CSV with subject_id, image, findings, impression; paths relative to it",
     )
-    parser.add_argument("--reports", help="CSV with report_id, findings, impression: reports without images")
+    parser.add_argument(
+        "--reports", help="CSV with report_id, findings, impression (patient_id): reports without images"
+    )
     parser.add_argument("--out", required=True, help="folder for the three tables")
 
     parser = verbs.add(
@@ -176,10 +178,15 @@ def _add_tables(verbs: Verbs) -> None:
 
 def _cohort(args: argparse.Namespace) -> None:
     from medsyn.cohort import build_cohort, write_cohort
-    from medsyn.config import CohortConfig, load_stage
+    from medsyn.config import CohortStage, load_stage
     from medsyn.progress import log
 
-    config = load_stage(CohortConfig, args.config) if args.config else CohortConfig()
+    config = load_stage(CohortStage, args.config) if args.config else CohortStage()
+    if config.source == "manifest" and args.reports is None:
+        log.warning(
+            "cohort.reports is empty: the text encoder trains on the training subjects' reports alone (paper: 209,683"
+            " reports without images as well); name a CSV with report_id, patient_id, findings, impression there"
+        )
     cohort = build_cohort(args.manifest, args.reports, config)
     write_cohort(cohort, args.out, config.max_reject_fraction)
     held_out = sum(subject.split == "validation" for subject in cohort.subjects)

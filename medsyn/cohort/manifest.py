@@ -5,7 +5,7 @@ paths of masks he already has: lobes, airway, vessels; what an image file does n
 names a phantom's truth.json). Paths in them are
 relative to the CSV. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of the
 patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv and
-reports.csv; `load_cohort` reads cohort.csv back.
+reports.csv (medsyn.cohort.reports); `load_cohort` reads cohort.csv back.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from medsyn.config import CohortConfig
+from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports
+from medsyn.config import CohortConfig, CohortStage
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
 from medsyn.reading import READING_COLUMNS, parse_reading
+from medsyn.text.sections import SECTIONS, section_text
 from medsyn.volume import STRUCTURES
 
 REQUIRED = ("subject_id", "image", "findings", "impression")
 COLUMNS = (*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS)
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
-REPORT_COLUMNS = ("report_id", "patient_id", "findings", "impression", "split")
 SPLITS = ("train", "validation")
 EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disease."'
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -68,7 +69,12 @@ class Cohort:
 
 
 def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, config: CohortConfig) -> Cohort:
-    """Validate manifests (and a CSV of reports without images); a missing file or column is an InputError."""
+    """Validate manifests (and a CSV of reports without images); a missing file or column is an InputError.
+
+    A CohortStage also names the sections that the image model may be conditioned on; a subject whose report has none of
+    them is rejected.
+    """
+    sections = config.sections if isinstance(config, CohortStage) else SECTIONS
     rejects: list[dict[str, str]] = []
     rows = [row for path in manifests for row in _read_manifest(Path(path))]
     accepted: list[dict[str, str]] = []
@@ -76,7 +82,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
     texts: dict[str, tuple[str, str]] = {}
     given: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        reason = _fault(row, seen["subject_id"], texts, given)
+        reason = _fault(row, seen["subject_id"], texts, given, sections)
         if reason:
             rejects.append({"subject_id": row["subject_id"] or f"row {number}", "stage": "cohort", "reason": reason})
             continue
@@ -96,7 +102,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
         )
         for index, row in enumerate(accepted)
     ]
-    return Cohort(subjects, rejects, _collect_reports(subjects, reports, rejects))
+    return Cohort(subjects, rejects, collect_reports([vars(subject) for subject in subjects], reports, rejects))
 
 
 def split_patients(
@@ -168,7 +174,13 @@ def stable_path(path: str | Path) -> str:
     return absolute if relative.startswith(os.pardir) else relative
 
 
-def _fault(row: dict[str, str], seen: set[str], texts: dict[str, tuple[str, str]], given: dict[str, str]) -> str | None:
+def _fault(
+    row: dict[str, str],
+    seen: set[str],
+    texts: dict[str, tuple[str, str]],
+    given: dict[str, str],
+    sections: Sequence[str],
+) -> str | None:
     """Why a row cannot be used, or None."""
     subject_id = row["subject_id"]
     if not _SAFE_ID.fullmatch(subject_id):
@@ -177,6 +189,8 @@ def _fault(row: dict[str, str], seen: set[str], texts: dict[str, tuple[str, str]
         return "duplicate subject_id"
     if not row["findings"] and not row["impression"]:
         return "empty report: neither findings nor impression"
+    if not any(section_text(row["findings"], row["impression"], section) for section in sections):
+        return f"report without {' or '.join(sections)}, which text.sections asks for; add it, or name more sections"
     for name in ("image", *STRUCTURES, "truth"):
         if name == "image" and not row[name]:
             return "no image named"
@@ -193,28 +207,3 @@ def _fault(row: dict[str, str], seen: set[str], texts: dict[str, tuple[str, str]
     if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):
         return f"report_id {row['report_id']} is already used by another report"
     return None
-
-
-def _collect_reports(
-    subjects: list[Subject], path: str | Path | None, rejects: list[dict[str, str]]
-) -> list[dict[str, str]]:
-    """One row per report: those of subjects with their split, then those without an image as text_only."""
-    reports: dict[str, dict[str, str]] = {}
-    for subject in subjects:
-        row = {name: getattr(subject, name) for name in REPORT_COLUMNS[:4]}
-        known = reports.setdefault(subject.report_id, row | {"split": subject.split})
-        if subject.split == "validation":
-            known["split"] = "validation"
-    for number, raw in enumerate(read_csv(path, ("report_id", "findings", "impression")) if path else [], 1):
-        row = {name: (raw.get(name) or "").strip() for name in REPORT_COLUMNS[:4]}
-        row["patient_id"] = row["patient_id"] or row["report_id"]
-        report_id = row["report_id"] or f"row {number}"
-        if not row["report_id"] or row["report_id"] in reports:
-            reason = "duplicate report_id" if row["report_id"] else "no report_id"
-        elif not row["findings"] and not row["impression"]:
-            reason = "empty report: neither findings nor impression"
-        else:
-            reports[report_id] = row | {"split": "text_only"}
-            continue
-        rejects.append({"subject_id": report_id, "stage": "reports", "reason": reason})
-    return list(reports.values())

@@ -1,15 +1,20 @@
 """Data augmentation (Table VI): does a classifier of a finding improve when generated volumes join its training set?
 
 A small 3-D CNN (the ResNet-10 of `models.resnet3d` with few channels) tells volumes with a finding from those without.
-k-fold cross-validation over the real labelled volumes; in every fold the baseline trains on the real volumes of the
-other folds, the augmented classifier on these and all synthetic ones, from the same initial weights and for the same
-number of optimiser steps, so that longer training cannot pass for better data. Both are tested on the fold's real
-volumes. Volumes (D, H, W) in HU are average-pooled to at most 32 voxels an axis.
+k-fold cross-validation over the real labelled volumes, split by patient; in every fold the baseline trains on the real
+volumes of the other folds, the augmented classifier on these and the synthetic ones, from the same initial weights and
+for the same number of optimiser steps, so that longer training cannot pass for better data. Both are tested on the
+fold's real volumes. A synthetic volume that the report of a patient prompted takes no part in the fold that is tested
+on this patient.
+
+Volumes (D, H, W) in HU are average-pooled to at most `input_size` voxels an axis. They lie in one memory-mapped file
+beside the output while the verb runs, so that memory does not grow with their number or size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +24,27 @@ from numpy.typing import NDArray
 
 from medsyn.config import AugmentationConfig, AugmentationStage
 from medsyn.errors import InputError
-from medsyn.evaluate.features import fit, num_batches, scores_of
+from medsyn.evaluate.features import Rows, fit, num_batches, scores_of
 from medsyn.evaluate.inputs import labels_of, list_volumes, read_labels, read_prompts, split_prompt_type
 from medsyn.evaluate.statistics import accuracy_and_f1
 from medsyn.files import read_csv, write_csv
 from medsyn.models.resnet3d import ResNet3d, ResNetClassifier
-from medsyn.progress import log
+from medsyn.progress import log, track
 from medsyn.volume import read_volume
 
 COLUMNS = ("method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_test", "n_synthetic")
-MAX_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Volumes with a label: files, labels of 0 and 1, and the patient of each ("" if it is nobody's)."""
+
+    files: list[Path]
+    labels: NDArray[np.int64]
+    patients: list[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 def classify(
@@ -47,56 +63,62 @@ def classify(
     """Cross-validate both classifiers of `finding` and write one row per method and fold.
 
     Real volumes are those of `split` in cohort.csv that have a label; synthetic ones those whose prompt_type is
-    `<finding>/positive` or `<finding>/negative`, made by the model `method_label`.
-    Fewer than two real volumes leave the table empty, with a warning.
+    `<finding>/positive` or `<finding>/negative`, made by the model `method_label`. The column patient_id of the prompts
+    names whose report prompted a volume. Real volumes of fewer than two patients leave the table empty, with a warning.
     """
-    real, real_labels = _real(finding, cohort, labels, volumes, split)
-    synthetic, synthetic_labels = _synthetic(finding, prompts, samples)
+    real = _real(finding, cohort, labels, volumes, split)
+    synthetic = _synthetic(finding, prompts, samples)
     rows: list[dict[str, Any]] = []
-    if len(real) < 2:
+    if len(set(real.patients)) < 2:
         log.warning("classify: %d labelled volumes in the split %s, nothing to cross-validate", len(real), split)
     else:
-        rows = cross_validate(
-            real, real_labels, synthetic, synthetic_labels, finding, stage.augmentation, stage.window_hu
-        )
+        scratch = out.with_name(f".{out.name}.volumes.npy")
+        try:
+            pool = pool_volumes([*real.files, *synthetic.files], stage.augmentation.input_size, scratch)
+            rows = cross_validate(pool, real, synthetic, finding, stage.augmentation, stage.window_hu)
+        finally:
+            scratch.unlink(missing_ok=True)
         for row in rows:
             row["method"] += f" with {method_label}" if row["method"] == "augmented" else ""
     write_csv(out, rows, COLUMNS)
 
 
 def cross_validate(
-    real: NDArray,
-    real_labels: NDArray,
-    synthetic: NDArray,
-    synthetic_labels: NDArray,
+    volumes: Rows,
+    real: Labelled,
+    synthetic: Labelled,
     finding: str,
     config: AugmentationConfig,
     window_hu: tuple[float, float],
 ) -> list[dict[str, Any]]:
-    """Rows (COLUMNS) of baseline and augmented classifier; volumes (n, D, H, W) in HU, labels (n) of 0 and 1."""
-    folds = stratified_folds(real_labels, config.num_folds, config.seed)
+    """Rows (COLUMNS) of baseline and augmented classifier.
+
+    volumes: (n, D, H, W) in HU, those of `real` and then those of `synthetic`.
+    """
+    labels = np.concatenate([real.labels, synthetic.labels])
+    folds = stratified_folds(real.labels, config.num_folds, config.seed, real.patients)
     rows = []
     for fold, test in enumerate(folds):
         train = np.setdiff1d(np.arange(len(real)), test)
-        num_steps = config.num_epochs * num_batches(len(train) + len(synthetic), config.batch_size)
-        for method, extra in (("baseline", synthetic[:0]), ("augmented", synthetic)):
-            x = np.concatenate([real[train], extra])
-            y = np.concatenate([real_labels[train], synthetic_labels[: len(extra)]])
+        tested = {real.patients[index] for index in test}
+        usable = [len(real) + k for k, patient in enumerate(synthetic.patients) if not patient or patient not in tested]
+        num_steps = config.num_epochs * num_batches(len(train) + len(usable), config.batch_size)
+        for method, extra in (("baseline", []), ("augmented", usable)):
+            chosen = np.concatenate([train, np.asarray(extra, dtype=np.int64)])
             model = _new_classifier(config, seed=config.seed + fold)
-            batch_size = min(config.batch_size, len(x))
             fit(
                 model,
-                x,
-                torch.from_numpy(y.astype(np.float32))[:, None],
+                Subset(volumes, chosen),
+                torch.from_numpy(labels[chosen].astype(np.float32))[:, None],
                 window_hu=window_hu,
                 num_steps=num_steps,
-                batch_size=batch_size,
+                batch_size=min(config.batch_size, len(chosen)),
                 learning_rate=config.learning_rate,
                 seed=config.seed + fold,
                 what=f"{finding} {method} fold {fold + 1}/{len(folds)}",
             )
-            predicted = scores_of(model, real[test], window_hu)[:, 0] > 0
-            accuracy, f1 = accuracy_and_f1(predicted, real_labels[test])
+            predicted = scores_of(model, Subset(volumes, test), window_hu)[:, 0] > 0
+            accuracy, f1 = accuracy_and_f1(predicted, real.labels[test])
             rows.append(
                 {
                     "method": method,
@@ -112,21 +134,68 @@ def cross_validate(
     return sorted(rows, key=lambda row: (row["method"] != "baseline", row["fold"]))
 
 
-def stratified_folds(labels: NDArray, num_folds: int, seed: int) -> list[NDArray[np.int64]]:
-    """Disjoint index sets that cover everything and share out positives and negatives evenly; none is empty."""
+def stratified_folds(
+    labels: NDArray, num_folds: int, seed: int, patients: Sequence[str] = ()
+) -> list[NDArray[np.int64]]:
+    """Disjoint index sets that cover everything and share out positives and negatives evenly; none is empty.
+
+    patients: whose each volume is; all volumes of a patient are in one set, which counts as positive if one of them is.
+    """
     generator = np.random.default_rng(seed)
-    dealt = np.concatenate([generator.permutation(np.flatnonzero(labels == value)) for value in (1, 0)])
-    num_folds = min(num_folds, len(labels))
-    return [np.sort(dealt[start::num_folds]) for start in range(num_folds)]
+    groups: dict[str, list[int]] = {}
+    for index in range(len(labels)):
+        groups.setdefault(patients[index] if patients else str(index), []).append(index)
+    members = list(groups.values())
+    positive = np.array([int(labels[group].max()) for group in members])
+    dealt = np.concatenate([generator.permutation(np.flatnonzero(positive == value)) for value in (1, 0)])
+    num_folds = min(num_folds, len(members))
+    return [
+        np.sort(np.concatenate([members[group] for group in dealt[start::num_folds]])).astype(np.int64)
+        for start in range(num_folds)
+    ]
 
 
-def pooled(array: NDArray) -> NDArray[np.float32]:
-    """(D, H, W) average-pooled by whole factors until no axis is longer than 32 voxels (margins that do not fill
+def pooled(array: NDArray, size: int = 32) -> NDArray[np.float32]:
+    """(D, H, W) average-pooled by whole factors until no axis is longer than `size` voxels (margins that do not fill
     a block are cut)."""
-    factors = [-(-size // MAX_SIZE) for size in array.shape]
-    cut = array[tuple(slice(0, size // f * f) for size, f in zip(array.shape, factors, strict=True))]
+    factors = [-(-length // size) for length in array.shape]
+    cut = array[tuple(slice(0, length // f * f) for length, f in zip(array.shape, factors, strict=True))]
     (d, h, w), (i, j, k) = cut.shape, factors
     return cut.reshape(d // i, i, h // j, j, w // k, k).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def pool_volumes(files: Sequence[Path], size: int | None, out: Path) -> NDArray:
+    """Write the volumes, pooled to `size`, to the file `out` and return it as a memory map (n, D, H, W) in HU.
+
+    Volumes of another grid than the first's are an InputError. Integers stay integers where nothing is pooled.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows: NDArray | None = None
+    for number, path in enumerate(track(files, what="classify: read", total=len(files))):
+        array = read_volume(path).array
+        if size is not None and max(array.shape) > size:
+            array = pooled(array, size)
+        if rows is None:
+            kind = array.dtype if array.dtype == np.int16 else np.dtype(np.float32)
+            rows = np.lib.format.open_memmap(out, mode="w+", dtype=kind, shape=(len(files), *array.shape))
+        if array.shape != rows.shape[1:]:
+            raise InputError(f"{path}: another grid than {files[0]}; preprocess all volumes to one grid")
+        rows[number] = array
+    assert rows is not None
+    return rows
+
+
+class Subset:
+    """Some rows of an array (n, D, H, W), read as they are asked for."""
+
+    def __init__(self, volumes: Rows, rows: NDArray[np.int64]) -> None:
+        self._volumes, self._rows = volumes, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> NDArray:
+        return np.asarray(self._volumes[self._rows[index]])
 
 
 def _new_classifier(config: AugmentationConfig, seed: int) -> ResNetClassifier:
@@ -136,39 +205,34 @@ def _new_classifier(config: AugmentationConfig, seed: int) -> ResNetClassifier:
         return ResNetClassifier(ResNet3d(10, config.base_width), 1).to(device)
 
 
-def _real(
-    finding: str, cohort: Path, labels: Path, volumes: Sequence[str], split: str
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _real(finding: str, cohort: Path, labels: Path, volumes: Sequence[str], split: str) -> Labelled:
     names, by_id = read_labels(labels)
     if finding not in names:
         raise InputError(f"{labels}: no column {finding}; it has {', '.join(names)}")
     files = list_volumes(volumes)
-    paths, values = [], []
+    chosen = []
     for row in read_csv(cohort, ["subject_id", "split"]):
         known = labels_of(row, by_id)
         if row["split"] == split and row["subject_id"] in files and known is not None:
-            paths.append(files[row["subject_id"]])
-            values.append(known[finding])
-    return _load(paths), np.array(values, dtype=np.int64)
+            chosen.append((files[row["subject_id"]], known[finding], row.get("patient_id") or row["subject_id"]))
+    return _labelled(chosen)
 
 
-def _synthetic(finding: str, prompts: Path, samples: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _synthetic(finding: str, prompts: Path, samples: Sequence[str]) -> Labelled:
     files = list_volumes(samples)
-    paths, values = [], []
+    chosen = []
     for sample_id, row in read_prompts([prompts]).items():
         kind = split_prompt_type(row["prompt_type"])
         if kind is not None and kind[0] == finding and sample_id in files:
-            paths.append(files[sample_id])
-            values.append(int(kind[1]))
-    if not paths:
+            chosen.append((files[sample_id], int(kind[1]), row.get("patient_id", "")))
+    if not chosen:
         raise InputError(f"{prompts}: no generated volume for {finding}/positive or {finding}/negative in {samples}")
-    return _load(paths), np.array(values, dtype=np.int64)
+    return _labelled(chosen)
 
 
-def _load(paths: Sequence[Path]) -> NDArray[np.float32]:
-    arrays = []
-    for path in paths:
-        arrays.append(pooled(read_volume(path).array))
-        if arrays[-1].shape != arrays[0].shape:
-            raise InputError(f"{path}: another grid than {paths[0]}; preprocess all volumes to one grid")
-    return np.stack(arrays) if arrays else np.empty((0, 1, 1, 1), dtype=np.float32)
+def _labelled(chosen: Sequence[tuple[Path, int, str]]) -> Labelled:
+    return Labelled(
+        [path for path, _, _ in chosen],
+        np.array([label for _, label, _ in chosen], dtype=np.int64),
+        [patient for _, _, patient in chosen],
+    )

@@ -26,6 +26,7 @@ from medsyn.provenance import provenance
 Facts = dict[str, Any]
 FINDINGS = {2: "Pleural effusion", 3: "Bullous emphysema", 4: "Cardiomegaly"}
 MAX_SHEETS = 1
+NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
 
 
 def write_report(results: Path, out: Path, *, phantom: bool) -> None:
@@ -161,7 +162,7 @@ def _cohort(results: Path) -> Facts | None:
     reports = results / "cohort/reports.csv"
     if reports.exists():
         extra = sum(row["split"] == "text_only" for row in read_csv(reports, ["split"]))
-        note += f" {extra:,} further reports without images train the text encoder." if extra else ""
+        note += f" {extra:,} further reports without images train the text encoder." if extra else NO_FURTHER_REPORTS
     return {"labels": [name.replace("_", " ") for name in names], "rows": rows, "note": note}
 
 

@@ -260,7 +260,7 @@ def table6(scores: Sequence[str | Path]) -> Table:
                     first = [entry for entry in entries if (entry["method"], entry["finding"]) == (methods[0], finding)]
                     row |= _paired_by_fold(chosen, first, score).columns(f"{score}_")
             row["n_real"] = sum(int(entry["n_test"]) for entry in chosen)
-            row["n_synthetic"] = int(chosen[0]["n_synthetic"]) if chosen else 0
+            row["n_synthetic"] = max((int(entry["n_synthetic"]) for entry in chosen), default=0)
             rows.append(row)
     return columns, rows
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.text.sections import section_text
+from medsyn.text.sections import section_text, text_fingerprints
 
 REPORT_COLUMNS = ("report_id", "findings", "impression", "split")
 SPLITS = ("train", "validation", "text_only")
@@ -55,3 +55,19 @@ def read_reports(path: str | Path) -> list[ReportRow]:
 def of_split(reports: Iterable[ReportRow], *splits: str) -> list[ReportRow]:
     """The reports of the named splits, in the table's order."""
     return [report for report in reports if report.split in splits]
+
+
+def without_leaks(training: Iterable[ReportRow], held_out: Iterable[ReportRow]) -> list[ReportRow]:
+    """Return the training reports that are of no held-out patient and, without an image, of no held-out text."""
+    held_out = list(held_out)
+    patients = {report.patient for report in held_out}
+    texts = set().union(*(text_fingerprints(report.findings, report.impression) for report in held_out))
+
+    def leaks(report: ReportRow) -> bool:
+        if report.patient in patients:
+            return True
+        return report.split == "text_only" and not texts.isdisjoint(
+            text_fingerprints(report.findings, report.impression)
+        )
+
+    return [report for report in training if not leaks(report)]

@@ -38,13 +38,13 @@ def embed_reports(
 ) -> int:
     """Write the embeddings of all reports of `splits`, by default those with an image; returns their number.
 
-    A section that a report does not have is the empty text, [CLS] [SEP]. Raises InputError when encoder and settings
-    do not fit.
+    A section that a report does not have is null in the index. Raises InputError when encoder and settings do not fit,
+    or when a report has none of the settings' sections.
     """
     if out.suffix != ".json":
         raise InputError(f"{out}: the index must end in .json; the shards go into the folder without the ending")
     encoder = TextEncoder.from_folder(encoder_folder)
-    for name in ("num_tokens", "mask_padding"):
+    for name in ("num_tokens", "mask_padding", "long_reports"):
         if getattr(encoder, name) != getattr(stage, name):
             raise InputError(
                 f"{encoder_folder}: made with {name} {getattr(encoder, name)}, the settings say {getattr(stage, name)};"
@@ -53,11 +53,12 @@ def embed_reports(
     reports = of_split(read_reports(reports_path), *splits)
     if not reports:
         raise InputError(f"{reports_path}: no report of split {' or '.join(splits)}; only those are embedded")
-    keys = {report.report_id: [text_key(report.text(section)) for section in stage.sections] for report in reports}
+    keys = {report.report_id: _keys(report, stage.sections, reports_path) for report in reports}
     places = {
         key: (report, section)
         for report in reports
         for key, section in zip(keys[report.report_id], stage.sections, strict=True)
+        if key is not None
     }
     identity = _identity(encoder_folder)
     folder = out.with_suffix("")
@@ -68,7 +69,24 @@ def embed_reports(
     index |= {"num_tokens": encoder.num_tokens, "hidden_size": encoder.hidden_size, "shards": sorted(shards)}
     write_json(out, index | {"provenance": provenance(stage, reports_sha256=sha256(reports_path))})
     log.info("embedded %d reports: %d new texts of %d", len(reports), len(new), len(places))
+    if encoder.num_shortened:
+        lost = "Findings" if encoder.long_reports == "shorten_findings" else "text"
+        log.warning(
+            "%d of %d new texts are longer than max_tokens %d and lose the end of their %s",
+            *(encoder.num_shortened, len(new), encoder.max_tokens, lost),
+        )
     return len(reports)
+
+
+def _keys(report: ReportRow, sections: Sequence[str], source: Path) -> list[str | None]:
+    """Return the hash of every section's text, None for a section that the report does not have."""
+    texts = [report.text(section) for section in sections]
+    if not any(texts):
+        raise InputError(
+            f"{source}: report {report.report_id} has no {' or '.join(sections)} (text.sections); add it, or leave the"
+            " report out"
+        )
+    return [text_key(text) if text else None for text in texts]
 
 
 def text_key(text: str) -> str:

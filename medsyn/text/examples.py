@@ -2,7 +2,8 @@
 
 Every batch is a pure function of (seed, step), so a run that is killed and continued sees the same samples. An input
 is "[CLS] FINDINGS: ... [SEP] IMPRESSION: ... [SEP]" with BERT's two segments; either section may come first, because
-later the encoder reads single texts and a short prompt must be at home at the start. In task (b) of the paper's Section
+later the encoder reads single texts and a short prompt must be at home at the start. A pair that is longer than
+max_tokens loses the end of its Findings (medsyn.text.budget). In task (b) of the paper's Section
 IV-A a share of the Impressions is replaced by that of another patient; in task (a) a share of the tokens is to be
 predicted, of which 80 % become [MASK], 10 % another token, and 10 % stay (BERT, Devlin et al. 2019).
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,30 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsyn.text.bert import IGNORED
-from medsyn.text.tokenizer import SPECIAL_TOKENS, TokenIds
+from medsyn.text.budget import shorten
+from medsyn.text.tokenizer import Special, TokenIds
 
 _BUCKET = 32  # batches that are sorted by length together
 _HELD_OUT = 2**31  # first "epoch" of the held-out batches
 _HELD_OUT_EXAMPLES = 512
 DRAWN = -1  # by chance, not given
 _DRAWS = 30  # of another patient's Impression: some reports have none, or the same
-
-
-@dataclass(frozen=True)
-class Special:
-    """Ids of the special tokens and the size of the vocabulary."""
-
-    pad: int
-    cls: int
-    sep: int
-    mask: int
-    size: int
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> Special:
-        """The ids that `tokenizer` uses."""
-        pad, _, start, separator, mask = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-        return cls(pad, start, separator, mask, len(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -76,15 +60,16 @@ class Texts:
         rng = np.random.default_rng((self.seed, epoch, index, *(() if other == DRAWN else (other,))))
         paired = IGNORED
         if not len(self.seconds[index]):
-            ids = _join([self.firsts[index]], self.special, self.max_tokens)
+            ids = _join(shorten([self.firsts[index]], [False], self.max_tokens - 2, self.special), self.special)
         else:
             if other == DRAWN:
                 other = self._other(index, rng) if rng.random() < self.swap_fraction else index
             elif other != index and not self._is_swap(index, other):
                 other = self._other(index, rng)
             paired = int(other == index)
-            parts = [self.firsts[index], self.seconds[other]]
-            ids = _join(parts if rng.random() < 0.5 else parts[::-1], self.special, self.max_tokens)
+            both = [self.firsts[index], self.seconds[other]]
+            parts = shorten(both, [False, True], self.max_tokens - 3, self.special)
+            ids = _join(parts if rng.random() < 0.5 else parts[::-1], self.special)
         masked, labels = mask_tokens(ids, self.special, self.mask_fraction, rng)
         return masked, labels, paired
 
@@ -187,12 +172,9 @@ def cut(ids: TokenIds, length: int) -> list[TokenIds]:
     return [ids[start : start + length] for start in range(0, len(ids), length)]
 
 
-def _join(parts: Sequence[TokenIds], special: Special, max_tokens: int) -> TokenIds:
-    """[CLS] a [SEP] or [CLS] a [SEP] b [SEP]; what does not fit is cut off, from both parts if both are long."""
-    room = max_tokens - 1 - len(parts)
-    rest = sum(len(part) for part in parts[1:])
-    first = parts[0][: max(room - rest, room // len(parts))]
-    pieces: list[NDArray] = [np.asarray([special.cls]), first, np.asarray([special.sep])]
-    for second in parts[1:]:
-        pieces += [second[: room - len(first)], np.asarray([special.sep])]
+def _join(parts: Sequence[TokenIds], special: Special) -> TokenIds:
+    """Return [CLS] a [SEP] or [CLS] a [SEP] b [SEP]."""
+    pieces: list[NDArray] = [np.asarray([special.cls])]
+    for part in parts:
+        pieces += [part, np.asarray([special.sep])]
     return np.concatenate(pieces).astype(np.int32)

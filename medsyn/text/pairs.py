@@ -1,9 +1,10 @@
-"""Prompt pairs out of reports: a sentence that states one finding, and its reversal by rules.
+"""Prompt pairs out of reports: a sentence that states one finding and nothing else, and its reversal by rules.
 
 Takes texts of reports, gives pairs whose label flips under the labeler (a pair whose label does not is left out). The
 paper selects such sentences by hand ("There are large pleural effusions seen.") and reverses them ("There is no pleural
-effusion."); here the rules of `pair_rules.yaml` do. Severity and side of the finding are kept or dropped as asked; a
-reversal never has a severity, and a side only where the pair keeps it.
+effusion."); here the rules of `pair_rules.yaml` do, which list every word that such a sentence may have. Severity and
+side of the finding are kept or dropped as asked; a reversal never has a severity, and a side only where the pair keeps
+it and the finding is said of that side alone.
 """
 
 from __future__ import annotations
@@ -22,11 +23,7 @@ from medsyn.text.labels import Labeler, default_labeler
 RULES_FILE = Path(__file__).with_name("pair_rules.yaml")
 MAX_WORDS = 20
 _SIDES = {"left": " on the left", "right": " on the right", "both": " on either side"}
-# A prompt must stand alone: no comparison, no list of items, no measures, nothing merely suspected.
-_DEPENDENT = re.compile(
-    r"\b(previous|prior|compar\w*|described|these|this|other|follow-up|stable|unchanged|increas\w*|may|suspect\w*"
-    r"|recommend\w*|evaluat\w*|favou?r|secondary|addition|again|also|not|decreas\w*)\b|[\d()<>:]"
-)
+_WORD_OR_MARK = re.compile(r"[a-z]+|[^a-z\s.,-]")
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def make_pair(
     finding: str, sentence: str, labeler: Labeler, source: str = "", keep_severity: bool = True, keep_side: bool = True
 ) -> Pair | None:
     """The pair of one lower-case sentence, or None if it says more than the finding or cannot be reversed."""
-    if finding not in _rules()["denials"] or _DEPENDENT.search(sentence):
+    if finding not in _rules()["denials"] or not _says_only(finding, sentence):
         return None
     sentence = sentence.strip(" .,;-")
     text = sentence if keep_severity else _drop(_rules()["severity"], sentence)
@@ -78,11 +75,32 @@ def make_pair(
     return Pair(finding, text, without, source)
 
 
+def _says_only(finding: str, sentence: str) -> bool:
+    """Return whether a lower-case sentence has none but the words that the rules allow in a sentence of `finding`."""
+    rules = _rules()
+    if not _vocabulary(finding).issuperset(_WORD_OR_MARK.findall(sentence)):
+        return False
+    excludes = [rules["excludes"][name] for name in ("any", finding) if name in rules["excludes"]]
+    needed = re.search(rules["needs"].get(finding, ""), sentence) is not None
+    return needed and not any(re.search(phrase, sentence) for phrase in excludes)
+
+
+@cache
+def _vocabulary(finding: str) -> frozenset[str]:
+    words = _rules()["words"]
+    return frozenset(f"{words['filler']} {words['any']} {words[finding]}".split())
+
+
+def content(sentence: str) -> frozenset[str]:
+    """Return the words of a sentence without fillers: what tells whether two sentences say the same."""
+    return frozenset(re.findall(r"[a-z]+", sentence.lower())) - frozenset(_rules()["words"]["filler"].split())
+
+
 def reversal(finding: str, sentence: str, keep_side: bool) -> str:
     """The denial of `finding` in words that fit the sentence."""
     rule = _rules()["denials"][finding]
     words = next((text for phrase, text in rule.get("except", {}).items() if re.search(phrase, sentence)), rule["text"])
-    sides = _sides(sentence) if keep_side else []
+    sides = _sides(re.sub(_rules()["more_on_one_side"], "", sentence)) if keep_side else []
     return str(words).format(side=_SIDES[sides[0]] if len(sides) == 1 else "")
 
 

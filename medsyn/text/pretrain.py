@@ -34,12 +34,12 @@ from medsyn.progress import log
 from medsyn.provenance import hash_json, provenance
 from medsyn.tensors import save_tensors
 from medsyn.text.bert import IGNORED, ReportBert, load_language_model, new_language_model
-from medsyn.text.corpus import ReportRow, of_split, read_reports
+from medsyn.text.corpus import ReportRow, of_split, read_reports, without_leaks
 from medsyn.text.encoder import SETTINGS_FILE
 from medsyn.text.english import english_documents
-from medsyn.text.examples import Batches, Special, Texts, cut
+from medsyn.text.examples import Batches, Texts, cut
 from medsyn.text.sections import SECTIONS
-from medsyn.text.tokenizer import TokenIds, load_tokenizer, token_ids, train_tokenizer
+from medsyn.text.tokenizer import Special, TokenIds, load_tokenizer, token_ids, train_tokenizer
 from medsyn.training.loop import Task, train
 from medsyn.training.processes import to_device
 
@@ -98,7 +98,11 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
 def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
     """Read the reports and tokenise them, training the tokenizer if need be; InputError if a split is missing."""
     reports = read_reports(reports_path)
-    training, held_out = of_split(reports, "train", "text_only"), of_split(reports, "validation")
+    given, held_out = of_split(reports, "train", "text_only"), of_split(reports, "validation")
+    training = without_leaks(given, held_out)
+    if len(training) < len(given):
+        leaks = len(given) - len(training)
+        log.warning("%s: %d reports of validation patients are left out of the pretraining", reports_path, leaks)
     for rows, what in ((training, "train or text_only"), (held_out, "validation")):
         if not rows:
             raise InputError(f"{reports_path}: no report of split {what}; the text encoder needs both")
@@ -255,6 +259,7 @@ def _write(out: Path, stage: TextEncoderStage, corpus: Corpus, network: nn.Modul
         "num_tokens": stage.num_tokens,
         "mask_padding": stage.mask_padding,
         "max_tokens": stage.encoder.max_tokens,
+        "long_reports": stage.long_reports,
     }
     with atomic_dir(out) as folder:
         network.language.float().save_pretrained(folder)

@@ -2,13 +2,16 @@
 
 Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS. The sets are
 - `reports` (Table I): reports of the validation split;
-- `pairs` and `effusion_pairs` (Tables II to IV and VII): a prompt and its reversal with the same seeds;
-- `report_pairs`: the same with sentences of the validation reports, reversed by rules, after the paper's own examples;
-- `augmentation` (Table VI): training reports that the labeler calls positive or negative;
+- `pairs` and `effusion_pairs` (Tables II to IV and VII): a prompt and its reversal with the same seeds; with
+  `prompt_source: reports` several per finding, sentences of validation reports among them;
+- `report_pairs`: the paper's pairs and sentences of validation reports for every finding that the rules can reverse;
+- `augmentation` (Table VI): validation reports that the labeler calls positive or negative;
 - `segmentation` (Table V): the image is fixed, once with its report and once without;
 - `controlled` (Figure 6): one structure is fixed, seeds vary.
 
-A row's seed follows from the evaluation's seed and what the row is for, so a larger set begins with the smaller one.
+Rows that differ in the finding alone share `pair` and `seed`. `patient_id` is whose report the text is; it is empty
+where the text is a sentence. A row's seed follows from the evaluation's seed and what the row is for, so a larger set
+begins with the smaller one.
 """
 
 from __future__ import annotations
@@ -27,15 +30,16 @@ from medsyn.files import read_csv, write_csv
 from medsyn.progress import log
 from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.labels import default_labeler
-from medsyn.text.pairs import Pair, paper_pairs, report_pairs
+from medsyn.text.pairs import Pair, content, paper_pairs, report_pairs
 from medsyn.text.sections import section_text
 from medsyn.volume import STRUCTURES
 
 COLUMNS = (
-    *("sample_id", "prompt_type", "text", "seed", "section", "text_mode"),
+    *("sample_id", "prompt_type", "text", "seed", "section", "text_mode", "pair", "patient_id"),
     *("fix_image", "fix_lobes", "fix_airway", "fix_vessels"),
 )
 NUM_CONTROLLED_SEEDS = 3
+_SHORTEST_FIRST = ("impression", "findings")
 Row = dict[str, Any]
 
 
@@ -64,7 +68,8 @@ class Sources:
         """A row whose prompt is the configured section of `report`, or the whole report if that section is empty."""
         section = self.config.prompt_section
         text = report.text(section)
-        return _row(sample_id, prompt_type, text or report.text("report"), seed, section if text else "report")
+        row = _row(sample_id, prompt_type, text or report.text("report"), seed, section if text else "report")
+        return row | {"patient_id": report.patient}
 
 
 def write_prompts(
@@ -116,17 +121,27 @@ def _reports(sources: Sources) -> list[Row]:
 
 
 def _pairs(sources: Sources, findings: Sequence[str] | None = None) -> list[Row]:
-    """With and without the finding, the same seeds in both, so that a pair differs in its words only."""
-    rows: list[Row] = []
-    for finding, pair in sources.config.prompt_pairs.items():
-        if findings is not None and finding not in findings:
-            continue
-        for side, text in (("with", pair.with_finding), ("without", pair.without_finding)):
-            for number in range(sources.config.num_per_prompt):
-                seed = sources.seed("pairs", finding, number)
-                name = f"{finding}_{side}_{number:03d}"
-                rows.append(_row(name, f"{finding}/{side}", text, seed, "impression"))
-    return rows
+    """With and without the finding, the same seeds in both, so that a pair differs in its words only.
+
+    The pairs of the settings come first, so both values of prompt_source begin with the same prompts.
+    """
+    pairs = {
+        finding: [Pair(finding, pair.with_finding, pair.without_finding, "settings")]
+        for finding, pair in sources.config.prompt_pairs.items()
+        if findings is None or finding in findings
+    }
+    if sources.config.prompt_source == "reports":
+        sentences = _report_sentences(sources)
+        for finding, given in pairs.items():
+            given = [*given, *_published(finding, given)]
+            pairs[finding] = [*given, *_drawn(sources, finding, sentences, given)]
+    return [
+        row
+        for finding, each in pairs.items()
+        for rows in _pair_rows(sources, "pairs", finding, each)
+        for side in (0, 1)
+        for row in rows[side::2]
+    ]
 
 
 def _effusion_pairs(sources: Sources) -> list[Row]:
@@ -136,24 +151,78 @@ def _effusion_pairs(sources: Sources) -> list[Row]:
 
 
 def _report_pairs(sources: Sources) -> list[Row]:
-    """Sentences in turn until every finding has `num_per_prompt` volumes a side; a pair shares its seed."""
-    texts = [(report.report_id, report.text("report")) for report in of_split(sources.reports, "validation")]
-    pairs: dict[str, list[Pair]] = {}
-    keep = {"keep_severity": sources.config.pairs_keep_severity, "keep_side": sources.config.pairs_keep_side}
-    for pair in (*paper_pairs(), *report_pairs(texts, **keep)):
-        pairs.setdefault(pair.finding, []).append(pair)
+    """The paper's pairs and sentences of reports for every finding of which there are any."""
+    sentences = _report_sentences(sources)
     rows: list[Row] = []
-    for finding, found in pairs.items():
-        for number in range(sources.config.num_per_prompt):
-            pair = found[number % len(found)]
-            seed = sources.seed("report_pairs", finding, number)
-            for side, text in (("with", pair.with_finding), ("without", pair.without_finding)):
-                rows.append(_row(f"{finding}_{side}_{number:03d}", f"{finding}/{side}", text, seed, "impression"))
+    for finding in dict.fromkeys([*(pair.finding for pair in paper_pairs()), *sentences]):
+        given = _published(finding)
+        each = [*given, *_drawn(sources, finding, sentences, given)]
+        rows += [row for part in _pair_rows(sources, "report_pairs", finding, each) for row in part]
     return rows
 
 
+def _published(finding: str, known: Sequence[Pair] = ()) -> list[Pair]:
+    """Return the paper's pairs of `finding` whose prompts are not in `known`."""
+    said = {pair.with_finding for pair in known}
+    return [pair for pair in paper_pairs() if pair.finding == finding and pair.with_finding not in said]
+
+
+def _report_sentences(sources: Sources) -> dict[str, list[Pair]]:
+    """Return all pairs that the rules find in the validation reports, by finding."""
+    texts = [(report.report_id, report.text("report")) for report in of_split(sources.reports, "validation")]
+    keep = {"keep_severity": sources.config.pairs_keep_severity, "keep_side": sources.config.pairs_keep_side}
+    found: dict[str, list[Pair]] = {}
+    for pair in report_pairs(texts, **keep):
+        found.setdefault(pair.finding, []).append(pair)
+    return found
+
+
+def _drawn(
+    sources: Sources, finding: str, sentences: Mapping[str, Sequence[Pair]], known: Sequence[Pair]
+) -> list[Pair]:
+    """Draw num_report_sentences pairs of `finding` by the seed that say other things than `known` and each other.
+
+    The log lists them with their reports, and warns if there are too few.
+    """
+    asked = sources.config.num_report_sentences
+    said = {content(pair.with_finding) for pair in known}
+    pool: list[Pair] = []
+    for pair in sentences.get(finding, ()):
+        if content(pair.with_finding) not in said:
+            said.add(content(pair.with_finding))
+            pool.append(pair)
+    order = np.random.default_rng(sources.seed("sentences", finding)).permutation(len(pool))
+    drawn = [pool[index] for index in order[:asked]]
+    for pair in drawn:
+        log.info("prompts: %s, report %s: %s / %s", finding, pair.source, pair.with_finding, pair.without_finding)
+    if len(drawn) < asked:
+        log.warning(
+            "prompts: %s: %d sentences of validation reports state it alone, num_report_sentences asks for %d;"
+            " fewer prompts are sampled",
+            *(finding, len(drawn), asked),
+        )
+    return drawn
+
+
+def _pair_rows(sources: Sources, name: str, finding: str, pairs: Sequence[Pair]) -> list[list[Row]]:
+    """Return the rows of every pair: num_per_prompt times one with the finding and one without, of the same seed."""
+    count = sources.config.num_per_prompt
+    result: list[list[Row]] = []
+    for place, pair in enumerate(pairs):
+        result.append([])
+        for number in range(place * count, (place + 1) * count):
+            seed = sources.seed(name, finding, number)
+            for side, text in (("with", pair.with_finding), ("without", pair.without_finding)):
+                row = _row(f"{finding}_{side}_{number:03d}", f"{finding}/{side}", text, seed, "impression")
+                result[-1].append(row | {"pair": f"{finding}_{number:03d}"})
+    return result
+
+
 def _augmentation(sources: Sources) -> list[Row]:
-    """Reports per finding and label from the training split: the classifiers are tested on validation subjects."""
+    """Reports of the validation split per finding and label, as in the paper.
+
+    `classify` keeps a volume out of the folds that are tested on the patient whose report prompted it.
+    """
     settings, labeler = sources.config, default_labeler()
     unknown = [finding for finding in settings.augmentation_findings if finding not in labeler.findings]
     if unknown:
@@ -161,14 +230,19 @@ def _augmentation(sources: Sources) -> list[Row]:
             f"evaluation.augmentation.findings: the labeler knows no '{unknown[0]}';"
             f" it knows {', '.join(labeler.findings)}"
         )
-    labelled = [(report, labeler.label(report.text("report"))) for report in of_split(sources.reports, "train")]
+    labelled = [(report, labeler.label(report.text("report"))) for report in of_split(sources.reports, "validation")]
     rows: list[Row] = []
     for finding in settings.augmentation_findings:
         for side, label in (("positive", 1), ("negative", 0)):
             pool = [report for report, labels in labelled if labels[finding] == label]
             kind = f"{finding}/{side}"
             if not pool:
-                log.warning("augmentation: no training report is %s for %s", side, finding)
+                log.warning("augmentation: no validation report is %s for %s", side, finding)
+            if 0 < len(pool) < settings.num_reports_per_class:
+                log.warning(
+                    "augmentation: %d validation reports are %s for %s, num_reports_per_class asks for %d; they repeat",
+                    *(len(pool), side, finding, settings.num_reports_per_class),
+                )
             for number, report in enumerate(sources.draw(pool, settings.num_reports_per_class if pool else 0, kind)):
                 name = f"{finding}_{side}_{number:03d}"
                 rows.append(sources.row(name, kind, report, sources.seed("augmentation", name)))
@@ -181,11 +255,12 @@ def _segmentation(sources: Sources) -> list[Row]:
     for index in order[: sources.config.num_segmentation_subjects]:
         subject = sources.subjects[index]
         name = subject["subject_id"]
-        report = ReportRow(name, subject["findings"], subject["impression"], "validation", name)
+        patient = subject.get("patient_id") or name
+        report = ReportRow(name, subject["findings"], subject["impression"], "validation", patient)
         for mode in ("text", "none"):
             seed = sources.seed("segmentation", name)
             row = sources.row(f"{name}_{mode}", f"segmentation/{mode}", report, seed)
-            rows.append(row | {"text_mode": mode, "fix_image": name})
+            rows.append(row | {"text_mode": mode, "fix_image": name, "pair": f"segmentation_{name}"})
     return rows
 
 
@@ -194,13 +269,14 @@ def _controlled(sources: Sources) -> list[Row]:
     rows: list[Row] = []
     for place, structure in enumerate(STRUCTURES):
         subject = sources.subjects[order[place % len(order)]]
-        text = section_text(subject["findings"], subject["impression"], "impression") or subject["findings"]
+        texts = {name: section_text(subject["findings"], subject["impression"], name) for name in _SHORTEST_FIRST}
+        section = next(name for name in _SHORTEST_FIRST if texts[name])
         for number in range(NUM_CONTROLLED_SEEDS):
             name = f"{structure}_{subject['subject_id']}_{number}"
-            row = _row(
-                name, f"controlled/{structure}", text, sources.seed("controlled", structure, number), "impression"
-            )
-            rows.append(row | {f"fix_{structure}": subject["subject_id"]})
+            seed = sources.seed("controlled", structure, number)
+            row = _row(name, f"controlled/{structure}", texts[section], seed, section)
+            patient = subject.get("patient_id") or subject["subject_id"]
+            rows.append(row | {f"fix_{structure}": subject["subject_id"], "patient_id": patient})
     return rows
 
 

@@ -8,6 +8,7 @@ pieces beforehand fixes their numbers and with them the whole vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,31 @@ logging.disable_progress_bar()
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CHUNK = 1000
 TokenIds = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Special:
+    """Ids of the special tokens, the size of the vocabulary, and the ids that tell where a sentence ends.
+
+    ends: full stop, exclamation and question mark; digits: tokens that begin with a digit.
+    """
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+    size: int
+    ends: frozenset[int] = frozenset()
+    digits: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Special:
+        """Return the ids that `tokenizer` uses."""
+        pad, _, start, separator, mask = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+        vocabulary = tokenizer.get_vocab()
+        ends = frozenset(vocabulary[mark] for mark in ".!?" if mark in vocabulary)
+        digits = frozenset(number for piece, number in vocabulary.items() if piece.lstrip("#")[:1].isdigit())
+        return cls(pad, start, separator, mask, len(tokenizer), ends, digits)
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> BertTokenizer:

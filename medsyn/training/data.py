@@ -92,7 +92,8 @@ class Embeddings:
         index = read_json(path)
         try:
             columns = [index["sections"].index(section) for section in sections]
-            self._keys = [[keys[column] for column in columns] for keys in index["texts"].values()]
+            found = ([keys[column] for column in columns] for keys in index["texts"].values())
+            self._keys = [[key for key in keys if key is not None] for keys in found]  # absent sections are null
             self._row = {report_id: row for row, report_id in enumerate(index["texts"])}
             self.num_tokens: int = index["num_tokens"]
             self.hidden_size: int = index["hidden_size"]
@@ -116,10 +117,20 @@ class Embeddings:
             raise InputError(
                 f"{self.path}: no text for report {missing[0]} ({len(missing)} missing); run `medsyn embed`"
             )
+        without = [name for name in report_ids if not self._keys[self._row[name]]]
+        if without:
+            raise InputError(
+                f"{self.path}: report {without[0]} has none of the sections to train on; name one that it has in"
+                " text.sections"
+            )
         return [self._row[name] for name in report_ids]
 
+    def num_sections(self, row: int) -> int:
+        """Return how many of the sections the report has."""
+        return len(self._keys[row])
+
     def states(self, row: int, section: int) -> Tensor:
-        """(num_tokens, hidden) float32."""
+        """(num_tokens, hidden) float32 of one of the report's sections, from 0."""
         shard, place = self._places[self._keys[row][section]]
         if shard not in self._open:
             self._open[shard] = safe_open(shard, framework="pt").get_slice("states")
@@ -176,8 +187,9 @@ class TrainingData:
             sample["condition_noise"] = torch.randn(x0.shape, generator=generator)
             sample["condition_level"] = torch.tensor(uniform[5] * train.max_low_res_noise, dtype=torch.float32)
         elif self.embeddings is not None:
-            section = int(uniform[6] * len(self.stage.sections))
-            sample["text"] = self.embeddings.states(self.rows[index], section)
+            row = self.rows[index]
+            section = int(uniform[6] * self.embeddings.num_sections(row))
+            sample["text"] = self.embeddings.states(row, section)
             sample["drop_text"] = torch.tensor(uniform[7] < train.text_dropout)
         return sample
 

@@ -27,6 +27,17 @@ if CONFIG.cohort.source == "manifest" and not Path(CONFIG.cohort.manifest).exist
         "CT, image as a path relative to that file; or name another file under cohort.manifest in the configuration."
     )
 
+if (
+    CONFIG.cohort.source == "manifest"
+    and CONFIG.cohort.reports
+    and not Path(CONFIG.cohort.reports).exists()
+):
+    raise WorkflowError(
+        f"{CONFIG.cohort.reports}: no such file, cohort.reports names it. Write the reports without images there as CSV with "
+        "the columns report_id, findings, impression (optional: patient_id, subject_id), which train the text encoder as "
+        "well; or set cohort.reports to null in the configuration to train it on the subjects' reports alone."
+    )
+
 # On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
 prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
 
