@@ -18,6 +18,8 @@ from medsyn.files import read_json
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0)]
+OwnSeed = Annotated[Seed, Field(description="seed of this section; when left out, the configuration's seed")]
+DataSeed = Annotated[Seed, Field(description="seed of the data; does not follow the configuration's seed")]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
@@ -40,7 +42,7 @@ class CohortConfig(Section):
     validation_fraction: Fraction = Field(0.12, description="patient-level split; the paper holds out 12 %")
     max_reject_fraction: Fraction = Field(0.2, description="stop when more than this share of subjects is rejected")
     num_shards: PositiveInt = Field(2, description="every per-volume stage runs as this many jobs")
-    seed: Seed = 0
+    seed: DataSeed = 0
 
 
 class PhantomConfig(Section):
@@ -49,7 +51,7 @@ class PhantomConfig(Section):
     num_subjects: PositiveInt = 360
     num_text_only_reports: int = Field(1200, ge=0, description="reports without images, for the text encoder")
     size: PositiveInt = Field(64, description="voxels along each axis; the field of view is fixed")
-    seed: Seed = 0
+    seed: DataSeed = 0
 
 
 class PreprocessConfig(Section):
@@ -120,7 +122,7 @@ class TextEncoderConfig(Section):
     pairing_weight: PositiveFloat = Field(1.0, description="of the pairing loss beside that of the masked tokens")
     max_tokens: PositiveInt = Field(192, description="longest input of the language model in tokens")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
     @model_validator(mode="after")
     def _check(self) -> TextEncoderConfig:
@@ -208,7 +210,7 @@ class TrainConfig(Section):
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
     )
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class StageModelConfig(Section):
@@ -242,7 +244,7 @@ class SamplingConfig(Section):
     compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_shards: PositiveInt = 2
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class PromptPairConfig(Section):
@@ -266,7 +268,7 @@ class FeaturesConfig(Section):
         ("pleural_effusion", "lung_opacity", "cardiomegaly", "emphysema", "consolidation", "nodule"),
         description="labels that the network learns to predict, out of the labeler's",
     )
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class AugmentationConfig(Section):
@@ -279,7 +281,7 @@ class AugmentationConfig(Section):
     base_width: PositiveInt = 8
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class EvaluationConfig(Section):
@@ -300,7 +302,7 @@ class EvaluationConfig(Section):
     pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class ComputeConfig(Section):
@@ -316,6 +318,10 @@ class Config(Section):
     """The whole experiment."""
 
     results_dir: str = "results"
+    seed: Seed = Field(
+        0,
+        description="seed of all training runs, sampling and the bootstrap; cohort, phantoms and split keep theirs",
+    )
     cohort: CohortConfig = CohortConfig()
     phantom: PhantomConfig = PhantomConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -452,6 +458,7 @@ class AugmentationStage(Section):
 
 def stage_configs(config: Config) -> dict[str, Section]:
     """The content of every results/config/<name>.json."""
+    config = _with_seed(config, config.seed, keep=(CohortConfig, PhantomConfig))
     stages: dict[str, Section] = {
         "cohort": config.cohort,
         "phantom": config.phantom,
@@ -478,6 +485,19 @@ def stage_configs(config: Config) -> dict[str, Section]:
         if variant.super_res_from is None:
             stages[f"super_res_{name}"] = _model_stage(config, "super_res", variant)
     return stages
+
+
+def _with_seed(section: SectionType, seed: int, keep: tuple[type[Section], ...]) -> SectionType:
+    """Return `section` with `seed` in every section below it that leaves its own seed out, types `keep` excepted."""
+    changes: dict[str, Any] = {}
+    for name, value in section:
+        if name == "seed" and name not in section.model_fields_set:
+            changes[name] = seed
+        elif isinstance(value, Section) and not isinstance(value, keep):
+            changes[name] = _with_seed(value, seed, keep)
+        elif isinstance(value, dict):
+            changes[name] = {k: _with_seed(v, seed, keep) if isinstance(v, Section) else v for k, v in value.items()}
+    return section.model_copy(update=changes)
 
 
 def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
