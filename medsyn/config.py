@@ -236,6 +236,10 @@ class SamplingConfig(Section):
     num_steps_low_res: PositiveInt = 50
     num_steps_super_res: PositiveInt = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
+    null_text: Literal["learned", "zero"] = Field(
+        "learned",
+        description="states that stand for no text: the null text learned in training, or zeros (the paper's Table V)",
+    )
     fix_super_res: bool = Field(False, description="keep given channels at both resolutions; the authors: low only")
     batch_size: PositiveInt | Literal["auto"] = Field(
         8,
@@ -290,6 +294,9 @@ class EvaluationConfig(Section):
     num_fid_samples: PositiveInt = 1024
     num_per_prompt: PositiveInt = 32
     num_segmentation_subjects: PositiveInt = 32
+    segmentation_guidance_scale: float = Field(
+        1.0, description="Table V: guidance of its volumes; at 1 its two arms differ in the text alone"
+    )
     num_bootstrap: PositiveInt = 1000
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
         "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
@@ -343,6 +350,8 @@ class Config(Section):
                 raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
         if self.low_res.unet.mask_padding and not self.text.mask_padding:
             raise ValueError("low_res.unet.mask_padding needs text.mask_padding, which marks the padding")
+        if self.low_res.unet.mask_padding and self.sampling.null_text == "zero":
+            raise ValueError("sampling.null_text: zero is all padding to low_res.unet.mask_padding; expected learned")
         for name, variant in self.variants.items():
             if variant.text_encoder not in self.text.encoders:
                 raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
@@ -440,6 +449,7 @@ class PromptsStage(Section):
     num_fid_samples: PositiveInt
     num_per_prompt: PositiveInt
     num_segmentation_subjects: PositiveInt
+    segmentation_guidance_scale: float
     prompt_section: Literal["report", "findings", "impression"]
     prompt_pairs: dict[Finding, PromptPairConfig]
     pairs_keep_severity: bool
@@ -506,6 +516,7 @@ def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
         num_fid_samples=evaluation.num_fid_samples,
         num_per_prompt=evaluation.num_per_prompt,
         num_segmentation_subjects=evaluation.num_segmentation_subjects,
+        segmentation_guidance_scale=evaluation.segmentation_guidance_scale,
         prompt_section=evaluation.prompt_section,
         prompt_pairs=evaluation.prompt_pairs,
         pairs_keep_severity=evaluation.pairs_keep_severity,

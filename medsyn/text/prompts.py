@@ -5,7 +5,7 @@ Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS
 - `pairs` and `effusion_pairs` (Tables II to IV and VII): a prompt and its reversal with the same seeds;
 - `report_pairs`: the same with sentences of the validation reports, reversed by rules, after the paper's own examples;
 - `augmentation` (Table VI): training reports that the labeler calls positive or negative;
-- `segmentation` (Table V): the image is fixed, once with its report and once without;
+- `segmentation` (Table V): the image is fixed, once with its report and once without, both with the same guidance;
 - `controlled` (Figure 6): one structure is fixed, seeds vary.
 
 A row's seed follows from the evaluation's seed and what the row is for, so a larger set begins with the smaller one.
@@ -32,7 +32,7 @@ from medsyn.text.sections import section_text
 from medsyn.volume import STRUCTURES
 
 COLUMNS = (
-    *("sample_id", "prompt_type", "text", "seed", "section", "text_mode"),
+    *("sample_id", "prompt_type", "text", "seed", "section", "text_mode", "guidance_scale"),
     *("fix_image", "fix_lobes", "fix_airway", "fix_vessels"),
 )
 NUM_CONTROLLED_SEEDS = 3
@@ -185,7 +185,8 @@ def _segmentation(sources: Sources) -> list[Row]:
         for mode in ("text", "none"):
             seed = sources.seed("segmentation", name)
             row = sources.row(f"{name}_{mode}", f"segmentation/{mode}", report, seed)
-            rows.append(row | {"text_mode": mode, "fix_image": name})
+            scale = sources.config.segmentation_guidance_scale
+            rows.append(row | {"text_mode": mode, "guidance_scale": scale, "fix_image": name})
     return rows
 
 
