@@ -1,6 +1,10 @@
 # `make demo`: the whole experiment on the embedded cohort. `make test`: the tests. Both set up .venv first; nothing else is needed.
 PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+SEED ?= 0
+# seed 0 runs into results/, any other seed n into results/seed<n>
+OTHER_SEED := $(filter-out 0,$(SEED))
+RESULTS := results$(OTHER_SEED:%=/seed%)
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
 
@@ -8,7 +12,8 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
 
 help:
 	@echo "make env    set up .venv from envs/requirements.lock"
-	@echo "make demo   run the embedded experiment (2 cores: half an hour; CORES=N for more)"
+	@echo "make demo   run the embedded experiment (2 cores: half an hour; CORES=N for more;"
+	@echo "            SEED=n trains and samples with another seed, into results/seed<n>)"
 	@echo "make test   run the tests"
 	@echo "make check  style, types and workflow lint, as CI does"
 	@echo "make scale  plan the paper's cohort: jobs and hours per rule"
@@ -26,11 +31,11 @@ env: .venv/.ready
 	@touch $@
 
 demo: env
-	@$(RUN) $(BIN)/snakemake --cores $(CORES) --resources mem_mb=7000 --rerun-incomplete --show-failed-logs --quiet host reason
+	@$(RUN) $(BIN)/snakemake --cores $(CORES) --resources mem_mb=7000 --rerun-incomplete --show-failed-logs --quiet host reason $(OTHER_SEED:%=--config seed=% results_dir=$(RESULTS))
 	@echo
-	@echo "report:  results/report.html"
-	@echo "tables:  results/eval/table1.csv ... table7.csv"
-	@echo "figures: results/eval/figures/"
+	@echo "report:  $(RESULTS)/report.html"
+	@echo "tables:  $(RESULTS)/eval/table1.csv ... table7.csv"
+	@echo "figures: $(RESULTS)/eval/figures/"
 
 test: env
 	@$(RUN) $(BIN)/pytest

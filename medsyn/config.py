@@ -18,6 +18,8 @@ from medsyn.files import read_json
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0)]
+OwnSeed = Annotated[Seed, Field(description="seed of this section; when left out, the configuration's seed")]
+DataSeed = Annotated[Seed, Field(description="seed of the data; does not follow the configuration's seed")]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
@@ -47,7 +49,7 @@ class CohortConfig(Section):
     validation_fraction: Fraction = Field(0.12, description="patient-level split; the paper holds out 12 %")
     max_reject_fraction: Fraction = Field(0.2, description="stop when more than this share of subjects is rejected")
     num_shards: PositiveInt = Field(2, description="every per-volume stage runs as this many jobs")
-    seed: Seed = 0
+    seed: DataSeed = 0
 
 
 class PhantomConfig(Section):
@@ -56,7 +58,7 @@ class PhantomConfig(Section):
     num_subjects: PositiveInt = 360
     num_text_only_reports: int = Field(1200, ge=0, description="reports without images, for the text encoder")
     size: PositiveInt = Field(64, description="voxels along each axis; the field of view is fixed")
-    seed: Seed = 0
+    seed: DataSeed = 0
 
 
 class PreprocessConfig(Section):
@@ -130,7 +132,7 @@ class TextEncoderConfig(Section):
         description="longest input of the language model in tokens (authors: 2,048; a shorter checkpoint is extended)",
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
     @model_validator(mode="after")
     def _check(self) -> TextEncoderConfig:
@@ -224,7 +226,7 @@ class TrainConfig(Section):
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
     )
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class StageModelConfig(Section):
@@ -250,6 +252,10 @@ class SamplingConfig(Section):
     num_steps_low_res: PositiveInt = 50
     num_steps_super_res: PositiveInt = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
+    null_text: Literal["learned", "zero"] = Field(
+        "learned",
+        description="states that stand for no text: the null text learned in training, or zeros (the paper's Table V)",
+    )
     fix_super_res: bool = Field(False, description="keep given channels at both resolutions; the authors: low only")
     batch_size: PositiveInt | Literal["auto"] = Field(
         8,
@@ -258,7 +264,7 @@ class SamplingConfig(Section):
     compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_shards: PositiveInt = 2
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class PromptPairConfig(Section):
@@ -282,7 +288,7 @@ class FeaturesConfig(Section):
         ("pleural_effusion", "lung_opacity", "cardiomegaly", "emphysema", "consolidation", "nodule"),
         description="labels that the network learns to predict, out of the labeler's",
     )
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class AugmentationConfig(Section):
@@ -299,7 +305,7 @@ class AugmentationConfig(Section):
     base_width: PositiveInt = 8
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class EvaluationConfig(Section):
@@ -308,6 +314,9 @@ class EvaluationConfig(Section):
     num_fid_samples: PositiveInt = 1024
     num_per_prompt: PositiveInt = Field(32, description="volumes per prompt of Tables II to IV and VII")
     num_segmentation_subjects: PositiveInt = 32
+    segmentation_guidance_scale: float = Field(
+        1.0, description="Table V: guidance of its volumes; at 1 its two arms differ in the text alone"
+    )
     num_bootstrap: PositiveInt = 1000
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
         "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
@@ -328,7 +337,7 @@ class EvaluationConfig(Section):
     pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
-    seed: Seed = 0
+    seed: OwnSeed = 0
 
 
 class ComputeConfig(Section):
@@ -344,6 +353,10 @@ class Config(Section):
     """The whole experiment."""
 
     results_dir: str = "results"
+    seed: Seed = Field(
+        0,
+        description="seed of all training runs, sampling and the bootstrap; cohort, phantoms and split keep theirs",
+    )
     cohort: CohortConfig = CohortConfig()
     phantom: PhantomConfig = PhantomConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -365,6 +378,8 @@ class Config(Section):
                 raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
         if self.low_res.unet.mask_padding and not self.text.mask_padding:
             raise ValueError("low_res.unet.mask_padding needs text.mask_padding, which marks the padding")
+        if self.low_res.unet.mask_padding and self.sampling.null_text == "zero":
+            raise ValueError("sampling.null_text: zero is all padding to low_res.unet.mask_padding; expected learned")
         for name, variant in self.variants.items():
             if variant.text_encoder not in self.text.encoders:
                 raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
@@ -469,6 +484,7 @@ class PromptsStage(Section):
     num_fid_samples: PositiveInt
     num_per_prompt: PositiveInt
     num_segmentation_subjects: PositiveInt
+    segmentation_guidance_scale: float
     prompt_section: ReportSection
     prompt_pairs: dict[Finding, PromptPairConfig]
     prompt_source: PromptSource = "sentences"
@@ -489,6 +505,7 @@ class AugmentationStage(Section):
 
 def stage_configs(config: Config) -> dict[str, Section]:
     """The content of every results/config/<name>.json."""
+    config = _with_seed(config, config.seed, keep=(CohortConfig, PhantomConfig))
     stages: dict[str, Section] = {
         "cohort": CohortStage(**config.cohort.model_dump(), sections=config.text.sections),
         "phantom": config.phantom,
@@ -518,12 +535,26 @@ def stage_configs(config: Config) -> dict[str, Section]:
     return stages
 
 
+def _with_seed(section: SectionType, seed: int, keep: tuple[type[Section], ...]) -> SectionType:
+    """Return `section` with `seed` in every section below it that leaves its own seed out, types `keep` excepted."""
+    changes: dict[str, Any] = {}
+    for name, value in section:
+        if name == "seed" and name not in section.model_fields_set:
+            changes[name] = seed
+        elif isinstance(value, Section) and not isinstance(value, keep):
+            changes[name] = _with_seed(value, seed, keep)
+        elif isinstance(value, dict):
+            changes[name] = {k: _with_seed(v, seed, keep) if isinstance(v, Section) else v for k, v in value.items()}
+    return section.model_copy(update=changes)
+
+
 def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
     """The part of the evaluation's settings that prompts depend on."""
     return PromptsStage(
         num_fid_samples=evaluation.num_fid_samples,
         num_per_prompt=evaluation.num_per_prompt,
         num_segmentation_subjects=evaluation.num_segmentation_subjects,
+        segmentation_guidance_scale=evaluation.segmentation_guidance_scale,
         prompt_section=evaluation.prompt_section,
         prompt_pairs=evaluation.prompt_pairs,
         prompt_source=evaluation.prompt_source,

@@ -1,11 +1,13 @@
 """From a sentence to a chest CT: one volume, or a shard of a prompts table (the verb `generate`).
 
-A row of the table is sample_id, text, seed and optionally prompt_type, section, text_mode (text or none) and fix_image,
-fix_lobes, fix_airway, fix_vessels: a file on the model's grid or a subject of the cohort whose image or mask is kept.
+A row of the table is sample_id, text, seed and optionally prompt_type, section, text_mode (text or none),
+guidance_scale (empty: that of the settings) and fix_image, fix_lobes, fix_airway, fix_vessels: a file on the model's
+grid or a subject of the cohort whose image or mask is kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +117,18 @@ def _prompt(run: Run, row: Mapping[str, str], roots: Roots) -> Prompt:
         sources[channel] = value
     facts = {key: row[key] for key in ("prompt_type", "section") if row.get(key)}
     text = row["text"] if mode == "text" and row["text"].strip() else None
-    return Prompt(sample_id, text, int(row["seed"]), {**facts, "fixed": sources}, fixed)
+    return Prompt(sample_id, text, int(row["seed"]), {**facts, "fixed": sources}, fixed, _guidance(row))
+
+
+def _guidance(row: Mapping[str, str]) -> float | None:
+    value = row.get("guidance_scale") or None
+    try:
+        scale = None if value is None else float(value)
+    except ValueError:
+        scale = math.nan
+    if scale is not None and not math.isfinite(scale):
+        raise InputError(f"guidance_scale '{value}' is not a number; give one, or leave the field empty")
+    return scale
 
 
 def _fixes(row: Mapping[str, str]) -> dict[str, str]:
@@ -123,10 +136,14 @@ def _fixes(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _batches(run: Run, rows: Sequence[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
-    """Runs of at most batch_size rows that fix the same channels."""
+    """Runs of at most batch_size rows that fix the same channels and have the same guidance."""
+
+    def kind(row: dict[str, str]) -> tuple[list[str], str]:
+        return sorted(_fixes(row)), row.get("guidance_scale") or ""
+
     batch: list[dict[str, str]] = []
-    for row in sorted(rows, key=lambda row: tuple(sorted(_fixes(row)))):
-        if batch and (len(batch) == run.batch_size or set(_fixes(row)) != set(_fixes(batch[0]))):
+    for row in sorted(rows, key=kind):
+        if batch and (len(batch) == run.batch_size or kind(row) != kind(batch[0])):
             yield batch
             batch = []
         batch.append(row)

@@ -43,13 +43,18 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Prompt:
-    """One volume to draw. text None: without text; fixed: channel name -> array (D, H, W) of HU or labels."""
+    """One volume to draw.
+
+    text None: without text; fixed: channel name -> array (D, H, W) of HU or labels; guidance_scale None: that of the
+    sampling settings.
+    """
 
     sample_id: str
     text: str | None
     seed: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, NDArray] = field(default_factory=dict)
+    guidance_scale: float | None = None
 
 
 @dataclass
@@ -70,6 +75,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self._encoder: Any = None
+        if self.settings.sampling.null_text == "zero" and self.low_res.config.mask_padding:
+            raise InputError(
+                f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
+            )
         for network in (self.low_res, self.super_res):
             network.to(_DTYPES[self.settings.sampling.precision])
         if self.settings.sampling.compile:  # "reduce-overhead" adds CUDA graphs; a CPU has none
@@ -88,7 +97,7 @@ class Run:
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[Prompt]) -> NDArray:
-        """Volumes (n, C, D, H, W) in [-1, 1] at full resolution."""
+        """Volumes (n, C, D, H, W) in [-1, 1] at full resolution; all prompts fix the same channels and share w."""
         sampling = self.settings.sampling
         size = self.settings.preprocess.size
         low_size = [s // self.factor for s in size]
@@ -120,15 +129,24 @@ class Run:
 
     def _low_res_denoiser(self, prompts: Sequence[Prompt]) -> Denoiser:
         texts = [prompt.text for prompt in prompts]
-        if not self.low_res.takes_text or all(text is None for text in texts):
+        learned = self.low_res.null_cond_emb
+        if learned is None:
             return prepared_denoiser(self.low_res)
+        null = torch.zeros_like(learned) if self.settings.sampling.null_text == "zero" else learned
+        if all(text is None for text in texts):
+            return prepared_denoiser(self.low_res, null=null)
         states = self.encode([text or "" for text in texts])
-        null = self.low_res.null_cond_emb
         without = torch.tensor([text is None for text in texts], device=self.device)[:, None, None]
-        states = torch.where(without, null.to(states.dtype), states)  # type: ignore[union-attr]
+        states = torch.where(without, null.to(states.dtype), states)
         both = 2 * len(prompts) * self._low_res_bytes <= _SHARE_OF_MEMORY * available_bytes(self.device)
-        scale = self.settings.sampling.guidance_scale
-        return prepared_denoiser(self.low_res, text=states, guidance_scale=scale, one_batch=both)
+        scales = {self.guidance_scale(prompt) for prompt in prompts}
+        if len(scales) > 1:
+            raise ValueError(f"prompts of one batch need one guidance scale, got {sorted(scales)}")
+        return prepared_denoiser(self.low_res, text=states, guidance_scale=scales.pop(), one_batch=both, null=null)
+
+    def guidance_scale(self, prompt: Prompt) -> float:
+        """Return the guidance scale of a prompt: its own, or that of the sampling settings."""
+        return self.settings.sampling.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
 
     @cached_property
     def batch_size(self) -> int:
@@ -247,6 +265,7 @@ def to_volumes(run: Run, array: NDArray) -> dict[str, Volume]:
 def record(run: Run, prompt: Prompt) -> dict[str, Any]:
     """Provenance of one drawn volume: settings, weights, text and seed."""
     facts = {"sample_id": prompt.sample_id, "text": prompt.text, "seed": prompt.seed, **prompt.facts}
+    facts["guidance_scale"] = run.guidance_scale(prompt)
     return provenance(run.settings, label=run.label, weights=run.hashes, channels=list(run.channels), **facts)
 
 

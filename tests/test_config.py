@@ -60,6 +60,37 @@ def test_changing_a_training_setting_changes_only_that_stage():
     assert changed == {"low_res_medsyn", "low_res_without_shape", "low_res_generic_lm"}
 
 
+SEEDED = ("text", "low_res", "super_res", "sampling", "prompts", "features", "augmentation", "evaluation")
+
+
+def seeds_of(values, found=()):
+    """Every value under a key `seed`, at any depth."""
+    for key, value in values.items():
+        found += (value,) if key == "seed" else seeds_of(value) if isinstance(value, dict) else ()
+    return found
+
+
+def test_the_seed_reaches_everything_that_is_trained_or_sampled_and_no_data():
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    before, after = (stage_configs(Config(**values | given)) for given in ({}, {"seed": 7}))
+    for name, stage in after.items():
+        expected = 7 if name.startswith(SEEDED) else 0
+        assert set(seeds_of(stage.model_dump())) <= {expected}, name
+        assert set(seeds_of(before[name].model_dump())) <= {0}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {name for name in after if name.startswith(SEEDED)}
+
+
+def test_a_section_keeps_the_seed_that_it_names():
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    values["low_res"]["train"]["seed"] = 0
+    values["text"]["encoders"]["generic"]["seed"] = 3
+    stages = {name: stage.model_dump() for name, stage in stage_configs(Config(**values, seed=7)).items()}
+    assert stages["low_res_medsyn"]["train"]["seed"] == 0
+    assert stages["text_generic"]["encoder"]["seed"] == 3
+    assert stages["text_biomedical"]["encoder"]["seed"] == stages["super_res_medsyn"]["train"]["seed"] == 7
+
+
 def test_load_stage_names_file_and_key(tmp_path):
     path = tmp_path / "low_res_medsyn.json"
     path.write_text("{}")

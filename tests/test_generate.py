@@ -17,7 +17,10 @@ from medsyn.orientation import reorient
 from medsyn.run import Prompt, open_run, sampling_with
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
 
-FIELDS = ("sample_id", "prompt_type", "text", "seed", "section", "fix_image", "fix_lobes", "fix_airway", "text_mode")
+FIELDS = (
+    *("sample_id", "prompt_type", "text", "seed", "section", "text_mode", "guidance_scale"),
+    *("fix_image", "fix_lobes", "fix_airway"),
+)
 
 
 @pytest.fixture
@@ -90,6 +93,57 @@ def test_text_guidance_and_null_text_matter(run_folder):
     assert np.abs(with_text - null).max() > 1e-4
     assert np.abs(with_text - guided).max() > 1e-4
     assert np.abs(null - null_again).max() < 1e-5
+
+
+def test_a_row_keeps_its_own_guidance(run_folder, tmp_path):
+    rows = [{"sample_id": f"w{scale}", "guidance_scale": scale} for scale in ("", "1", "1.0", "2", "3")]
+    rows.append({"sample_id": "bad", "guidance_scale": "nan"})
+    command = ["generate", "--weights", str(run_folder), "--quiet", "--prompts"]  # the run's own guidance is 2
+    assert main([*command, str(write_prompts(tmp_path / "own.csv", rows)), "--out", str(tmp_path / "own")]) == 0
+    for scale in ("1", "2", "3"):
+        prompts = write_prompts(tmp_path / f"{scale}.csv", [{"sample_id": f"w{scale}"}])
+        assert main([*command, str(prompts), "--guidance", scale, "--out", str(tmp_path / scale)]) == 0
+    own = {path.parent.name: sha256(path) for path in (tmp_path / "own").glob("*/volume.nii.gz")}
+    plain = {path.parent.name: sha256(path) for path in tmp_path.glob("[123]/*/volume.nii.gz")}
+    assert own == plain | {"w": plain["w2"], "w1.0": plain["w1"]}
+    assert len(set(plain.values())) == 3
+    record = json.loads((tmp_path / "own/w1/provenance.json").read_text(encoding="utf-8"))
+    assert record["guidance_scale"] == 1.0 and record["config"]["sampling"]["guidance_scale"] == 2.0
+    assert {row["sample_id"]: row["reason"] for row in read_csv(tmp_path / "own/index.csv")}["bad"] == (
+        "guidance_scale 'nan' is not a number; give one, or leave the field empty"
+    )
+
+
+def test_zero_null_text_is_zeros_in_place_of_the_learned_states(run_folder):
+    learned, zero = (
+        open_run(run_folder, sampling_with(run_folder, None, null_text=name)) for name in ("learned", "zero")
+    )
+    cleared = open_run(run_folder, sampling_with(run_folder, None))
+    torch.nn.init.zeros_(cleared.low_res.null_cond_emb)
+    for prompts in (
+        [Prompt("p", None, 3)],
+        [Prompt("p", "Effusion.", 3)],
+        [Prompt("p", text, 3) for text in ("", None)],
+    ):
+        assert np.array_equal(zero.draw(prompts), cleared.draw(prompts))
+        assert np.abs(zero.draw(prompts) - learned.draw(prompts)).max() > 1e-4  # guidance 2: in its second branch too
+    one = Prompt("p", "Effusion.", 3, guidance_scale=1.0)
+    assert np.array_equal(zero.draw([one]), learned.draw([one]))  # without guidance a text is read alone
+
+
+def test_zero_null_text_stands_in_the_provenance(run_folder, tmp_path):
+    command = ["generate", "--weights", str(run_folder), "--text", "", "--null-text", "zero", "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "a.nii.gz")]) == 0
+    record = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert record["config"]["sampling"]["null_text"] == "zero"
+
+
+def test_zero_null_text_needs_a_network_that_reads_zeros(tmp_path, run_folder, capsys):
+    settings = stage(unet={"mask_padding": True})
+    save(run_folder / "low_res.safetensors", build(settings, HIDDEN).state_dict(), settings, {})
+    command = ["generate", "--weights", str(run_folder), "--text", "", "--null-text", "zero", "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "a.nii.gz")]) == 2
+    assert "null_text zero is all padding to this network" in capsys.readouterr().err
 
 
 def test_guidance_runs_the_down_path_once_and_the_rest_twice_only_if_needed(run_folder):

@@ -228,6 +228,14 @@ def test_segmentation_fixes_the_image_with_and_without_text(tables: tuple[Path, 
         assert text["fix_image"] == none["fix_image"]
         assert text["fix_image"] in members
         assert text["seed"] == none["seed"]
+        assert text["guidance_scale"] == none["guidance_scale"] == 1.0  # the arms differ in the text alone
+
+
+def test_only_segmentation_names_its_guidance(tables: tuple[Path, Path]) -> None:
+    settings = prompts_stage(EVALUATION.model_copy(update={"segmentation_guidance_scale": 3.0}))
+    for name in SETS:
+        scales = {row.get("guidance_scale") for row in build_prompts(name, read_sources(*tables, settings))}
+        assert scales == ({3.0} if name == "segmentation" else {None})
 
 
 def test_controlled_fixes_one_structure_and_varies_the_seed(tables: tuple[Path, Path]) -> None:

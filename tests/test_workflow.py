@@ -195,6 +195,24 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(finished, tmp_path,
     assert {"table1", "finding_table", "report"} <= jobs
 
 
+def test_another_seed_trains_again_on_the_same_data(finished):
+    jobs = planned_jobs(run_snakemake("-n", "all", "--config", "seed=1", directory=finished).stdout)
+    assert {"pretrain_text": 2, "train_low_res": 3, "train_super_res": 2, "train_features": 1}.items() <= jobs.items()
+    assert {"write_prompts", "sample", "classify", "table1", "report"} <= set(jobs)
+    made_from_data = {"render_phantoms", "write_text_only_reports", "validate_cohort", "preprocess", "segment"}
+    assert not set(jobs) & (made_from_data | {"build_store", "label_reports", "score_masks", "measure_cohort"})
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"), [((), "results"), (("SEED=0",), "results"), (("SEED=3",), "results/seed3")]
+)
+def test_make_demo_says_where_the_results_of_its_seed_are(given, folder):
+    said = subprocess.run(["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (f"--config seed=3 results_dir={folder}" in said) == (folder != "results")
+    for path in ("report.html", "eval/table1.csv", "eval/figures/"):
+        assert f" {folder}/{path}" in said
+
+
 def test_forcing_a_rule_by_name(finished):
     jobs = set(planned_jobs(run_snakemake("-n", "-R", "train_low_res", directory=finished).stdout))
     assert jobs - {"all"} == AFTER_LOW_RES | {"train_low_res"}

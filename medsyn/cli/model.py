@@ -90,13 +90,16 @@ def _add_generate(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, type=Path, help="FILE.nii.gz with --text, a folder with --prompts")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="radiology text; an empty string draws without text")
-    what.add_argument("--prompts", type=Path, help="CSV: sample_id, prompt_type, text, seed, section, fix_*, text_mode")
+    what.add_argument("--prompts", type=Path, help="CSV: sample_id, text, seed, text_mode, guidance_scale, fix_*, ...")
     parser.add_argument("--shard", default="0/1", help="k/N: rows k, k+N, k+2N, ... of --prompts (default %(default)s)")
     parser.add_argument("--config", type=Path, help="sampling.json in place of the run's own")
     parser.add_argument("--masks-root", type=Path, help="folder whose */SUBJECT/ hold lobes, airway, vessels to fix")
     parser.add_argument("--volumes-root", type=Path, help="folder whose */SUBJECT/ hold volume.nii.gz to fix")
     parser.add_argument("--seed", type=int, help="0 or more; with --text (default: the sampling seed)")
-    parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale, 1 is none")
+    parser.add_argument(
+        "--guidance", type=float, metavar="W", help="guidance scale, 1 is none; a row's own comes first"
+    )
+    parser.add_argument("--null-text", choices=("learned", "zero"), help="states that stand for no text")
     parser.add_argument("--solver", choices=("ddim", "dpmpp_2m"), help="dpmpp_2m: second order, for fewer steps")
     parser.add_argument("--steps-low-res", type=int, metavar="N", help="solver steps at low resolution, 1..1000")
     parser.add_argument("--steps-super-res", type=int, metavar="N", help="solver steps at super-resolution, 1..1000")
@@ -161,6 +164,7 @@ def _generate(args: argparse.Namespace) -> None:
         args.config,
         solver=args.solver,
         guidance_scale=args.guidance,
+        null_text=args.null_text,
         batch_size=args.batch_size,
         num_steps_low_res=args.steps_low_res,
         num_steps_super_res=args.steps_super_res,

@@ -134,10 +134,13 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append((name.replace("_", " "), text))
     if "sampling" in stages:
         s = stages["sampling"]["sampling"]
+        scale = stages.get("evaluation", {}).get("segmentation_guidance_scale")
+        segmentation = "" if scale is None else f" (Table V: {scale:g})"
         rows.append(
             (
                 "Sampling (DDIM)",
-                f"{s['num_steps_low_res']} and {s['num_steps_super_res']} steps, guidance {s['guidance_scale']:g}",
+                f"{s['num_steps_low_res']} and {s['num_steps_super_res']} steps, guidance {s['guidance_scale']:g}"
+                f"{segmentation}, no text: {s['null_text']} states",
             )
         )
     return rows

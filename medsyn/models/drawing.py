@@ -21,9 +21,11 @@ def prepared_denoiser(
     guidance_scale: float = 1.0,
     condition: Tensor | None = None,
     one_batch: bool = True,
+    null: Tensor | None = None,
 ) -> Denoiser:
     """A denoiser of volumes [B, C, D, H, W] for one set of text states [B, num_tokens, cond_dim] or none.
 
+    null [1, num_tokens, cond_dim] stands for no text, by default the network's learned null text.
     tau [B] must hold B times the same value. one_batch: with guidance, run both branches as one batch, which is faster
     and takes twice the memory.
     """
@@ -31,7 +33,7 @@ def prepared_denoiser(
     if condition is not None:
         given["condition"] = network.prepare_condition(condition)
     if network.null_cond_emb is not None:
-        null = network.null_cond_emb
+        null = network.null_cond_emb if null is None else null
         if text is None:
             given["text"] = network.text_keys(null)
         elif guidance_scale == 1.0:

@@ -6,7 +6,7 @@ Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS
   `prompt_source: reports` several per finding, sentences of validation reports among them;
 - `report_pairs`: the paper's pairs and sentences of validation reports for every finding that the rules can reverse;
 - `augmentation` (Table VI): validation reports that the labeler calls positive or negative;
-- `segmentation` (Table V): the image is fixed, once with its report and once without;
+- `segmentation` (Table V): the image is fixed, once with its report and once without, both with the same guidance;
 - `controlled` (Figure 6): one structure is fixed, seeds vary.
 
 Rows that differ in the finding alone share `pair` and `seed`. `patient_id` is whose report the text is; it is empty
@@ -35,7 +35,7 @@ from medsyn.text.sections import section_text
 from medsyn.volume import STRUCTURES
 
 COLUMNS = (
-    *("sample_id", "prompt_type", "text", "seed", "section", "text_mode", "pair", "patient_id"),
+    *("sample_id", "prompt_type", "text", "seed", "section", "text_mode", "guidance_scale", "pair", "patient_id"),
     *("fix_image", "fix_lobes", "fix_airway", "fix_vessels"),
 )
 NUM_CONTROLLED_SEEDS = 3
@@ -260,7 +260,9 @@ def _segmentation(sources: Sources) -> list[Row]:
         for mode in ("text", "none"):
             seed = sources.seed("segmentation", name)
             row = sources.row(f"{name}_{mode}", f"segmentation/{mode}", report, seed)
-            rows.append(row | {"text_mode": mode, "fix_image": name, "pair": f"segmentation_{name}"})
+            scale = sources.config.segmentation_guidance_scale
+            facts = {"text_mode": mode, "guidance_scale": scale, "fix_image": name, "pair": f"segmentation_{name}"}
+            rows.append(row | facts)
     return rows
 
 
