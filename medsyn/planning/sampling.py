@@ -1,0 +1,76 @@
+"""What sampling and feature extraction need of a GPU's memory, counted without data (medsyn.live_bytes)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medsyn.config import SamplingConfig
+from medsyn.diffusion.objective import enlarge
+from medsyn.diffusion.samplers import SOLVERS
+from medsyn.live_bytes import META, CudaRules, LiveBytes, build_on_meta
+from medsyn.models.drawing import prepared_denoiser
+from medsyn.models.unet import UNet
+from medsyn.training.need import DTYPES, Need
+
+_SOLVER_STEPS = 2  # enough that every tensor that a solver keeps from step to step exists
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What `count_sampling` counts: builders of both denoisers and of the language model, and the shapes.
+
+    size: full resolution (D, H, W); text: (num_tokens, width) of the text states, None without text.
+    """
+
+    low_res: Callable[[], UNet]
+    super_res: Callable[[], UNet]
+    language: Callable[[], nn.Module] | None
+    size: Sequence[int]
+    factor: int
+    text: tuple[int, int] | None
+
+
+def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) -> tuple[Need, Need]:
+    """Count `Run.draw` of `batch_size` volumes with given channels (Table V): low resolution, super-resolution.
+
+    Both networks and the language model stay on the device; the second resolution is sampled one volume at a time.
+    """
+    live, solve = LiveBytes(), SOLVERS[config.solver]
+    low_net, high_net = (build_on_meta(build, live) for build in (sampling.low_res, sampling.super_res))
+    if sampling.language is not None:
+        language = build_on_meta(sampling.language, live)  # noqa: F841  stays alive
+    assert isinstance(low_net, UNet) and isinstance(high_net, UNet)
+    with live, CudaRules(), torch.no_grad():
+        for network in (low_net, high_net):
+            network.eval().to(DTYPES[config.precision])
+        weights = live.restart()
+        fixed = torch.empty(batch_size, low_net.channels, *sampling.size, device=META)
+        given = fixed[(..., *[slice(None, None, sampling.factor)] * 3)]
+        noise = torch.empty(given.shape, device=META)
+        text = None if sampling.text is None else torch.empty(batch_size, *sampling.text, device=META)
+        denoiser = prepared_denoiser(low_net, text=text, guidance_scale=config.guidance_scale)
+        options: dict[str, Any] = {"fixed_channels": [0], "what": "counting"}
+        low = solve(denoiser, noise, _SOLVER_STEPS, fixed=given, **options)
+        first = live.peak - weights
+        live.restart()
+        condition = enlarge(low[:1], sampling.factor)
+        noise = torch.empty(1, low_net.channels, *sampling.size, device=META)
+        options |= {"fixed": fixed[:1]}
+        solve(prepared_denoiser(high_net, condition=condition), noise, _SOLVER_STEPS, **options)
+        second = live.peak - weights
+    return tuple(Need({"weights": weights, "activations": moving}) for moving in (first, second))  # type: ignore[return-value]
+
+
+def count_inference(build: Callable[[], nn.Module], batch: Callable[[], Tensor]) -> Need:
+    """Count a forward pass without gradients over one batch."""
+    live = LiveBytes()
+    network = build_on_meta(build, live)
+    weights = live.restart()
+    with live, CudaRules(), torch.no_grad():
+        network.eval()(batch())
+    return Need({"weights": weights, "activations": live.peak - weights})
