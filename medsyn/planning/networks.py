@@ -113,7 +113,7 @@ def text_training(config: TextEncoderConfig) -> TrainingShapes:
     return TrainingShapes(network, lambda network, given: network(**given)["loss"], batch, config.mask_fraction)
 
 
-def bert_sizes(config: TextEncoderConfig) -> dict[str, int]:
+def bert_sizes(config: TextEncoderConfig) -> dict[str, Any]:
     """Sizes of a language model: those of the settings, of a local checkpoint, or BERT-Base's for a hub's name."""
     from transformers import BertConfig
 
@@ -125,6 +125,8 @@ def bert_sizes(config: TextEncoderConfig) -> dict[str, int]:
             "num_attention_heads": config.num_heads,
             "intermediate_size": 4 * config.hidden_size,
             "max_position_embeddings": config.max_tokens,
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.dropout,
         }
     local = Path(config.init) / "config.json"
     found = BertConfig.from_json_file(str(local)) if local.is_file() else BertConfig()
