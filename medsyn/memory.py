@@ -36,6 +36,11 @@ def available_bytes(device: torch.device) -> int:
     return min(_host_bytes(), _cgroup_bytes())
 
 
+def total_bytes(device: torch.device) -> int:
+    """Bytes of a CUDA device's memory, free or not."""
+    return torch.cuda.mem_get_info(device)[1]
+
+
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """Bytes of a GPU that `call` takes above what is allocated before it."""
     torch.cuda.reset_peak_memory_stats(device)

@@ -19,7 +19,7 @@ from medsyn.errors import InputError
 from medsyn.progress import configure
 
 OUT_OF_MEMORY = (
-    "the GPU's memory does not suffice; to train, lower train.micro_batch_size or set train.activation_checkpointing,"
+    "the GPU's memory does not suffice (`medsyn plan` says what fits); to train, lower train.micro_batch_size or set train.activation_checkpointing,"
     " to draw, set sampling.batch_size: 1 and sampling.precision: bf16, to segment, hide the GPU"
     " (CUDA_VISIBLE_DEVICES=)"
 )
@@ -56,12 +56,12 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, model, phantom, settings, text, weights
+    from medsyn.cli import data, evaluation, model, phantom, planning, settings, text, weights
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, phantom, data, text, model, evaluation, weights):
+    for group in (settings, planning, phantom, data, text, model, evaluation, weights):
         group.add_verbs(verbs)
     return parser
 

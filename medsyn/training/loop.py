@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from medsyn.config import TrainConfig
 from medsyn.errors import InputError
 from medsyn.files import write_csv
-from medsyn.memory import keep_freed_memory
+from medsyn.memory import keep_freed_memory, total_bytes
 from medsyn.progress import log, track
 from medsyn.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
-from medsyn.training.cost import peak_memory_gib, peak_tflops
+from medsyn.training.cost import GIB, peak_memory_gib, peak_tflops
 from medsyn.training.ema import Ema
 from medsyn.training.events import Events
+from medsyn.training.need import Need
 from medsyn.training.processes import (
     any_process,
     made_ahead,
@@ -61,7 +62,7 @@ class Task:
     the samples `slots` of optimiser step `step` (0-based), on a GPU called in other threads ahead of time;
     loss(network, batch) a scalar, the mean over the samples; identity is everything besides the TrainConfig that the
     result depends on. preview(network, step) draws what the averaged weights make after a step; flops() counts the
-    operations of one sample, forward and backward.
+    operations of one sample, forward and backward; memory(num_processes) counts what the run needs of a GPU.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Task:
     identity: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[nn.Module, int], None] | None = None
     flops: Callable[[], int] | None = None
+    memory: Callable[[int], Need] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class _Run:
         self.metrics: list[dict[str, Any]] = []
         self.watch = LossWatch()
         self.flops: int | None = None
+        self.need: Need | None = None
         self.events: Events | None = None
         self.pending: list[tuple[Tensor, Tensor]] = []
         self.window: list[tuple[float, float | None]] = []
@@ -189,9 +192,23 @@ class _Run:
             )
         if self.accelerator.is_main_process and self.step < self.config.num_steps:
             self.flops = None if self.task.flops is None else self.task.flops()
+            self._count_memory()
             if self.config.tensorboard:
                 self.events = Events(self.state / "tensorboard", self.step + 1)
         self.started = self.logged = (time.monotonic(), self.step)
+
+    def _count_memory(self) -> None:
+        """Count what the run needs of a GPU, and warn before the first step where that is more than there is."""
+        accelerator = self.accelerator
+        if accelerator.device.type != "cuda" or self.task.memory is None:
+            return
+        self.need = self.task.memory(accelerator.num_processes)
+        card = total_bytes(accelerator.device)
+        log.info("%s: counted memory: %s", self.task.name, self.need.in_words())
+        if self.need.total > card:
+            log.warning(
+                "%s: that is more than the GPU's %.1f GiB; `medsyn plan` proposes settings", self.task.name, card / GIB
+            )
 
     def batches(self) -> Iterator[Iterator[Batch]]:
         """This process's micro-batches of each step from the next one on."""
@@ -352,9 +369,9 @@ class _Run:
             if self.events is not None:
                 self.events.add(self.step, row)
             log.info(
-                "%s: step %d of %d, loss %.4f, %.1f samples/s%s, %.1f GiB, %s left",
+                "%s: step %d of %d, loss %.4f, %.1f samples/s%s, %s, %s left",
                 *(self.task.name, self.step, self.config.num_steps, row["loss"], speed, _rates_in_words(row)),
-                *(row["peak_memory_gib"], _duration(left)),
+                *(self._memory_in_words(row["peak_memory_gib"]), _duration(left)),
             )
 
     def _rates(self, samples_per_second: float) -> dict[str, float | None]:
@@ -365,6 +382,13 @@ class _Run:
         peak = peak_tflops(self.accelerator.device, self.config.precision)
         share = None if peak is None else rate / (peak * self.accelerator.num_processes)
         return {"tflops_per_second": float(f"{rate:.4g}"), "flop_utilisation": share and float(f"{share:.4g}")}
+
+    def _memory_in_words(self, peak_gib: float) -> str:
+        """The measured peak beside the counted one; on a CPU the largest resident memory of the process."""
+        if self.accelerator.device.type != "cuda":
+            return f"{peak_gib:.1f} GiB resident"
+        counted = "" if self.need is None else f" (counted {self.need.counted / GIB:.1f})"
+        return f"{peak_gib:.1f} GiB allocated{counted}"
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the weights after a step depend on (not how long the run is, unless the rate decays)."""

@@ -9,7 +9,7 @@ text or condition). With train.preview_every such pictures of the averaged weigh
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from medsyn.diffusion.samplers import ddim
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, write_csv
+from medsyn.live_bytes import on_meta
 from medsyn.models.blocks import set_activation_checkpointing
 from medsyn.models.unet import UNet
 from medsyn.models.weights import build, save
@@ -33,6 +34,7 @@ from medsyn.training.checkpoint import flatten
 from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData
 from medsyn.training.loop import METRIC_COLUMNS, Task, train
+from medsyn.training.need import Need, TrainingShapes, count_training
 
 _NUM_PREVIEWS = 4
 _PREVIEW_T = 0.5
@@ -78,6 +80,11 @@ def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None 
         if previews is not None:
             write_preview(previews / f"step_{step:08d}.png", network, data)
 
+    def memory(num_processes: int) -> Need:
+        sample = data.batch(0, [0])
+        counted = denoiser_training(stage, cond_dim, lambda count: on_meta(sample, count))
+        return count_training(counted, stage.train, num_processes=num_processes)
+
     return Task(
         name=stage.stage,
         build=network,
@@ -86,7 +93,22 @@ def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None 
         identity={**settings, **data.identity()},
         preview=preview,
         flops=lambda: count_flops(lambda: build(stage, cond_dim), loss, data.batch(0, [0])),
+        memory=memory,
     )
+
+
+def denoiser_training(
+    stage: ModelStage, cond_dim: int | None, batch: Callable[[int], dict[str, Tensor]]
+) -> TrainingShapes:
+    """The training of a denoiser, to be counted without data; batch(count) makes samples on the meta device."""
+
+    def network() -> UNet:
+        return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+
+    def preview(network: nn.Module) -> object:
+        return _preview_volumes(network, batch(_NUM_PREVIEWS), stage, num_steps=1)
+
+    return TrainingShapes(network, lambda network, given: batch_loss(network, given, stage), batch, preview=preview)
 
 
 def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) -> Tensor:
@@ -106,19 +128,26 @@ def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
         for key in data.sample(0)
     }
     device = next(network.parameters()).device
-    batch = {key: value.to(device) for key, value in batch.items()}
+    volumes = _preview_volumes(network, {key: value.to(device) for key, value in batch.items()}, data.stage)
+    panels = np.stack([part.float().cpu().numpy() for part in volumes], axis=1)
+    picture = np.concatenate([_row(sample) for sample in panels], axis=0)
+    with atomic_path(path) as temporary:
+        imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
+
+
+def _preview_volumes(
+    network: nn.Module, batch: dict[str, Tensor], stage: ModelStage, num_steps: int = _NUM_PREVIEW_STEPS
+) -> tuple[Tensor, ...]:
+    """Volumes [B, C, D, H, W] of a batch: clean, noisy, predicted from the noisy ones, sampled from their noise."""
     t = torch.full_like(batch["t"], _PREVIEW_T)
     if "drop_text" in batch:
         batch["drop_text"] = torch.zeros_like(batch["drop_text"])
     noisy = add_noise(batch["x0"], batch["epsilon"], t)
-    conditions = _conditions(batch, data.stage)
+    conditions = _conditions(batch, stage)
     with torch.no_grad():
         predicted = network(noisy, TAU_PER_T * t, **conditions)
-        drawn = ddim(lambda x, tau: network(x, tau, **conditions), batch["epsilon"], _NUM_PREVIEW_STEPS, what="preview")
-    panels = np.stack([part.float().cpu().numpy() for part in (batch["x0"], noisy, predicted, drawn)], axis=1)
-    picture = np.concatenate([_row(sample) for sample in panels], axis=0)
-    with atomic_path(path) as temporary:
-        imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
+        drawn = ddim(lambda x, tau: network(x, tau, **conditions), batch["epsilon"], num_steps, what="preview")
+    return batch["x0"], noisy, predicted, drawn
 
 
 def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:

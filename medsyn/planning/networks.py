@@ -1,0 +1,137 @@
+"""The networks of a configuration as the planner counts them: how to build each, and the shapes that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medsyn.config import Config, FeaturesConfig, ModelStage, TextEncoderConfig, stage_configs
+from medsyn.live_bytes import META
+from medsyn.models.resnet3d import ResNet3d
+from medsyn.models.weights import build
+from medsyn.planning.sampling import Sampling
+from medsyn.training.need import TrainingShapes
+from medsyn.training.stages import denoiser_training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The largest network (most channels) of a resolution, and the variants that train one with these settings."""
+
+    stage: ModelStage
+    variants: tuple[str, ...]
+
+
+def denoiser(config: Config, kind: str) -> Trained:
+    """The `kind` (low_res or super_res) network that needs the most memory."""
+    stages = stage_configs(config)
+    found = {name: stages.get(f"{kind}_{name}") for name in config.variants}
+    trained = {name: stage for name, stage in found.items() if isinstance(stage, ModelStage)}
+    return Trained(max(trained.values(), key=lambda stage: len(stage.channels)), tuple(trained))
+
+
+def text_width(config: Config) -> int:
+    """Width of the widest text states that condition the images."""
+    return max(bert_sizes(encoder)["hidden_size"] for encoder in config.text.encoders.values())
+
+
+def training_of(config: Config, stage: ModelStage) -> TrainingShapes:
+    """The training of a denoiser on batches without data, of the shapes of `medsyn.training.data.TrainingData`."""
+    width = text_width(config)
+    shapes = partial(batch_of, config, stage, width)
+    return denoiser_training(stage, width if stage.stage == "low_res" else None, shapes)
+
+
+def batch_of(config: Config, stage: ModelStage, width: int, count: int) -> dict[str, Tensor]:
+    """`count` samples of a stage on the meta device."""
+    size = config.preprocess.size
+    empty = partial(torch.empty, device=META)
+    extra: dict[str, Tensor]
+    if stage.stage == "super_res":
+        shape = (count, len(stage.channels), *(stage.train.crop_size or size))
+        extra = {"condition_noise": empty(shape), "condition_level": empty(count)}
+    else:
+        shape = (count, len(stage.channels), *(side // stage.low_res_factor for side in size))
+        text = empty(count, stage.num_tokens, width)
+        extra = {"text": text, "drop_text": empty(count, dtype=torch.bool)}
+    return {"x0": empty(shape), "epsilon": empty(shape), "t": empty(count), **extra}
+
+
+def sampling_of(config: Config) -> Sampling:
+    """The sampling of the variant with the most channels."""
+    low, high = (denoiser(config, kind).stage for kind in ("low_res", "super_res"))
+    width = text_width(config)
+    widest = max(config.text.encoders.values(), key=lambda encoder: bert_sizes(encoder)["hidden_size"])
+
+    def language() -> nn.Module:
+        from transformers import BertConfig, BertModel
+
+        return BertModel(BertConfig(**bert_sizes(widest)), add_pooling_layer=False)
+
+    return Sampling(
+        low_res=lambda: build(low, width),
+        super_res=lambda: build(high, None),
+        language=language,
+        size=config.preprocess.size,
+        factor=config.preprocess.low_res_factor,
+        text=(low.num_tokens, width),
+    )
+
+
+def features_of(config: FeaturesConfig, size: tuple[int, int, int], batch_size: int) -> tuple[Any, Callable[[], Tensor]]:
+    """The feature extractor, and a batch of whole volumes as it reads them."""
+
+    def batch() -> Tensor:
+        return torch.empty(batch_size, 1, *size, device=META).to(memory_format=torch.channels_last_3d)
+
+    return lambda: ResNet3d(config.depth, config.base_width), batch
+
+
+def text_training(config: TextEncoderConfig) -> TrainingShapes:
+    """The pretraining of a language model on inputs of the greatest length, `max_tokens`."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    from medsyn.text.bert import ReportBert
+
+    sizes = bert_sizes(config)
+
+    def network() -> nn.Module:
+        language = BertForMaskedLM(BertConfig(**sizes))
+        return ReportBert(language)
+
+    def batch(count: int) -> dict[str, Tensor]:
+        names = ("ids", "mask", "segments", "labels")
+        tokens = {name: torch.empty(count, config.max_tokens, dtype=torch.long, device=META) for name in names}
+        return {**tokens, "paired": torch.empty(count, dtype=torch.long, device=META)}
+
+    return TrainingShapes(network, lambda network, given: network(**given)["loss"], batch, config.mask_fraction)
+
+
+def bert_sizes(config: TextEncoderConfig) -> dict[str, Any]:
+    """Sizes of a language model: those of the settings, of a local checkpoint, or BERT-Base's for a hub's name."""
+    from transformers import BertConfig
+
+    if config.init == "scratch":
+        return {
+            "vocab_size": config.vocabulary_size,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "intermediate_size": 4 * config.hidden_size,
+            "max_position_embeddings": config.max_tokens,
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.dropout,
+        }
+    local = Path(config.init) / "config.json"
+    found = BertConfig.from_json_file(str(local)) if local.is_file() else BertConfig()
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {name: int(getattr(found, name)) for name in names}
+    return sizes | {"max_position_embeddings": max(found.max_position_embeddings, config.max_tokens)}
+
+

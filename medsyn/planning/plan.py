@@ -1,0 +1,256 @@
+"""Settings of a configuration that fit a GPU: micro batch, activation checkpointing, precision, sampling batch.
+
+A training run keeps its batch size, so the optimisation stays the same up to rounding: a smaller micro batch means more
+accumulation. Preferred in this order: no activation checkpointing (it costs about a third more time), the largest micro
+batch, the configured precision; float32 gives way to bfloat16 only where nothing else fits. Sampling is not tiled: one
+whole volume in 16 bits is its smallest need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from medsyn.config import Config, ModelStage, TextEncoderConfig, TrainConfig
+from medsyn.errors import InputError
+from medsyn.planning.networks import (
+    denoiser,
+    features_of,
+    sampling_of,
+    text_training,
+    training_of,
+)
+from medsyn.planning.sampling import count_inference, count_sampling
+from medsyn.progress import log
+from medsyn.training.cost import GIB
+from medsyn.training.need import Need, count_training
+
+FEATURES_BATCH = 4  # volumes at a time, medsyn.evaluate.features.extract
+_SAMPLING_BATCHES = (1, 2, 4, 8, 16, 32)
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Option:
+    """Settings (keys of the configuration's section) and what a GPU must hold under them."""
+
+    settings: Settings
+    need: Need
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the plan: a job, where its settings stand (section), as configured, and as proposed.
+
+    proposed is None where no setting fits; smallest is then the least need that was counted.
+    """
+
+    name: str
+    section: tuple[str, ...]
+    configured: Option
+    proposed: Option | None
+    smallest: Option
+
+    def fits(self, gpu_bytes: int) -> bool:
+        """Whether the configured settings fit."""
+        return self.configured.need.total <= gpu_bytes
+
+
+class Search:
+    """Options of one job, counted once each, and the search for the best that fits."""
+
+    def __init__(self, count: Callable[[Settings], Need], gpu_bytes: int) -> None:
+        self._count, self._gpu_bytes = count, gpu_bytes
+        self.counted: list[Option] = []
+
+    def option(self, settings: Settings) -> Option:
+        """The option of these settings."""
+        for known in self.counted:
+            if known.settings == settings:
+                return known
+        self.counted.append(Option(settings, self._count(settings)))
+        return self.counted[-1]
+
+    def largest(self, key: str, sizes: Sequence[int], settings: Settings) -> Option | None:
+        """The largest of rising sizes of `key` that fits beside the other settings; bisection, since need rises."""
+        low, high = -1, len(sizes)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.option(settings | {key: sizes[middle]}).need.total <= self._gpu_bytes:
+                low = middle
+            else:
+                high = middle
+        return None if low < 0 else self.option(settings | {key: sizes[low]})
+
+    def row(self, name: str, section: tuple[str, ...], configured: Settings, proposed: Option | None) -> Row:
+        """The result; the configured settings are counted too."""
+        log.info("counted %s", name)
+        now = self.option(configured)
+        return Row(name, section, now, proposed, min(self.counted, key=lambda option: option.need.total))
+
+
+def plan(config: Config, gpu_bytes: int) -> list[Row]:
+    """Plan every GPU job of a configuration for a GPU of `gpu_bytes`."""
+    processes = max(config.compute.num_gpus_training, 1) * config.compute.num_nodes_training
+    rows = [
+        _text(f"text encoder {name}", encoder, processes, gpu_bytes) for name, encoder in config.text.encoders.items()
+    ]
+    rows += [_training(config, kind, processes, gpu_bytes) for kind in ("low_res", "super_res")]
+    return [*rows, _sampling(config, gpu_bytes), _features(config, gpu_bytes)]
+
+
+def _training(config: Config, kind: str, processes: int, gpu_bytes: int) -> Row:
+    stage = denoiser(config, kind).stage
+    train = stage.train
+
+    def count(settings: Settings) -> Need:
+        changed: ModelStage = stage.model_copy(update={"train": train.model_copy(update=settings)})
+        shapes = training_of(config, changed)
+        return count_training(shapes, changed.train, num_processes=processes)
+
+    search = Search(count, gpu_bytes)
+    found = None
+    for precision in _precisions(train.precision):
+        for checkpointing in (False, True):
+            settings = {"activation_checkpointing": checkpointing, "precision": precision}
+            found = found or search.largest("micro_batch_size", micro_batches(train, processes), settings)
+    names = ("activation_checkpointing", "precision", "micro_batch_size")
+    configured = {name: getattr(train, name) for name in names}
+    return search.row(f"{kind} training", (kind, "train"), configured, found)
+
+
+def micro_batches(train: TrainConfig, processes: int) -> list[int]:
+    """Micro batches that share out the batch over the processes evenly, smallest first."""
+    each, rest = divmod(train.batch_size, processes)
+    if rest:
+        raise InputError(
+            f"train.batch_size {train.batch_size} is not a multiple of the {processes} processes that"
+            " compute.num_gpus_training and num_nodes_training ask for"
+        )
+    return [size for size in range(1, each + 1) if each % size == 0]
+
+
+def _text(name: str, encoder: TextEncoderConfig, processes: int, gpu_bytes: int) -> Row:
+    micro = max(1, encoder.batch_size // processes)
+    shapes = text_training(encoder)
+
+    def count(settings: Settings) -> Need:
+        train = TrainConfig(batch_size=encoder.batch_size, micro_batch_size=micro, **settings)
+        return count_training(shapes, train, num_processes=processes)
+
+    search = Search(count, gpu_bytes)
+    options = (search.option({"precision": precision}) for precision in _precisions(encoder.precision))
+    found = next((option for option in options if option.need.total <= gpu_bytes), None)
+    section = ("text", "encoders", name.split()[-1])
+    return search.row(name, section, {"precision": encoder.precision}, found)
+
+
+def _sampling(config: Config, gpu_bytes: int) -> Row:
+    sampling, networks = config.sampling, sampling_of(config)
+
+    def count(settings: Settings) -> Need:
+        changed = sampling.model_copy(update=settings)
+        stages = count_sampling(networks, changed, settings["batch_size"])
+        return max(stages, key=lambda need: need.total)
+
+    search = Search(count, gpu_bytes)
+    found = None
+    for precision in _precisions(sampling.precision):
+        found = found or search.largest("batch_size", _SAMPLING_BATCHES, {"precision": precision})
+    size = sampling.batch_size if isinstance(sampling.batch_size, int) else 1  # auto takes what there is
+    return search.row("sampling", ("sampling",), {"precision": sampling.precision, "batch_size": size}, found)
+
+
+def _features(config: Config, gpu_bytes: int) -> Row:
+    build, batch = features_of(config.evaluation.features, config.preprocess.size, FEATURES_BATCH)
+    search = Search(lambda _: count_inference(build, batch), gpu_bytes)
+    only = search.option({})
+    return search.row("features", (), {}, only if only.need.total <= gpu_bytes else None)
+
+
+def _precisions(configured: str) -> Iterator[str]:
+    yield configured
+    if configured == "fp32":
+        yield "bf16"
+
+
+def check(rows: Sequence[Row], gpu_bytes: int) -> None:
+    """Raise InputError that names the smallest need of every job that no setting fits."""
+    short = [
+        f"{row.name} needs at least {row.smallest.need.total / GIB:.1f} GiB ({in_words(row.smallest.settings)})"
+        for row in rows
+        if row.proposed is None
+    ]
+    if short:
+        raise InputError(
+            f"--gpu-memory {gpu_bytes / GIB:g}: no setting fits: {'; '.join(short)}; take a GPU with more memory or a"
+            " smaller network"
+        )
+
+
+def in_words(settings: Settings) -> str:
+    """Settings as the table shows them."""
+    parts = []
+    for name, value in settings.items():
+        if name == "activation_checkpointing":
+            parts += ["checkpointing"] if value else []
+        elif name == "precision":
+            parts.append(value)
+        else:
+            parts.append(f"{name.removesuffix('_size').replace('_', ' ')} {value}")
+    return ", ".join(parts) or "fixed settings"
+
+
+def table(rows: Sequence[Row], gpu_bytes: int) -> list[str]:
+    """The plan as lines of text: per job what is configured and whether it fits, and the proposal part by part."""
+    lines = []
+    for row in rows:
+        now = row.configured
+        verdict = "fits" if row.fits(gpu_bytes) else "does NOT fit"
+        lines.append(f"{row.name}: {in_words(now.settings)}: {now.need.in_words()}: {verdict}")
+        if row.proposed is not None and row.proposed != now:
+            lines.append(f"  proposed: {in_words(row.proposed.settings)}: {row.proposed.need.in_words()}")
+    return lines
+
+
+def yaml_lines(rows: Sequence[Row]) -> str:
+    """The proposed settings as they stand in a configuration."""
+    tree: dict[str, Any] = {}
+    for row in rows:
+        if row.proposed is not None and row.section:
+            place = tree
+            for name in row.section:
+                place = place.setdefault(name, {})
+            place.update(row.proposed.settings)
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+def as_json(rows: Sequence[Row], gpu_bytes: int) -> dict[str, Any]:
+    """The plan for programs: bytes by part."""
+    return {
+        "gpu_memory_bytes": gpu_bytes,
+        "jobs": [
+            {
+                "name": row.name,
+                "section": ".".join(row.section) or None,
+                "fits": row.fits(gpu_bytes),
+                "configured": _option(row.configured),
+                "proposed": None if row.proposed is None else _option(row.proposed),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    need = option.need
+    return {
+        "settings": option.settings,
+        "counted_bytes": dict(need.parts),
+        "allowance_bytes": need.allowance,
+        "total_bytes": need.total,
+    }

@@ -1,0 +1,98 @@
+"""What sampling and feature extraction need of a GPU's memory, counted without data (medsyn.live_bytes)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medsyn.config import SamplingConfig
+from medsyn.diffusion.objective import enlarge, reduce_resolution
+from medsyn.diffusion.samplers import SOLVERS
+from medsyn.live_bytes import META, CudaRules, LiveBytes, build_on_meta
+from medsyn.models.drawing import prepared_denoiser
+from medsyn.models.unet import UNet
+from medsyn.training.need import DTYPES, Need
+
+_SOLVER_STEPS = 2  # enough that every tensor that a solver keeps from step to step exists
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What `count_sampling` counts: builders of both denoisers and of the language model, and the shapes.
+
+    size: full resolution (D, H, W); text: (num_tokens, width) of the text states, None without text.
+    """
+
+    low_res: Callable[[], UNet]
+    super_res: Callable[[], UNet]
+    language: Callable[[], nn.Module] | None
+    size: Sequence[int]
+    factor: int
+    text: tuple[int, int] | None
+
+
+def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) -> tuple[Need, Need]:
+    """Count `Run.draw` of `batch_size` volumes with given channels (Table V): low resolution, super-resolution.
+
+    Both networks and the language model stay on the device; the second resolution is sampled one volume at a time.
+    """
+    live = LiveBytes()
+    low_net, high_net = (build_on_meta(build, live) for build in (sampling.low_res, sampling.super_res))
+    language = None if sampling.language is None else build_on_meta(sampling.language, live)
+    assert isinstance(low_net, UNet) and isinstance(high_net, UNet)
+    peaks = []
+
+    def note() -> None:
+        peaks.append(live.peak)
+        live.restart()
+
+    with live, CudaRules(), torch.no_grad():
+        for network in (low_net, high_net):
+            network.eval().to(DTYPES[config.precision])
+        weights = live.restart()
+        fixed = torch.empty(batch_size, low_net.channels, *sampling.size, device=META)
+        text = None if sampling.text is None else torch.empty(batch_size, *sampling.text, device=META)
+        sample_both(low_net, high_net, config, fixed, text, sampling.factor, note)
+        note()
+    del language
+    first, second = (Need({"weights": weights, "activations": peak - weights}) for peak in peaks)
+    return first, second
+
+
+def sample_both(
+    low_net: UNet,
+    high_net: UNet,
+    config: SamplingConfig,
+    fixed: Tensor,
+    text: Tensor | None,
+    factor: int,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Take the steps of `medsyn.run.Run.draw` that make its peak of memory, on any device: few of them, one volume.
+
+    fixed [B, C, D, H, W]: given channels at full resolution; text [B, num_tokens, width]; between() is called between
+    low resolution (B volumes) and super-resolution (the first of them).
+    """
+    solve = SOLVERS[config.solver]
+    given = reduce_resolution(fixed, factor)
+    noise = torch.empty(given.shape, device=fixed.device).normal_()
+    denoiser = prepared_denoiser(low_net, text=text, guidance_scale=config.guidance_scale)
+    low = solve(denoiser, noise, _SOLVER_STEPS, fixed=given, fixed_channels=[0], what="low resolution")
+    between()
+    condition = enlarge(low[:1], factor)
+    noise = torch.empty(1, *fixed.shape[1:], device=fixed.device).normal_()
+    denoiser = prepared_denoiser(high_net, condition=condition)
+    return solve(denoiser, noise, _SOLVER_STEPS, fixed=fixed[:1], fixed_channels=[0], what="super-resolution")
+
+
+def count_inference(build: Callable[[], nn.Module], batch: Callable[[], Tensor]) -> Need:
+    """Count a forward pass without gradients over one batch."""
+    live = LiveBytes()
+    network = build_on_meta(build, live)
+    weights = live.restart()
+    with live, CudaRules(), torch.no_grad():
+        network.eval()(batch())
+    return Need({"weights": weights, "activations": live.peak - weights})
