@@ -75,7 +75,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """The network holding the averaged (EMA) weights, and the rows of the metrics table."""
+    """The network, in the main process with the averaged (EMA) weights, and the rows of the metrics table."""
 
     network: nn.Module
     metrics: list[dict[str, Any]]
@@ -136,13 +136,13 @@ class _Run:
         if config.compile:
             network.compile()  # in place: names and values of the weights stay
         self.bare = network
-        self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        for name, value in self.ema.average.items():
-            self.ema.average[name] = value.to(accelerator.device)
+        self.ema: Ema | None = None  # the same in every process: the main process keeps it
+        if accelerator.is_main_process:
+            self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
         self.step = 0
         self.saved_step = 0
         self.metrics: list[dict[str, Any]] = []
@@ -166,7 +166,8 @@ class _Run:
                 " delete the folder to start anew"
             )
         self.bare.load_state_dict(tensors["network"])
-        self.ema.load(tensors["ema"])
+        if self.ema is not None:
+            self.ema.load(tensors["ema"])
         self.optimizer.load_state_dict(
             {"state": _nested(tensors["optimizer"]), "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
@@ -228,7 +229,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step = step + 1
-        self.ema.update(self.bare, self.step)
+        if self.ema is not None:
+            self.ema.update(self.bare, self.step)
         self.pending.append((total, torch.as_tensor(norm)))
         due = self.step % config.checkpoint_every == 0
         logs = self.step % config.log_every == 0 or self.step == config.num_steps
@@ -245,9 +247,9 @@ class _Run:
 
     def preview(self) -> None:
         """Let the task draw what the averaged weights make (main process); the training is as it was afterwards."""
-        if self.accelerator.is_main_process and self.task.preview is not None:
+        if self.ema is not None and self.task.preview is not None:
             training = self.bare.training
-            with self._averaged(), torch.no_grad():
+            with _averaged(self.bare, self.ema), torch.no_grad():
                 self.task.preview(self.bare.eval(), self.step)
             self.bare.train(training)
         self.accelerator.wait_for_everyone()
@@ -255,7 +257,7 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
         self._flush()
-        if self.accelerator.is_main_process and self.step > self.saved_step:
+        if self.ema is not None and self.step > self.saved_step:
             moments = self.optimizer.state_dict()["state"]
             tensors = {
                 "network": self.bare.state_dict(),
@@ -276,24 +278,12 @@ class _Run:
     def finish(self) -> Trained:
         """Write the last checkpoint and hand out the averaged weights."""
         self.save()
-        self.bare.load_state_dict(self.ema.average, strict=False)  # tied weights have one name there
+        if self.ema is not None:
+            self.bare.load_state_dict(self.ema.average, strict=False)  # tied weights have one name there
         if self.events is not None:
             self.events.close()
         is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
         return Trained(self.bare.eval(), self.metrics, is_main, num_processes)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network with the averaged weights; both sets change places, nothing is copied."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        for name, parameter in self.bare.named_parameters():
-            parameter.data, self.ema.average[name] = self.ema.average[name], parameter.data
 
     def _flush(self) -> None:
         """Read the losses and norms of the last steps from the device; a non-finite or exploded one stops the run.
@@ -373,6 +363,21 @@ class _Run:
             free.add("num_steps")
         settings = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         return {**settings, **self.task.identity, "num_processes": self.accelerator.num_processes}
+
+
+@contextmanager
+def _averaged(network: nn.Module, ema: Ema) -> Iterator[None]:
+    """Put the averaged weights into the network; both sets change places, nothing is copied."""
+    _exchange(network, ema)
+    try:
+        yield
+    finally:
+        _exchange(network, ema)
+
+
+def _exchange(network: nn.Module, ema: Ema) -> None:
+    for name, parameter in network.named_parameters():
+        parameter.data, ema.average[name] = ema.average[name], parameter.data
 
 
 def _rates_in_words(row: Mapping[str, Any]) -> str:
