@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from medsyn import __version__
@@ -46,6 +47,15 @@ class Verbs:
         parser.add_argument("--progress", action="store_true", help="draw progress bars even if stderr is no terminal")
         parser.set_defaults(run=run)
         return parser
+
+
+def add_state(parser: argparse.ArgumentParser) -> None:
+    """Add --state to a verb whose items are kept when it is stopped."""
+    parser.add_argument(
+        "--state",
+        type=Path,
+        help="folder for what a stopped run has finished, removed at the end (default: a hidden one beside --out)",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

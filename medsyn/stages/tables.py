@@ -17,10 +17,9 @@ from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import reorient
-from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.reading import Reading
-from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted
+from medsyn.stages.shards import VOLUME, accepted, identity_of, open_shard, run_shard
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 from medsyn.weight_files import ANATOMY
 
@@ -66,22 +65,30 @@ def measure_json(
     write_json(out, result.values | {"reasons": result.reasons, "provenance": provenance(None, input=facts)})
 
 
-def measure_shard(volumes: Path, masks: Path | None, out: Path, config: MeasureStage) -> None:
-    """One row per accepted subject; what cannot be measured stays empty with its reason."""
+def measure_shard(
+    volumes: Path, masks: Path | None, out: Path, config: MeasureStage, state: Path | None = None
+) -> None:
+    """One row per accepted subject; what cannot be measured stays empty with its reason.
+
+    state: where finished rows lie until the end (`open_shard`).
+    """
     tool = open_anatomy_tool(config) if masks is None else None
-    rows: list[dict[str, Any]] = []
-    names = accepted(volumes)
-    for name in track(names, what="measure", total=len(names)):
-        row: dict[str, Any] = {"subject_id": name}
-        try:
-            result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
-            row |= {key: None if value is None else round(value, 4) for key, value in result.values.items()}
-            row["reason"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(result.reasons.items()))
-        except SUBJECT_FAULTS as error:
-            row["reason"] = " ".join(str(error).split())
-            log.warning("measure: subject %s: %s", name, row["reason"])
-        rows.append(row)
-    write_csv(out, rows, MEASURE_COLUMNS)
+
+    def work(name: str, _: Path) -> dict[str, Any]:
+        result = measure_one(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
+        row: dict[str, Any] = {
+            key: None if value is None else round(float(value), 4) for key, value in result.values.items()
+        }
+        return row | {"reason": "; ".join(f"{key}: {reason}" for key, reason in sorted(result.reasons.items()))}
+
+    def identify(name: str) -> str | None:
+        return identity_of(str(volumes), volumes / name / VOLUME, *([masks / name] if masks is not None else []))
+
+    facts = [tool.version, tool.weights_hash] if tool else None
+    with open_shard(out, state, provenance(config, stage="measure", tool=facts, masks=str(masks))) as shard:
+        outcomes = run_shard(shard, accepted(volumes), work, identify, "measure")
+        rows = ({"subject_id": item.name} | (item.result or {"reason": item.reason}) for item in outcomes)
+        write_csv(out, rows, MEASURE_COLUMNS)
 
 
 def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) -> None:
