@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from medsyn.cluster import requeue_job
 from medsyn.config import TrainConfig
 from medsyn.errors import InputError
 from medsyn.files import write_csv
@@ -91,7 +92,8 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     """Train, or continue from the newest checkpoint in `state`.
 
     Raises InputError for a state of another run, DivergedError for a non-finite or exploded loss (the last good
-    checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives.
+    checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives. SLURM is then asked to
+    requeue the job, because the training run made progress.
     """
     keep_freed_memory()
     accelerator = make_accelerator(config.precision)
@@ -105,6 +107,8 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
             if any_process(accelerator, stop.is_set()):
                 run.save()
                 log.warning("%s: stopped by SIGTERM at step %d of %d", task.name, run.step, config.num_steps)
+                if accelerator.is_main_process:
+                    requeue_job()
                 raise SystemExit(143)
     return run.finish()
 
