@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
+
+from medsyn.progress import log
+
+_PATIENCE_S = 60
 
 
 def prefer_commands(folder: Path, *, scheduler: str) -> None:
@@ -12,3 +18,30 @@ def prefer_commands(folder: Path, *, scheduler: str) -> None:
     path = os.environ.get("PATH", "")
     if shutil.which(scheduler) and str(folder) not in path.split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([str(folder), path])
+
+
+def requeue_job() -> bool:
+    """Ask SLURM to start the job that this process belongs to again, under its id; whether it will. Else do nothing.
+
+    Only a running job is requeued: one that was cancelled, or that SLURM ends or requeues already, is left alone.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    state = re.search(r"JobState=(\S+)", _scontrol("show", "job", "--oneliner", job).stdout)
+    if state is None or state[1] != "RUNNING":
+        return False
+    asked = _scontrol("requeue", job)
+    if asked.returncode:
+        log.warning("SLURM does not requeue job %s (%s): this end counts as a failure", job, asked.stderr.strip())
+        return False
+    log.warning("job %s is requeued: it made progress and has not finished", job)
+    return True
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["scontrol", *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))

@@ -44,8 +44,8 @@ def atomic_dir(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     replaced. Temporary folders that a killed process left for the same `path` are removed first.
     """
     path = Path(path)
-    if path.is_file() or (not replace and path.is_dir() and any(path.iterdir())):
-        raise InputError(f"{path}: exists and is not an empty folder; name a new one, or remove it first")
+    if not replace or path.is_file():
+        check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.????????"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -58,6 +58,12 @@ def atomic_dir(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(path: Path) -> None:
+    """InputError unless `path` is free or an empty folder."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"{path}: exists and is not an empty folder; name a new one, or remove it first")
 
 
 def to_disk(folder: Path) -> None:

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
-from medsyn.files import atomic_dir, read_csv, write_csv, write_json
+from medsyn.files import check_new, read_csv, sha256, write_csv, write_json
 from medsyn.models.channels import STRUCTURE_OF
 from medsyn.orientation import reorient
 from medsyn.progress import log, track
+from medsyn.provenance import provenance
 from medsyn.run import Prompt, Run, record, to_volumes
+from medsyn.stages.shards import Outcome, Shard, identity_of, open_shard
 from medsyn.volume import grid_spacing_mm, read_volume, write_volume
 
 _FIXABLE = {
@@ -73,36 +75,67 @@ def generate_one(run: Run, text: str, seed: int | None, fixes: Sequence[str], ou
     write_json(out.with_name(f"{stem}.json"), record(run, prompt))
 
 
-def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path) -> None:
-    """Draw rows k, k+N, ... of a prompts table into `out`/<sample_id>/; a bad row is rejected in index.csv."""
+def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path, state: Path | None = None) -> None:
+    """Draw rows k, k+N, ... of a prompts table into `out`/<sample_id>/; a bad row is rejected in index.csv.
+
+    state: where finished volumes lie until the end (`open_shard`).
+    """
+    check_new(out)
     number, count = _parse_shard(shard)
     rows = read_csv(prompts, ("sample_id", "text", "seed"))
     if repeated := _repeated([row["sample_id"] for row in rows]):
         raise InputError(f"{prompts}: sample_id {repeated} appears twice; make the ids unique")
-    index: list[dict[str, Any]] = []
+    outcomes: list[Outcome] = []
     chosen = rows[number::count]
-    with atomic_dir(out) as folder:
+    facts: dict[str, Any] = {"weights": run.hashes, "encoder": identity_of(run.text_encoder), "device": run.device.type}
+    facts |= {"prompts": sha256(prompts), "shard": shard, "batch_size": run.batch_size, "label": run.label}
+    with open_shard(out, state, provenance(run.settings, stage="sample", **facts)) as kept:
         for batch in track(list(_batches(run, chosen)), what="generating volumes"):
-            ready = []
-            for row in batch:
-                try:
-                    ready.append(_prompt(run, row, roots))
-                except InputError as error:
-                    log.warning("%s: rejected: %s", row["sample_id"], error)
-                    index.append({"sample_id": row["sample_id"], "status": "rejected", "reason": str(error)})
-            for prompt, array in zip(ready, run.draw(ready) if ready else (), strict=True):
-                target = folder / prompt.sample_id
-                for name, volume in to_volumes(run, array).items():
-                    write_volume(target / f"{name}.nii.gz", volume)
-                write_json(target / "provenance.json", record(run, prompt))
-                index.append({"sample_id": prompt.sample_id, "status": "ok", "reason": ""})
-            log.info("generated %d of %d volumes", len(index), len(chosen))
-        write_csv(folder / "index.csv", index, ("sample_id", "status", "reason"))
+            outcomes += _generate_batch(run, batch, roots, kept)
+            log.info("generated %d of %d volumes", len(outcomes), len(chosen))
+        index = [{"sample_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]
+        write_csv(kept.folder / "index.csv", index, ("sample_id", "status", "reason"))
+        kept.publish(out)
+
+
+def _generate_batch(run: Run, batch: list[dict[str, str]], roots: Roots, kept: Shard) -> list[Outcome]:
+    """Outcomes of a batch, rejected rows first; it is drawn again as a whole if one of its volumes is not there."""
+    identities = {row["sample_id"]: _identity(run, row, roots) for row in batch}
+    known = [kept.recall(name, identity) for name, identity in identities.items()]
+    if None not in known:
+        return sorted((item for item in known if item is not None), key=lambda item: item.status == "ok")
+    outcomes, ready = [], []
+    for row in batch:
+        name = row["sample_id"]
+        try:
+            ready.append(_prompt(run, row, roots))
+        except InputError as error:
+            log.warning("%s: rejected: %s", name, error)
+            outcomes.append(kept.reject(name, identities[name], str(error)))
+    for prompt, array in zip(ready, run.draw(ready) if ready else (), strict=True):
+
+        def write(target: Path, prompt: Prompt = prompt, array: NDArray = array) -> None:
+            for name, volume in to_volumes(run, array).items():
+                write_volume(target / f"{name}.nii.gz", volume)
+            write_json(target / "provenance.json", record(run, prompt))
+
+        outcomes.append(kept.make(prompt.sample_id, identities[prompt.sample_id], write))
+    return outcomes
+
+
+def _identity(run: Run, row: Mapping[str, str], roots: Roots) -> str | None:
+    """Hash of a row and of the files that it fixes; None if one is missing, or the row's id names no folder."""
+    if not _is_folder_name(row["sample_id"]):
+        return None
+    try:
+        return identity_of(row, *(_find(_channel(run, name), value, roots) for name, value in _fixes(row).items()))
+    except InputError:
+        return None
 
 
 def _prompt(run: Run, row: Mapping[str, str], roots: Roots) -> Prompt:
     sample_id = row["sample_id"]
-    if not sample_id or sample_id in (".", "..") or "/" in sample_id or "\\" in sample_id:
+    if not _is_folder_name(sample_id):
         raise InputError(f"sample_id '{sample_id}' cannot be a folder name")
     if not row["seed"].isdecimal():
         raise InputError(f"seed '{row['seed']}' is not a whole number of 0 or more")
@@ -129,6 +162,10 @@ def _guidance(row: Mapping[str, str]) -> float | None:
     if scale is not None and not math.isfinite(scale):
         raise InputError(f"guidance_scale '{value}' is not a number; give one, or leave the field empty")
     return scale
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and "/" not in name and "\\" not in name
 
 
 def _fixes(row: Mapping[str, str]) -> dict[str, str]:

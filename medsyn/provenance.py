@@ -34,6 +34,16 @@ def hash_json(value: Any) -> str:
 
 
 @cache
+def installation() -> str:
+    """Hash of this package's files and of the names and versions of all installed packages."""
+    folder = Path(__file__).resolve().parent
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    package = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    others = sorted({f"{found.name} {found.version}" for found in metadata.distributions()})
+    return hash_json([platform.python_version(), package, others])
+
+
+@cache
 def _commit() -> str:
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -54,18 +54,23 @@ def test_a_full_disk_says_what_to_do(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_shard_stops_at_a_fault_of_the_machine_and_not_at_one_of_a_scan(number, tmp_path):
-    from torch import OutOfMemoryError
+    from torch import AcceleratorError, OutOfMemoryError
 
-    from medsyn.stages.shards import run_shard
+    from medsyn.stages.shards import open_shard, run_shard
 
     def work(name, folder):
         raise faults[name]
 
+    def run(*names):
+        with open_shard(tmp_path / "out", None, {}) as shard:
+            return run_shard(shard, names, work, lambda name: name, "test")
+
     faults = {"a": ValueError("odd"), "b": OSError(errno.EIO, "no file"), "c": OutOfMemoryError("no GPU memory")}
-    rows = run_shard(["a", "b"], work, tmp_path, "test")
-    assert [row["reason"] for row in rows] == ["odd", "[Errno 5] no file"]
-    with pytest.raises(OutOfMemoryError):
-        run_shard(["c"], work, tmp_path, "test")
-    faults["d"] = OSError(number, os.strerror(number))
-    with pytest.raises(OSError, match=os.strerror(number)):
-        run_shard(["d"], work, tmp_path, "test")
+    faults |= {
+        "d": OSError(number, os.strerror(number)),
+        "e": AcceleratorError("CUDA error: unspecified launch failure"),
+    }
+    assert [item.reason for item in run("a", "b")] == ["odd", "[Errno 5] no file"]
+    for name in "cde":
+        with pytest.raises(type(faults[name])):
+            run(name)

@@ -25,6 +25,7 @@ from medsyn.evaluate.features import load_extractor, read_med3d
 from medsyn.evaluate.inputs import list_volumes, read_features
 from medsyn.files import read_csv, write_csv, write_json
 from medsyn.models.resnet3d import ResNet3d
+from medsyn.stages import features as stages_features
 from medsyn.volume import Volume, write_volume
 
 SPACING = (18.0, 19.0, 19.0)
@@ -84,7 +85,7 @@ def train(run: Path, out: Path) -> int:
     return verb("train-features", "--config", run / "features.json", "--store", store, "--labels", labels, "--out", out)
 
 
-def test_features_are_trained_and_extracted_alike_twice(run: Path) -> None:
+def test_features_are_trained_and_extracted_alike_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = run / "extractor.safetensors"
     assert train(run, weights) == 0
     first = weights.read_bytes()
@@ -97,6 +98,21 @@ def test_features_are_trained_and_extracted_alike_twice(run: Path) -> None:
     split = ["--cohort", run / "cohort.csv", "--split", "validation"]
     assert verb("features", *options, "--volumes", run / "volumes", *split, "--out", run / "real.npz") == 0
     assert verb("features", *options, "--volumes", run / "samples", "--out", run / "medsyn.npz") == 0
+    calls, of = [], stages_features.features_of
+
+    def stopped(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return of(*arguments)
+
+    monkeypatch.setattr(stages_features, "features_of", stopped)
+    again = ["features", *options, "--volumes", run / "samples", "--out", run / "again.npz"]
+    assert verb(*again) == 1
+    assert not (run / "again.npz").exists()
+    assert verb(*again) == 0
+    assert len(calls) == 3, "two batches: one kept, one stopped and done again"
+    assert (run / "again.npz").read_bytes() == (run / "medsyn.npz").read_bytes()
     real = read_features([run / "real.npz"])
     assert sorted(real.ids) == ["s10", "s11", "s8", "s9"]
     assert real.features.shape == (4, 16)

@@ -14,7 +14,7 @@ from medsyn.cli import main
 from medsyn.files import read_csv, sha256, write_csv
 from medsyn.models.weights import build, load, save
 from medsyn.orientation import reorient
-from medsyn.run import Prompt, open_run, sampling_with
+from medsyn.run import Prompt, Run, open_run, sampling_with
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
 
 FIELDS = (
@@ -73,6 +73,37 @@ def test_prompts_in_shards_and_a_bad_row(run_folder, tmp_path):
     }
     files = {path.name for path in (tmp_path / "0" / "p0").iterdir()}
     assert files == {"volume.nii.gz", "lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz", "provenance.json"}
+
+
+def test_stopped_in_the_middle_batches_that_are_whole_are_not_drawn_again(run_folder, tmp_path, monkeypatch):
+    rows = [{"sample_id": f"p{i}", "seed": i if i != 4 else "x"} for i in range(6)]
+    prompts = write_prompts(tmp_path / "prompts.csv", rows)
+    command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", "2", "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    drawn, draw = [], Run.draw
+
+    def stopped(run, batch):
+        drawn.append([prompt.sample_id for prompt in batch])
+        if len(drawn) == 3:
+            raise SystemExit(143)
+        return draw(run, batch)
+
+    monkeypatch.setattr(Run, "draw", stopped)
+    command += ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+    for options in ([], ["--guidance", "3"]):  # other settings draw all of it again
+        with pytest.raises(SystemExit):
+            main([*command, *options])
+        assert drawn == [["p0", "p1"], ["p2", "p3"], ["p5"]]
+        drawn.clear()
+    with pytest.raises(SystemExit):
+        main(command)
+    drawn.extend([[]] * 3)
+    assert main(command) == 0
+    assert drawn[6:] == [["p5"]]
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"index.csv", "volume.nii.gz"}
+    assert [path for path in files if sha256(tmp_path / "whole" / path) != sha256(tmp_path / "out" / path)] == []
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_volume_does_not_depend_on_its_batch(run_folder):

@@ -3,6 +3,7 @@ dies, a controller that is away, Ctrl-C, training on two nodes. What comes out m
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 
 RESULTS = Path("results/test")
 LOW_RES = RESULTS / "models/medsyn/low_res.safetensors"
+LOW_RES_LOG = RESULTS / "logs/train_low_res/medsyn.log"
 GPUS = {"num_gpus_training": 1, "num_gpus_inference": 1}
 PROFILE = yaml.safe_load((ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "cluster")
@@ -67,19 +69,20 @@ class Run:
         directory: Path,
         config: Path,
         *targets: str,
+        retries: int = 5,  # one job may meet several of the faults
         **resources: str,
     ) -> None:
         self.cluster, self.directory = cluster, directory
         self.log = directory / "snakemake.log"
         self.earlier = {job["id"] for job in cluster.jobs()}
-        partitions = {rule: words["slurm_partition"] for rule, words in PROFILE["set-resources"].items()}
-        chosen = {f"{rule}:slurm_partition={name}" for rule, name in partitions.items()}
+        words = [(rule, word) for rule, words in PROFILE["set-resources"].items() for word in words.items()]
+        chosen = {f"{rule}:{name}={value}" for rule, (name, value) in words}
         chosen |= {f"{rule}:{value}" for rule, value in resources.items()}
         self.command = [
             *(sys.executable, str(ROOT / "tests/cluster/snakemake_often.py"), "--profile", str(ROOT / "slurm")),
             *("--snakefile", str(ROOT / "workflow/Snakefile"), "--configfile", str(config)),
             *("--directory", str(directory), "--latency-wait", "5", "--jobs", "4"),
-            *("--retries", "5"),  # one job may meet several of the faults
+            *("--retries", str(retries)),
             *("--set-resources", *sorted(chosen), "--", *targets),
         ]
 
@@ -194,40 +197,106 @@ def test_the_experiment_through_every_fault_equals_an_undisturbed_run(cluster, s
         assert metrics(tmp_path / path, "loss") == metrics(finished / path, "loss")
 
 
-def test_training_requeued_and_over_its_time_limit_loses_and_repeats_no_step(cluster, start, experiment):
-    """SIGTERM, a checkpoint, the same job again; then SIGTERM at the limit, a checkpoint, TIMEOUT, a second job."""
-    endless = {"num_steps": 100_000, "checkpoint_every": 50_000, "log_every": 1}
-    config = write_config(experiment / "config.yaml", low_res={"train": endless}, compute=GPUS)
-    state = experiment / RESULTS / "state/medsyn/low_res"
-    run = start(experiment, config, str(LOW_RES))
+class Training:
+    """A run whose one job trains, the process that does it, and what it has written."""
 
-    def last_step() -> int:
-        path = state / "metrics.csv"
+    def __init__(self, run: Run, state: Path, log: Path) -> None:
+        self.run, self.state, self.log = run, state, log
+
+    def last_step(self) -> int:
+        path = self.state / "metrics.csv"
         return int(metrics(path, "step")[-1]) if path.exists() else 0
 
-    def goes_on_after(stop: Callable[[str], None]) -> str:
-        """Stop the job after some steps, when it must write a checkpoint, and wait until that step is gone on after."""
-        job = run.running("train_low_res")["id"]
-        begun, checkpoints = last_step(), set(state.glob("step_*"))
-        wait_until(lambda: last_step() > begun + 3, 300, "some steps")
-        stop(job)
-        wait_until(lambda: set(state.glob("step_*")) - checkpoints, 300, "the checkpoint that SIGTERM writes")
-        stopped = max(state.glob("step_*")).name.removeprefix("step_")
-        log = experiment / RESULTS / "logs/train_low_res/medsyn.log"  # each job begins a new one
-        resumed = f"resumes after step {int(stopped)} "
-        wait_until(lambda: log.exists() and resumed in log.read_text(), 300, f"a job that {resumed}")
+    def after_some_steps(self) -> str:
+        """Wait for three more steps of a running job; its id."""
+        job, begun = self.run.running("train_low_res")["id"], self.last_step()
+        wait_until(lambda: self.last_step() > begun + 3, 300, "some steps")
         return job
 
-    first = goes_on_after(lambda job: cluster.call("scontrol", "requeue", job))
-    second = goes_on_after(lambda job: cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=1"))
-    assert second == first, "a requeued job keeps its id"
-    done = last_step()
-    wait_until(lambda: last_step() > done + 3, 300, "steps of the last job")
-    run.interrupt()
-    steps = [int(step) for step in metrics(state / "metrics.csv", "step")]
-    assert steps == list(range(1, len(steps) + 1))
-    states = run.states("train_low_res")
-    assert len(states) == 2 and states[0] in ("TIMEOUT", "FAILED")
+    def resumed(self) -> None:
+        """Wait until a job has gone on after the newest checkpoint; each job begins a new log."""
+        words = f"resumes after step {int(max(self.state.glob('step_*')).name.removeprefix('step_'))} "
+        wait_until(lambda: self.log.exists() and words in self.log.read_text(), 300, f"a job that {words}")
+
+    def process(self) -> int:
+        """Id of the training process once there is one."""
+        found: list[int] = []
+
+        def runs() -> bool:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    words = path.read_bytes().decode(errors="replace").split("\0")
+                    if (
+                        "train" in words
+                        and "medsyn" in words
+                        and str(self.state.relative_to(self.run.directory)) in words
+                    ):
+                        found.append(int(path.parent.name))
+            return bool(found)
+
+        wait_until(runs, 300, "the training process")
+        return found[0]
+
+
+def terminated(pid: int) -> bool:
+    """Whether a stopped process has SIGTERM before it."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    waiting = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (signal.SIGTERM - 1) & 1 for mask in waiting)
+
+
+def test_training_longer_than_its_time_limit_uses_no_retry_and_repeats_no_step(cluster, start, experiment):
+    """Requeued from outside, then twice at its limit: SIGTERM, a checkpoint, the same job again; then it finishes."""
+    finite = {"num_steps": 400, "checkpoint_every": 50_000, "log_every": 1}
+    config = write_config(experiment / "config.yaml", low_res={"train": finite}, compute=GPUS)
+    run = start(experiment, config, str(LOW_RES), retries=0)
+    training = Training(run, experiment / RESULTS / "state/medsyn/low_res", experiment / LOW_RES_LOG)
+
+    jobs = [training.after_some_steps()]
+    cluster.call("scontrol", "requeue", jobs[0])
+    wait_until(lambda: set(training.state.glob("step_*")), 300, "the checkpoint that SIGTERM writes")
+    training.resumed()
+    for _ in range(2):
+        jobs.append(training.after_some_steps())
+        before, process = set(training.state.glob("step_*")), training.process()
+        os.kill(process, signal.SIGSTOP)  # a training that is not finished in time
+        cluster.call(
+            "scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=5"
+        )  # the profile asks for SIGTERM 300 s before
+        wait_until(lambda: terminated(process), 120, "SIGTERM before the time limit")  # noqa: B023
+        cluster.call("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=60")
+        os.kill(process, signal.SIGCONT)
+        wait_until(lambda: set(training.state.glob("step_*")) - before, 300, "the checkpoint that SIGTERM writes")  # noqa: B023
+        training.resumed()
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    assert set(jobs) == {run.jobs("train_low_res")[0]["id"]}, "a requeued job keeps its id"
+    assert run.states("train_low_res") == ["COMPLETED"]
+
+    steps = metrics((experiment / LOW_RES).with_name("low_res_metrics.csv"), "step")
+    assert steps == [str(step) for step in range(1, 401)]
+    whole = experiment / "whole"
+    results = RESULTS / "config/low_res_medsyn.json", RESULTS / "text/biomedical/embeddings.json", RESULTS / "store/0"
+    options = zip(("--config", "--embeddings", "--store"), results, strict=True)
+    command = [sys.executable, "-m", "medsyn", "train", *(str(word) for pair in options for word in pair)]
+    command += ["--state", f"{whole}/state", "--out", f"{whole}/low_res.safetensors", "--quiet"]
+    subprocess.run(command, check=True, cwd=experiment, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (whole / "low_res.safetensors").read_bytes() == (experiment / LOW_RES).read_bytes()
+
+
+def test_training_without_progress_fails_after_its_retries(cluster, start, experiment):
+    """SIGTERM before the first step: no requeue, or the job would come back for ever."""
+    config = write_config(experiment / "config.yaml", low_res={"train": {"num_steps": 5}}, compute=GPUS)
+    run = start(experiment, config, str(LOW_RES), retries=1)
+    training = Training(run, experiment / RESULTS / "state/medsyn/low_res", experiment / LOW_RES_LOG)
+    for _ in range(2):
+        process = training.process()
+        os.kill(process, signal.SIGSTOP)
+        cluster.call("scancel", "--signal=TERM", run.running("train_low_res")["id"])  # what --signal=TERM@300 does
+        wait_until(lambda: terminated(process), 60, "SIGTERM")  # noqa: B023
+        os.kill(process, signal.SIGCONT)
+        wait_until(lambda: not Path(f"/proc/{process}").exists(), 60, "the end of the process")  # noqa: B023
+    assert run.wait() == 1
+    assert run.states("train_low_res") == ["FAILED", "FAILED"]
 
 
 def test_training_on_two_nodes_equals_one_process(cluster, start, experiment, finished):

@@ -76,6 +76,33 @@ def test_low_resolution_needs_no_array_library(folder: Path, monkeypatch) -> Non
         Store([folder], "high")
 
 
+def test_training_maps_the_low_resolution_and_keeps_the_training_rows_alone(tmp_path: Path, monkeypatch) -> None:
+    rows = [
+        {"subject_id": f"s{k}", "report_id": f"r{k}", "split": "train" if k % 2 else "validation"} for k in range(4)
+    ]
+    write_shard(tmp_path, rows, map(arrays, range(4)), SIZE, 4)
+    low = tmp_path / "low_image.npy"
+    content = bytearray(low.read_bytes())
+    content[-4 * low.stat().st_size // 5] ^= 1  # of s0, which training does not read
+    low.write_bytes(content)
+    for resolution in ("low", "high"):
+        store = Store([tmp_path], resolution)
+        assert store.subject_ids == ["s1", "s3"]
+        held = [array for pair in store._arrays for array in pair]
+        if resolution == "low":
+            mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+            assert all(str(tmp_path / f"low_{kind}.npy") in mapped for kind in ("image", "label"))
+            assert not any(array.flags.owndata for array in held)
+        else:
+            assert [len(array) for array in held] == [2, 2]
+        for place, seed in enumerate((1, 3)):
+            step = 4 if resolution == "low" else 1
+            for found, truth in zip(store.volume(place), arrays(seed), strict=True):
+                np.testing.assert_array_equal(found, truth[::step, ::step, ::step])
+    with pytest.raises(InputError, match="subject s0 is damaged"):
+        read_low(tmp_path)
+
+
 @pytest.mark.parametrize("fault", ["one bit", "truncated", "gone"])
 def test_damage_is_one_error_that_names_the_subject(folder: Path, fault: str) -> None:
     file = folder / "high_image.zarr/c/1/0/0/0"

@@ -190,6 +190,47 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
     assert len(steps) == 1 and json.loads((steps[0] / "facts.json").read_text(encoding="utf-8"))["step"] % 1000
 
 
+SCONTROL = """#!/bin/sh
+echo "$@" >> {log}
+[ "$1" = show ] && echo "JobId=7 JobName=x JobState={state} Reason=None" && exit 0
+echo "Requested operation is presently disabled" >&2
+exit {status}
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "asked", "said"),
+    [
+        ("RUNNING", 0, True, "job 7 is requeued"),
+        ("RUNNING", 1, True, "SLURM does not requeue job 7 (Requested operation is presently disabled)"),
+        ("CANCELLED", 0, False, None),
+        ("TIMEOUT", 0, False, None),
+        ("PENDING", 0, False, None),
+    ],
+)
+def test_a_training_that_sigterm_stops_asks_slurm_to_requeue_it_once(
+    tmp_path, monkeypatch, caplog, state, status, asked, said
+):
+    """Only a running job: one that was cancelled must not come back, one that is requeued already is left alone."""
+    log = tmp_path / "scontrol.log"
+    command = tmp_path / "bin/scontrol"
+    command.parent.mkdir()
+    command.write_text(SCONTROL.format(log=log, state=state, status=status), encoding="utf-8")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    task = quadratic(on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None)
+    with pytest.raises(SystemExit):
+        train(task, SETTINGS, tmp_path / "state")
+    calls = log.read_text(encoding="utf-8").splitlines()
+    assert calls == ["show job --oneliner 7", "requeue 7"][: 1 + asked]
+    assert said is None or said in caplog.text
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(SystemExit):
+        train(task, SETTINGS.model_copy(update={"num_steps": 18}), tmp_path / "outside")
+    assert log.read_text(encoding="utf-8").splitlines() == calls, "outside of SLURM nothing is asked"
+
+
 def test_refuses_the_state_of_other_settings_or_data(data_folder, tmp_path, capsys):
     out = tmp_path / "low_res.safetensors"
     state = tmp_path / "low_res_state"

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from medsyn import __version__
@@ -52,6 +53,15 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     """Add --cohort and --split, which choose real volumes by their split."""
     parser.add_argument("--cohort", help="cohort.csv, to use real volumes of one split only")
     parser.add_argument("--split", choices=("train", "validation"), help="which split (with --cohort)")
+
+
+def add_state(parser: argparse.ArgumentParser) -> None:
+    """Add --state to a verb whose items are kept when it is stopped."""
+    parser.add_argument(
+        "--state",
+        type=Path,
+        help="folder for what a stopped run has finished, removed at the end (default: a hidden one beside --out)",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.cli import Verbs, add_split
+from medsyn.cli import Verbs, add_split, add_state
 from medsyn.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--shard", type=int, help="shard of the cohort, from 0")
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
+    add_state(parser)
     _add_reading(parser)
 
     parser = verbs.add(
@@ -111,6 +112,7 @@ def _add_one_ct(verbs: Verbs) -> None:
         )
     parser.add_argument("--weights", help="folder with the tools' weights, instead of the configured one")
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
+    add_state(parser)
     _add_reading(parser)
 
 
@@ -142,6 +144,7 @@ def _add_tables(verbs: Verbs) -> None:
     parser.add_argument("--config", help="settings of the stage (JSON)")
     add_split(parser)
     parser.add_argument("--out", required=True, help="JSON file (one CT) or CSV file (--volumes)")
+    add_state(parser)
     _add_reading(parser)
 
     parser = verbs.add(
@@ -265,7 +268,7 @@ def _preprocess(args: argparse.Namespace) -> None:
         with into_folder(out) as folder:
             preprocess_one(args.path, folder, config, reading=_reading(args))
     else:
-        preprocess_shard(load_cohort(args.cohort, args.shard), out, config)
+        preprocess_shard(load_cohort(args.cohort, args.shard), out, config, args.state)
 
 
 def _segment(args: argparse.Namespace) -> None:
@@ -283,7 +286,7 @@ def _segment(args: argparse.Namespace) -> None:
         with into_folder(out) as folder:
             segment_one(args.path, folder, config, _reading(args))
     else:
-        segment_shard(Path(args.volumes), out, config)
+        segment_shard(Path(args.volumes), out, config, args.state)
 
 
 def _measure(args: argparse.Namespace) -> None:
@@ -295,7 +298,7 @@ def _measure(args: argparse.Namespace) -> None:
         measure_json(args.path, args.masks, args.out, config, _reading(args))
     else:
         masks = Path(args.masks) if args.masks else None
-        measure_shard(Path(args.volumes), masks, Path(args.out), config, args.cohort, args.split)
+        measure_shard(Path(args.volumes), masks, Path(args.out), config, args.cohort, args.split, args.state)
 
 
 def _store(args: argparse.Namespace) -> None:

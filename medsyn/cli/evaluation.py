@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs, add_split
+from medsyn.cli import Verbs, add_split, add_state
 from medsyn.errors import InputError
 
 VOLUMES_HELP = "folders <id>/volume.nii.gz, one a shard"
@@ -65,6 +65,7 @@ def _add_feature_verbs(verbs: Verbs) -> None:
     parser.add_argument("--volumes", required=True, nargs="+", help=VOLUMES_HELP)
     parser.add_argument("--config", required=True, help="preprocess.json: the HU window")
     parser.add_argument("--out", required=True, help=".npz with ids, features (n, F), extractor")
+    add_state(parser)
     add_split(parser)
 
 
@@ -156,13 +157,14 @@ def _train_features(args: argparse.Namespace) -> None:
 
 def _features(args: argparse.Namespace) -> None:
     from medsyn.config import PreprocessConfig, load_stage
-    from medsyn.evaluate.features import extract
     from medsyn.evaluate.inputs import keep_split, list_volumes
+    from medsyn.stages.features import extract
 
     config = load_stage(PreprocessConfig, args.config)
     files = list_volumes(args.volumes)
     kept = keep_split(files, args.cohort, args.split)
-    extract(args.weights, {name: path for name, path in files.items() if name in kept}, config.window_hu, args.out)
+    chosen = {name: path for name, path in files.items() if name in kept}
+    extract(Path(args.weights), chosen, config.window_hu, Path(args.out), args.state)
 
 
 def _classify(args: argparse.Namespace) -> None:

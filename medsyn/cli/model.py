@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs
+from medsyn.cli import Verbs, add_state
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -92,6 +92,7 @@ def _add_generate(verbs: Verbs) -> None:
     what.add_argument("--text", help="radiology text; an empty string draws without text")
     what.add_argument("--prompts", type=Path, help="CSV: sample_id, text, seed, text_mode, guidance_scale, fix_*, ...")
     parser.add_argument("--shard", default="0/1", help="k/N: rows k, k+N, k+2N, ... of --prompts (default %(default)s)")
+    add_state(parser)
     parser.add_argument("--config", type=Path, help="sampling.json in place of the run's own")
     parser.add_argument("--masks-root", type=Path, help="folder whose */SUBJECT/ hold lobes, airway, vessels to fix")
     parser.add_argument("--volumes-root", type=Path, help="folder whose */SUBJECT/ hold volume.nii.gz to fix")
@@ -173,4 +174,5 @@ def _generate(args: argparse.Namespace) -> None:
     if args.prompts is None:
         generate_one(run, args.text, args.seed, args.fix, args.out)
     else:
-        generate_shard(run, args.prompts, args.shard, Roots(args.volumes_root, args.masks_root), args.out)
+        roots = Roots(args.volumes_root, args.masks_root)
+        generate_shard(run, args.prompts, args.shard, roots, args.out, args.state)

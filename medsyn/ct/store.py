@@ -3,9 +3,10 @@
 high_image.zarr (int16 HU) and high_label.zarr (uint8) are zarr v3 arrays (n, D, H, W): one file a subject, in it chunks
 of 32^3 voxels, each compressed and with a CRC-32C of its own, so that a crop costs the chunks that it touches and
 damage does not go unnoticed. low_image.npy and low_label.npy are the same volumes at every low_res_factor-th voxel
-(nearest neighbour, index 0, 4, 8, ... as the paper's x1/4): a sixty-fourth of the voxels, always read whole into
-memory. A label byte packs lobe + 8 airway + 16 vessel. index.csv has one row a subject: subject_id, report_id, split
-and the SHA-256 of its voxels at either resolution (image, then label; little-endian, C order).
+(nearest neighbour, index 0, 4, 8, ... as the paper's x1/4): a sixty-fourth of the voxels, mapped into memory, so that
+the processes of a machine share them. A label byte packs lobe + 8 airway + 16 vessel. index.csv has one row a subject:
+subject_id, report_id, split and the SHA-256 of its voxels at either resolution (image, then label; little-endian, C
+order).
 
 Format: Zarr core specification 3.0, codecs sharding_indexed, blosc and crc32c. Written and read by TensorStore, needed
 for the full resolution alone and imported when that is opened (docs/store.md says why not by another library).
@@ -79,11 +80,12 @@ class Chunked:
                 f"{self.path}: subject {name} is damaged ({_first(error)}); remove this shard and make it again"
             ) from None
 
-    def load(self) -> NDArray:
-        """All of it in memory."""
-        array = np.empty(self.shape, self.dtype)
-        for row in range(len(self)):
-            array[row] = self[row]
+    def load(self, rows: Sequence[int] | None = None) -> NDArray:
+        """Return these rows, or all of them, in memory: (rows, D, H, W)."""
+        chosen = range(len(self)) if rows is None else rows
+        array = np.empty((len(chosen), *self.shape[1:]), self.dtype)
+        for place, row in enumerate(chosen):
+            array[place] = self[row]
         return array
 
 
@@ -100,15 +102,18 @@ def open_high(folder: Path) -> tuple[Chunked, Chunked]:
     return image, label
 
 
-def read_low(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Images and labels (n, d, h, w) of a shard at low resolution, in memory, each subject's checksum verified."""
+def read_low(folder: Path, rows: Sequence[int] | None = None) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Map the images and labels (n, d, h, w) of a shard at low resolution, read-only.
+
+    The checksums of `rows`, or of all rows, are verified; what differs is an InputError. Other rows are not read.
+    """
     index = read_index(folder)
-    image, label = (_read_npy(folder / f"low_{kind}.npy") for kind in DTYPES)
+    image, label = (_map_npy(folder / f"low_{kind}.npy") for kind in DTYPES)
     _check_lengths(folder, index, image.shape, label.shape)
-    for row, entry in enumerate(index):
-        if checksum(image[row], label[row]) != entry["low_sha256"]:
+    for row in range(len(index)) if rows is None else rows:
+        if checksum(image[row], label[row]) != index[row]["low_sha256"]:
             raise InputError(
-                f"{folder}: subject {entry['subject_id']} is damaged at low resolution (its checksum differs);"
+                f"{folder}: subject {index[row]['subject_id']} is damaged at low resolution (its checksum differs);"
                 " remove this shard and make it again"
             )
     return image, label
@@ -155,9 +160,9 @@ def _check_lengths(folder: Path, index: Sequence[object], image: tuple[int, ...]
         raise InputError(f"{folder}: arrays and index.csv disagree in length; remove this shard and make it again")
 
 
-def _read_npy(path: Path) -> NDArray:
+def _map_npy(path: Path) -> NDArray:
     try:
-        return np.asarray(np.load(path))
+        return np.asarray(np.load(path, mmap_mode="r"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; make the store first (`medsyn store`)") from None
     except (ValueError, EOFError) as error:

@@ -26,12 +26,11 @@ from medsyn.ct.store import Chunked, open_high, read_index
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import labels_of, read_labels
 from medsyn.evaluate.statistics import area_under_roc
-from medsyn.files import atomic_path, sha256
+from medsyn.files import sha256
 from medsyn.models.resnet3d import BLOCKS_PER_LAYER, ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.tensors import load_checkpoint, save_tensors
-from medsyn.volume import read_volume
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -112,19 +111,6 @@ def read_med3d(path: str | Path, depth: int | None = None, base_width: int | Non
     return net.eval()
 
 
-def extract(
-    weights: str | Path, files: dict[str, Path], window_hu: tuple[float, float], out: str | Path, batch_size: int = 4
-) -> None:
-    """Write ids, features (n, F) float32 and the extractor's description of volumes in HU as .npz.
-
-    All volumes must have one shape (D, H, W); the window is that of the preprocessing and must be the extractor's.
-    """
-    net, info = load_extractor(weights, window_hu)
-    features = features_of(net, _read_equal(list(files.values())), window_hu, batch_size)
-    with atomic_path(out) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, ids=np.array(list(files), dtype=np.str_), features=features, extractor=np.array(info["name"]))
-
-
 def features_of(
     net: ResNet3d, volumes: Iterable[NDArray], window_hu: tuple[float, float], batch_size: int = 4
 ) -> NDArray[np.float32]:
@@ -143,16 +129,6 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group
-
-
-def _read_equal(files: Sequence[Path]) -> Iterator[NDArray]:
-    shape: tuple[int, ...] | None = None
-    for path in track(files, what="features", total=len(files)):
-        array = read_volume(path).array
-        shape = shape or array.shape
-        if array.shape != shape:
-            raise InputError(f"{path}: {array.shape} voxels, the volumes before have {shape}; preprocess them")
-        yield array
 
 
 def num_batches(count: int, batch_size: int) -> int:

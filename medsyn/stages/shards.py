@@ -1,57 +1,203 @@
-"""The loop that every per-volume stage runs: subjects in, a folder with one sub-folder each and an index.csv out.
+"""The loop that every per-volume stage runs: items in, a folder with one sub-folder each and an index.csv out.
 
-A subject that cannot be used costs only itself: its sub-folder is removed and index.csv says why. Too many of them stop
-the run.
+Finished items lie in a state folder until all are there, so that a job that was killed goes on where it was: the files
+of an item in output/<item>, its outcome in records/<item>.json, each there whole or not at all. An item is reused only
+under the same settings, code and packages (the folder's key) and for the same input (the item's identity).
+
+A subject that cannot be used costs only itself: index.csv says why it is rejected. Too many of them stop the run.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
+import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from medsyn.cluster import requeue_job
 from medsyn.errors import InputError
-from medsyn.files import read_csv, write_csv
+from medsyn.files import atomic_dir, check_new, read_csv, read_json, sha256, to_disk, write_csv, write_json
 from medsyn.progress import log, track
+from medsyn.provenance import hash_json, installation
 
 INDEX_COLUMNS = ("subject_id", "status", "reason")
 VOLUME = "volume.nii.gz"
 SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
-"""What a bad file may raise. A full disk, a quota and a GPU without memory are nobody's fault and stop the run."""
+"""What a bad file may raise. Faults of the machine (`is_machine_fault`) are among them and stop the run."""
+_GPU_FAULTS = ("OutOfMemoryError", "AcceleratorError")  # torch's, which this module does without
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems mounted without them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item: status "ok" or "rejected", the reason, and what its work returned (JSON)."""
+
+    name: str
+    status: str
+    reason: str = ""
+    result: Any = None
+
+
+class Shard:
+    """The finished items of a shard under `state`, whose files are in `folder`."""
+
+    def __init__(self, state: Path) -> None:
+        self.folder, self._records = state / "output", state / "records"
+        self.num_new = 0
+        self._ok: set[str] = set()
+        for path in (self.folder, self._records):
+            path.mkdir(exist_ok=True)
+
+    def recall(self, name: str, identity: str | None) -> Outcome | None:
+        """Return the outcome of an item with this identity, if there is one and its files are all there."""
+        try:
+            record = read_json(self._records / f"{name}.json")
+        except InputError:  # there is none, or a power cut has damaged it
+            return None
+        if identity is None or record["identity"] != identity or record["files"] != self._sizes(name):
+            return None
+        return self._noted(Outcome(**record["outcome"]))
+
+    def make(self, name: str, identity: str | None, work: Callable[[Path], Any]) -> Outcome:
+        """Call `work(a new folder)` and keep what it writes there and returns."""
+        with atomic_dir(self.folder / name, replace=True) as target:
+            result = json.loads(json.dumps(work(target)))
+            to_disk(target)
+        return self._keep(Outcome(name, "ok", "", result), identity)
+
+    def reject(self, name: str, identity: str | None, reason: str) -> Outcome:
+        """Keep that the input of an item cannot be used."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return self._keep(Outcome(name, "rejected", reason), identity)
+
+    def publish(self, out: Path) -> None:
+        """Rename `folder`, with the items that were recalled or made and files beside them, to `out`."""
+        check_new(out)
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in self._ok:
+                shutil.rmtree(path)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(self.folder, out)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with atomic_dir(out) as copy:  # the state lies on another file system
+                shutil.copytree(self.folder, copy, dirs_exist_ok=True)
+
+    def _keep(self, outcome: Outcome, identity: str | None) -> Outcome:
+        if identity is not None:
+            facts = {"identity": identity, "files": self._sizes(outcome.name), "outcome": asdict(outcome)}
+            write_json(self._records / f"{outcome.name}.json", facts)
+        self.num_new += 1
+        return self._noted(outcome)
+
+    def _noted(self, outcome: Outcome) -> Outcome:
+        if outcome.status == "ok":
+            self._ok.add(outcome.name)
+        return outcome
+
+    def _sizes(self, name: str) -> dict[str, int]:
+        folder = self.folder / name
+        return {path.name: path.stat().st_size for path in folder.iterdir()} if folder.is_dir() else {}
+
+
+@contextmanager
+def open_shard(out: Path, state: Path | None, settings: Mapping[str, Any]) -> Iterator[Shard]:
+    """Yield what stopped jobs with the same `settings` (JSON) have finished; remove it when the block succeeds.
+
+    state: by default a hidden folder beside `out`. That of other settings, code or packages is emptied first; one that
+    another process works in is an InputError. SLURM is asked to requeue a job that SIGTERM stops after at least one new
+    item.
+    """
+    state = state or out.with_name(f".{out.name}.state")
+    state.mkdir(parents=True, exist_ok=True)
+    with _locked(state):
+        key = {"key": hash_json([settings, installation()])}
+        try:
+            same = read_json(state / "key.json") == key
+        except InputError:
+            same = False
+        if not same:
+            _empty(state)
+            write_json(state / "key.json", key)
+        shard = Shard(state)
+        try:
+            yield shard
+        except SystemExit:
+            if shard.num_new:
+                requeue_job()
+            raise
+        _empty(state)
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def is_machine_fault(error: Exception) -> bool:
-    """Whether an error says nothing of the subject: no GPU memory, a GPU that failed, a full disk, a quota."""
+    """Whether a fault says nothing of the subject: no GPU memory, a GPU that failed, a full disk, a quota."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")  # torch's, which this module does without
+    return type(error).__name__ in _GPU_FAULTS
 
 
 def run_shard(
-    subjects: Iterable[str], work: Callable[[str, Path], None], folder: Path, what: str
-) -> list[dict[str, str]]:
-    """Call `work(subject_id, its new sub-folder)` for each subject and write folder/index.csv; returns its rows."""
-    names = list(subjects)
-    rows = []
+    shard: Shard,
+    names: Iterable[str],
+    work: Callable[[str, Path], Any],
+    identify: Callable[[str], str | None],
+    what: str,
+) -> list[Outcome]:
+    """Return the outcome of each item: kept from an earlier job, or of `work(name, its new sub-folder)` now.
+
+    identify(name): what `identity_of` says of the item's input. Only what an InputError says of a subject is kept as
+    its rejection; after any other fault the next job tries it again.
+    """
+    names = list(names)
+    outcomes = []
     for name in track(names, what=what, total=len(names)):
-        target = folder / name
-        target.mkdir()
-        try:
-            work(name, target)
-        except SUBJECT_FAULTS as error:
-            if is_machine_fault(error):
-                raise
-            shutil.rmtree(target)
-            reason = " ".join(str(error).split())
-            log.warning("%s: subject %s rejected: %s", what, name, reason)
-            rows.append({"subject_id": name, "status": "rejected", "reason": reason})
-        else:
-            rows.append({"subject_id": name, "status": "ok", "reason": ""})
+        identity = identify(name)
+        outcome = shard.recall(name, identity)
+        if outcome is None:
+            try:
+                outcome = shard.make(name, identity, lambda target, name=name: work(name, target))  # type: ignore[misc]
+            except SUBJECT_FAULTS as error:
+                if is_machine_fault(error):
+                    raise
+                reason = " ".join(str(error).split())
+                log.warning("%s: subject %s rejected: %s", what, name, reason)
+                outcome = shard.reject(name, identity if isinstance(error, InputError) else None, reason)
+        outcomes.append(outcome)
+    if kept := len(names) - shard.num_new:
+        log.info("%s: %d of %d were finished by an earlier job", what, kept, len(names))
+    return outcomes
+
+
+def write_index(folder: Path, outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
+    """Write folder/index.csv; its rows."""
+    rows = [{"subject_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]
     write_csv(folder / "index.csv", rows, INDEX_COLUMNS)
     return rows
+
+
+def identity_of(*parts: Any) -> str | None:
+    """Hash what the result of an item depends on: values (JSON), and files and folders (Path) with their content.
+
+    None if a file is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for part in parts:
+            digest.update(_hash_path(part).encode() if isinstance(part, Path) else json.dumps(part).encode())
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def check_rejects(rows: list[dict[str, str]], limit: float, out: Path) -> None:
@@ -96,3 +242,34 @@ def into_folder(out: Path) -> Iterator[Path]:
             file.replace(out / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hash_path(path: Path) -> str:
+    """Hash the name and content of a file, or of all files of a folder."""
+    if not path.is_dir():
+        return f"{path.name} {sha256(path)}\n"
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
+
+
+def _empty(state: Path) -> None:
+    """Remove everything but the lock."""
+    for path in state.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+@contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    """Hold the lock of a state folder; a process that dies lets go of it. No lock where the file system has none."""
+    lock = state / "lock"
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                wait = "wait for its end, or remove this file if there is none"
+                raise InputError(f"{lock}: another process works on this shard; {wait}") from None
+        yield

@@ -19,10 +19,18 @@ from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import laid_on, reorient
-from medsyn.progress import log, track
+from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.reading import Reading
-from medsyn.stages.shards import SUBJECT_FAULTS, VOLUME, accepted, is_machine_fault
+from medsyn.stages.shards import (
+    SUBJECT_FAULTS,
+    VOLUME,
+    accepted,
+    identity_of,
+    is_machine_fault,
+    open_shard,
+    run_shard,
+)
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 from medsyn.weight_files import ANATOMY
 
@@ -125,28 +133,30 @@ def measure_shard(
     config: MeasureStage,
     cohort: str | Path | None = None,
     split: str | None = None,
+    state: Path | None = None,
 ) -> None:
     """Write one row (MEASURE_COLUMNS) per accepted subject; with `cohort` and `split`, of that split only.
 
     Volumes are taken as HU, as `preprocess` and `generate` write them, and none is left out for what it shows: absent
     anatomy is 0 or empty (`medsyn.evaluate.measures`), `*_found` and `chest`, the verdict of `medsyn inspect`, are 1 or
     0. A measure that failed is empty, with `*_found` empty and its reason; so is a whole row that cannot be read.
+    state: where finished rows lie until the end (`open_shard`).
     """
     tool = open_anatomy_tool(config) if masks is None else None
-    rows: list[dict[str, Any]] = []
     names = accepted(volumes)
     kept = keep_split(names, cohort, split)
-    names = [name for name in names if name in kept]
-    for name in track(names, what="measure", total=len(names)):
-        try:
-            row = _measure_row(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
-        except SUBJECT_FAULTS as error:
-            if is_machine_fault(error):
-                raise
-            row = {"reason": " ".join(str(error).split())}
-            log.warning("measure: subject %s: %s", name, row["reason"])
-        rows.append({"subject_id": name} | row)
-    write_csv(out, rows, MEASURE_COLUMNS)
+
+    def work(name: str, _: Path) -> dict[str, Any]:
+        return _measure_row(volumes / name / VOLUME, masks / name if masks is not None else None, tool)
+
+    def identify(name: str) -> str | None:
+        return identity_of(str(volumes), volumes / name / VOLUME, *([masks / name] if masks is not None else []))
+
+    facts = [tool.version, tool.weights_hash] if tool else None
+    with open_shard(out, state, provenance(config, stage="measure", tool=facts, masks=str(masks))) as shard:
+        outcomes = run_shard(shard, [name for name in names if name in kept], work, identify, "measure")
+        rows = ({"subject_id": item.name} | (item.result or {"reason": item.reason}) for item in outcomes)
+        write_csv(out, rows, MEASURE_COLUMNS)
 
 
 def _measure_row(path: Path, masks: Path | None, tool: Tool | None) -> dict[str, Any]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, PreprocessConfig
@@ -17,12 +15,12 @@ from medsyn.ct.preprocess import preprocess
 from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
 from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
-from medsyn.files import atomic_dir, atomic_path, read_json, sha256, write_json
+from medsyn.files import atomic_path, check_new, read_json, sha256, write_json
 from medsyn.masks.segment import open_tools, segment
 from medsyn.orientation import reorient
 from medsyn.provenance import provenance
 from medsyn.reading import Reading, parse_reading
-from medsyn.stages.shards import VOLUME, accepted, check_rejects, run_shard
+from medsyn.stages.shards import VOLUME, accepted, check_rejects, identity_of, open_shard, run_shard, write_index
 from medsyn.volume import STRUCTURES, Volume, read_volume, write_volume
 
 CONTACT_SHEET_SUBJECTS = 64
@@ -54,23 +52,34 @@ def preprocess_one(
     return result.volume
 
 
-def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfig) -> None:
-    """The same for subjects of a cohort: one sub-folder each, index.csv and contact_sheet.png."""
+def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfig, state: Path | None = None) -> None:
+    """The same for subjects of a cohort: one sub-folder each, index.csv and contact_sheet.png.
+
+    state: where finished subjects lie until the end (`open_shard`).
+    """
     by_name = {subject.subject_id: subject for subject in subjects}
-    pictures: list[NDArray[np.uint8]] = []
 
     def work(name: str, target: Path) -> None:
         subject = by_name[name]
-        volume = preprocess_one(subject.image, target, config, subject.masks, parse_reading(subject.reading))
-        if len(pictures) < CONTACT_SHEET_SUBJECTS:
-            pictures.append(coronal_view(volume))
+        preprocess_one(subject.image, target, config, subject.masks, parse_reading(subject.reading))
 
+    def identify(name: str) -> str | None:
+        subject = by_name[name]
+        files = [Path(subject.image), *(Path(mask) for mask in subject.masks.values())]
+        return identity_of(subject.image, subject.masks, subject.reading, *files)
+
+    check_new(out)
+    settings = provenance(config, stage="preprocess")
     if config.alignment == "atlas":
         load_atlas(config.atlas)  # a wrong one is found before the first scan
-    with atomic_dir(out) as folder:
-        rows = run_shard(by_name, work, folder, "preprocess")
+        settings["atlas"] = identity_of(Path(config.atlas)) if config.atlas else None
+    with open_shard(out, state, settings) as shard:
+        rows = write_index(shard.folder, run_shard(shard, by_name, work, identify, "preprocess"))
         check_rejects(rows, config.max_reject_fraction, out)
-        write_png(folder / "contact_sheet.png", sheet(pictures))
+        names = [row["subject_id"] for row in rows if row["status"] == "ok"][:CONTACT_SHEET_SUBJECTS]
+        views = [coronal_view(read_volume(shard.folder / name / VOLUME)) for name in names]
+        write_png(shard.folder / "contact_sheet.png", sheet(views))
+        shard.publish(out)
 
 
 def segment_one(path: str | Path, out: Path, config: MasksConfig, reading: Reading | None = None) -> None:
@@ -98,14 +107,22 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig, reading: Readi
     write_png(out / "preview.png", three_views(reorient(volume), painted))
 
 
-def segment_shard(volumes: Path, out: Path, config: MasksConfig) -> None:
-    """The same for every accepted subject of a shard of preprocessed volumes; index.csv lists them."""
-    open_tools(config)
-    with atomic_dir(out) as folder:
-        rows = run_shard(
-            accepted(volumes),
-            lambda name, target: segment_one(volumes / name / VOLUME, target, config),
-            folder,
-            "segment",
-        )
+def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | None = None) -> None:
+    """The same for every accepted subject of a shard of preprocessed volumes; index.csv lists them.
+
+    state: where finished subjects lie until the end (`open_shard`).
+    """
+
+    def work(name: str, target: Path) -> None:
+        segment_one(volumes / name / VOLUME, target, config)
+
+    def identify(name: str) -> str | None:
+        files = [volumes / name / VOLUME, *sorted((volumes / name).glob("given_*")), volumes / name / "qc.json"]
+        return identity_of(str(volumes), *(file for file in files if file.name == VOLUME or file.exists()))
+
+    check_new(out)
+    tools = {name: [tool.version, tool.weights_hash] for name, tool in open_tools(config).items()}
+    with open_shard(out, state, provenance(config, stage="segment", tools=tools)) as shard:
+        rows = write_index(shard.folder, run_shard(shard, accepted(volumes), work, identify, "segment"))
         check_rejects(rows, config.max_reject_fraction, out)
+        shard.publish(out)

@@ -1,7 +1,8 @@
 """Training data of the denoisers: store shards and text embeddings; every batch is a function of (step, slots).
 
-`medsyn.ct.store` is the format of a shard. Low resolution is held in memory, full resolution too when it is small; else
-each crop is read from disk. Only rows of the split `train` are used.
+`medsyn.ct.store` is the format of a shard. Only rows of the split `train` are read. Low resolution is mapped, so that
+the processes of a machine share one copy. Full resolution is held in memory when it is small; else each crop is read
+from disk.
 Sample `slot` of step `s` is number k = s * batch_size + slot of a sequence that goes through a fresh permutation of the
 volumes in every epoch; its noise, time, text section, text drop and crop come from a generator seeded by (seed, k).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +34,7 @@ from medsyn.tensors import read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 
 _IN_MEMORY_BYTES = 2 << 30
+_VOXEL_BYTES = 3  # HU and label
 _KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of sampling
 
 
@@ -49,20 +52,19 @@ class Store:
         digest = hashlib.sha256()
         for number, shard in enumerate(shards):
             index = read_index(shard)
-            image, label = open_high(shard) if resolution == "high" else read_low(shard)
+            rows = [row for row, entry in enumerate(index) if entry["split"] == "train"]
+            image, label = open_high(shard) if resolution == "high" else read_low(shard, rows)
             digest.update(json.dumps([index, image.shape], sort_keys=True).encode())
             self._arrays.append((image, label))
-            for row, entry in enumerate(index):
-                if entry["split"] == "train":
-                    self.subject_ids.append(entry["subject_id"])
-                    self.report_ids.append(entry["report_id"])
-                    self._rows.append((number, row))
+            self.subject_ids += [index[row]["subject_id"] for row in rows]
+            self.report_ids += [index[row]["report_id"] for row in rows]
+            self._rows += [(number, row) for row in rows]
         if not self._rows:
             raise InputError(f"{shards[0] if shards else 'store'}: no volume of the split 'train'")
         if len({image.shape[1:] for image, _ in self._arrays}) != 1:
             raise InputError(f"{shards[0]}: the shards have different grids; make the store again with one config")
-        if sum(image.nbytes + label.nbytes for image, label in self._arrays) < _IN_MEMORY_BYTES:
-            self._arrays = [(_in_memory(image), _in_memory(label)) for image, label in self._arrays]
+        if resolution == "high" and len(self) * math.prod(self.size) * _VOXEL_BYTES < _IN_MEMORY_BYTES:
+            self._load()
         self.hash = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -73,6 +75,17 @@ class Store:
         """Grid (D, H, W)."""
         depth, height, width = self._arrays[0][0].shape[1:]
         return depth, height, width
+
+    def _load(self) -> None:
+        """Replace the arrays on disk by their training rows in memory."""
+        rows: list[list[int]] = [[] for _ in self._arrays]
+        for place, (shard, row) in enumerate(self._rows):
+            self._rows[place] = (shard, len(rows[shard]))
+            rows[shard].append(row)
+        self._arrays = [
+            (_in_memory(image, chosen), _in_memory(label, chosen))
+            for (image, label), chosen in zip(self._arrays, rows, strict=True)
+        ]
 
     def volume(self, i: int, window: tuple[slice, slice, slice] | None = None) -> tuple[NDArray, NDArray]:
         """HU and packed labels of training volume i, or of a crop of it."""
@@ -229,5 +242,5 @@ def _permutation(seed: int, epoch: int, count: int) -> NDArray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _in_memory(array: NDArray | Chunked) -> NDArray:
-    return array.load() if isinstance(array, Chunked) else array
+def _in_memory(array: NDArray | Chunked, rows: Sequence[int]) -> NDArray:
+    return array.load(rows) if isinstance(array, Chunked) else array[rows]

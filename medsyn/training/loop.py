@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from medsyn.cluster import requeue_job
 from medsyn.config import TrainConfig
 from medsyn.errors import InputError
 from medsyn.files import write_csv
@@ -77,7 +78,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """The network holding the averaged (EMA) weights, and the rows of the metrics table."""
+    """The network, in the main process with the averaged (EMA) weights, and the rows of the metrics table."""
 
     network: nn.Module
     metrics: list[dict[str, Any]]
@@ -93,7 +94,8 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     """Train, or continue from the newest checkpoint in `state`.
 
     Raises InputError for a state of another run, DivergedError for a non-finite or exploded loss (the last good
-    checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives.
+    checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives. SLURM is then asked to
+    requeue the job, because the training run made progress.
     """
     keep_freed_memory()
     accelerator = make_accelerator(config.precision)
@@ -107,6 +109,8 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
             if any_process(accelerator, stop.is_set()):
                 run.save()
                 log.warning("%s: stopped by SIGTERM at step %d of %d", task.name, run.step, config.num_steps)
+                if accelerator.is_main_process:
+                    requeue_job()
                 raise SystemExit(143)
     return run.finish()
 
@@ -138,13 +142,13 @@ class _Run:
         if config.compile:
             network.compile()  # in place: names and values of the weights stay
         self.bare = network
-        self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        for name, value in self.ema.average.items():
-            self.ema.average[name] = value.to(accelerator.device)
+        self.ema: Ema | None = None  # the same in every process: the main process keeps it
+        if accelerator.is_main_process:
+            self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
         self.step = 0
         self.saved_step = 0
         self.metrics: list[dict[str, Any]] = []
@@ -169,7 +173,8 @@ class _Run:
                 " delete the folder to start anew"
             )
         self.bare.load_state_dict(tensors["network"])
-        self.ema.load(tensors["ema"])
+        if self.ema is not None:
+            self.ema.load(tensors["ema"])
         self.optimizer.load_state_dict(
             {"state": _nested(tensors["optimizer"]), "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
@@ -245,7 +250,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step = step + 1
-        self.ema.update(self.bare, self.step)
+        if self.ema is not None:
+            self.ema.update(self.bare, self.step)
         self.pending.append((total, torch.as_tensor(norm)))
         due = self.step % config.checkpoint_every == 0
         logs = self.step % config.log_every == 0 or self.step == config.num_steps
@@ -262,9 +268,9 @@ class _Run:
 
     def preview(self) -> None:
         """Let the task draw what the averaged weights make (main process); the training is as it was afterwards."""
-        if self.accelerator.is_main_process and self.task.preview is not None:
+        if self.ema is not None and self.task.preview is not None:
             training = self.bare.training
-            with self._averaged(), torch.no_grad():
+            with _averaged(self.bare, self.ema), torch.no_grad():
                 self.task.preview(self.bare.eval(), self.step)
             self.bare.train(training)
         self.accelerator.wait_for_everyone()
@@ -272,7 +278,7 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
         self._flush()
-        if self.accelerator.is_main_process and self.step > self.saved_step:
+        if self.ema is not None and self.step > self.saved_step:
             moments = self.optimizer.state_dict()["state"]
             tensors = {
                 "network": self.bare.state_dict(),
@@ -293,24 +299,12 @@ class _Run:
     def finish(self) -> Trained:
         """Write the last checkpoint and hand out the averaged weights."""
         self.save()
-        self.bare.load_state_dict(self.ema.average, strict=False)  # tied weights have one name there
+        if self.ema is not None:
+            self.bare.load_state_dict(self.ema.average, strict=False)  # tied weights have one name there
         if self.events is not None:
             self.events.close()
         is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
         return Trained(self.bare.eval(), self.metrics, is_main, num_processes)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network with the averaged weights; both sets change places, nothing is copied."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        for name, parameter in self.bare.named_parameters():
-            parameter.data, self.ema.average[name] = self.ema.average[name], parameter.data
 
     def _flush(self) -> None:
         """Read the losses and norms of the last steps from the device; a non-finite or exploded one stops the run.
@@ -397,6 +391,21 @@ class _Run:
             free.add("num_steps")
         settings = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         return {**settings, **self.task.identity, "num_processes": self.accelerator.num_processes}
+
+
+@contextmanager
+def _averaged(network: nn.Module, ema: Ema) -> Iterator[None]:
+    """Put the averaged weights into the network; both sets change places, nothing is copied."""
+    _exchange(network, ema)
+    try:
+        yield
+    finally:
+        _exchange(network, ema)
+
+
+def _exchange(network: nn.Module, ema: Ema) -> None:
+    for name, parameter in network.named_parameters():
+        parameter.data, ema.average[name] = ema.average[name], parameter.data
 
 
 def _rates_in_words(row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from medsyn.progress import log
@@ -31,7 +32,8 @@ def make_accelerator(precision: str) -> Accelerator:
     """
     AcceleratorState._reset_state()  # several trainings in one process may differ in their precision
     mixed = {"fp32": "no"}.get(precision, precision)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+    one_gradient = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # what is exchanged is no second copy
+    accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available(), kwargs_handlers=[one_gradient])
     if accelerator.num_processes > 1:
         atexit.register(_leave_process_group)
     if mixed == "fp16" and accelerator.scaler is None:

@@ -82,17 +82,20 @@ def minutes(first):
 
 
 def launcher():
-    """How a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job."""
+    """How a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job.
+
+    It replaces the shell, which SIGTERM would end before the checkpoint is written.
+    """
     compute = CONFIG.compute
     nodes, processes = compute.num_nodes_training, max(compute.num_gpus_training, 1)
     if nodes == 1 and processes == 1:
-        return "python"
+        return "exec python"
     # torchrun would kill its processes half a minute after SIGTERM, in the middle of a large checkpoint
     patience = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 "
     if nodes == 1:
-        return f"{patience}torchrun --standalone --nproc-per-node {processes}"
+        return f"{patience}exec torchrun --standalone --nproc-per-node {processes}"
     return (
-        f"{patience}srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {compute.num_threads_training} --kill-on-bad-exit"
+        f"{patience}exec srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {compute.num_threads_training} --kill-on-bad-exit"
         f" torchrun --nnodes {nodes} --nproc-per-node {processes} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
         " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000))"
     )

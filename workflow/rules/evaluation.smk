@@ -18,11 +18,13 @@ rule measure_cohort:
         runtime=minutes(2880 if NETWORKS_MEASURE else 480),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
+    params:
+        state=f"{RESULTS}/state/measure_cohort/{{shard}}",
     message:
         "measuring the CTs of the validation split, shard {wildcards.shard}"
     shell:
         "python -m medsyn measure --volumes {input.volumes} --config {input.config}"
-        " --cohort {input.cohort} --split validation --out {output} 2> {log}"
+        " --cohort {input.cohort} --split validation --state {params.state} --out {output} 2> {log}"
 
 
 rule measure_samples:
@@ -41,10 +43,13 @@ rule measure_samples:
         runtime=minutes(2880 if NETWORKS_MEASURE else 480),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
+    params:
+        state=f"{RESULTS}/state/measure_samples/{{variant}}/{{set}}/{{shard}}",
     message:
         "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
-        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
+        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
+        " --out {output} 2> {log}"
 
 
 rule train_features:
@@ -89,11 +94,13 @@ rule extract_cohort_features:
         runtime=minutes(240),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
+    params:
+        state=f"{RESULTS}/state/extract_cohort_features/{{shard}}",
     message:
         "extracting features of the CTs of the validation split, shard {wildcards.shard}"
     shell:
         "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
-        " --cohort {input.cohort} --split validation --out {output} 2> {log}"
+        " --cohort {input.cohort} --split validation --state {params.state} --out {output} 2> {log}"
 
 
 rule extract_sample_features:
@@ -113,11 +120,13 @@ rule extract_sample_features:
         runtime=minutes(240),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
+    params:
+        state=f"{RESULTS}/state/extract_sample_features/{{variant}}/{{set}}/{{shard}}",
     message:
         "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
         "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
-        " --out {output} 2> {log}"
+        " --state {params.state} --out {output} 2> {log}"
 
 
 rule classify:

@@ -44,6 +44,7 @@ rule sample:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
+        state=f"{RESULTS}/state/sample/{{variant}}/{{set}}/{{shard}}",
         weights=lambda wildcards, input: Path(input.run).parent,
         num_shards=len(SAMPLE_SHARDS),
         volumes_root=lambda wildcards, input: Path(input.volumes[0]).parent,
@@ -53,4 +54,5 @@ rule sample:
     shell:
         "python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
         " --shard {wildcards.shard}/{params.num_shards} --config {input.config}"
-        " --volumes-root {params.volumes_root} --masks-root {params.masks_root} --out {output} 2> {log}"
+        " --volumes-root {params.volumes_root} --masks-root {params.masks_root} --state {params.state}"
+        " --out {output} 2> {log}"

@@ -15,11 +15,13 @@ rule preprocess:
     resources:
         mem_mb=memory_mb(700, 150),
         runtime=minutes(480),
+    params:
+        state=f"{RESULTS}/state/preprocess/{{shard}}",
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
         "python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
-        " --config {input.config} --out {output} 2> {log}"
+        " --config {input.config} --state {params.state} --out {output} 2> {log}"
 
 
 rule segment:
@@ -38,10 +40,13 @@ rule segment:
         runtime=minutes(2880 if NETWORKS_SEGMENT else 720),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_SEGMENT else 0,
         nodes=1,
+    params:
+        state=f"{RESULTS}/state/segment/{{shard}}",
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
-        "python -m medsyn segment --volumes {input.volumes} --config {input.config} --out {output} 2> {log}"
+        "python -m medsyn segment --volumes {input.volumes} --config {input.config} --state {params.state}"
+        " --out {output} 2> {log}"
 
 
 rule score_masks:
