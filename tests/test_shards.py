@@ -207,7 +207,7 @@ def stage(name: str, root: Path, out: Path, state: Path | None) -> None:
     elif name == "segment":
         volumes.segment_shard(root / "pre", out, MasksConfig(), state)
     else:
-        tables.measure_shard(root / "pre", None, out, MeasureStage(), state)
+        tables.measure_shard(root / "pre", None, out, MeasureStage(), state=state)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def stage(name: str, root: Path, out: Path, state: Path | None) -> None:
     [
         ("preprocess", volumes, "preprocess_one"),
         ("segment", volumes, "segment_one"),
-        ("measure", tables, "measure_one"),
+        ("measure", tables, "measure_volume"),
     ],
 )
 def test_a_stage_goes_on_where_it_was(cohort: Path, tmp_path: Path, monkeypatch, name, module, function) -> None:
