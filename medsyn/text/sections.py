@@ -17,7 +17,6 @@ Section = Literal["report", "findings", "impression"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 _NUM_TELLING_WORDS = 25
 _WORD = re.compile(r"\w+")
-_HEADING = re.compile(r"\b(?:findings?|impressions?)\s*:", re.IGNORECASE)
 
 
 def section_text(findings: str, impression: str, section: str) -> str:
@@ -28,17 +27,6 @@ def section_text(findings: str, impression: str, section: str) -> str:
     if section not in parts:
         raise ValueError(f"no section '{section}', there are {', '.join(SECTIONS)}")
     return parts[section]
-
-
-def text_fingerprints(findings: str, impression: str) -> set[str]:
-    """Return what makes two reports the same text: the words of the whole report and of every long section.
-
-    Case, punctuation, white space and section headings do not count. A section of fewer than 25 words ("No acute
-    disease.") is said of many patients, so it counts as part of the whole report only.
-    """
-    parts = [_WORD.findall(_HEADING.sub(" ", text).casefold()) for text in (findings, impression)]
-    long = [words for words in parts if len(words) >= _NUM_TELLING_WORDS]
-    return {" ".join(words) for words in ([*parts[0], *parts[1]], *long) if words}
 
 
 # Headers of free text, and the section that what follows belongs to; other headers end a section.
@@ -114,16 +102,32 @@ def find_sections(report: str) -> Sections:
     return Sections(findings, impression, +counts)
 
 
-def split_sections(text: str) -> list[tuple[str, str]]:
+def split_sections(text: str, first: str = "findings") -> list[tuple[str, str]]:
     """Return the parts of a text that headers begin, as (findings, impression or rejected; the part with its header).
 
-    The parts joined are the text. What stands before the first header counts as Findings.
+    The parts joined are the text. What stands before the first header counts as section `first`.
     """
     headers = list(_HEADER_LINE.finditer(text))
     starts = [0, *(header.start() for header in headers), len(text)]
-    names = ["findings", *(_section_of(header["name"]) for header in headers)]
+    names = [first, *(_section_of(header["name"]) for header in headers)]
     parts = [text[start:end] for start, end in pairwise(starts)]
     return [(name, part) for name, part in zip(names, parts, strict=True) if part]
+
+
+def text_fingerprints(findings: str, impression: str) -> set[str]:
+    """Return what makes two reports the same text: the words of the whole report and of every long section.
+
+    Case, punctuation, white space, headings, sections other than Findings and Impression, and which of the two columns
+    holds them do not count. A section of fewer than 25 words ("No acute disease.") is said of many patients, so it
+    counts as part of the whole report only.
+    """
+    parts: dict[str, list[str]] = {"findings": [], "impression": [], "rejected": []}
+    for column, text in (("findings", findings), ("impression", impression)):
+        for name, part in split_sections(text, column):
+            parts[name] += _WORD.findall(_HEADER_LINE.sub(" ", part).casefold())
+    whole = parts["findings"] + parts["impression"] or parts["rejected"]
+    long = [parts[name] for name in ("findings", "impression") if len(parts[name]) >= _NUM_TELLING_WORDS]
+    return {" ".join(words) for words in (whole, *long) if words}
 
 
 def _section_of(header: str) -> str:
