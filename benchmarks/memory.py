@@ -103,17 +103,17 @@ def random_like(name: str, shape: Tensor) -> Tensor:
 
 
 def small(**train: Any) -> Config:
-    """A configuration of small networks: 64^3 volumes, 32^3 at low resolution."""
+    """A configuration of small networks: 48^3 volumes, 24^3 at low resolution."""
     values = load_config(ROOT / "config/paper.yaml").model_dump(mode="json")
-    unet = {"dim": 32, "mults": [1, 2, 4], "num_heads": 4, "init_kernel": 3}
-    values["preprocess"] |= {"size": [64, 64, 64], "low_res_factor": 2}
+    unet = {"dim": 16, "mults": [1, 2, 4], "num_heads": 4, "init_kernel": 3}
+    values["preprocess"] |= {"size": [48, 48, 48], "low_res_factor": 2}
     values["text"]["num_tokens"] = 64
     for encoder in values["text"]["encoders"].values():
         encoder |= {"init": "scratch", "hidden_size": 128}
     for kind in ("low_res", "super_res"):
         values[kind]["unet"] |= unet
         values[kind]["train"] |= {"precision": "fp32", "ema_every": 1, **train}
-    values["super_res"]["train"]["crop_size"] = [48, 32, 32]
+    values["super_res"]["train"]["crop_size"] = [32, 24, 24]
     values["sampling"]["precision"] = "fp32"
     return Config(**values)
 
@@ -126,8 +126,8 @@ def denoiser_case(config: Config, kind: str) -> Case:
 
 def text_case() -> Case:
     """Pretraining of a small language model."""
-    encoder = TextEncoderConfig(vocabulary_size=_VOCABULARY, hidden_size=192, num_layers=4, max_tokens=256)
-    return training_case(text_training(encoder), TrainConfig(batch_size=32, micro_batch_size=16))
+    encoder = TextEncoderConfig(vocabulary_size=_VOCABULARY, hidden_size=128, num_layers=3, max_tokens=128)
+    return training_case(text_training(encoder), TrainConfig(batch_size=16, micro_batch_size=8))
 
 
 def cases(on_gpu: bool) -> dict[str, Callable[[], Case]]:
@@ -145,7 +145,7 @@ def cases(on_gpu: bool) -> dict[str, Callable[[], Case]]:
             "super_res, bf16, micro batch 4, checkpointing": lambda: denoiser_case(
                 small(micro_batch_size=4, precision="bf16", activation_checkpointing=True), "super_res"
             ),
-            "text encoder, fp32, micro batch 16": text_case,
+            "text encoder, fp32, micro batch 8": text_case,
             "sampling, fp32, 4 volumes": lambda: sampling_case(small(), 4),
         }
     paper = load_config(ROOT / "config/paper.yaml")

@@ -14,7 +14,7 @@ from medsyn.cli import main
 from medsyn.config import Config, TrainConfig, load_config
 from medsyn.live_bytes import META, CudaRules, LiveBytes
 from medsyn.planning.networks import batch_of, denoiser, text_training, training_of
-from medsyn.planning.plan import Search, _training, check, micro_batches, plan
+from medsyn.planning.plan import Search, _training, micro_batches
 from medsyn.planning.sampling import count_sampling
 from medsyn.training.cost import GIB
 from medsyn.training.need import Need, TrainingShapes, count_training
@@ -219,7 +219,7 @@ def test_the_papers_configuration_fits_its_own_gpus():
 
 def test_plan_prints_what_to_write_and_the_written_settings_fit(capsys, tmp_path):
     path = write_config(tmp_path / "mine.yaml", low_res={"train": {"batch_size": 64, "micro_batch_size": 64}})
-    assert main(["plan", "--gpu-memory", "1.02", "--config", str(path)]) == 0
+    assert main(["plan", "--gpu-memory", "1.1", "--config", str(path)]) == 0
     out = capsys.readouterr().out
     assert "low_res training: fp32, micro batch 64" in out and "does NOT fit" in out
     proposed = yaml.safe_load(out.split("Settings that fit:")[1])
@@ -228,10 +228,11 @@ def test_plan_prints_what_to_write_and_the_written_settings_fit(capsys, tmp_path
         values[section]["train"] |= proposed[section]["train"]
     values["sampling"] |= proposed["sampling"]
     path.write_text(yaml.safe_dump(values))
-    assert main(["plan", "--gpu-memory", "1.02", "--config", str(path), "--json"]) == 0
+    assert main(["plan", "--gpu-memory", "1.1", "--config", str(path), "--json"]) == 0
     jobs = json.loads(capsys.readouterr().out)["jobs"]
     assert all(job["fits"] for job in jobs), jobs
-    assert {job["name"] for job in jobs} >= {"low_res training", "super_res training", "sampling", "features"}
+    names = ["text encoder biomedical", "text encoder generic", "low_res training", "super_res training"]
+    assert [job["name"] for job in jobs] == [*names, "sampling", "features"]
     for job in jobs:
         option = job["configured"]
         assert option["total_bytes"] == sum(option["counted_bytes"].values()) + option["allowance_bytes"]
@@ -260,10 +261,3 @@ def test_an_unknown_key_or_a_missing_file_is_one_line(capsys, tmp_path):
     uneven = write_config(tmp_path / "uneven.yaml", compute={"num_gpus_training": 3})
     assert main(["plan", "--gpu-memory", "48", "--config", str(uneven)]) == 2
     assert "not a multiple of the 3 processes" in capsys.readouterr().err
-
-
-def test_plan_covers_every_job_and_check_passes_when_all_fit():
-    rows = plan(load_config(ROOT / "config/test.yaml"), 4 * GIB)
-    check(rows, 4 * GIB)
-    names = ["text encoder biomedical", "text encoder generic", "low_res training", "super_res training"]
-    assert [row.name for row in rows] == [*names, "sampling", "features"]

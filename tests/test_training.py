@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from weakref import ref
 
 import numpy as np
@@ -34,11 +35,12 @@ from medsyn.models.weights import build, load
 from medsyn.tensors import save_tensors
 from medsyn.training.augment import random_affine
 from medsyn.training.checkpoint import load_checkpoint, save_checkpoint
-from medsyn.training.cost import count_flops
+from medsyn.training.cost import GIB, count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
 from medsyn.training.ema import Ema
-from medsyn.training.loop import METRIC_COLUMNS, NO_EFFECT, DivergedError, Task, learning_rate, train
-from medsyn.training.processes import made_ahead
+from medsyn.training.loop import METRIC_COLUMNS, NO_EFFECT, DivergedError, Task, _Run, learning_rate, train
+from medsyn.training.need import Need
+from medsyn.training.processes import made_ahead, make_accelerator
 from medsyn.training.stages import denoising_task
 from medsyn.training.watch import LossWatch
 
@@ -515,6 +517,22 @@ def test_metrics_tell_memory_and_the_share_of_the_peak(tmp_path, monkeypatch):
         assert 0.05 < row["peak_memory_gib"] < 100
     unknown = train(quadratic(), SETTINGS, tmp_path / "b").metrics[0]
     assert unknown["tflops_per_second"] is None and unknown["flop_utilisation"] is None
+
+
+def test_the_log_says_counted_beside_measured_memory(tmp_path, monkeypatch, caplog):
+    """On a GPU allocated and counted, and before the first step a warning where the card is too small."""
+    settings = SETTINGS.model_copy(update={"num_steps": 1})
+    accelerator = make_accelerator("fp32")
+    task = replace(quadratic(), memory=lambda processes: Need({"weights": processes * 2 * GIB}))
+    run = _Run(task, settings, tmp_path, accelerator)
+    run._count_memory()
+    assert run.need is None and run._memory_in_words(1.5) == "1.5 GiB resident"
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
+    run.accelerator = on_gpu
+    monkeypatch.setattr("medsyn.training.loop.total_bytes", lambda _device: 4 * GIB)
+    run._count_memory()
+    assert run._memory_in_words(1.5) == "1.5 GiB allocated (counted 4.0)"
+    assert "more than the GPU's 4.0 GiB" in caplog.text and "medsyn plan" in caplog.text
 
 
 def test_operations_are_counted_by_hand():

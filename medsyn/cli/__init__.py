@@ -20,8 +20,9 @@ from medsyn.errors import InputError
 from medsyn.progress import configure
 
 OUT_OF_MEMORY = (
-    "the GPU's memory does not suffice (`medsyn plan` says what fits); to train, lower train.micro_batch_size or set train.activation_checkpointing,"
-    " to draw, set sampling.batch_size: 1 and sampling.precision: bf16, to segment, hide the GPU"
+    "the GPU's memory does not suffice (`medsyn plan` says what fits); to train, lower train.micro_batch_size or set"
+    " train.activation_checkpointing, to draw,"
+    " set sampling.batch_size: 1 and sampling.precision: bf16, to segment, hide the GPU"
     " (CUDA_VISIBLE_DEVICES=)"
 )
 

@@ -53,5 +53,7 @@ def gpu_memory_gib(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise InputError(f"--gpu-memory {text}: not a number of GiB above 0; give the memory of one GPU, for example 48")
+        raise InputError(
+            f"--gpu-memory {text}: not a number of GiB above 0; give the memory of one GPU, for example 48"
+        )
     return value

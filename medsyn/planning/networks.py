@@ -84,7 +84,9 @@ def sampling_of(config: Config) -> Sampling:
     )
 
 
-def features_of(config: FeaturesConfig, size: tuple[int, int, int], batch_size: int) -> tuple[Any, Callable[[], Tensor]]:
+def features_of(
+    config: FeaturesConfig, size: tuple[int, int, int], batch_size: int
+) -> tuple[Any, Callable[[], Tensor]]:
     """The feature extractor, and a batch of whole volumes as it reads them."""
 
     def batch() -> Tensor:
@@ -133,5 +135,3 @@ def bert_sizes(config: TextEncoderConfig) -> dict[str, Any]:
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     sizes = {name: int(getattr(found, name)) for name in names}
     return sizes | {"max_position_embeddings": max(found.max_position_embeddings, config.max_tokens)}
-
-

@@ -29,7 +29,7 @@ from medsyn.training.cost import GIB
 from medsyn.training.need import Need, count_training
 
 FEATURES_BATCH = 4  # volumes at a time, medsyn.evaluate.features.extract
-_SAMPLING_BATCHES = (1, 2, 4, 8, 16, 32)
+_SAMPLING_BATCHES = (1, 2, 4, 8)  # beyond, the host's memory (0.8 GB a volume at 256^3) is the limit
 
 Settings = dict[str, Any]
 
@@ -96,6 +96,8 @@ class Search:
 def plan(config: Config, gpu_bytes: int) -> list[Row]:
     """Plan every GPU job of a configuration for a GPU of `gpu_bytes`."""
     processes = max(config.compute.num_gpus_training, 1) * config.compute.num_nodes_training
+    for model in (config.low_res, config.super_res):
+        micro_batches(model.train, processes)  # a batch that cannot be shared out is told before anything is counted
     rows = [
         _text(f"text encoder {name}", encoder, processes, gpu_bytes) for name, encoder in config.text.encoders.items()
     ]

@@ -132,8 +132,7 @@ def _count_pass(
         activations = live.live - before - copies
     rules.backward(loss)
     temporaries = live.peak - before - activations - copies
-    parts = {"gradients": gradients, "weight_copies": copies, "activations": activations, "temporaries": temporaries}
-    return parts
+    return {"gradients": gradients, "weight_copies": copies, "activations": activations, "temporaries": temporaries}
 
 
 def _count_preview(
