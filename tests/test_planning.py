@@ -254,6 +254,7 @@ def test_too_small_a_gpu_is_one_line_that_names_the_smallest_need(capsys, monkey
         "precision": "bf16",
         "micro_batch_size": 1,
     }
+    capsys.readouterr()
     monkeypatch.setattr("medsyn.planning.plan.plan", lambda _config, _bytes: rows)
     assert main(["plan", "--quiet", "--gpu-memory", "0.5", "--config", str(ROOT / "config/test.yaml")]) == 2
     out, err = capsys.readouterr()
