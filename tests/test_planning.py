@@ -245,11 +245,21 @@ def test_a_bad_amount_of_memory_is_one_line(value, capsys):
     assert err.count("\n") == 1 and f"--gpu-memory {value}" in err and "48" in err
 
 
-def test_too_small_a_gpu_is_one_line_that_names_the_smallest_need(capsys):
+def test_too_small_a_gpu_is_one_line_that_names_the_smallest_need(capsys, monkeypatch):
+    config = load_config(ROOT / "config/test.yaml")
+    rows = [_training(config, "low_res", 1, GIB // 2)]
+    assert rows[0].proposed is None
+    assert rows[0].smallest.settings == {
+        "activation_checkpointing": True,
+        "precision": "bf16",
+        "micro_batch_size": 1,
+    }
+    capsys.readouterr()
+    monkeypatch.setattr("medsyn.planning.plan.plan", lambda _config, _bytes: rows)
     assert main(["plan", "--quiet", "--gpu-memory", "0.5", "--config", str(ROOT / "config/test.yaml")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert "low_res training needs at least 1.0 GiB" in err and "checkpointing" in err
+    assert "low_res training needs at least 1.0 GiB (checkpointing, bf16, micro batch 1)" in err
 
 
 def test_an_unknown_key_or_a_missing_file_is_one_line(capsys, tmp_path):
