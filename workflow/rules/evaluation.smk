@@ -14,7 +14,7 @@ rule measure_cohort:
     threads: 1
     resources:
         mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
-        runtime=minutes(2880 if NETWORKS_MEASURE else 480),
+        runtime=shard_minutes(MINUTES_MEASURE, CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
@@ -39,7 +39,7 @@ rule measure_samples:
     threads: 1
     resources:
         mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
-        runtime=minutes(2880 if NETWORKS_MEASURE else 480),
+        runtime=shard_minutes(MINUTES_MEASURE, SAMPLES_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
@@ -65,7 +65,7 @@ rule train_features:
     threads: CONFIG.compute.num_threads_training
     resources:
         mem_mb=memory_mb(2000, 500),
-        runtime=minutes(720),
+        runtime=minutes(480),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     message:
@@ -90,7 +90,7 @@ rule extract_cohort_features:
     threads: 1
     resources:
         mem_mb=memory_mb(800, 200),
-        runtime=minutes(240),
+        runtime=shard_minutes(MINUTES_FEATURES, CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
@@ -116,7 +116,7 @@ rule extract_sample_features:
     threads: 1
     resources:
         mem_mb=memory_mb(800, 200),
-        runtime=minutes(240),
+        runtime=shard_minutes(MINUTES_FEATURES, SAMPLES_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:

@@ -40,7 +40,7 @@ rule sample:
     threads: 1
     resources:
         mem_mb=memory_mb(2000, 2000),
-        runtime=minutes(720),
+        runtime=shard_minutes(MINUTES_SAMPLE, SAMPLES_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:

@@ -14,7 +14,7 @@ rule preprocess:
     threads: 1
     resources:
         mem_mb=memory_mb(700, 150),
-        runtime=minutes(480),
+        runtime=shard_minutes(MINUTES_PREPROCESS, CTS_PER_SHARD),
     params:
         state=f"{RESULTS}/state/preprocess/{{shard}}",
     message:
@@ -37,7 +37,7 @@ rule segment:
     threads: 1
     resources:
         mem_mb=memory_mb(*((9000, 400) if NETWORKS_SEGMENT else (700, 200))),
-        runtime=minutes(2880 if NETWORKS_SEGMENT else 720),
+        runtime=shard_minutes(MINUTES_SEGMENT, CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_SEGMENT else 0,
         nodes=1,
     params:
@@ -88,7 +88,7 @@ rule build_store:
     threads: 1
     resources:
         mem_mb=memory_mb(700, 50),
-        runtime=minutes(240),
+        runtime=shard_minutes(MINUTES_STORE, CTS_PER_SHARD),
     message:
         "packing training arrays, shard {wildcards.shard}"
     shell:
