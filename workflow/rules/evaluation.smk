@@ -22,7 +22,7 @@ rule measure_cohort:
     message:
         "measuring the cohort's CTs, shard {wildcards.shard}"
     shell:
-        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
+        "exec python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
         " --out {output} 2> {log}"
 
 
@@ -47,7 +47,7 @@ rule measure_samples:
     message:
         "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
-        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
+        "exec python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
         " --out {output} 2> {log}"
 
 
@@ -98,7 +98,7 @@ rule extract_cohort_features:
     message:
         "extracting features of the cohort's CTs, shard {wildcards.shard}"
     shell:
-        "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
+        "exec python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
         " --cohort {input.cohort} --split validation --state {params.state} --out {output} 2> {log}"
 
 
@@ -124,7 +124,7 @@ rule extract_sample_features:
     message:
         "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
-        "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
+        "exec python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
         " --state {params.state} --out {output} 2> {log}"
 
 

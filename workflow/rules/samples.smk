@@ -52,7 +52,7 @@ rule sample:
     message:
         "generating volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
     shell:
-        "python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
+        "exec python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
         " --shard {wildcards.shard}/{params.num_shards} --config {input.config}"
         " --volumes-root {params.volumes_root} --masks-root {params.masks_root} --state {params.state}"
         " --out {output} 2> {log}"

@@ -1,4 +1,8 @@
-"""CTs to the model's grid, their masks, and the arrays that training reads; sharded."""
+"""CTs to the model's grid, their masks, and the arrays that training reads; sharded.
+
+What a stopped shard has finished is kept in its state folder, which is no output, as a training's. `exec` lets SIGTERM
+reach the program, not a shell that would end before it.
+"""
 
 
 rule preprocess:
@@ -20,7 +24,7 @@ rule preprocess:
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
-        "python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
+        "exec python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
         " --config {input.config} --state {params.state} --out {output} 2> {log}"
 
 
@@ -45,7 +49,7 @@ rule segment:
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
-        "python -m medsyn segment --volumes {input.volumes} --config {input.config} --state {params.state}"
+        "exec python -m medsyn segment --volumes {input.volumes} --config {input.config} --state {params.state}"
         " --out {output} 2> {log}"
 
 
