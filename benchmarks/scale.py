@@ -4,8 +4,9 @@
     python benchmarks/scale.py --times 10    # ten times the cohort in ten times the shards
 
 Writes a manifest of 8,752 CTs and 217,411 reports without images (placeholders: a plan opens no CT), dry-runs
-config/paper.yaml with the SLURM profile and prints jobs, node hours and GPU hours per rule. Hours are what the jobs ask
-for, an upper bound.
+config/paper.yaml with the SLURM profile and prints jobs, node hours, GPU hours and storage per rule. Hours are what the
+jobs ask for; a job that goes on where it was may be requeued and ask again. Storage is a sum over what each rule leaves
+on disk, from MB_EACH.
 """
 
 from __future__ import annotations
@@ -26,16 +27,37 @@ from snakemake.cli import main as snakemake
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from medsyn.config import Config, load_config
+
 ROOT = Path(__file__).parents[1]
 NUM_CTS, NUM_REPORTS = 8_752, 217_411
+PER_CT = ("preprocess", "segment", "build_store")
+MB_EACH = {
+    "validate_cohort": 0.002,
+    "preprocess": 20.2,
+    "segment": 0.5,
+    "build_store": 17.0,
+    "pretrain_text": 440.0,
+    "embed_reports": 3 * 192 * 768 * 2 * NUM_CTS / 1e6,
+    "train_low_res": 2_870.0,
+    "train_super_res": 220.0,
+    "train_features": 190.0,
+    "sample": 20.7,
+}
+"""MB on disk per CT (preprocess, segment, build_store), report (validate_cohort), volume (sample) or job.
+
+The three of a CT: two phantoms at 256^3 (docs/store.md), low resolution added. Embeddings: sections x tokens x widths x
+2 bytes. Networks: 4 bytes per parameter. A sample: taken to be as large as a CT and its masks; not measured.
+"""
 
 
 def write_cohort(folder: Path, times: int) -> None:
     """A manifest and a file of reports of the paper's size."""
     text = {"findings": "The lungs are clear.", "impression": "No acute finding."}
+    (folder / "config").mkdir(exist_ok=True)
     for name, number, columns in (
-        ("cohort.csv", NUM_CTS, ["subject_id", "image", *text]),
-        ("reports.csv", NUM_REPORTS, ["report_id", *text]),
+        ("config/cohort.csv", NUM_CTS, ["subject_id", "image", *text]),
+        ("config/reports.csv", NUM_REPORTS, ["report_id", *text]),
     ):
         with (folder / name).open("w", newline="", encoding="utf-8") as handle:
             writer = csv.DictWriter(handle, columns, extrasaction="ignore")
@@ -47,7 +69,7 @@ def write_cohort(folder: Path, times: int) -> None:
 def plan(folder: Path, times: int) -> list[Any]:
     """The jobs that `snakemake --profile slurm -n all` describes: log records with rule_name, threads, resources."""
     values = yaml.safe_load((ROOT / "config/paper.yaml").read_text(encoding="utf-8"))
-    values["cohort"] |= {"manifest": "cohort.csv", "reports": "reports.csv"}
+    values["cohort"] = {"reports": "config/reports.csv"} | values["cohort"]
     for section in ("cohort", "sampling"):
         values[section]["num_shards"] *= times
     (folder / "paper.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -70,6 +92,30 @@ def plan(folder: Path, times: int) -> list[Any]:
     return [job for job in jobs if job.rule_name not in ("all", "write_config")]  # these run where Snakemake runs
 
 
+def volumes_in(prompt_set: str, config: Config) -> int:
+    """Volumes that are sampled for a set of prompts."""
+    evaluation = config.evaluation
+    pair = 2 * evaluation.num_per_prompt
+    augmentation = evaluation.augmentation
+    return {
+        "reports": evaluation.num_fid_samples,
+        "pairs": pair * len(evaluation.prompt_pairs),
+        "effusion_pairs": pair,
+        "segmentation": 2 * evaluation.num_segmentation_subjects,
+        "augmentation": 2 * augmentation.num_reports_per_class * len(augmentation.findings),
+    }.get(prompt_set, pair)
+
+
+def storage_gb(jobs: list[Any], config: Config) -> float:
+    """GB that the jobs of one rule leave on disk."""
+    rule = jobs[0].rule_name
+    if rule == "sample":
+        sets = {(job.wildcards["variant"], job.wildcards["set"]) for job in jobs}
+        return sum(volumes_in(name, config) * MB_EACH["sample"] for _, name in sets) / 1000
+    number = NUM_CTS if rule in PER_CT else NUM_REPORTS + NUM_CTS if rule == "validate_cohort" else len(jobs)
+    return number * MB_EACH.get(rule, 0.1) / 1000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--times", type=int, default=1, help="multiple of the paper's cohort")
@@ -79,17 +125,19 @@ def main() -> None:
         started = time.monotonic()
         jobs = plan(Path(name), times)
         seconds = time.monotonic() - started
-    print("| rule | jobs | threads | memory (GB) | GPUs | hours a job | node hours | GPU hours |")
-    print("|---|---|---|---|---|---|---|---|")
-    total = [0.0, 0.0]
+    print("| rule | jobs | threads | memory (GB) | GPUs | hours per job | node hours | GPU hours | storage (GB) |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    total, stored, config = [0.0, 0.0], 0.0, load_config(ROOT / "config/paper.yaml")
     for rule in dict.fromkeys(job.rule_name for job in jobs):
         same = [job for job in jobs if job.rule_name == rule]
         hours = [job.resources.runtime * job.resources.get("nodes", 1) / 60 for job in same]
         gpus = same[0].resources.get("gpu", 0)
         total = [total[0] + sum(hours), total[1] + gpus * sum(hours)]
+        storage = storage_gb(same, config) * times
+        stored += storage
         facts = f"{same[0].threads} | {same[0].resources.mem_mb / 1000:.1f} | {gpus} | {hours[0]:g}"
-        print(f"| {rule} | {len(same)} | {facts} | {sum(hours):g} | {gpus * sum(hours):g} |")
-    print(f"| all | {len(jobs)} | | | | | {total[0]:g} | {total[1]:g} |")
+        print(f"| {rule} | {len(same)} | {facts} | {sum(hours):g} | {gpus * sum(hours):g} | {storage:.1f} |")
+    print(f"| all | {len(jobs)} | | | | | {total[0]:g} | {total[1]:g} | {stored:.0f} |")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\nplanned in {seconds:.1f} s, peak {memory:.0f} MB")
 

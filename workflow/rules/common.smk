@@ -60,6 +60,14 @@ NETWORKS_SEGMENT = {CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessel
     "classical"
 }
 NETWORKS_MEASURE = CONFIG.evaluation.anatomy_tool != "classical"
+# Minutes for one volume of 256 x 256 x 256, for the time requests. Measured on one core: preprocessing, classical tools
+# and the store. Estimated: whatever needs a GPU; see docs/cluster.md.
+MINUTES_PREPROCESS = 0.5
+MINUTES_SEGMENT = 2.5 if NETWORKS_SEGMENT else 0.5
+MINUTES_MEASURE = 2.0 if NETWORKS_MEASURE else 0.5
+MINUTES_STORE = 0.1
+MINUTES_FEATURES = 0.1
+MINUTES_SAMPLE = 1.5
 
 
 wildcard_constraints:
@@ -77,8 +85,30 @@ def memory_mb(base, per_megavoxel=0):
 
 
 def minutes(first):
-    """Run time, half as much again on every retry: for jobs that begin anew. Training goes on where it was instead."""
-    return lambda wildcards, attempt: int(first * (1 + 0.5 * (attempt - 1)))
+    """Time request: half as much again on every retry, at most the day that partitions commonly allow."""
+    return lambda wildcards, attempt: min(int(first * (1 + 0.5 * (attempt - 1))), 1440)
+
+
+def shard_minutes(each, volumes):
+    """Time request of a shard: twice the estimated minutes of its volumes, at least one hour and at most eight.
+
+    What eight hours do not suffice for goes on where it was, requeued.
+    """
+    return minutes(min(max(60, math.ceil(2 * each * volumes)), 480))
+
+
+def num_cts():
+    """CTs of the cohort; a manifest is taken to have one on every line."""
+    if CONFIG.cohort.source == "phantom":
+        return CONFIG.phantom.num_subjects
+    with open(CONFIG.cohort.manifest, encoding="utf-8", errors="replace") as lines:
+        return sum(1 for _ in lines)
+
+
+CTS_PER_SHARD = math.ceil(num_cts() / len(SHARDS))
+SAMPLES_PER_SHARD = math.ceil(
+    CONFIG.evaluation.num_fid_samples / len(SAMPLE_SHARDS)
+)  # of the largest set
 
 
 def launcher():

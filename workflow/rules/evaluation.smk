@@ -15,7 +15,7 @@ rule measure_cohort:
     threads: 1
     resources:
         mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
-        runtime=minutes(2880 if NETWORKS_MEASURE else 480),
+        runtime=shard_minutes(MINUTES_MEASURE, CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
@@ -23,7 +23,7 @@ rule measure_cohort:
     message:
         "measuring the CTs of the validation split, shard {wildcards.shard}"
     shell:
-        "python -m medsyn measure --volumes {input.volumes} --config {input.config}"
+        "exec python -m medsyn measure --volumes {input.volumes} --config {input.config}"
         " --cohort {input.cohort} --split validation --state {params.state} --out {output} 2> {log}"
 
 
@@ -40,7 +40,7 @@ rule measure_samples:
     threads: 1
     resources:
         mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
-        runtime=minutes(2880 if NETWORKS_MEASURE else 480),
+        runtime=shard_minutes(MINUTES_MEASURE, SAMPLES_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
@@ -48,7 +48,7 @@ rule measure_samples:
     message:
         "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
-        "python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
+        "exec python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
         " --out {output} 2> {log}"
 
 
@@ -66,7 +66,7 @@ rule train_features:
     threads: CONFIG.compute.num_threads_training
     resources:
         mem_mb=memory_mb(2000, 500),
-        runtime=minutes(720),
+        runtime=minutes(480),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     message:
@@ -91,7 +91,7 @@ rule extract_cohort_features:
     threads: 1
     resources:
         mem_mb=memory_mb(800, 200),
-        runtime=minutes(240),
+        runtime=shard_minutes(MINUTES_FEATURES, CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
@@ -99,7 +99,7 @@ rule extract_cohort_features:
     message:
         "extracting features of the CTs of the validation split, shard {wildcards.shard}"
     shell:
-        "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
+        "exec python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
         " --cohort {input.cohort} --split validation --state {params.state} --out {output} 2> {log}"
 
 
@@ -117,7 +117,7 @@ rule extract_sample_features:
     threads: 1
     resources:
         mem_mb=memory_mb(800, 200),
-        runtime=minutes(240),
+        runtime=shard_minutes(MINUTES_FEATURES, SAMPLES_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
@@ -125,7 +125,7 @@ rule extract_sample_features:
     message:
         "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
-        "python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
+        "exec python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
         " --state {params.state} --out {output} 2> {log}"
 
 

@@ -1,7 +1,8 @@
 """The two diffusion networks of every variant.
 
 The state folder is no output: Snakemake deletes the outputs of a failed job, and a killed training must go on where it was.
-Running the same command again resumes it.
+Running the same command again resumes it. Its time request is what partitions allow and queues like, not what it needs: a job
+that its limit stops after progress is requeued (docs/cluster.md).
 """
 
 
@@ -21,7 +22,7 @@ rule train_low_res:
     resources:
         **training_devices(),
         mem_mb=memory_mb(2000, 3000),
-        runtime=1440,
+        runtime=480,
     params:
         state=f"{RESULTS}/state/{{variant}}/low_res",
         launcher=launcher(),
@@ -47,7 +48,7 @@ rule train_super_res:
     resources:
         **training_devices(),
         mem_mb=memory_mb(2000, 3000),
-        runtime=1440,
+        runtime=480,
     params:
         state=f"{RESULTS}/state/{{variant}}/super_res",
         launcher=launcher(),

@@ -40,7 +40,7 @@ rule sample:
     threads: 1
     resources:
         mem_mb=memory_mb(2000, 2000),
-        runtime=minutes(720),
+        runtime=shard_minutes(MINUTES_SAMPLE, SAMPLES_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
@@ -52,7 +52,7 @@ rule sample:
     message:
         "generating volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
     shell:
-        "python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
+        "exec python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
         " --shard {wildcards.shard}/{params.num_shards} --config {input.config}"
         " --volumes-root {params.volumes_root} --masks-root {params.masks_root} --state {params.state}"
         " --out {output} 2> {log}"

@@ -15,7 +15,7 @@ rule pretrain_text:
     resources:
         **training_devices(),
         mem_mb=memory_mb(3000),
-        runtime=minutes(720),
+        runtime=480,
     params:
         launcher=launcher(),
     message:

@@ -1,4 +1,8 @@
-"""CTs to the model's grid, their masks, and the arrays that training reads; sharded."""
+"""CTs to the model's grid, their masks, and the arrays that training reads; sharded.
+
+What a stopped shard has finished is kept in its state folder, which is no output, as a training's. `exec` lets SIGTERM
+reach the program, not a shell that would end before it.
+"""
 
 
 rule preprocess:
@@ -14,13 +18,13 @@ rule preprocess:
     threads: 1
     resources:
         mem_mb=memory_mb(700, 150),
-        runtime=minutes(480),
+        runtime=shard_minutes(MINUTES_PREPROCESS, CTS_PER_SHARD),
     params:
         state=f"{RESULTS}/state/preprocess/{{shard}}",
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
-        "python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
+        "exec python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
         " --config {input.config} --state {params.state} --out {output} 2> {log}"
 
 
@@ -37,7 +41,7 @@ rule segment:
     threads: 1
     resources:
         mem_mb=memory_mb(*((9000, 400) if NETWORKS_SEGMENT else (700, 200))),
-        runtime=minutes(2880 if NETWORKS_SEGMENT else 720),
+        runtime=shard_minutes(MINUTES_SEGMENT, CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_SEGMENT else 0,
         nodes=1,
     params:
@@ -45,7 +49,7 @@ rule segment:
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
-        "python -m medsyn segment --volumes {input.volumes} --config {input.config} --state {params.state}"
+        "exec python -m medsyn segment --volumes {input.volumes} --config {input.config} --state {params.state}"
         " --out {output} 2> {log}"
 
 
@@ -88,7 +92,7 @@ rule build_store:
     threads: 1
     resources:
         mem_mb=memory_mb(700, 50),
-        runtime=minutes(240),
+        runtime=shard_minutes(MINUTES_STORE, CTS_PER_SHARD),
     message:
         "packing training arrays, shard {wildcards.shard}"
     shell:
