@@ -53,6 +53,7 @@ def batch_of(config: Config, stage: ModelStage, width: int, count: int) -> dict[
     size = config.preprocess.size
     empty = partial(torch.empty, device=META)
     extra: dict[str, Tensor]
+    shape: tuple[int, ...]
     if stage.stage == "super_res":
         shape = (count, len(stage.channels), *(stage.train.crop_size or size))
         extra = {"condition_noise": empty(shape), "condition_level": empty(count)}

@@ -349,6 +349,7 @@ class _Run:
         speed = (self.step - done) * self.config.batch_size / max(now - since, 1e-9)
         losses = [loss for loss, _ in self.window]
         norms = [norm for _, norm in self.window if norm is not None]  # without the steps that loss scaling skipped
+        peak = peak_memory_gib(self.accelerator.device)
         row = {
             "step": self.step,
             "loss": sum(losses) / len(losses),
@@ -356,7 +357,7 @@ class _Run:
             "grad_norm": sum(norms) / len(norms) if norms else None,
             "learning_rate": rate,
             "samples_per_second": round(speed, 2),
-            "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 3),
+            "peak_memory_gib": round(peak, 3),
             **self._rates(speed),
         }
         self.metrics.append(row)
@@ -371,7 +372,7 @@ class _Run:
             log.info(
                 "%s: step %d of %d, loss %.4f, %.1f samples/s%s, %s, %s left",
                 *(self.task.name, self.step, self.config.num_steps, row["loss"], speed, _rates_in_words(row)),
-                *(self._memory_in_words(row["peak_memory_gib"]), _duration(left)),
+                *(self._memory_in_words(peak), _duration(left)),
             )
 
     def _rates(self, samples_per_second: float) -> dict[str, float | None]:
