@@ -14,7 +14,7 @@ from medsyn.cli import main
 from medsyn.config import Config, TrainConfig, load_config
 from medsyn.live_bytes import META, CudaRules, LiveBytes
 from medsyn.planning.networks import batch_of, denoiser, text_training, training_of
-from medsyn.planning.plan import Search, _training, micro_batches
+from medsyn.planning.plan import Search, _classifier, _training, micro_batches
 from medsyn.planning.sampling import count_sampling
 from medsyn.training.cost import GIB
 from medsyn.training.need import Need, TrainingShapes, count_training
@@ -232,7 +232,7 @@ def test_plan_prints_what_to_write_and_the_written_settings_fit(capsys, tmp_path
     jobs = json.loads(capsys.readouterr().out)["jobs"]
     assert all(job["fits"] for job in jobs), jobs
     names = ["text encoder biomedical", "text encoder generic", "low_res training", "super_res training"]
-    assert [job["name"] for job in jobs] == [*names, "sampling", "features"]
+    assert [job["name"] for job in jobs] == [*names, "sampling", "features", "classifier"]
     for job in jobs:
         option = job["configured"]
         assert option["total_bytes"] == sum(option["counted_bytes"].values()) + option["allowance_bytes"]
@@ -271,3 +271,15 @@ def test_an_unknown_key_or_a_missing_file_is_one_line(capsys, tmp_path):
     uneven = write_config(tmp_path / "uneven.yaml", compute={"num_gpus_training": 3})
     assert main(["plan", "--gpu-memory", "48", "--config", str(uneven)]) == 2
     assert "not a multiple of the 3 processes" in capsys.readouterr().err
+
+
+def test_a_classifier_that_does_not_fit_is_proposed_with_a_smaller_input() -> None:
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
+    values["evaluation"]["augmentation"] |= {"input_size": None, "batch_size": 4}
+    config = Config(**values)
+    whole = _classifier(config, 2**60)
+    assert whole.proposed == whole.configured
+    row = _classifier(config, whole.configured.need.total - 1)
+    assert row.proposed is not None
+    assert row.proposed.settings == {"input_size": 32}
+    assert row.proposed.need.total < whole.configured.need.total

@@ -32,6 +32,7 @@ from medsyn.models.resnet3d import ResNet3d, ResNetClassifier
 from medsyn.progress import log, track
 from medsyn.volume import read_volume
 
+CLASSIFIER_DEPTH = 10
 COLUMNS = ("method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_test", "n_synthetic")
 
 
@@ -155,10 +156,15 @@ def stratified_folds(
     ]
 
 
+def pooling_factors(shape: Sequence[int], size: int) -> list[int]:
+    """Return the whole factor per axis that leaves at most `size` voxels."""
+    return [-(-length // size) for length in shape]
+
+
 def pooled(array: NDArray, size: int = 32) -> NDArray[np.float32]:
     """(D, H, W) average-pooled by whole factors until no axis is longer than `size` voxels (margins that do not fill
     a block are cut)."""
-    factors = [-(-length // size) for length in array.shape]
+    factors = pooling_factors(array.shape, size)
     cut = array[tuple(slice(0, length // f * f) for length, f in zip(array.shape, factors, strict=True))]
     (d, h, w), (i, j, k) = cut.shape, factors
     return cut.reshape(d // i, i, h // j, j, w // k, k).mean(axis=(1, 3, 5), dtype=np.float32)
@@ -202,7 +208,7 @@ def _new_classifier(config: AugmentationConfig, seed: int) -> ResNetClassifier:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ResNetClassifier(ResNet3d(10, config.base_width), 1).to(device)
+        return ResNetClassifier(ResNet3d(CLASSIFIER_DEPTH, config.base_width), 1).to(device)
 
 
 def _real(finding: str, cohort: Path, labels: Path, volumes: Sequence[str], split: str) -> Labelled:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsyn.config import Config, FeaturesConfig, ModelStage, TextEncoderConfig, stage_configs
+from medsyn.config import AugmentationConfig, Config, FeaturesConfig, ModelStage, TextEncoderConfig, stage_configs
+from medsyn.evaluate.classifier import CLASSIFIER_DEPTH
 from medsyn.live_bytes import META
-from medsyn.models.resnet3d import ResNet3d
+from medsyn.models.resnet3d import ResNet3d, ResNetClassifier
 from medsyn.models.weights import build
 from medsyn.planning.sampling import Sampling
 from medsyn.training.need import TrainingShapes
@@ -94,6 +95,19 @@ def features_of(
         return torch.empty(batch_size, 1, *size, device=META).to(memory_format=torch.channels_last_3d)
 
     return lambda: ResNet3d(config.depth, config.base_width), batch
+
+
+def classifier_training(config: AugmentationConfig, size: tuple[int, ...]) -> TrainingShapes:
+    """The training of Table VI's classifier on volumes of `size` (D, H, W); see `medsyn.evaluate.features.fit`."""
+
+    def batch(count: int) -> dict[str, Tensor]:
+        volumes = torch.empty(count, 1, *size, device=META).to(memory_format=torch.channels_last_3d)
+        return {"volumes": volumes, "labels": torch.empty(count, 1, device=META)}
+
+    def loss(network: nn.Module, given: dict[str, Tensor]) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(network(given["volumes"]), given["labels"])
+
+    return TrainingShapes(lambda: ResNetClassifier(ResNet3d(CLASSIFIER_DEPTH, config.base_width), 1), loss, batch)
 
 
 def text_training(config: TextEncoderConfig) -> TrainingShapes:

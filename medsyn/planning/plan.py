@@ -16,7 +16,9 @@ import yaml
 
 from medsyn.config import Config, ModelStage, TextEncoderConfig, TrainConfig
 from medsyn.errors import InputError
+from medsyn.evaluate.classifier import pooling_factors
 from medsyn.planning.networks import (
+    classifier_training,
     denoiser,
     features_of,
     sampling_of,
@@ -102,7 +104,7 @@ def plan(config: Config, gpu_bytes: int) -> list[Row]:
         _text(f"text encoder {name}", encoder, processes, gpu_bytes) for name, encoder in config.text.encoders.items()
     ]
     rows += [_training(config, kind, processes, gpu_bytes) for kind in ("low_res", "super_res")]
-    return [*rows, _sampling(config, gpu_bytes), _features(config, gpu_bytes)]
+    return [*rows, _sampling(config, gpu_bytes), _features(config, gpu_bytes), _classifier(config, gpu_bytes)]
 
 
 def _training(config: Config, kind: str, processes: int, gpu_bytes: int) -> Row:
@@ -174,6 +176,25 @@ def _features(config: Config, gpu_bytes: int) -> Row:
     return search.row("features", (), {}, only if only.need.total <= gpu_bytes else None)
 
 
+def _classifier(config: Config, gpu_bytes: int) -> Row:
+    """Table VI: the batch stays, a smaller input is proposed where the configured one does not fit."""
+    augmentation, shape = config.evaluation.augmentation, config.preprocess.size
+    largest = max(shape) if augmentation.input_size is None else min(augmentation.input_size, max(shape))
+    train = TrainConfig(batch_size=augmentation.batch_size, micro_batch_size=augmentation.batch_size)
+
+    def count(settings: Settings) -> Need:
+        factors = pooling_factors(shape, settings["input_size"] or largest)
+        size = tuple(length // factor for length, factor in zip(shape, factors, strict=True))
+        return count_training(classifier_training(augmentation, size), train)
+
+    search = Search(count, gpu_bytes)
+    sizes = [augmentation.input_size, *(largest // factor for factor in (2, 4, 8) if largest >= 16 * factor)]
+    options = (search.option({"input_size": size}) for size in sizes)
+    found = next((option for option in options if option.need.total <= gpu_bytes), None)
+    section = ("evaluation", "augmentation")
+    return search.row("classifier", section, {"input_size": augmentation.input_size}, found)
+
+
 def _precisions(configured: str) -> Iterator[str]:
     yield configured
     if configured == "fp32":
@@ -202,6 +223,8 @@ def in_words(settings: Settings) -> str:
             parts += ["checkpointing"] if value else []
         elif name == "precision":
             parts.append(value)
+        elif name == "input_size":
+            parts.append(f"input {value or 'of full size'}")
         else:
             parts.append(f"{name.removesuffix('_size').replace('_', ' ')} {value}")
     return ", ".join(parts) or "fixed settings"
