@@ -106,6 +106,9 @@ def num_cts():
 
 
 CTS_PER_SHARD = math.ceil(num_cts() / len(SHARDS))
+VALIDATION_CTS_PER_SHARD = math.ceil(
+    CTS_PER_SHARD * CONFIG.cohort.validation_fraction
+)  # a manifest with splits of its own may hold more: its shards are requeued
 SAMPLES_PER_SHARD = math.ceil(
     CONFIG.evaluation.num_fid_samples / len(SAMPLE_SHARDS)
 )  # of the largest set

@@ -15,7 +15,7 @@ rule measure_cohort:
     threads: 1
     resources:
         mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 200))),
-        runtime=shard_minutes(MINUTES_MEASURE, CTS_PER_SHARD),
+        runtime=shard_minutes(MINUTES_MEASURE, VALIDATION_CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
@@ -91,7 +91,7 @@ rule extract_cohort_features:
     threads: 1
     resources:
         mem_mb=memory_mb(800, 200),
-        runtime=shard_minutes(MINUTES_FEATURES, CTS_PER_SHARD),
+        runtime=shard_minutes(MINUTES_FEATURES, VALIDATION_CTS_PER_SHARD),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
