@@ -88,7 +88,7 @@ def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path,
     outcomes: list[Outcome] = []
     chosen = rows[number::count]
     facts: dict[str, Any] = {"weights": run.hashes, "encoder": identity_of(run.text_encoder), "device": run.device.type}
-    facts |= {"prompts": sha256(prompts), "shard": shard, "batch_size": run.batch_size, "label": run.label}
+    facts |= {"prompts": sha256(prompts), "shard": shard, "label": run.label}
     with open_shard(out, state, provenance(run.settings, stage="sample", **facts)) as kept:
         for batch in track(list(_batches(run, chosen)), what="generating volumes"):
             outcomes += _generate_batch(run, batch, roots, kept)
@@ -99,11 +99,8 @@ def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path,
 
 
 def _generate_batch(run: Run, batch: list[dict[str, str]], roots: Roots, kept: Shard) -> list[Outcome]:
-    """Outcomes of a batch, rejected rows first; it is drawn again as a whole if one of its volumes is not there."""
+    """Outcomes of a batch, rejected rows first; its volumes are drawn again together if one of them is not there."""
     identities = {row["sample_id"]: _identity(run, row, roots) for row in batch}
-    known = [kept.recall(name, identity) for name, identity in identities.items()]
-    if None not in known:
-        return sorted((item for item in known if item is not None), key=lambda item: item.status == "ok")
     outcomes, ready = [], []
     for row in batch:
         name = row["sample_id"]
@@ -112,7 +109,10 @@ def _generate_batch(run: Run, batch: list[dict[str, str]], roots: Roots, kept: S
         except InputError as error:
             log.warning("%s: rejected: %s", name, error)
             outcomes.append(kept.reject(name, identities[name], str(error)))
-    for prompt, array in zip(ready, run.draw(ready) if ready else (), strict=True):
+    known = [kept.recall(prompt.sample_id, identities[prompt.sample_id]) for prompt in ready]
+    if None not in known:
+        return [*outcomes, *(item for item in known if item is not None)]
+    for prompt, array in zip(ready, run.draw(ready), strict=True):
 
         def write(target: Path, prompt: Prompt = prompt, array: NDArray = array) -> None:
             for name, volume in to_volumes(run, array).items():

@@ -119,6 +119,14 @@ def test_other_settings_code_or_packages_start_again(toy: Toy, monkeypatch: pyte
     assert toy.made == NAMES
 
 
+def test_a_commit_that_leaves_the_code_as_it_is_keeps_what_is_finished(toy: Toy) -> None:
+    toy.settings = {"size": 1, "commit": "1a2b"}
+    toy.stopped_at("d")
+    toy.settings = {"size": 1, "commit": "1a2b-dirty"}
+    toy.run()
+    assert toy.made == ["d", "e"]
+
+
 @pytest.mark.parametrize("damage", ["other input", "no file", "cut record"])
 def test_only_what_is_whole_and_of_the_same_input_is_kept(toy: Toy, damage: str) -> None:
     toy.stopped_at("d")
@@ -182,6 +190,24 @@ def test_sigterm_after_an_item_asks_for_the_job_again(toy: Toy, monkeypatch: pyt
     with pytest.raises(SystemExit):
         toy.run()
     assert asked == ([True] if stop_at == "c" else [])
+
+
+@pytest.mark.parametrize("fault", ["not kept", "kept, then damaged"])
+def test_a_shard_that_only_repeats_itself_does_not_ask_for_the_job_again(toy: Toy, monkeypatch, fault: str) -> None:
+    def stop_at_b(name: str) -> None:
+        if name == "b":
+            raise SystemExit(143)
+        if fault == "not kept":
+            raise OSError(5, "no answer")
+
+    asked: list[bool] = []
+    toy.fault = stop_at_b
+    for _ in range(2):
+        monkeypatch.setattr(shards, "requeue_job", lambda: asked.append(True))
+        with pytest.raises(SystemExit):
+            toy.run()
+        (toy.state / "output/a/file.txt").unlink(missing_ok=True)
+    assert asked == ([] if fault == "not kept" else [True])
 
 
 # --- the stages ---

@@ -47,7 +47,11 @@ class Outcome:
 
 
 class Shard:
-    """The finished items of a shard under `state`, whose files are in `folder`."""
+    """The finished items of a shard under `state`, whose files are in `folder`.
+
+    num_new: how many items this process has added to those that the next job reuses. An item that was made or rejected
+    again as before does not count, so that a shard which only repeats itself is not requeued.
+    """
 
     def __init__(self, state: Path) -> None:
         self.folder, self._records = state / "output", state / "records"
@@ -58,11 +62,8 @@ class Shard:
 
     def recall(self, name: str, identity: str | None) -> Outcome | None:
         """Return the outcome of an item with this identity, if there is one and its files are all there."""
-        try:
-            record = read_json(self._records / f"{name}.json")
-        except InputError:  # there is none, or a power cut has damaged it
-            return None
-        if identity is None or record["identity"] != identity or record["files"] != self._sizes(name):
+        record = self._record(name)
+        if record is None or record["identity"] != identity or record["files"] != self._sizes(name):
             return None
         return self._noted(Outcome(**record["outcome"]))
 
@@ -96,9 +97,18 @@ class Shard:
     def _keep(self, outcome: Outcome, identity: str | None) -> Outcome:
         if identity is not None:
             facts = {"identity": identity, "files": self._sizes(outcome.name), "outcome": asdict(outcome)}
-            write_json(self._records / f"{outcome.name}.json", facts)
-        self.num_new += 1
+            self.num_new += facts != self._record(outcome.name)
+            write_json(self._path(outcome.name), facts)
         return self._noted(outcome)
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        try:
+            return dict(read_json(self._path(name)))
+        except InputError:  # there is none, or a power cut has damaged it
+            return None
+
+    def _path(self, name: str) -> Path:
+        return self._records / f"{name}.json"
 
     def _noted(self, outcome: Outcome) -> Outcome:
         if outcome.status == "ok":
@@ -115,13 +125,13 @@ def open_shard(out: Path, state: Path | None, settings: Mapping[str, Any]) -> It
     """Yield what stopped jobs with the same `settings` (JSON) have finished; remove it when the block succeeds.
 
     state: by default a hidden folder beside `out`. That of other settings, code or packages is emptied first; one that
-    another process works in is an InputError. SLURM is asked to requeue a job that SIGTERM stops after at least one new
-    item.
+    another process works in is an InputError. Of the code its content counts, not the commit that `settings` may name.
+    SLURM is asked to requeue a job that SIGTERM stops after at least one new item.
     """
     state = state or out.with_name(f".{out.name}.state")
     state.mkdir(parents=True, exist_ok=True)
     with _locked(state):
-        key = {"key": hash_json([settings, installation()])}
+        key = {"key": hash_json([{**settings, "commit": None}, installation()])}
         try:
             same = read_json(state / "key.json") == key
         except InputError:
@@ -160,11 +170,13 @@ def run_shard(
     its rejection; after any other fault the next job tries it again.
     """
     names = list(names)
-    outcomes = []
+    outcomes, num_kept = [], 0
     for name in track(names, what=what, total=len(names)):
         identity = identify(name)
         outcome = shard.recall(name, identity)
-        if outcome is None:
+        if outcome is not None:
+            num_kept += 1
+        else:
             try:
                 outcome = shard.make(name, identity, lambda target, name=name: work(name, target))  # type: ignore[misc]
             except SUBJECT_FAULTS as error:
@@ -174,8 +186,8 @@ def run_shard(
                 log.warning("%s: subject %s rejected: %s", what, name, reason)
                 outcome = shard.reject(name, identity if isinstance(error, InputError) else None, reason)
         outcomes.append(outcome)
-    if kept := len(names) - shard.num_new:
-        log.info("%s: %d of %d were finished by an earlier job", what, kept, len(names))
+    if num_kept:
+        log.info("%s: %d of %d were finished by an earlier job", what, num_kept, len(names))
     return outcomes
 
 
