@@ -120,7 +120,7 @@ def small(**train: Any) -> Config:
 
 def denoiser_case(config: Config, kind: str) -> Case:
     """Training of the larger of a configuration's networks of one resolution."""
-    stage = denoiser(config, kind).stage
+    stage = denoiser(config, kind)
     return training_case(training_of(config, stage), stage.train)
 
 

@@ -124,7 +124,7 @@ def tiny(**changes) -> Config:
 
 
 def counted(config: Config, kind: str) -> Need:
-    stage = denoiser(config, kind).stage
+    stage = denoiser(config, kind)
     return count_training(replace(training_of(config, stage), preview=None), stage.train)
 
 
@@ -207,11 +207,11 @@ def test_the_papers_configuration_fits_its_own_gpus():
     config = load_config(ROOT / "config/paper.yaml")
     assert (config.low_res.train.batch_size, config.super_res.train.batch_size) == (64, 32)
     for kind in ("low_res", "super_res"):
-        stage = denoiser(config, kind).stage
+        stage = denoiser(config, kind)
         need = count_training(replace(training_of(config, stage), preview=None), stage.train, num_processes=4)
         assert need.total <= 40 * GIB < 48 * GIB, f"{kind}: {need.in_words()}"
     larger = config.low_res.train.model_copy(update={"micro_batch_size": 4})
-    shapes = replace(training_of(config, denoiser(config, "low_res").stage), preview=None)
+    shapes = replace(training_of(config, denoiser(config, "low_res")), preview=None)
     need = count_training(shapes, larger, num_processes=4)
     assert 49 * GIB < need.counted < 50 * GIB and need.total > 48 * GIB
     assert 31.5 * GIB < need.parts["activations"] < 32 * GIB

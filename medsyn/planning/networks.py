@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,10 @@ from medsyn.training.need import TrainingShapes
 from medsyn.training.stages import denoiser_training
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The largest network (most channels) of a resolution, and the variants that train one with these settings."""
-
-    stage: ModelStage
-    variants: tuple[str, ...]
-
-
-def denoiser(config: Config, kind: str) -> Trained:
-    """The `kind` (low_res or super_res) network that needs the most memory."""
-    stages = stage_configs(config)
-    found = {name: stages.get(f"{kind}_{name}") for name in config.variants}
-    trained = {name: stage for name, stage in found.items() if isinstance(stage, ModelStage)}
-    return Trained(max(trained.values(), key=lambda stage: len(stage.channels)), tuple(trained))
+def denoiser(config: Config, kind: str) -> ModelStage:
+    """Return the stage of the `kind` (low_res or super_res) network that needs the most memory: the most channels."""
+    stages = (stage_configs(config).get(f"{kind}_{name}") for name in config.variants)
+    return max((stage for stage in stages if isinstance(stage, ModelStage)), key=lambda stage: len(stage.channels))
 
 
 def text_width(config: Config) -> int:
@@ -67,7 +56,7 @@ def batch_of(config: Config, stage: ModelStage, width: int, count: int) -> dict[
 
 def sampling_of(config: Config) -> Sampling:
     """The sampling of the variant with the most channels."""
-    low, high = (denoiser(config, kind).stage for kind in ("low_res", "super_res"))
+    low, high = (denoiser(config, kind) for kind in ("low_res", "super_res"))
     width = text_width(config)
     widest = max(config.text.encoders.values(), key=lambda encoder: bert_sizes(encoder)["hidden_size"])
 

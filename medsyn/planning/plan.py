@@ -27,10 +27,10 @@ from medsyn.planning.networks import (
 )
 from medsyn.planning.sampling import count_inference, count_sampling
 from medsyn.progress import log
+from medsyn.stages.features import BATCH_SIZE
 from medsyn.training.cost import GIB
 from medsyn.training.need import Need, count_training
 
-FEATURES_BATCH = 4  # volumes at a time, medsyn.evaluate.features.extract
 _SAMPLING_BATCHES = (1, 2, 4, 8)  # beyond, the host's memory (0.8 GB a volume at 256^3) is the limit
 
 Settings = dict[str, Any]
@@ -108,7 +108,7 @@ def plan(config: Config, gpu_bytes: int) -> list[Row]:
 
 
 def _training(config: Config, kind: str, processes: int, gpu_bytes: int) -> Row:
-    stage = denoiser(config, kind).stage
+    stage = denoiser(config, kind)
     train = stage.train
 
     def count(settings: Settings) -> Need:
@@ -170,7 +170,7 @@ def _sampling(config: Config, gpu_bytes: int) -> Row:
 
 
 def _features(config: Config, gpu_bytes: int) -> Row:
-    build, batch = features_of(config.evaluation.features, config.preprocess.size, FEATURES_BATCH)
+    build, batch = features_of(config.evaluation.features, config.preprocess.size, BATCH_SIZE)
     search = Search(lambda _: count_inference(build, batch), gpu_bytes)
     only = search.option({})
     return search.row("features", (), {}, only if only.need.total <= gpu_bytes else None)

@@ -16,7 +16,7 @@ from medsyn.provenance import provenance
 from medsyn.stages.shards import identity_of, open_shard
 from medsyn.volume import read_volume
 
-_BATCH_SIZE = 4
+BATCH_SIZE = 4  # volumes at a time
 _PART = "features.npy"
 
 
@@ -29,7 +29,7 @@ def extract(
     state: where finished batches lie until the end (`open_shard`).
     """
     net, info = load_extractor(weights, window_hu)
-    batches = list(batched(files.values(), _BATCH_SIZE))
+    batches = list(batched(files.values(), BATCH_SIZE))
     parts = [np.empty((0, net.num_features), dtype=np.float32)]
     shape: Sequence[int] = ()
     with open_shard(out, state, provenance(stage="features", weights=sha256(weights))) as shard:
@@ -37,7 +37,7 @@ def extract(
 
             def work(target: Path, paths: Sequence[Path] = paths, shape: Sequence[int] = shape) -> list[int]:
                 volumes = list(_read_equal(paths, shape))
-                np.save(target / _PART, features_of(net, volumes, window_hu, _BATCH_SIZE))
+                np.save(target / _PART, features_of(net, volumes, window_hu, BATCH_SIZE))
                 return list(volumes[0].shape)
 
             name, identity = f"batch_{number:06d}", identity_of(*paths)

@@ -32,8 +32,9 @@ def make_accelerator(precision: str) -> Accelerator:
     """
     AcceleratorState._reset_state()  # several trainings in one process may differ in their precision
     mixed = {"fp32": "no"}.get(precision, precision)
-    one_gradient = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # what is exchanged is no second copy
-    accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available(), kwargs_handlers=[one_gradient])
+    # Gradients become views of the buckets that are exchanged; only while micro-batches accumulate there are two copies.
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available(), kwargs_handlers=[views])
     if accelerator.num_processes > 1:
         atexit.register(_leave_process_group)
     if mixed == "fp16" and accelerator.scaler is None:
