@@ -106,6 +106,29 @@ def test_stopped_in_the_middle_batches_that_are_whole_are_not_drawn_again(run_fo
     assert not (tmp_path / "state").exists()
 
 
+def test_a_row_whose_file_is_missing_does_not_have_its_batch_drawn_again(run_folder, tmp_path, monkeypatch):
+    lobes = tmp_path / "lobes.nii.gz"
+    write_volume(lobes, grid(np.zeros(SIZE, np.uint8)))
+    rows = [{"sample_id": "a", "fix_lobes": str(lobes)}, {"sample_id": "b", "fix_lobes": "missing"}]
+    prompts = write_prompts(tmp_path / "prompts.csv", [*rows, rows[0] | {"sample_id": "c", "guidance_scale": "3"}])
+    command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", "2", "--quiet"]
+    drawn, draw = [], Run.draw
+
+    def stopped(run, batch):
+        drawn.append([prompt.sample_id for prompt in batch])
+        if len(drawn) == 2:
+            raise SystemExit(143)
+        return draw(run, batch)
+
+    monkeypatch.setattr(Run, "draw", stopped)
+    with pytest.raises(SystemExit):
+        main([*command, "--out", str(tmp_path / "out")])
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert drawn == [["a"], ["c"], ["c"]]
+    index = read_csv(tmp_path / "out" / "index.csv")
+    assert {row["sample_id"]: row["status"] for row in index} == {"a": "ok", "b": "rejected", "c": "ok"}
+
+
 def test_a_volume_does_not_depend_on_its_batch(run_folder):
     run = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0))
     prompts = [Prompt(f"p{i}", text, seed=i) for i, text in enumerate(("Effusion.", None, "Normal.", "Nodule."))]
