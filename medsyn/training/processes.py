@@ -32,7 +32,7 @@ def make_accelerator(precision: str) -> Accelerator:
     """
     AcceleratorState._reset_state()  # several trainings in one process may differ in their precision
     mixed = {"fp32": "no"}.get(precision, precision)
-    # Gradients become views of the buckets that are exchanged; only while micro-batches accumulate there are two copies.
+    # Gradients become views of the buckets that are exchanged; two copies exist only while micro-batches accumulate.
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available(), kwargs_handlers=[views])
     if accelerator.num_processes > 1:
