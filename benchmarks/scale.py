@@ -28,6 +28,8 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from medsyn.config import Config, load_config
+from medsyn.text.prompts import NUM_CONTROLLED_SEEDS
+from medsyn.volume import STRUCTURES
 
 ROOT = Path(__file__).parents[1]
 NUM_CTS, NUM_REPORTS = 8_752, 217_411
@@ -95,7 +97,8 @@ def plan(folder: Path, times: int) -> list[Any]:
 def volumes_in(prompt_set: str, config: Config) -> int:
     """Volumes that are sampled for a set of prompts."""
     evaluation = config.evaluation
-    pair = 2 * evaluation.num_per_prompt
+    num_sentences = evaluation.num_report_sentences if evaluation.prompt_source == "reports" else 0
+    pair = 2 * evaluation.num_per_prompt * (1 + num_sentences)
     augmentation = evaluation.augmentation
     return {
         "reports": evaluation.num_fid_samples,
@@ -103,7 +106,8 @@ def volumes_in(prompt_set: str, config: Config) -> int:
         "effusion_pairs": pair,
         "segmentation": 2 * evaluation.num_segmentation_subjects,
         "augmentation": 2 * augmentation.num_reports_per_class * len(augmentation.findings),
-    }.get(prompt_set, pair)
+        "controlled": len(STRUCTURES) * NUM_CONTROLLED_SEEDS,
+    }[prompt_set]
 
 
 def storage_gb(jobs: list[Any], config: Config) -> float:

@@ -41,7 +41,7 @@ def _plan(args: argparse.Namespace) -> None:
         print(json.dumps(as_json(rows, gpu_bytes), indent=2))
         return
     processes = max(config.compute.num_gpus_training, 1) * config.compute.num_nodes_training
-    print(f"{args.config} on GPUs of {gpu_gib:g} GiB, {processes} processes per training run; GiB of one GPU:\n")
+    print(f"{args.config} on GPUs of {gpu_gib:g} GiB, processes per training run: {processes}; GiB of one GPU:\n")
     print("\n".join(table(rows, gpu_bytes)))
     print(f"\nSettings that fit:\n\n{yaml_lines(rows)}", end="")
 

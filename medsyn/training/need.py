@@ -1,9 +1,9 @@
 """What one training run needs of a GPU's memory, part by part, counted without data (medsyn.live_bytes).
 
 `count_training` follows `medsyn.training.loop`: float32 weights, their average (EMA) and the moments of AdamW stay on
-the device; with several processes DistributedDataParallel adds its buckets, a second copy of the gradients. While
-gradients are accumulated the first micro-batch's stay beside the activations of the next one. bfloat16 and float16
-come from autocast, whose 16-bit copies of the weights live through the forward pass and as long as the backward pass
+the device; with several processes DistributedDataParallel adds its buckets, of which the gradients become views in the
+last micro-batch of a step only: a second copy before. While gradients are accumulated the first micro-batch's stay
+beside the activations of the next one. bfloat16 and float16 come from autocast, whose 16-bit copies of the weights live through the forward pass and as long as the backward pass
 needs them.
 """
 
