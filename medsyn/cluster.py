@@ -21,7 +21,7 @@ def prefer_commands(folder: Path, *, scheduler: str) -> None:
 
 
 def requeue_job() -> bool:
-    """Ask SLURM to start the job that this process belongs to again, under its id; whether it will. Else do nothing.
+    """Ask SLURM to start this process's job again under its id, and return whether it will; outside SLURM do nothing.
 
     Only a running job is requeued: one that was cancelled, or that SLURM ends or requeues already, is left alone.
     """

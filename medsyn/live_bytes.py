@@ -52,7 +52,7 @@ _FLOAT32 = frozenset(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that were made under this mode, or given to `hold`, and are alive."""
+    """Count the bytes of the storages that were made under this mode, or given to `hold`, and are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were made elsewhere; the host's (a step counter of the optimiser, say) take no part."""
+        """Count tensors that were made elsewhere; those of the host (a step counter) are left out."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if tensor.device == META and storage._cdata not in self._known:
@@ -87,7 +87,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class CudaRules(TorchFunctionMode):
-    """What PyTorch would do on a CUDA device: its autocast and its fused attention (see the module's docstring).
+    """Do what PyTorch does on a CUDA device: its autocast and its fused attention (see the module's docstring).
 
     share_true: boolean masks that select elements are taken to be true at this share of their places (their number
     is data, which a tensor without data does not have). For the same reason every question about a tensor's truth is
@@ -128,7 +128,7 @@ class CudaRules(TorchFunctionMode):
                 self._copies.clear()
 
     def backward(self, loss: Tensor) -> None:
-        """Backward pass of a scalar under these rules: what is checkpointed is computed again in there.
+        """Run the backward pass of a scalar under these rules, which computes again what is checkpointed.
 
         The engine is called by name because a mode is off while it handles torch.autograd.backward.
         """
@@ -141,7 +141,7 @@ class CudaRules(TorchFunctionMode):
         return sum(copy.nbytes for _, copy in self._copies.values())
 
     def _lower(self, value: Any) -> Any:
-        """The 16-bit form of a float32 tensor; the copy of a weight is made once."""
+        """Return the 16-bit form of a float32 tensor; the copy of a weight is made once."""
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
         dtype = torch.get_autocast_dtype(_STATE)
@@ -195,12 +195,12 @@ def _single(value: Any) -> Any:
 
 
 def on_meta(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """A batch of `count` samples without data, of the shapes and types of the samples in `batch`."""
+    """Make a batch of `count` samples without data, of the shapes and types of the samples in `batch`."""
     return {name: torch.empty((count, *x.shape[1:]), dtype=x.dtype, device=META) for name, x in batch.items()}
 
 
 def build_on_meta(build: Callable[[], nn.Module], live: LiveBytes) -> nn.Module:
-    """A network without data whose weights are counted."""
+    """Build a network without data whose weights are counted."""
     with META:
         network = build()
     live.hold([*network.parameters(), *network.buffers()])

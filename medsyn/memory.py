@@ -37,7 +37,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def total_bytes(device: torch.device) -> int:
-    """Bytes of a CUDA device's memory, free or not."""
+    """Return the bytes of a CUDA device's memory, free or not."""
     return torch.cuda.mem_get_info(device)[1]
 
 

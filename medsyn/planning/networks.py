@@ -27,19 +27,19 @@ def denoiser(config: Config, kind: str) -> ModelStage:
 
 
 def text_width(config: Config) -> int:
-    """Width of the widest text states that condition the images."""
+    """Return the width of the widest text states that condition the images."""
     return max(bert_sizes(encoder)["hidden_size"] for encoder in config.text.encoders.values())
 
 
 def training_of(config: Config, stage: ModelStage) -> TrainingShapes:
-    """The training of a denoiser on batches without data, of the shapes of `medsyn.training.data.TrainingData`."""
+    """Describe the training of a denoiser on batches without data, shaped as `medsyn.training.data.TrainingData`."""
     width = text_width(config)
     shapes = partial(batch_of, config, stage, width)
     return denoiser_training(stage, width if stage.stage == "low_res" else None, shapes)
 
 
 def batch_of(config: Config, stage: ModelStage, width: int, count: int) -> dict[str, Tensor]:
-    """`count` samples of a stage on the meta device."""
+    """Make `count` samples of a stage on the meta device."""
     size = config.preprocess.size
     empty = partial(torch.empty, device=META)
     extra: dict[str, Tensor]
@@ -55,7 +55,7 @@ def batch_of(config: Config, stage: ModelStage, width: int, count: int) -> dict[
 
 
 def sampling_of(config: Config) -> Sampling:
-    """The sampling of the variant with the most channels."""
+    """Describe the sampling of the variant with the most channels."""
     low, high = (denoiser(config, kind) for kind in ("low_res", "super_res"))
     width = text_width(config)
     widest = max(config.text.encoders.values(), key=lambda encoder: bert_sizes(encoder)["hidden_size"])
@@ -78,7 +78,7 @@ def sampling_of(config: Config) -> Sampling:
 def features_of(
     config: FeaturesConfig, size: tuple[int, int, int], batch_size: int
 ) -> tuple[Any, Callable[[], Tensor]]:
-    """The feature extractor, and a batch of whole volumes as it reads them."""
+    """Return how to build the feature extractor, and a batch of whole volumes as it reads them."""
 
     def batch() -> Tensor:
         return torch.empty(batch_size, 1, *size, device=META).to(memory_format=torch.channels_last_3d)
@@ -87,7 +87,7 @@ def features_of(
 
 
 def classifier_training(config: AugmentationConfig, size: tuple[int, ...]) -> TrainingShapes:
-    """The training of Table VI's classifier on volumes of `size` (D, H, W); see `medsyn.evaluate.features.fit`."""
+    """Describe training Table VI's classifier on volumes of `size` (D, H, W), by `medsyn.evaluate.features.fit`."""
 
     def batch(count: int) -> dict[str, Tensor]:
         volumes = torch.empty(count, 1, *size, device=META).to(memory_format=torch.channels_last_3d)
@@ -100,7 +100,7 @@ def classifier_training(config: AugmentationConfig, size: tuple[int, ...]) -> Tr
 
 
 def text_training(config: TextEncoderConfig) -> TrainingShapes:
-    """The pretraining of a language model on inputs of the greatest length, `max_tokens`."""
+    """Describe the pretraining of a language model on inputs of the greatest length, `max_tokens`."""
     from transformers import BertConfig, BertForMaskedLM
 
     from medsyn.text.bert import ReportBert
@@ -120,7 +120,7 @@ def text_training(config: TextEncoderConfig) -> TrainingShapes:
 
 
 def bert_sizes(config: TextEncoderConfig) -> dict[str, Any]:
-    """Sizes of a language model: those of the settings, of a local checkpoint, or BERT-Base's for a hub's name."""
+    """Return the sizes of a language model: of the settings, a local checkpoint, or BERT-Base."""
     from transformers import BertConfig
 
     if config.init == "scratch":

@@ -70,7 +70,7 @@ class Search:
         self.counted: list[Option] = []
 
     def option(self, settings: Settings) -> Option:
-        """The option of these settings."""
+        """Count these settings, if they have not been counted yet."""
         for known in self.counted:
             if known.settings == settings:
                 return known
@@ -78,7 +78,7 @@ class Search:
         return self.counted[-1]
 
     def largest(self, key: str, sizes: Sequence[int], settings: Settings) -> Option | None:
-        """The largest of rising sizes of `key` that fits beside the other settings; bisection, since need rises."""
+        """Find by bisection the largest of rising sizes of `key` that fits beside the other settings."""
         low, high = -1, len(sizes)
         while high - low > 1:
             middle = (low + high) // 2
@@ -89,7 +89,7 @@ class Search:
         return None if low < 0 else self.option(settings | {key: sizes[low]})
 
     def row(self, name: str, section: tuple[str, ...], configured: Settings, proposed: Option | None) -> Row:
-        """The result; the configured settings are counted too."""
+        """Count the configured settings as well, and return the line of the plan."""
         log.info("counted %s", name)
         now = self.option(configured)
         return Row(name, section, now, proposed, min(self.counted, key=lambda option: option.need.total))
@@ -128,7 +128,7 @@ def _training(config: Config, kind: str, processes: int, gpu_bytes: int) -> Row:
 
 
 def micro_batches(train: TrainConfig, processes: int) -> list[int]:
-    """Micro batches that share out the batch over the processes evenly, smallest first."""
+    """List the micro batches that share out the batch over the processes evenly, smallest first."""
     each, rest = divmod(train.batch_size, processes)
     if rest:
         raise InputError(
@@ -177,7 +177,7 @@ def _features(config: Config, gpu_bytes: int) -> Row:
 
 
 def _classifier(config: Config, gpu_bytes: int) -> Row:
-    """Table VI: the batch stays, a smaller input is proposed where the configured one does not fit."""
+    """Plan Table VI's classifier: the batch stays, a smaller input is proposed where needed."""
     augmentation, shape = config.evaluation.augmentation, config.preprocess.size
     largest = max(shape) if augmentation.input_size is None else min(augmentation.input_size, max(shape))
     train = TrainConfig(batch_size=augmentation.batch_size, micro_batch_size=augmentation.batch_size)
@@ -216,7 +216,7 @@ def check(rows: Sequence[Row], gpu_bytes: int) -> None:
 
 
 def in_words(settings: Settings) -> str:
-    """Settings as the table shows them."""
+    """Describe settings as the table shows them."""
     parts = []
     for name, value in settings.items():
         if name == "activation_checkpointing":
@@ -231,7 +231,7 @@ def in_words(settings: Settings) -> str:
 
 
 def table(rows: Sequence[Row], gpu_bytes: int) -> list[str]:
-    """The plan as lines of text: per job what is configured and whether it fits, and the proposal part by part."""
+    """Format the plan as lines: per job what is configured, whether it fits, and the proposal part by part."""
     lines = []
     for row in rows:
         now = row.configured
@@ -243,7 +243,7 @@ def table(rows: Sequence[Row], gpu_bytes: int) -> list[str]:
 
 
 def yaml_lines(rows: Sequence[Row]) -> str:
-    """The proposed settings as they stand in a configuration."""
+    """Format the proposed settings as they stand in a configuration."""
     tree: dict[str, Any] = {}
     for row in rows:
         if row.proposed is not None and row.section:
@@ -255,7 +255,7 @@ def yaml_lines(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row], gpu_bytes: int) -> dict[str, Any]:
-    """The plan for programs: bytes by part."""
+    """Return the plan for programs: bytes by part."""
     return {
         "gpu_memory_bytes": gpu_bytes,
         "jobs": [

@@ -192,7 +192,7 @@ def run_shard(
 
 
 def write_index(folder: Path, outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
-    """Write folder/index.csv; its rows."""
+    """Write folder/index.csv and return its rows."""
     rows = [{"subject_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]
     write_csv(folder / "index.csv", rows, INDEX_COLUMNS)
     return rows
@@ -213,7 +213,7 @@ def identity_of(*parts: Any) -> str | None:
 
 
 def check_rejects(rows: list[dict[str, str]], limit: float, out: Path) -> None:
-    """InputError when more than the share `limit` is rejected; the list is left beside `out` as <out>.rejects.csv."""
+    """Raise InputError when more than the share `limit` is rejected; they are listed in <out>.rejects.csv."""
     rejected = [row for row in rows if row["status"] != "ok"]
     listed = out.with_name(f"{out.name}.rejects.csv")
     listed.unlink(missing_ok=True)  # of an earlier run

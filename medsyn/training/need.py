@@ -3,8 +3,8 @@
 `count_training` follows `medsyn.training.loop`: float32 weights, their average (EMA) and the moments of AdamW stay on
 the device; with several processes DistributedDataParallel adds its buckets, of which the gradients become views in the
 last micro-batch of a step only: a second copy before. While gradients are accumulated the first micro-batch's stay
-beside the activations of the next one. bfloat16 and float16 come from autocast, whose 16-bit copies of the weights live through the forward pass and as long as the backward pass
-needs them.
+beside the activations of the next one. bfloat16 and float16 come from autocast, whose 16-bit copies of the weights live
+through the forward pass and as long as the backward pass needs them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Need:
         return self.counted + self.allowance
 
     def in_words(self) -> str:
-        """The total, and the parts of at least a tenth of a GiB, in GiB."""
+        """Describe the total, and the parts of at least a tenth of a GiB, in GiB."""
         parts = [*self.parts.items(), ("allowance", self.allowance)]
         named = [f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in parts if size >= GIB / 10]
         return f"{self.total / GIB:.1f} GiB ({', '.join(named)})"
@@ -106,7 +106,7 @@ def count_training(training: TrainingShapes, config: TrainConfig, *, num_process
 
 
 def _count_update(network: nn.Module, live: LiveBytes) -> tuple[list[Tensor], int]:
-    """Moments of AdamW, and the bytes that its step takes beside them.
+    """Return the moments of AdamW, and the bytes that its step takes beside them.
 
     One flat parameter stands for all, because a step over many tensors without data takes long.
     """
