@@ -256,7 +256,7 @@ def let_go(pid: int) -> None:
 
 def test_training_longer_than_its_time_limit_uses_no_retry_and_repeats_no_step(cluster, start, experiment):
     """Requeued from outside, then twice at its limit: SIGTERM, a checkpoint, the same job again; then it finishes."""
-    finite = {"num_steps": 400, "checkpoint_every": 50_000, "log_every": 1}
+    finite = {"num_steps": 200, "checkpoint_every": 50_000, "log_every": 1}
     config = write_config(experiment / "config.yaml", low_res={"train": finite}, compute=GPUS)
     run = start(experiment, config, str(LOW_RES), retries=0)
     training = Training(run, experiment / RESULTS / "state/medsyn/low_res", experiment / LOW_RES_LOG)
@@ -282,7 +282,7 @@ def test_training_longer_than_its_time_limit_uses_no_retry_and_repeats_no_step(c
     assert run.states("train_low_res") == ["COMPLETED"]
 
     steps = metrics((experiment / LOW_RES).with_name("low_res_metrics.csv"), "step")
-    assert steps == [str(step) for step in range(1, 401)]
+    assert steps == [str(step) for step in range(1, 201)]
     whole = experiment / "whole"
     results = RESULTS / "config/low_res_medsyn.json", RESULTS / "text/biomedical/embeddings.json", RESULTS / "store/0"
     options = zip(("--config", "--embeddings", "--store"), results, strict=True)
