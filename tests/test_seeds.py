@@ -25,7 +25,7 @@ def write_run(folder, seed, table5="text,n,lobe_dice_mean,note\nwithout,2,0.5,\n
 
 def run(*arguments):
     command = [sys.executable, str(ROOT / "benchmarks/seeds.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, cwd=ROOT)
 
 
 def test_mean_deviation_and_every_value(tmp_path):
