@@ -1,4 +1,4 @@
-"""Channels of the models <-> Hounsfield units and labels (numpy, any shape).
+"""Channels of the models <-> Hounsfield units and labels (numpy; any shape, but lobes are decoded in 3-D).
 
 image: HU clipped to the window, mapped to [-1, 1]; lobe: label 0..5 as 2 label/5 - 1; airway, vessel: 0/1 as -1/1.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from medsyn.models.lobe_channel import NUM_LOBES, lobe_labels
+
 CHANNELS = ("image", "lobe", "airway", "vessel")
 STRUCTURE_OF = {"lobe": "lobes", "airway": "airway", "vessel": "vessels"}
 """Channel -> the structure's name in files (medsyn.volume.STRUCTURES)."""
-_MAX_LOBE = 5
 
 
 def to_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> NDArray:
@@ -20,14 +21,14 @@ def to_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> ND
     if name == "image":
         low, high = window_hu
         return (np.clip(values, low, high) - low) * np.float32(2 / (high - low)) - 1
-    return 2 * (values / _MAX_LOBE if name == "lobe" else values) - 1
+    return 2 * (values / NUM_LOBES if name == "lobe" else values) - 1
 
 
 def from_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> NDArray:
-    """A model channel as int16 HU (image), uint8 labels 0..5 (lobe) or uint8 0/1 (airway, vessel)."""
+    """A model channel as int16 HU (image), uint8 labels 0..5 (lobe, (D, H, W)) or uint8 0/1 (airway, vessel)."""
     if name == "image":
         low, high = window_hu
         return np.round((np.clip(values, -1, 1) + 1) / 2 * (high - low) + low).astype(np.int16)
     if name == "lobe":
-        return np.clip(np.round((values + 1) / 2 * _MAX_LOBE), 0, _MAX_LOBE).astype(np.uint8)
+        return lobe_labels(values)
     return (values > 0).astype(np.uint8)
