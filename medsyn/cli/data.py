@@ -1,4 +1,5 @@
-"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc."""
+"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
+alignment-qc."""
 
 from __future__ import annotations
 
@@ -178,6 +179,19 @@ def _add_tables(verbs: Verbs) -> None:
     parser.add_argument("--cohort", required=True, help="cohort.csv whose column truth names truth.json files")
     parser.add_argument("--out", required=True, help="CSV file")
 
+    parser = verbs.add(
+        "alignment-qc",
+        _alignment_qc,
+        summary="Count CTs that were registered, fell back to centre alignment or were rejected, by finding.",
+        example="medsyn alignment-qc --volumes results/preprocessed/* --masks results/masks/*"
+        " --cohort results/cohort/cohort.csv --labels results/labels.csv --out results/qc/alignment.csv",
+    )
+    parser.add_argument("--volumes", nargs="+", required=True, type=Path, help="shards of preprocessed CTs")
+    parser.add_argument("--masks", nargs="+", default=[], type=Path, help="shards of masks")
+    parser.add_argument("--cohort", required=True, type=Path, help="cohort.csv")
+    parser.add_argument("--labels", required=True, type=Path, help="labels of the reports, from `medsyn label`")
+    parser.add_argument("--out", required=True, type=Path, help="CSV file")
+
 
 def _cohort(args: argparse.Namespace) -> None:
     from medsyn.cohort import build_cohort, write_cohort
@@ -322,3 +336,9 @@ def _mask_qc(args: argparse.Namespace) -> None:
     from medsyn.stages.tables import mask_quality
 
     mask_quality([Path(folder) for folder in args.masks], load_cohort(args.cohort), Path(args.out))
+
+
+def _alignment_qc(args: argparse.Namespace) -> None:
+    from medsyn.stages.alignment import alignment_quality
+
+    alignment_quality(args.volumes, args.masks, args.cohort, args.labels, args.out)

@@ -26,6 +26,8 @@ from medsyn.provenance import provenance
 Facts = dict[str, Any]
 FINDINGS = {2: "Pleural effusion", 3: "Bullous emphysema", 4: "Cardiomegaly"}
 MAX_SHEETS = 1
+WORSE_BY = 0.05
+"""Share by which a finding may be rejected, or fall back, more often than CTs without a finding."""
 NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
 
 
@@ -43,6 +45,7 @@ def write_report(results: Path, out: Path, *, phantom: bool) -> None:
         "cohort": _cohort(results),
         "rejects": _rejects(results),
         "sheets": _sheets(results),
+        "alignment": _alignment(results / "qc/alignment.csv"),
         "masks": _masks(results / "qc/masks.csv"),
         "encoders": [_encoder(folder) for folder in sorted(results.glob("text/*/model"))],
         "models": [model for folder in sorted(results.glob("models/*")) if (model := _model(folder))["charts"]],
@@ -192,6 +195,24 @@ def _rejects(results: Path) -> list[tuple[str, str, str]]:
 def _sheets(results: Path) -> list[Facts]:
     paths = sorted(results.glob("preprocessed/*/contact_sheet.png"))[:MAX_SHEETS]
     return [{"image": _image(path), "caption": f"Preprocessed volumes of shard {path.parent.name}."} for path in paths]
+
+
+def _alignment(path: Path) -> Facts | None:
+    """Return the table of registration by finding, and the findings that fare worse than CTs without a finding."""
+    rows = read_csv(path) if path.exists() else []
+    if not rows:
+        return None
+    names = ("n", "registered", "fell_back", "not_registered", "rejected", "unknown", "masks_rejected")
+    shown = [[row["finding"].replace("_", " "), *(row[name] for name in names)] for row in rows if row["n"] != "0"]
+    healthy = next((row for row in rows if row["finding"] == "no finding"), {})
+    worse = []
+    for row in rows:
+        for name, word in (("fell_back_fraction", "fell back"), ("rejected_fraction", "were rejected")):
+            share, usual = row[name], healthy.get(name)
+            if share and usual and float(share) > float(usual) + WORSE_BY:
+                finding = row["finding"].replace("_", " ")
+                worse.append(f"{finding}: {float(share):.0%} {word}, {float(usual):.0%} without a finding")
+    return {"names": [name.replace("_", " ") for name in names], "rows": shown, "worse": worse}
 
 
 def _masks(path: Path) -> Facts | None:

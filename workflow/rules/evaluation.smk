@@ -509,6 +509,7 @@ rule report:
         expand("<results>/eval/table{number}.csv", number=range(1, 8)),
         expand("<results>/eval/figures/{name}.png", name=FIGURES),
         "<results>/qc/masks.csv",
+        "<results>/qc/alignment.csv",
     output:
         report(
             "<results>/report.html", caption="../report/report.rst", category="Report"

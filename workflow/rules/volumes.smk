@@ -77,6 +77,33 @@ rule score_masks:
         "python -m medsyn mask-qc --masks {input.masks} --cohort {input.cohort} --out {output} 2> {log}"
 
 
+rule score_alignment:
+    input:
+        volumes=expand("<results>/preprocessed/{shard}", shard=SHARDS),
+        masks=expand("<results>/masks/{shard}", shard=SHARDS),
+        cohort="<results>/cohort/cohort.csv",
+        labels="<results>/labels.csv",
+    output:
+        report(
+            "<results>/qc/alignment.csv",
+            caption="../report/alignment.rst",
+            category="Quality control",
+        ),
+    log:
+        "<logs>/score_alignment.log",
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory_mb(700),
+        runtime=minutes(60),
+    message:
+        "counting registered and rejected CTs by finding"
+    shell:
+        "python -m medsyn alignment-qc --volumes {input.volumes} --masks {input.masks} --cohort {input.cohort}"
+        " --labels {input.labels} --out {output} 2> {log}"
+
+
 rule build_store:
     input:
         volumes="<results>/preprocessed/{shard}",
