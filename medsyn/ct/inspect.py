@@ -8,12 +8,14 @@ was seen.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medsyn.ct.air import air_is_off, measure_air
+from medsyn.ct.cavities import Cavities, find_cavities
 from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
@@ -31,6 +33,10 @@ MINIMUM_EXTENT_MM = 100.0
 MINIMUM_LUNGS_ML, MINIMUM_WITHOUT_AIRWAY_ML = 200.0, 700.0
 """Both lungs together: adults hold 2 to 7 litres; compressed by effusions less. Without a trachea, more."""
 
+MINIMUM_CAVITY_ML = 150.0
+"""What is left of a pleural cavity years after a lung was removed."""
+MINIMUM_INSIDE, MAXIMUM_WALL = 0.7, 0.15
+"""Share of the aerated lung within the fitted atlas, and of the fitted atlas within bone or outside the body."""
 MINIMUM_TRACHEA_ML = 10.0
 """Less at the lower end of a scan may be gas in a stomach."""
 
@@ -41,6 +47,11 @@ class Chest:
 
     volume: Volume
     lungs: Lungs
+
+    @cached_property
+    def cavities(self) -> Cavities:
+        """The pleural cavities: the lungs and what fills the rest of each side."""
+        return find_cavities(self.volume, self.lungs)
 
 
 def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
@@ -178,14 +189,28 @@ def lung_faults(chest: Chest) -> list[str]:
     """Reasons why lungs found in a volume make no chest."""
     lungs = chest.lungs
     ml = {value: float((lungs.label == value).sum()) * chest.volume.voxel_mm3 / 1000 for value in (RIGHT, LEFT)}
-    if not min(ml.values()):
-        return ["not a chest: " + ("no lung found" if not max(ml.values()) else "one lung only found")]
+    if not max(ml.values()):
+        return ["not a chest: no lung found"]
     least = MINIMUM_LUNGS_ML if lungs.airway.any() else MINIMUM_WITHOUT_AIRWAY_ML
     if sum(ml.values()) < least:
         seen = "a trachea" if lungs.airway.any() else "no trachea"
         return [
             f"not a chest: {seen}, and air that looks like lung is {sum(ml.values()):.0f} ml, less than {least:.0f} ml"
         ]
+    return [] if min(ml.values()) else _one_lung_faults(chest, LEFT if ml[RIGHT] else RIGHT)
+
+
+def _one_lung_faults(chest: Chest, missing: int) -> list[str]:
+    """Reasons why one aerated lung makes no chest: no cavity of a lung that is filled or was removed beside it."""
+    cavities, side = chest.cavities, {RIGHT: "right", LEFT: "left"}[missing]
+    seen = f"one lung only found, and on the {side}"
+    if cavities.filled_ml[missing] < MINIMUM_CAVITY_ML:
+        return [
+            f"not a chest: {seen} a filled pleural cavity of {cavities.filled_ml[missing]:.0f} ml, less than"
+            f" {MINIMUM_CAVITY_ML:.0f} ml"
+        ]
+    if cavities.lung_inside < MINIMUM_INSIDE or cavities.wall_inside > MAXIMUM_WALL:
+        return [f"not a chest: {seen} no pleural cavity that fits between ribs, spine and skin"]
     return []
 
 

@@ -1,9 +1,10 @@
-"""One CT onto the model's grid: orientation, alignment on the lungs, one resampling, HU kept.
+"""One CT onto the model's grid: orientation, alignment on the pleural cavities, one resampling, HU kept.
 
 The model's grid is `size` voxels over `field_of_view_mm` (paper: 256^3 over 292 x 316 x 316 mm), centred on the origin
 of model space. `transform` maps points of model space to the scanner's space (ITK's resampling direction). Alignment
-`lung_centre` moves the middle of the lungs' bounding box to the grid's middle; `atlas` registers the lungs to an atlas
-(`medsyn.ct.register`, affine) and falls back to `lung_centre`, with the reason in qc.json, where that fails.
+`lung_centre` moves the middle of the bounding box of the pleural cavities (`medsyn.ct.cavities`: lungs and what fills
+the rest) to the grid's middle; `atlas` registers them to a lung atlas (`medsyn.ct.register`, affine) and falls back to
+`lung_centre`, with the reason in qc.json, where that fails.
 Orientation and alignment are one transform: the source is interpolated once (linear by default, -1024 HU outside); a
 source finer than the grid is first smoothed so that its detail does not alias. With `lung_centre` or `none`, a source
 that lies on the model's grid already is kept voxel for voxel. A generated volume that is not a chest is brought to the
@@ -27,6 +28,7 @@ from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import Chest, judge
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
+from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
@@ -132,17 +134,23 @@ def _align(model: Volume, chest: Chest, config: PreprocessConfig, on_grid: bool)
     centred = config.alignment != "none" and not on_grid
     centre = _centre_mm(chest) if centred else _middle_mm(model)
     translation = sitk.TranslationTransform(3, [float(c) for c in centre])
+    filled = {"filled_cavity_ml": _filled_ml(chest)} if centred else {}
     if config.alignment != "atlas":
-        return _Alignment(translation, {"alignment_used": config.alignment})
-    found = register(chest.lungs.mask, chest.volume, load_atlas(config.atlas), centre)
+        return _Alignment(translation, {"alignment_used": config.alignment} | filled)
+    found = register(chest.cavities.label > 0, chest.volume, load_atlas(config.atlas), centre)
     used = "lung_centre" if found.faults else "atlas"
     qc = {
         "alignment_used": used,
         "atlas_dice": round(found.dice_before if found.faults else found.dice, 4),
         "atlas_dice_centred": round(found.dice_before, 4),
         "registration_faults": found.faults,
-    }
+    } | filled
     return _Alignment(translation if found.faults else found.transform, qc)
+
+
+def _filled_ml(chest: Chest) -> dict[str, float]:
+    """Millilitres of each pleural cavity that hold no aerated lung, for qc.json."""
+    return {name: round(chest.cavities.filled_ml[side], 1) for name, side in (("right", RIGHT), ("left", LEFT))}
 
 
 def lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
@@ -168,10 +176,10 @@ def _middle_mm(volume: Volume) -> np.ndarray:
 
 
 def _centre_mm(chest: Chest) -> np.ndarray:
-    """LPS point in the middle of the lungs' bounding box, whose sides run along the patient's axes (an oblique scan
-    too).
+    """LPS point in the middle of the pleural cavities' bounding box, whose sides run along the patient's axes (an
+    oblique scan too).
     """
-    model, mask = chest.volume, chest.lungs.mask
+    model, mask = chest.volume, chest.cavities.label > 0
     corners = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     direction = np.array(model.direction).reshape(3, 3)
     if np.allclose(np.abs(direction), np.eye(3), atol=1e-4):

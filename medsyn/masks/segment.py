@@ -23,6 +23,7 @@ from medsyn.config import MasksConfig
 from medsyn.errors import InputError
 from medsyn.masks.classical import Classical
 from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.progress import log
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume
 
 GIVEN = "given"
@@ -97,7 +98,7 @@ def open_tool(name: str, config: MasksConfig, structures: Sequence[str]) -> Tool
 def segment(
     volume: Volume, config: MasksConfig, given: Mapping[str, Volume] | None = None, name: str = "volume"
 ) -> Masks:
-    """Lobes, airway and vessels of one CT in HU; a volume without two lungs is an InputError that names `name`."""
+    """Lobes, airway and vessels of one CT in HU; a volume without any lung is an InputError that names `name`."""
     tools = open_tools(config)
     model = reorient(volume)
     labels = {key: _on_grid(mask, volume, f"{name}: given {key}") for key, mask in (given or {}).items()}
@@ -128,19 +129,20 @@ def _run(
         if mask.shape != model.array.shape or mask.dtype != np.uint8:
             raise ValueError(f"{tool_name} gave {structure} of shape {mask.shape}, {mask.dtype}")
         if structure == "lobes":
-            labels = np.unique(mask)
-            sides = [
-                side
-                for side, lobes in (("right", RIGHT_LOBES), ("left", LEFT_LOBES))
-                if not np.isin(lobes, labels).any()
-            ]
-            if sides:
-                raise InputError(f"{name}: no {' and no '.join(sides)} lung found; is this a chest CT in HU?")
+            missing = missing_sides(mask)
+            if len(missing) == 2:
+                raise InputError(f"{name}: no right and no left lung found; is this a chest CT in HU?")
+            if missing:
+                log.warning("segment: %s: no %s lung found; its lobes are left empty", name, missing[0])
         elif tool_name != "classical" and not mask.any():
-            raise InputError(
-                f"{name}: {tool_name} found no {structure}; is this a chest CT in HU with two whole lungs?"
-            )
+            raise InputError(f"{name}: {tool_name} found no {structure}; is this a chest CT in HU with a whole lung?")
     return {structure: found[structure] for structure in structures}
+
+
+def missing_sides(lobes: NDArray[np.uint8]) -> list[str]:
+    """Return the sides (right, left) without a lobe: one where a lung is filled by fluid, consolidated or removed."""
+    labels = np.unique(lobes)
+    return [side for side, own in (("right", RIGHT_LOBES), ("left", LEFT_LOBES)) if not np.isin(own, labels).any()]
 
 
 def check_sides(lobes: NDArray[np.uint8], name: str) -> None:

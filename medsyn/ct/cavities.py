@@ -1,0 +1,206 @@
+"""Find the pleural cavities of a chest CT: aerated lung and what fills the rest (fluid, consolidation, bowel).
+
+Takes the lungs found by thresholds and an atlas of healthy lungs. Neither water nor consolidated lung nor bowel can be
+told from liver and heart by density alone, but where a cavity ends is known from what disease does not move: the ribs,
+the spine, the outside of the body, the aerated rest of the lungs. The atlas is fitted to this evidence
+(`medsyn.ct.affine_fit`); soft tissue counts little, fluid that `medsyn.masks.effusion` recognises counts as cavity.
+Where the fitted atlas then expects lung and a thick piece of the scan has none, that piece is cavity too; the fit is
+repeated without the soft tissue around it. Healthy lungs are returned as they are.
+
+Axes are (D, H, W) in model orientation; points are LPS millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsyn.ct.affine_fit import Affine, Points, SoftAtlas, fit, shape_prior
+from medsyn.ct.atlas import load_atlas
+from medsyn.masks.effusion import segment_effusion
+from medsyn.masks.lungs import LEFT, RIGHT, Lungs
+from medsyn.masks.morphology import Spacing, block_expand, block_factors, block_labels, block_mean, coarsened
+from medsyn.volume import Volume
+
+WORKING_MM = 6.0
+"""Grid on which filled pieces are found: 3 to 6 mm."""
+FIT_MM, FIRST_FIT_MM = 10.0, 14.0
+"""Largest blocks of the evidence in the fit, and in the first fit, which chooses the start."""
+UNIT_MM = 8.0
+"""Evidence is counted in cubes of this edge."""
+FIRST_SIGMA_MM, SIGMA_MM = 10.0, 5.0
+"""Blur of the atlas in the first fit and later."""
+BONE_HU, BONE_SHARE = 220.0, 0.3
+RIB_MM = 7.0
+RIB_GAP_MM = 12.0
+"""Closing that joins neighbouring ribs to a wall; the space between two ribs is up to 20 mm wide."""
+SOFT_WEIGHT, NEAR_WEIGHT, FLUID_WEIGHT = 0.15, 0.03, 0.5
+"""Weight of soft tissue against a cavity in the first fits, of soft tissue near a filled piece, of fluid for a cavity;
+aerated lung, bone and the outside of the body have 1."""
+PRIOR = 3000.0
+"""Weight of unequal scales and of shear: 0.1 of either costs as much as 30 wrong cubes of UNIT_MM."""
+THICK_MM, MINIMUM_ML = 24.0, 60.0
+"""A filled piece holds a ball of this diameter, and this much; less is the difference between people."""
+AROUND_MM = 16.0
+"""The rest of a filled piece lies within this distance of its thick part."""
+NEAR_MM = 25.0
+"""Soft tissue so near to a filled piece may be part of it."""
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Cavities:
+    """label: uint8 (D, H, W), 1 right, 2 left: the lungs and what fills the rest; filled_ml: the second part, by side;
+    lung_inside: share of the aerated lung that lies in the fitted atlas; wall_inside: share of the fitted atlas that
+    lies in bone or outside the body.
+    """
+
+    label: NDArray[np.uint8]
+    filled_ml: dict[int, float]
+    lung_inside: float
+    wall_inside: float
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the blocks of a grid hold, each (D, H, W): share of lung, bone or outside (bool), pleural fluid (bool)."""
+
+    volume: Volume
+    lung: NDArray[np.float32]
+    wall: NDArray[np.bool_]
+    fluid: NDArray[np.bool_]
+
+
+def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
+    """Return the pleural cavities of a CT in HU (model orientation, voxels of at most about 5 mm) that shows some lung.
+
+    Fitted to the built-in atlas, whatever atlas the scan is registered to later.
+    """
+    atlas = load_atlas(None)
+    evidence = _evidence(volume, lungs)
+    points = _points(evidence.volume)
+    transform = _first_fit(evidence, lungs, volume, atlas)
+    soft_atlas, prior = SoftAtlas(atlas, SIGMA_MM), shape_prior(PRIOR, PRIOR)
+    soft_weight = np.full(evidence.lung.shape, SOFT_WEIGHT, np.float32)
+    core = np.zeros(evidence.lung.shape, bool)
+    for _ in range(ROUNDS):
+        transform, _ = fit(*_seen(evidence, soft_weight, FIT_MM), soft_atlas, transform, prior, 10)
+        expected = soft_atlas.at(transform.apply(points)).reshape(core.shape) > 0.5
+        before = core
+        core = _thick(expected & (evidence.lung < 0.5) & ~evidence.wall, evidence.volume.spacing_mm)
+        if (core == before).mean() > 0.9999:
+            break
+        soft_weight = np.where(_near(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
+    missing = expected & (evidence.lung < 0.5) & ~evidence.wall
+    filled = (_near(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
+    return _cavities(volume, lungs, evidence, filled, expected, transform.apply(points)[:, 0].reshape(core.shape))
+
+
+def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
+    factors = block_factors(volume.spacing_mm, WORKING_MM)
+    coarse = coarsened(volume, WORKING_MM)
+    steps = coarse.spacing_mm
+    lung = block_mean(lungs.mask, factors)
+    bone = block_mean(volume.array > BONE_HU, factors) > BONE_SHARE
+    ribs = ~_near(~_near(bone, RIB_GAP_MM, steps), RIB_GAP_MM, steps) | bone
+    tissue = (coarse.array > -300) | (lung > 0.5)
+    body = np.stack([ndimage.binary_fill_holes(plane) for plane in tissue])
+    fluid = segment_effusion(coarse.array, block_labels(lungs.label, factors), steps)
+    return _Evidence(coarse, lung, (ribs | ~body) & (lung < 0.5) & ~fluid, fluid & (lung < 0.5))
+
+
+def _points(volume: Volume) -> Points:
+    """LPS positions (N, 3) of the voxels in the order of the array."""
+    index = np.indices(volume.array.shape).reshape(3, -1).T[:, ::-1]
+    return _placed(volume, index)
+
+
+def _placed(volume: Volume, index_xyz: NDArray) -> Points:
+    scaled = index_xyz * np.array(volume.spacing_mm[::-1])
+    return np.asarray(scaled @ np.array(volume.direction).reshape(3, 3).T + np.array(volume.origin_mm))
+
+
+def _seen(
+    evidence: _Evidence, soft_weight: NDArray[np.float32], block_mm: float
+) -> tuple[Points, NDArray[np.float32], NDArray[np.float32]]:
+    """Return points, wanted share and weight for `fit`, one per block of `block_mm`."""
+    volume = evidence.volume
+    factors = block_factors(volume.spacing_mm, block_mm)
+    lung = evidence.lung
+    weight = np.where(evidence.wall, 1.0, np.where(evidence.fluid, FLUID_WEIGHT, soft_weight))
+    weight = lung + (1 - lung) * weight
+    wanted = np.where(evidence.fluid, 1.0, lung) * weight
+    blocks = coarsened(volume, block_mm)
+    weight, wanted = block_mean(weight, factors), block_mean(wanted, factors)
+    size = float(np.prod(blocks.spacing_mm)) / UNIT_MM**3
+    share = (wanted / np.maximum(weight, 1e-6)).astype(np.float32)
+    return _points(blocks), share.ravel(), (weight * size).astype(np.float32).ravel()
+
+
+def _first_fit(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) -> Affine:
+    """The better of two fits: from the bounding box of the lungs found, and from the ribs and the lungs' top."""
+    seen = _seen(evidence, np.full(evidence.lung.shape, SOFT_WEIGHT, np.float32), FIRST_FIT_MM)
+    soft_atlas, prior = SoftAtlas(atlas, FIRST_SIGMA_MM), shape_prior(PRIOR, PRIOR)
+    fits = [fit(*seen, soft_atlas, start, prior, 12) for start in _starts(evidence, lungs, volume, atlas)]
+    return min(fits, key=lambda found: found[1])[0]
+
+
+def _starts(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) -> list[Affine]:
+    sides = [side for side in (RIGHT, LEFT) if (lungs.label == side).any()]
+    model = _points(atlas)[(atlas.array > 0).ravel()]
+    of_sides = model if len(sides) == 2 else model[(model[:, 0] < 0) == (sides[0] == RIGHT)]
+    found = _placed(volume, np.argwhere(lungs.mask)[::7, ::-1])
+    low, high = np.percentile(found, [0.5, 99.5], axis=0)
+    model_low, model_high = np.percentile(of_sides, [0.5, 99.5], axis=0)
+    scale = np.clip((model_high - model_low) / (high - low), 1 / 1.3, 1 / 0.75)
+    if len(sides) == 1:
+        scale = np.full(3, scale[2])
+    starts = [Affine(np.diag(scale), (model_low + model_high) / 2 - scale * (low + high) / 2)]
+    ribs = _points(evidence.volume)[(evidence.wall & (evidence.volume.array > -300)).ravel()]
+    if len(ribs):
+        model_low, model_high = np.percentile(model, [0.5, 99.5], axis=0)
+        left, right = np.percentile(ribs[:, 0], [2, 98])
+        size = np.clip((model_high - model_low)[0] / (right - left - 2 * RIB_MM), 1 / 1.3, 1 / 0.75)
+        middle = np.array([(left + right) / 2, (low + high)[1] / 2, high[2]])
+        starts.append(Affine(np.eye(3) * size, np.array([0, 0, model_high[2]]) - size * middle))
+    return starts
+
+
+def _near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """Dilation by a ball, from distances: its cost does not grow with the radius."""
+    if not mask.any():
+        return mask
+    return np.asarray(ndimage.distance_transform_edt(~mask, spacing_mm) <= radius_mm)
+
+
+def _thick(mask: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """The parts of `mask` that hold a ball of THICK_MM, if they are large enough."""
+    inner = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)[1:-1, 1:-1, 1:-1] > THICK_MM / 2)
+    core = _near(inner, THICK_MM / 2, spacing_mm) & mask
+    labels, count = ndimage.label(core)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1) * float(np.prod(spacing_mm)) / 1000
+    sizes[0] = 0
+    return np.asarray((sizes >= MINIMUM_ML)[labels])
+
+
+def _cavities(
+    volume: Volume,
+    lungs: Lungs,
+    evidence: _Evidence,
+    filled: NDArray[np.bool_],
+    expected: NDArray[np.bool_],
+    across: NDArray[np.float64],
+) -> Cavities:
+    """Bring the filled blocks back to the grid of the scan; `across`: x of every block in model space."""
+    factors = block_factors(volume.spacing_mm, WORKING_MM)
+    label = lungs.label
+    if filled.any():
+        side = np.where(across < 0, RIGHT, LEFT).astype(np.uint8) * filled
+        side = block_expand(side, factors, volume.array.shape)
+        label = np.where((label == 0) & ~lungs.airway, side, label).astype(np.uint8)
+    ml = {s: float(((label == s) & (lungs.label != s)).sum()) * volume.voxel_mm3 / 1000 for s in (RIGHT, LEFT)}
+    inside = float(evidence.lung[expected].sum() / max(float(evidence.lung.sum()), 1.0))
+    return Cavities(label, ml, inside, float(evidence.wall[expected].mean()) if expected.any() else 1.0)
