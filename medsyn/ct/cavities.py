@@ -42,7 +42,7 @@ SOFT_WEIGHT, NEAR_WEIGHT, FLUID_WEIGHT = 0.15, 0.03, 0.5
 aerated lung, bone and the outside of the body have 1."""
 PRIOR = 3000.0
 """Weight of unequal scales and of shear: 0.1 of either costs as much as 30 wrong cubes of UNIT_MM."""
-THICK_MM, MINIMUM_ML = 24.0, 60.0
+THICK_MM, MINIMUM_ML = 24.0, 200.0
 """A filled piece holds a ball of this diameter, and this much; less is the difference between people."""
 AROUND_MM = 16.0
 """The rest of a filled piece lies within this distance of its thick part."""
