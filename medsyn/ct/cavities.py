@@ -35,6 +35,7 @@ FIRST_SIGMA_MM, SIGMA_MM = 10.0, 5.0
 """Blur of the atlas in the first fit and later."""
 BONE_HU, BONE_SHARE = 220.0, 0.3
 RIB_MM = 7.0
+"""Thickness of the wall that ribs make."""
 RIB_GAP_MM = 12.0
 """Closing that joins neighbouring ribs to a wall; the space between two ribs is up to 20 mm wide."""
 SOFT_WEIGHT, NEAR_WEIGHT, FLUID_WEIGHT = 0.15, 0.03, 0.5
@@ -42,34 +43,42 @@ SOFT_WEIGHT, NEAR_WEIGHT, FLUID_WEIGHT = 0.15, 0.03, 0.5
 aerated lung, bone and the outside of the body have 1."""
 PRIOR = 3000.0
 """Weight of unequal scales and of shear: 0.1 of either costs as much as 30 wrong cubes of UNIT_MM."""
-THICK_MM, MINIMUM_ML = 24.0, 200.0
-"""A filled piece holds a ball of this diameter, and this much; less is the difference between people."""
+THICK_MM, MINIMUM_ML, WITH_FLUID_ML = 24.0, 200.0, 60.0
+"""A filled piece holds a ball of this diameter and this much, or that much if fluid was recognised in it; less is the
+difference between people, such as a heart larger than the atlas's."""
 AROUND_MM = 16.0
 """The rest of a filled piece lies within this distance of its thick part."""
 NEAR_MM = 25.0
 """Soft tissue so near to a filled piece may be part of it."""
+BESIDE_MM, MIDDLE_MM = 15.0, 50.0
+"""Ribs lie within the first distance of a cavity, and farther than the second from the middle of the chest."""
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Cavities:
-    """label: uint8 (D, H, W), 1 right, 2 left: the lungs and what fills the rest; filled_ml: the second part, by side;
-    lung_inside: share of the aerated lung that lies in the fitted atlas; wall_inside: share of the fitted atlas that
-    lies in bone or outside the body.
+    """What `find_cavities` finds.
+
+    label: uint8 (D, H, W), 1 right, 2 left: the lungs and what fills the rest; filled_ml: the second part, by side;
+    rib_ml: bone beside each fitted side, the spine and the sternum left out; lung_inside: share of the aerated lung
+    that lies in the fitted atlas.
     """
 
     label: NDArray[np.uint8]
     filled_ml: dict[int, float]
+    rib_ml: dict[int, float]
     lung_inside: float
-    wall_inside: float
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What the blocks of a grid hold, each (D, H, W): share of lung, bone or outside (bool), pleural fluid (bool)."""
+    """What the blocks of a grid hold, each (D, H, W): share of lung; bone; wall: bone, the gaps between ribs and the
+    outside of the body; pleural fluid.
+    """
 
     volume: Volume
     lung: NDArray[np.float32]
+    bone: NDArray[np.bool_]
     wall: NDArray[np.bool_]
     fluid: NDArray[np.bool_]
 
@@ -90,11 +99,11 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
         transform, _ = fit(*_seen(evidence, soft_weight, FIT_MM), soft_atlas, transform, prior, 10)
         expected = soft_atlas.at(transform.apply(points)).reshape(core.shape) > 0.5
         before = core
-        core = _thick(expected & (evidence.lung < 0.5) & ~evidence.wall, evidence.volume.spacing_mm)
+        missing = expected & (evidence.lung < 0.5) & ~evidence.wall
+        core = _thick(missing, evidence.fluid, evidence.volume.spacing_mm)
         if (core == before).mean() > 0.9999:
             break
         soft_weight = np.where(_near(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
-    missing = expected & (evidence.lung < 0.5) & ~evidence.wall
     filled = (_near(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
     return _cavities(volume, lungs, evidence, filled, expected, transform.apply(points)[:, 0].reshape(core.shape))
 
@@ -109,7 +118,7 @@ def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
     tissue = (coarse.array > -300) | (lung > 0.5)
     body = np.stack([ndimage.binary_fill_holes(plane) for plane in tissue])
     fluid = segment_effusion(coarse.array, block_labels(lungs.label, factors), steps)
-    return _Evidence(coarse, lung, (ribs | ~body) & (lung < 0.5) & ~fluid, fluid & (lung < 0.5))
+    return _Evidence(coarse, lung, bone, (ribs | ~body) & (lung < 0.5) & ~fluid, fluid & (lung < 0.5))
 
 
 def _points(volume: Volume) -> Points:
@@ -176,14 +185,15 @@ def _near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDA
     return np.asarray(ndimage.distance_transform_edt(~mask, spacing_mm) <= radius_mm)
 
 
-def _thick(mask: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """The parts of `mask` that hold a ball of THICK_MM, if they are large enough."""
+def _thick(mask: NDArray[np.bool_], fluid: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """Return the parts of `mask` that hold a ball of THICK_MM, if they are large enough."""
     inner = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)[1:-1, 1:-1, 1:-1] > THICK_MM / 2)
     core = _near(inner, THICK_MM / 2, spacing_mm) & mask
     labels, count = ndimage.label(core)
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * float(np.prod(spacing_mm)) / 1000
     sizes[0] = 0
-    return np.asarray((sizes >= MINIMUM_ML)[labels])
+    wet = np.bincount(labels[fluid], minlength=count + 1) > 0
+    return np.asarray((sizes >= np.where(wet, WITH_FLUID_ML, MINIMUM_ML))[labels])
 
 
 def _cavities(
@@ -202,5 +212,10 @@ def _cavities(
         side = block_expand(side, factors, volume.array.shape)
         label = np.where((label == 0) & ~lungs.airway, side, label).astype(np.uint8)
     ml = {s: float(((label == s) & (lungs.label != s)).sum()) * volume.voxel_mm3 / 1000 for s in (RIGHT, LEFT)}
+    beside = evidence.bone & _near(expected, BESIDE_MM, evidence.volume.spacing_mm) & (np.abs(across) > MIDDLE_MM)
+    bone_ml = {
+        side: float((beside & ((across < 0) == (side == RIGHT))).sum()) * evidence.volume.voxel_mm3 / 1000
+        for side in (RIGHT, LEFT)
+    }
     inside = float(evidence.lung[expected].sum() / max(float(evidence.lung.sum()), 1.0))
-    return Cavities(label, ml, inside, float(evidence.wall[expected].mean()) if expected.any() else 1.0)
+    return Cavities(label, ml, bone_ml, inside)
