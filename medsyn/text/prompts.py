@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,16 @@ def build_prompts(name: str, sources: Sources) -> list[Row]:
 def read_sources(
     cohort: str | Path, reports: str | Path, config: PromptsStage, segmented: Set[str] | None = None
 ) -> Sources:
-    """Read both tables; the validation split must not be empty."""
+    """Read both tables; the validation split must not be empty.
+
+    The cohort says whose the reports of its subjects are, because `classify` asks it whom a fold is tested on.
+    """
     rows = read_csv(cohort, ("subject_id", "findings", "impression", "split"))
     subjects = [row for row in rows if row["split"] == "validation"]
     if segmented is not None:
         subjects = [row for row in subjects if row["subject_id"] in segmented]
-    table = read_reports(reports)
+    patients = {row.get("report_id") or row["subject_id"]: row.get("patient_id") or row["subject_id"] for row in rows}
+    table = [replace(row, patient=patients.get(row.report_id, row.patient)) for row in read_reports(reports)]
     if not subjects or not of_split(table, "validation"):
         source = reports if subjects else cohort
         raise InputError(f"{source}: nothing in split validation; raise cohort.validation_fraction or name splits")
