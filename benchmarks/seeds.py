@@ -53,7 +53,7 @@ def number(text: str) -> float | None:
 
 
 def spread(runs: dict[int, Results], patterns: Sequence[str]) -> list[str]:
-    """Return the lines of a Markdown table: row, result, mean and standard deviation over the runs, each run's value."""
+    """Return the lines of a Markdown table: row, result, mean ± standard deviation over the runs, each run's value."""
     lines = [f"| row | result | mean ± sd | {' | '.join(f'seed {seed}' for seed in runs)} |"]
     lines.append("| --- " * (3 + len(runs)) + "|")
     keys = list(dict.fromkeys(key for results in runs.values() for key in results))

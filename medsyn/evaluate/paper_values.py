@@ -58,8 +58,8 @@ CAPTIONS: dict[int, tuple[str, str]] = {
         " network named below; lower is closer. FIDs are comparable only within this table. The row “real” is the"
         " distance between two random halves of the real volumes; compare it with the column “FID, half”, where every"
         " method is given at the same, smaller number of volumes. A volume without airway counts as 0 mm³; “airway"
-        " found” says in how many there is one. Both tests ask whether the airway is larger than without shape. A pair is"
-        " the two methods' volumes of one prompt and seed." + _TESTS.format(unit="prompts") + _VERDICT,
+        " found” says in how many there is one. Both tests ask whether the airway is larger than without shape. A pair"
+        " is the two methods' volumes of one prompt and seed." + _TESTS.format(unit="prompts") + _VERDICT,
     ),
     2: (
         "Table II. Pleural effusion",
