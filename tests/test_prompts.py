@@ -231,6 +231,19 @@ def test_segmentation_fixes_the_image_with_and_without_text(tables: tuple[Path, 
         assert text["guidance_scale"] == none["guidance_scale"] == 1.0  # the arms differ in the text alone
 
 
+def test_a_finding_that_the_prompt_leaves_out_is_no_label(tmp_path: Path) -> None:
+    told, silent = ("Left pleural effusion.", "Effusion on the left."), ("Right pleural effusion.", "As before.")
+    lines = [f"r{k},{findings},{impression},validation\n" for k, (findings, impression) in enumerate((told, silent))]
+    for name, key in (("cohort", "subject_id"), ("reports", "report_id")):
+        (tmp_path / f"{name}.csv").write_text(f"{key},findings,impression,split\n{''.join(lines)}")
+    for section, expected in (("report", {"r0", "r1"}), ("impression", {"r0"})):
+        config = CONFIG.model_copy(update={"prompt_section": section, "augmentation_findings": ("pleural_effusion",)})
+        rows = build_prompts("augmentation", read_sources(tmp_path / "cohort.csv", tmp_path / "reports.csv", config))
+        assert {(row["prompt_type"], row["patient_id"]) for row in rows} == {
+            ("pleural_effusion/positive", name) for name in expected
+        }
+
+
 def test_the_cohort_says_whose_a_report_is(tmp_path: Path) -> None:
     """`classify` compares the prompts' patients with the cohort's: a table of reports may not know them."""
     (tmp_path / "cohort.csv").write_text(
