@@ -1,4 +1,4 @@
-"""Which volumes are drawn for which evaluation: sets of prompts as tables that `generate` reads.
+"""Which volumes are sampled for which evaluation: sets of prompts as tables that `generate` reads.
 
 Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS. The sets are
 - `reports` (Table I): reports of the validation split;
