@@ -34,11 +34,11 @@ from skimage.morphology import convex_hull_image
 
 from medsyn.config import MasksConfig
 from medsyn.ct.preview import combine, three_views, write_png
+from medsyn.evaluate.statistics import dice
 from medsyn.files import write_csv
 from medsyn.masks.morphology import Spacing, dilate, open_
 from medsyn.masks.segment import segment
 from medsyn.orientation import reorient
-from medsyn.stages.tables import dice
 from medsyn.volume import Volume, read_volume
 
 AIR_HU, TISSUE_HU, LUNG_HU, LUMEN_HU = -1000.0, 40.0, -850.0, -980.0

@@ -26,12 +26,12 @@ Results = dict[Row, dict[str, float | None]]
 
 
 def seed_of(folder: Path) -> int:
-    """The seed that prompts, tables and bootstrap of the run in `folder` were made with."""
+    """Return the seed of the prompts, tables and bootstrap of the run in `folder`."""
     return int(read_json(folder / "config/evaluation.json")["seed"])
 
 
 def read_results(path: Path) -> Results:
-    """Cells of a table by row and column; None where a cell holds no number."""
+    """Return the cells of a table by row and column; None where a cell does not hold a number."""
     rows = read_csv(path)
     keys = [name for name in KEYS if rows and name in rows[0]]
     results: Results = {}
@@ -44,7 +44,7 @@ def read_results(path: Path) -> Results:
 
 
 def number(text: str) -> float | None:
-    """The number that `text` holds, None if it holds none."""
+    """Return the number that `text` holds, None if it does not hold one."""
     try:
         value = float(text)
     except ValueError:
@@ -53,7 +53,7 @@ def number(text: str) -> float | None:
 
 
 def spread(runs: dict[int, Results], patterns: Sequence[str]) -> list[str]:
-    """Lines of a Markdown table: row, result, mean and standard deviation over the runs, every run's value."""
+    """Return the lines of a Markdown table: row, result, mean ± standard deviation over the runs, each run's value."""
     lines = [f"| row | result | mean ± sd | {' | '.join(f'seed {seed}' for seed in runs)} |"]
     lines.append("| --- " * (3 + len(runs)) + "|")
     keys = list(dict.fromkeys(key for results in runs.values() for key in results))
@@ -70,7 +70,7 @@ def spread(runs: dict[int, Results], patterns: Sequence[str]) -> list[str]:
 
 
 def mean_and_deviation(known: Sequence[float], num_runs: int) -> str:
-    """Mean ± sample standard deviation; the number of runs stands beside it when some have no value."""
+    """Return "mean ± sample standard deviation", with the number of runs behind it when some have no value."""
     deviation = f"{statistics.stdev(known):.2g}" if len(known) > 1 else "-"
     return f"{statistics.mean(known):.4g} ± {deviation}" + (f" (n = {len(known)})" if len(known) < num_runs else "")
 

@@ -299,7 +299,7 @@ class AugmentationConfig(Section):
     num_folds: PositiveInt = Field(5, description="folds of the cross-validation, split by patient")
     input_size: PositiveInt | None = Field(
         32,
-        description="volumes are average-pooled by whole factors to at most this many voxels an axis; null: not at all",
+        description="average-pool volumes by whole factors to at most this many voxels per axis; null: not at all",
     )
     num_epochs: PositiveInt = 15
     base_width: PositiveInt = 8

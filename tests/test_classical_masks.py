@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsyn.evaluate.statistics import dice
 from medsyn.masks.airway import follow
 from medsyn.masks.morphology import dilate
 from medsyn.masks.vessels import segment_vessels
-from medsyn.stages.tables import dice
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from classical_masks import GOALS, LEAK_PERCENT, missed, render, score

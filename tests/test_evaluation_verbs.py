@@ -167,7 +167,7 @@ def test_given_weights_replace_training(run: Path) -> None:
     assert load_extractor(run / "e.safetensors")[1]["name"].startswith("Med3D ResNet-10, weights net.pth")
 
 
-def test_classifier_learns_an_obvious_finding(run: Path) -> None:
+def test_classifier_learns_an_obvious_finding(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run / "dense.csv"
     arguments = ["--config", run / "augmentation.json", "--cohort", run / "cohort.csv", "--labels", run / "labels.csv"]
     arguments += ["--volumes", run / "volumes", "--prompts", run / "prompts.csv", "--samples", run / "samples"]
@@ -177,6 +177,7 @@ def test_classifier_learns_an_obvious_finding(run: Path) -> None:
     assert [row["method"] for row in rows] == ["baseline"] * 2 + ["augmented with M"] * 2
     assert {row["n_synthetic"] for row in rows if row["method"] != "baseline"} == {"8"}
     assert sum(int(row["n_test"]) for row in rows) == 16
+    assert "no column patient_id" in capsys.readouterr().err
     first = out.read_bytes()
     assert verb("classify", "--finding", "dense", *arguments) == 0
     assert out.read_bytes() == first
@@ -231,8 +232,13 @@ def test_volumes_are_kept_at_full_size_or_pooled_in_one_file(run: Path, tmp_path
     np.testing.assert_array_equal(Subset(whole, np.array([2, 0]))[np.array([1])], whole[:1])
     assert len(Subset(whole, np.array([2, 0]))) == 2
     write_volume(run / "other.nii.gz", Volume(volume(0, False)[:8], SPACING))
-    with pytest.raises(InputError, match="another grid"):
-        pool_volumes([*files, run / "other.nii.gz"], None, tmp_path / "x.npy")
+    twice = volume(0, False).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    write_volume(run / "twice.nii.gz", Volume(twice, SPACING))
+    for name, size in (("other", None), ("twice", 16)):  # pooled, the second one would have the shape of the others
+        with pytest.raises(InputError, match="another grid"):
+            pool_volumes([*files, run / f"{name}.nii.gz"], size, tmp_path / "x.npy")
+    write_volume(run / "float.nii.gz", Volume(np.full((16, 16, 16), -900.7, np.float32), SPACING))
+    assert pool_volumes([*files, run / "float.nii.gz"], None, tmp_path / "y.npy")[-1, 0, 0, 0] == -901
 
 
 def test_folds_are_disjoint_and_stratified() -> None:

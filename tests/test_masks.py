@@ -14,6 +14,7 @@ from medsyn.cohort import Subject
 from medsyn.config import MasksConfig
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError
+from medsyn.evaluate.statistics import dice
 from medsyn.files import read_csv, read_json
 from medsyn.masks.lungs import LEFT, RIGHT, inner_air, segment_lungs
 from medsyn.masks.morphology import (
@@ -29,7 +30,7 @@ from medsyn.masks.morphology import (
 )
 from medsyn.masks.segment import segment
 from medsyn.orientation import orientation_code, reorient
-from medsyn.stages.tables import dice, mask_quality
+from medsyn.stages.tables import mask_quality
 from medsyn.volume import STRUCTURES, Volume, read_volume, to_sitk, write_volume
 
 

@@ -218,6 +218,7 @@ def test_shard_scores_what_is_no_chest_and_keeps_to_the_split(tmp_path: Path) ->
         assert [row[name] for name in ("lung_found", "airway_found", "heart_found", "chest")] == ["0"] * 4
     assert "chest: constant" in constant["reason"]
     assert [person[name] for name in ("lung_found", "airway_found", "heart_found", "chest")] == ["1"] * 4
+    assert main([*command, "--split", "validation"]) == 2  # which volumes are meant, only the cohort can say
     write_csv(tmp_path / "cohort.csv", [{"subject_id": "x", "split": "validation"}], ["subject_id", "split"])
     assert main([*command, "--cohort", str(tmp_path / "cohort.csv"), "--split", "validation"]) == 0
     assert read_csv(tmp_path / "m.csv", MEASURES) == []

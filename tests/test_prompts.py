@@ -146,10 +146,10 @@ def test_augmentation_prompts_have_the_label_of_their_name(tables: tuple[Path, P
     for row in rows:
         finding, side = str(row["prompt_type"]).split("/")
         assert default_labeler().label(str(row["text"]))[finding] == int(side == "positive")
-    members = {row["report_id"] for row in validation(tables)}
+    members = {row["subject_id"] for row in validation(tables)}
     assert {row["patient_id"] for row in rows} <= members, "the paper parses the reports of the validation set"
     texts = {
-        row["report_id"]: f"FINDINGS: {row['findings']} IMPRESSION: {row['impression']}" for row in validation(tables)
+        row["subject_id"]: f"FINDINGS: {row['findings']} IMPRESSION: {row['impression']}" for row in validation(tables)
     }
     assert all(row["text"] == texts[str(row["patient_id"])] for row in rows)
 
@@ -229,6 +229,33 @@ def test_segmentation_fixes_the_image_with_and_without_text(tables: tuple[Path, 
         assert text["fix_image"] in members
         assert text["seed"] == none["seed"]
         assert text["guidance_scale"] == none["guidance_scale"] == 1.0  # the arms differ in the text alone
+
+
+def test_a_finding_that_the_prompt_leaves_out_is_no_label(tmp_path: Path) -> None:
+    told, silent = ("Left pleural effusion.", "Effusion on the left."), ("Right pleural effusion.", "As before.")
+    lines = [f"r{k},{findings},{impression},validation\n" for k, (findings, impression) in enumerate((told, silent))]
+    for name, key in (("cohort", "subject_id"), ("reports", "report_id")):
+        (tmp_path / f"{name}.csv").write_text(f"{key},findings,impression,split\n{''.join(lines)}")
+    for section, expected in (("report", {"r0", "r1"}), ("impression", {"r0"})):
+        config = CONFIG.model_copy(update={"prompt_section": section, "augmentation_findings": ("pleural_effusion",)})
+        rows = build_prompts("augmentation", read_sources(tmp_path / "cohort.csv", tmp_path / "reports.csv", config))
+        assert {(row["prompt_type"], row["patient_id"]) for row in rows} == {
+            ("pleural_effusion/positive", name) for name in expected
+        }
+
+
+def test_the_cohort_says_whose_a_report_is(tmp_path: Path) -> None:
+    """`classify` compares the prompts' patients with the cohort's: a table of reports may not know them."""
+    (tmp_path / "cohort.csv").write_text(
+        "subject_id,patient_id,report_id,findings,impression,split\n"
+        "s1,p1,r1,Small right pleural effusion.,,validation\ns2,p1,r2,No pleural effusion.,,validation\n"
+    )
+    (tmp_path / "reports.csv").write_text(
+        "report_id,findings,impression,split\n"
+        "r1,Small right pleural effusion.,,validation\nr2,No pleural effusion.,,validation\n"
+    )
+    sources = read_sources(tmp_path / "cohort.csv", tmp_path / "reports.csv", CONFIG)
+    assert {row["patient_id"] for row in build_prompts("augmentation", sources)} == {"p1"}
 
 
 def test_only_segmentation_names_its_guidance(tables: tuple[Path, Path]) -> None:

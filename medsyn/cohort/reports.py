@@ -73,7 +73,7 @@ def _read(path: str | Path) -> list[dict[str, str]]:
 
 
 def _fault(row: Mapping[str, str], reports: Mapping[str, object]) -> str | None:
-    """Return why a row is no usable report, or None."""
+    """Return why a row cannot be used as a report, or None."""
     if not row["report_id"]:
         return "no report_id"
     if row["report_id"] in reports:

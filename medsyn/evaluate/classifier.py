@@ -7,7 +7,7 @@ for the same number of optimiser steps, so that longer training cannot pass for 
 fold's real volumes. A synthetic volume that the report of a patient prompted takes no part in the fold that is tested
 on this patient.
 
-Volumes (D, H, W) in HU are average-pooled to at most `input_size` voxels an axis. They lie in one memory-mapped file
+Volumes (D, H, W) in HU are average-pooled to at most `input_size` voxels per axis. They lie in one memory-mapped file
 beside the output while the verb runs, so that memory does not grow with their number or size.
 """
 
@@ -38,7 +38,7 @@ COLUMNS = ("method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_tes
 
 @dataclass(frozen=True)
 class Labelled:
-    """Volumes with a label: files, labels of 0 and 1, and the patient of each ("" if it is nobody's)."""
+    """Volumes with a label: files, labels of 0 and 1, and the patient of each ("" if there is none)."""
 
     files: list[Path]
     labels: NDArray[np.int64]
@@ -173,26 +173,31 @@ def pooled(array: NDArray, size: int = 32) -> NDArray[np.float32]:
 def pool_volumes(files: Sequence[Path], size: int | None, out: Path) -> NDArray:
     """Write the volumes, pooled to `size`, to the file `out` and return it as a memory map (n, D, H, W) in HU.
 
-    Volumes of another grid than the first's are an InputError. Integers stay integers where nothing is pooled.
+    Volumes of another grid than the first's are an InputError. Where the first volume holds int16 and is not pooled,
+    the others are rounded to int16 as well.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     rows: NDArray | None = None
+    shape: tuple[int, ...] = ()
     for number, path in enumerate(track(files, what="classify: read", total=len(files))):
         array = read_volume(path).array
-        if size is not None and max(array.shape) > size:
+        shape = shape or array.shape
+        if array.shape != shape:
+            raise InputError(
+                f"{path}: {array.shape} voxels, another grid than {files[0]} with {shape}; preprocess all to one grid"
+            )
+        if size is not None and max(shape) > size:
             array = pooled(array, size)
         if rows is None:
             kind = array.dtype if array.dtype == np.int16 else np.dtype(np.float32)
             rows = np.lib.format.open_memmap(out, mode="w+", dtype=kind, shape=(len(files), *array.shape))
-        if array.shape != rows.shape[1:]:
-            raise InputError(f"{path}: another grid than {files[0]}; preprocess all volumes to one grid")
-        rows[number] = array
+        rows[number] = np.rint(array) if rows.dtype == np.int16 else array
     assert rows is not None
     return rows
 
 
 class Subset:
-    """Some rows of an array (n, D, H, W), read as they are asked for."""
+    """Select rows of an array (n, D, H, W); they are read when they are indexed."""
 
     def __init__(self, volumes: Rows, rows: NDArray[np.int64]) -> None:
         self._volumes, self._rows = volumes, rows
@@ -226,8 +231,15 @@ def _real(finding: str, cohort: Path, labels: Path, volumes: Sequence[str], spli
 
 def _synthetic(finding: str, prompts: Path, samples: Sequence[str]) -> Labelled:
     files = list_volumes(samples)
+    rows = read_prompts([prompts])
+    if any("patient_id" not in row for row in rows.values()):
+        log.warning(
+            "%s: no column patient_id; a patient may be tested by a classifier that saw volumes of his own report;"
+            " write the prompts again with `medsyn prompts`",
+            prompts,
+        )
     chosen = []
-    for sample_id, row in read_prompts([prompts]).items():
+    for sample_id, row in rows.items():
         kind = split_prompt_type(row["prompt_type"])
         if kind is not None and kind[0] == finding and sample_id in files:
             chosen.append((files[sample_id], int(kind[1]), row.get("patient_id", "")))

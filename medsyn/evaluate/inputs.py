@@ -58,7 +58,9 @@ def list_volumes(folders: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def keep_split(ids: Iterable[str], cohort: str | Path | None, split: str | None) -> set[str]:
-    """Those ids that cohort.csv puts into `split`; all of them where no cohort or no split is given."""
+    """Return the ids that cohort.csv puts into `split`, or all of them without a split; a split needs a cohort."""
+    if split is not None and cohort is None:
+        raise InputError(f"--split {split}: no cohort that says what is in it; give --cohort cohort.csv as well")
     if cohort is None or split is None:
         return set(ids)
     members = {row["subject_id"] for row in read_csv(cohort, ["subject_id", "split"]) if row["split"] == split}
@@ -109,7 +111,7 @@ def read_measures(paths: Iterable[str | Path]) -> dict[str, dict[str, float | No
             if row["subject_id"] in table:
                 raise InputError(f"{path}: '{row['subject_id']}' is measured twice; give every file once")
             names = [*MEASURES, *(name for name in VALIDITY if name in row)]
-            table[row["subject_id"]] = {name: _number(row[name], name, path) for name in names}
+            table[row["subject_id"]] = {name: parse_number(row[name], name, path) for name in names}
     return table
 
 
@@ -168,13 +170,14 @@ def text_fields(record: dict[str, Any], columns: Sequence[str]) -> dict[str, Any
     }
 
 
-def _number(text: str, name: str, path: str | Path) -> float | None:
+def parse_number(text: str, name: str, path: str | Path) -> float | None:
+    """Return the number in a field of column `name`, None if it is empty or not finite; other text is an InputError."""
     if text == "":
         return None
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"{path}: {name} holds '{text}', which is no number") from None
+        raise InputError(f"{path}: {name} holds '{text}', which is not a number") from None
     return value if math.isfinite(value) else None
 
 

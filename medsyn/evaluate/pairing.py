@@ -2,8 +2,9 @@
 
 Prompts with and without a finding share their seeds, Table V shares subject and seed, the methods of Table I share
 prompt and seed, Table VI shares the folds. A pair removes what its two volumes have in common. The *unit* of the test
-is what was sampled independently: the seed (Tables II to IV and VII), the prompt (I), the subject (V), the fold (VI).
-Several pairs of one unit, such as several sentences with one seed, count once, by the mean of their differences.
+is what was sampled independently: the seed (Tables II to IV and VII), the row of the prompts (I), the subject (V), the
+fold (VI). Several pairs of one unit, such as several sentences with one seed, count once, by the mean of their
+differences.
 The test assumes that the units are independent and that their mean difference is normally distributed, which few units
 do not show. Folds share training volumes and are not independent: Table VI's p is smaller than it should be.
 """

@@ -57,13 +57,13 @@ CAPTIONS: dict[int, tuple[str, str]] = {
         "Fréchet distance (FID) and maximum mean discrepancy (MMD) to the real validation volumes, on features of the"
         " network named below; lower is closer. FIDs are comparable only within this table. The row “real” is the"
         " distance between two random halves of the real volumes; compare it with the column “FID, half”, where every"
-        " method is given at the same, smaller number of volumes. A volume without airway counts with 0 mm³; “airway"
-        " found” says in how many there is one. Tested is that the airway is larger than without shape. Paired are the"
-        " volumes of one prompt and seed." + _TESTS.format(unit="prompts") + _VERDICT,
+        " method is given at the same, smaller number of volumes. A volume without airway counts as 0 mm³; “airway"
+        " found” says in how many there is one. Both tests ask whether the airway is larger than without shape. A pair"
+        " is the two methods' volumes of one prompt and seed." + _TESTS.format(unit="prompts") + _VERDICT,
     ),
     2: (
         "Table II. Pleural effusion",
-        "Segmented effusion in volumes generated with a prompt and with its reverse; a volume without lungs counts with"
+        "Segmented effusion in volumes generated with a prompt and with its reverse; a volume without lungs counts as"
         " 0 ml." + _FOUND.format(anatomy="lungs were") + _BY_SEED + _VERDICT,
     ),
     3: (
@@ -95,7 +95,7 @@ CAPTIONS: dict[int, tuple[str, str]] = {
     7: (
         "Table VII. Language model",
         "Segmented effusion in volumes of two models that differ only in the language model; a volume without lungs"
-        " counts with 0 ml." + _FOUND.format(anatomy="lungs were") + _BY_SEED + _VERDICT,
+        " counts as 0 ml." + _FOUND.format(anatomy="lungs were") + _BY_SEED + _VERDICT,
     ),
 }
 """Table number -> (title, what it shows)."""

@@ -1,7 +1,7 @@
 """Segmentation by generation (Table V): the image channel is fixed to a real one, the model fills in the masks.
 
 Compares the generated airway and lobes of each sample with the masks that the cohort's tools made of the same image.
-Dice of the airway, and the mean Dice of the five lobes; one row a sample, with or without its report as the prompt.
+Dice of the airway, and the mean Dice of the five lobes; one row per sample, with or without its report as the prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables I to VII as tidy rows: one row a method or prompt type, every number computed from the files given.
+"""Tables I to VII as tidy rows: one row per method or prompt type, every number computed from the files given.
 
 Functions take what `medsyn.evaluate.inputs` reads and return (columns, rows). Every generated volume is counted:
 `num_volumes` of them, in `num_found` (Table I: `airway_found`) of which the anatomy that the measure is of was found.
@@ -28,10 +28,10 @@ from medsyn.evaluate.distances import (
     jackknife_interval,
     maximum_mean_discrepancy,
 )
-from medsyn.evaluate.inputs import FeatureSet, read_prompts, split_prompt_type, text_fields
+from medsyn.evaluate.inputs import FeatureSet, parse_number, read_prompts, split_prompt_type, text_fields
 from medsyn.evaluate.measures import NEEDS
 from medsyn.evaluate.pairing import PairedTest, pair_by_seed, paired_columns, paired_test
-from medsyn.evaluate.statistics import one_tailed_p_value, summarise
+from medsyn.evaluate.statistics import known_values, one_tailed_p_value, summarise
 from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.provenance import provenance
 
@@ -201,8 +201,8 @@ def table5(scores: Sequence[str | Path], config: EvaluationConfig) -> Table:
 
     A pair are the samples of one subject and seed. `n` is the smaller of the structures' counts.
     """
-    entries = [row for path in scores for row in read_csv(path, ["sample_id", "text", "airway_dice", "lobe_dice"])]
     structures = ("airway_dice", "lobe_dice")
+    entries = [row for part in _read_scores(scores, ("sample_id", "text"), structures) for row in part]
     columns = ["text", "n", *(f"{s}_{part}" for s in structures for part in ("mean", "std", "ci_low", "ci_high"))]
     columns += [*(f"{s}_p_value" for s in structures), "num_missing", "num_volumes", *(f"{s}_n" for s in structures)]
     columns += [name for s in structures for name in paired_columns(f"{s}_")]
@@ -211,12 +211,12 @@ def table5(scores: Sequence[str | Path], config: EvaluationConfig) -> Table:
         row: dict[str, Any] = {"text": text}
         chosen = [entry for entry in entries if entry["text"] == text]
         for structure in structures:
-            values = _column(chosen, structure)
+            values = [entry[structure] for entry in chosen]
             row |= _summary(values, structure, config)
             row[f"{structure}_n"] = row.pop("n_used")
             row["n"] = min(row.get("n", len(values)), row[f"{structure}_n"])
             if text == "with":
-                other = _column([entry for entry in entries if entry["text"] == "without"], structure)
+                other = [entry[structure] for entry in entries if entry["text"] == "without"]
                 row[f"{structure}_p_value"] = one_tailed_p_value(values, other)
                 row |= _paired_by_subject(entries, structure).columns(f"{structure}_")
         row |= {"num_missing": len(chosen) - row["n"], "num_volumes": len(chosen)}
@@ -224,28 +224,27 @@ def table5(scores: Sequence[str | Path], config: EvaluationConfig) -> Table:
     return columns, rows
 
 
-def _paired_by_subject(entries: Sequence[Mapping[str, str]], structure: str) -> PairedTest:
+def _paired_by_subject(entries: Sequence[Mapping[str, Any]], structure: str) -> PairedTest:
     """Compare the samples with text to those without of the same subject and seed."""
     pairs: dict[tuple[str, str], dict[str, float | None]] = {}
-    for entry, value in zip(entries, _column(entries, structure), strict=True):
+    for entry in entries:
         if entry.get("subject_id"):
-            pairs.setdefault((entry["subject_id"], entry.get("seed", "")), {})[entry["text"]] = value
+            pairs.setdefault((entry["subject_id"], entry.get("seed", "")), {})[entry["text"]] = entry[structure]
     return paired_test((subject, pair.get("with"), pair.get("without")) for (subject, _), pair in pairs.items())
 
 
 def table6(scores: Sequence[str | Path]) -> Table:
-    """Data augmentation: accuracy and F1 over the folds, one row a method and finding, from `classify`.
+    """Data augmentation: accuracy and F1 over the folds, one row per method and finding, from `classify`.
 
-    p_paired: over the folds, the method is better than the first one, the baseline.
+    p_paired: over the folds, the method is better than the first one, the baseline. n_synthetic and n_synthetic_min:
+    the most and the fewest generated volumes in the training set of a fold.
     """
-    entries: list[dict[str, str]] = []
-    findings: list[str] = []
-    for path in scores:
-        part = read_csv(path, ["method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_test", "n_synthetic"])
-        entries += part
-        findings += [part[0]["finding"] if part else Path(path).stem]
+    parts = _read_scores(scores, ("method", "finding", "fold"), ("accuracy", "f1", "n_test", "n_synthetic"))
+    entries = [row for part in parts for row in part]
+    findings = [part[0]["finding"] if part else Path(path).stem for path, part in zip(scores, parts, strict=True)]
     columns = ["method", "finding", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"]
-    columns += ["folds", "n_real", "n_synthetic", *paired_columns("accuracy_"), *paired_columns("f1_")]
+    columns += ["folds", "n_real", "n_synthetic", "n_synthetic_min"]
+    columns += [*paired_columns("accuracy_"), *paired_columns("f1_")]
     rows: Rows = []
     methods = list(dict.fromkeys(entry["method"] for entry in entries)) or ["baseline", "augmented"]
     for method in methods:
@@ -253,27 +252,43 @@ def table6(scores: Sequence[str | Path]) -> Table:
             chosen = [entry for entry in entries if (entry["method"], entry["finding"]) == (method, finding)]
             row: dict[str, Any] = {"method": method, "finding": finding, "folds": len(chosen)}
             for score in ("accuracy", "f1"):
-                values = [float(entry[score]) for entry in chosen]
-                row[f"{score}_mean"] = float(np.mean(values)) if values else None
+                values = known_values([entry[score] for entry in chosen])
+                row[f"{score}_mean"] = float(np.mean(values)) if len(values) else None
                 row[f"{score}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
                 if method != methods[0]:
                     first = [entry for entry in entries if (entry["method"], entry["finding"]) == (methods[0], finding)]
                     row |= _paired_by_fold(chosen, first, score).columns(f"{score}_")
             row["n_real"] = sum(int(entry["n_test"]) for entry in chosen)
-            row["n_synthetic"] = max((int(entry["n_synthetic"]) for entry in chosen), default=0)
+            added = [int(entry["n_synthetic"]) for entry in chosen]
+            row |= {"n_synthetic": max(added, default=0), "n_synthetic_min": min(added, default=0)}
             rows.append(row)
     return columns, rows
 
 
-def _paired_by_fold(chosen: Sequence[Mapping[str, str]], other: Sequence[Mapping[str, str]], score: str) -> PairedTest:
-    scores = [{entry["fold"]: float(entry[score]) for entry in part} for part in (chosen, other)]
+def _paired_by_fold(chosen: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], score: str) -> PairedTest:
+    scores = [{entry["fold"]: entry[score] for entry in part} for part in (chosen, other)]
     return paired_test(
         (fold, scores[0].get(fold), scores[1].get(fold)) for fold in dict.fromkeys(scores[0] | scores[1])
     )
 
 
+def _read_scores(paths: Sequence[str | Path], key: Sequence[str], numbers: Sequence[str]) -> list[Rows]:
+    """Return the rows of each file, `numbers` parsed; a row whose columns `key` came before is an InputError."""
+    seen: dict[tuple[str, ...], str | Path] = {}
+    parts: list[Rows] = []
+    for path in paths:
+        parts.append([])
+        for row in read_csv(path, [*key, *numbers]):
+            name = tuple(row[column] for column in key)
+            if name in seen:
+                raise InputError(f"{path}: {' / '.join(name)} is already in {seen[name]}; give every score once")
+            seen[name] = path
+            parts[-1].append(row | {column: parse_number(row[column], column, path) for column in numbers})
+    return parts
+
+
 def _validity(entries: Sequence[Mapping[str, float | None]], measure: str) -> dict[str, Any]:
-    """Count the volumes, those with the anatomy that `measure` is of, those that failed; the share that is no chest.
+    """Count the volumes, those with the anatomy that `measure` is of, those that failed; the share that is not a chest.
 
     An entry that does not say whether the anatomy was found has it where it has a value, and failed where it has none.
     """
@@ -306,7 +321,3 @@ def _summary(values: Sequence[float | None], name: str, config: EvaluationConfig
         "n_used": result.n,
         "num_missing": result.num_missing,
     }
-
-
-def _column(rows: Sequence[Mapping[str, str]], name: str) -> list[float | None]:
-    return [float(row[name]) if row[name] != "" else None for row in rows]

@@ -62,7 +62,7 @@ class _Group:
 def evaluate_folders(
     real: str, synthetic: str, weights: str | None, config: PreprocessConfig, seed: int, out: str
 ) -> None:
-    """Write one row a metric: FID and MMD with jackknife bounds; for every measure its means and, as `value`, the
+    """Write one row per metric: FID and MMD with jackknife bounds; for every measure its means and, as `value`, the
     difference synthetic - real of the means with bootstrap bounds (95 %). Provenance goes to `out` with .json.
     """
     files = {"real": list_volumes([real]), "synthetic": list_volumes([synthetic])}
@@ -151,7 +151,7 @@ def _on_grid(
     for name, path in track(files.items(), what=f"features, {group}", total=len(files)):
         try:
             yield preprocess(read_ct(path), config, name=name, require_chest=group == "real").volume.array
-        except (InputError, RuntimeError) as error:
+        except (InputError, RuntimeError, ValueError) as error:
             _reject(rejects, path, "features", error)
 
 

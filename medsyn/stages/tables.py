@@ -16,6 +16,7 @@ from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.inputs import VALIDITY, keep_split
 from medsyn.evaluate.measures import MEASURES, Measured, measure
+from medsyn.evaluate.statistics import dice
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import laid_on, reorient
@@ -199,12 +200,6 @@ def accepted_masks(folder: Path) -> list[str]:
     """Subjects with masks in a stage folder."""
     names = accepted(folder)
     return names or sorted(path.parent.name for path in folder.glob("*/lobes.nii.gz"))
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float | None:
-    """2 |A and B| / (|A| + |B|); None when both are empty."""
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return None if total == 0 else 2.0 * int(np.count_nonzero(a & b)) / total
 
 
 def _scores(masks: Path, truth: Path) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Which volumes are drawn for which evaluation: sets of prompts as tables that `generate` reads.
+"""Which volumes are sampled for which evaluation: sets of prompts as tables that `generate` reads.
 
 Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS. The sets are
 - `reports` (Table I): reports of the validation split;
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,16 @@ class Sources:
             chosen += [pool[index] for index in rng.permutation(len(pool))]
         return chosen[:count]
 
-    def row(self, sample_id: str, prompt_type: str, report: ReportRow, seed: int) -> Row:
-        """A row whose prompt is the configured section of `report`, or the whole report if that section is empty."""
+    def prompt(self, report: ReportRow) -> tuple[str, str]:
+        """Return (text, section): the configured section of `report`, or the whole report if that section is empty."""
         section = self.config.prompt_section
         text = report.text(section)
-        row = _row(sample_id, prompt_type, text or report.text("report"), seed, section if text else "report")
-        return row | {"patient_id": report.patient}
+        return (text, section) if text else (report.text("report"), "report")
+
+    def row(self, sample_id: str, prompt_type: str, report: ReportRow, seed: int) -> Row:
+        """Return a row that prompts with `report`."""
+        text, section = self.prompt(report)
+        return _row(sample_id, prompt_type, text, seed, section) | {"patient_id": report.patient}
 
 
 def write_prompts(
@@ -99,12 +103,16 @@ def build_prompts(name: str, sources: Sources) -> list[Row]:
 def read_sources(
     cohort: str | Path, reports: str | Path, config: PromptsStage, segmented: Set[str] | None = None
 ) -> Sources:
-    """Read both tables; the validation split must not be empty."""
+    """Read both tables; the validation split must not be empty.
+
+    The cohort says whose the reports of its subjects are, because `classify` asks it whom a fold is tested on.
+    """
     rows = read_csv(cohort, ("subject_id", "findings", "impression", "split"))
     subjects = [row for row in rows if row["split"] == "validation"]
     if segmented is not None:
         subjects = [row for row in subjects if row["subject_id"] in segmented]
-    table = read_reports(reports)
+    patients = {row.get("report_id") or row["subject_id"]: row.get("patient_id") or row["subject_id"] for row in rows}
+    table = [replace(row, patient=patients.get(row.report_id, row.patient)) for row in read_reports(reports)]
     if not subjects or not of_split(table, "validation"):
         source = reports if subjects else cohort
         raise InputError(f"{source}: nothing in split validation; raise cohort.validation_fraction or name splits")
@@ -221,7 +229,8 @@ def _pair_rows(sources: Sources, name: str, finding: str, pairs: Sequence[Pair])
 def _augmentation(sources: Sources) -> list[Row]:
     """Reports of the validation split per finding and label, as in the paper.
 
-    `classify` keeps a volume out of the folds that are tested on the patient whose report prompted it.
+    The report and the section of it that is the prompt must both have the label, because the model sees the prompt
+    alone. `classify` keeps a volume out of the folds that are tested on the patient whose report prompted it.
     """
     settings, labeler = sources.config, default_labeler()
     unknown = [finding for finding in settings.augmentation_findings if finding not in labeler.findings]
@@ -230,11 +239,14 @@ def _augmentation(sources: Sources) -> list[Row]:
             f"evaluation.augmentation.findings: the labeler knows no '{unknown[0]}';"
             f" it knows {', '.join(labeler.findings)}"
         )
-    labelled = [(report, labeler.label(report.text("report"))) for report in of_split(sources.reports, "validation")]
+    labelled = [
+        (report, [labeler.label(text) for text in {report.text("report"), sources.prompt(report)[0]}])
+        for report in of_split(sources.reports, "validation")
+    ]
     rows: list[Row] = []
     for finding in settings.augmentation_findings:
         for side, label in (("positive", 1), ("negative", 0)):
-            pool = [report for report, labels in labelled if labels[finding] == label]
+            pool = [report for report, labels in labelled if all(each[finding] == label for each in labels)]
             kind = f"{finding}/{side}"
             if not pool:
                 log.warning("augmentation: no validation report is %s for %s", side, finding)
