@@ -8,6 +8,7 @@ import SimpleITK as sitk
 
 from medsyn.config import MasksConfig, PreprocessConfig
 from medsyn.ct.atlas import load_atlas
+from medsyn.ct.cavities import _thick
 from medsyn.ct.inspect import judge
 from medsyn.ct.preprocess import Preprocessed, preprocess
 from medsyn.errors import InputError
@@ -80,3 +81,26 @@ def test_half_a_chest_is_not_a_chest_with_one_lung() -> None:
     assert reasons and "not a chest: one lung only found" in reasons[0]
     with pytest.raises(InputError, match="one lung only found"):
         preprocess(whole.with_array(half), PreprocessConfig(alignment="atlas"), name="half")
+
+
+def test_a_body_without_ribs_is_not_a_chest_with_one_lung(white_out: ExtremeSubject) -> None:
+    assert judge(white_out.volume)[0] == []
+    array = white_out.volume.array.copy()
+    columns = np.arange(array.shape[2])
+    beside = np.abs(columns - columns.mean()) * white_out.volume.spacing_mm[2] > 40  # the spine and the sternum stay
+    array[:, :, beside] = np.minimum(array[:, :, beside], 60)
+    reasons, _ = judge(white_out.volume.with_array(array))
+    assert len(reasons) == 1
+    assert "ml of ribs, less than" in reasons[0]
+
+
+def test_a_small_pool_counts_where_fluid_is_recognised() -> None:
+    """Between WITH_FLUID_ML and MINIMUM_ML a piece with fluid is a cavity; without fluid it may be a large heart."""
+    fluid = np.zeros((20, 20, 20), bool)
+    piece = np.zeros_like(fluid)
+    piece[4:14, 4:14, 4:14] = True  # 125 ml of cubes of 5 mm
+    assert not _thick(piece, fluid, (5.0, 5.0, 5.0)).any()
+    fluid[6, 6, 6] = True
+    assert _thick(piece, fluid, (5.0, 5.0, 5.0)).sum() > 0.8 * piece.sum()
+    piece[:, :, 7:] = False  # 15 mm thick: the difference between people
+    assert not _thick(piece, fluid, (5.0, 5.0, 5.0)).any()
