@@ -19,15 +19,13 @@ import numpy as np
 from medsyn.errors import InputError
 from medsyn.evaluate.curves import chart
 from medsyn.evaluate.paper_values import CAPTIONS, FIGURES, PAPER
-from medsyn.evaluate.report_tables import display_table, number, p_value
+from medsyn.evaluate.report_tables import alignment_table, display_table, number, p_value
 from medsyn.files import atomic_path, read_csv, read_json
 from medsyn.provenance import provenance
 
 Facts = dict[str, Any]
 FINDINGS = {2: "Pleural effusion", 3: "Bullous emphysema", 4: "Cardiomegaly"}
 MAX_SHEETS = 1
-WORSE_BY = 0.05
-"""Share by which a finding may be rejected, or fall back, more often than CTs without a finding."""
 NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
 
 
@@ -198,21 +196,8 @@ def _sheets(results: Path) -> list[Facts]:
 
 
 def _alignment(path: Path) -> Facts | None:
-    """Return the table of registration by finding, and the findings that fare worse than CTs without a finding."""
     rows = read_csv(path) if path.exists() else []
-    if not rows:
-        return None
-    names = ("n", "registered", "fell_back", "not_registered", "rejected", "unknown", "masks_rejected")
-    shown = [[row["finding"].replace("_", " "), *(row[name] for name in names)] for row in rows if row["n"] != "0"]
-    healthy = next((row for row in rows if row["finding"] == "no finding"), {})
-    worse = []
-    for row in rows:
-        for name, word in (("fell_back_fraction", "fell back"), ("rejected_fraction", "were rejected")):
-            share, usual = row[name], healthy.get(name)
-            if share and usual and float(share) > float(usual) + WORSE_BY:
-                finding = row["finding"].replace("_", " ")
-                worse.append(f"{finding}: {float(share):.0%} {word}, {float(usual):.0%} without a finding")
-    return {"names": [name.replace("_", " ") for name in names], "rows": shown, "worse": worse}
+    return alignment_table(rows) if rows else None
 
 
 def _masks(path: Path) -> Facts | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 Cell = dict[str, str]
@@ -49,6 +50,17 @@ HIDDEN = (*BELOW_TABLE, "label", "p_value_versus", "num_volumes", "num_failed")
 HIDDEN_ENDINGS = ("n_units", "num_unpaired", "_dice_n")
 FOUND = ("num_found", "airway_found")
 """Shown as "x of n", n being num_volumes."""
+OUTCOMES = {
+    "registered": "registered",
+    "fell_back": "fell back",
+    "not_registered": "accepted",
+    "rejected": "rejected",
+    "unknown": "without a record",
+    "masks_rejected": "masks rejected",
+}
+"""Counts of qc/alignment.csv in words."""
+WORSE_BY = Fraction(5, 100)
+"""Share by which a finding may fare worse than CTs without a finding before the report says so."""
 NOTE_TITLES = {"feature_extractor": "Feature extractor", "note": "Note", "prompt": "Prompt"}
 
 
@@ -72,6 +84,55 @@ def display_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[li
         for text in dict.fromkeys(row[name].rstrip(".") for row in rows if row.get(name))
     ]
     return [HEADERS.get(name, name.replace("_", " ")) for name in columns], cells, notes
+
+
+def alignment_table(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return what the report shows of qc/alignment.csv: alignment asked for, header, cells, and findings that fare
+    worse than CTs without a finding (None where every CT has one).
+    """
+    asked = rows[0]["alignment_asked"]
+    idle = ("not_registered",) if asked == "atlas" else () if "atlas" in asked else ("registered", "fell_back")
+    names = [name for name in OUTCOMES if name not in idle]
+    shown = [row for row in rows if row["n"] != "0"]
+    cells = [
+        [{"main": row["finding"].replace("_", " "), "below": ""}, {"main": number(row["n"]), "below": ""}]
+        for row in shown
+    ]
+    for row, line in zip(shown, cells, strict=True):
+        line += [_outcome(row, name) for name in names]
+        reason = f"{row['commonest_reason']} ({row['commonest_reason_count']})" if row["commonest_reason"] else ""
+        line += [{"main": number(row.get("atlas_dice_mean", "")), "below": ""}, {"main": reason, "below": ""}]
+    header = ["finding", "CTs", *(OUTCOMES[name] for name in names), "Dice with the atlas", "commonest reason (CTs)"]
+    healthy = next((row for row in shown if row["finding"] == "no finding"), None)
+    worse = None if healthy is None else [line for row in shown for line in _worse(row, healthy)]
+    return {"asked": asked.replace("_", " ") or "not known", "header": header, "rows": cells, "worse": worse}
+
+
+def _outcome(row: Mapping[str, str], name: str) -> Cell:
+    """Return a count with its percentage, and the bounds of the percentage below."""
+    low, high = row.get(f"{name}_ci_low", ""), row.get(f"{name}_ci_high", "")
+    bounds = f"[{100 * float(low):.1f}, {100 * float(high):.1f}] %" if low and high else ""
+    return {"main": f"{number(row[name])} ({_percent(row, name)})", "below": bounds}
+
+
+def _share(row: Mapping[str, str], name: str) -> Fraction:
+    return Fraction(int(row[name]), int(row["n"]))
+
+
+def _percent(row: Mapping[str, str], name: str) -> str:
+    return f"{100 * float(_share(row, name)):.1f} %"
+
+
+def _worse(row: Mapping[str, str], healthy: Mapping[str, str]) -> list[str]:
+    """Return a sentence per outcome that is more frequent in `row` than in `healthy` by more than WORSE_BY."""
+    if row["finding"] == "all":
+        return []
+    lines = []
+    for name in ("fell_back", "rejected", "unknown", "masks_rejected"):
+        if _share(row, name) - _share(healthy, name) > WORSE_BY:
+            ill, usual = (f"{group[name]} of {group['n']} ({_percent(group, name)})" for group in (row, healthy))
+            lines.append(f"{row['finding'].replace('_', ' ')}: {ill} {OUTCOMES[name]}, {usual} without a finding")
+    return lines
 
 
 def number(text: str) -> str:
