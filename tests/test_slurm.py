@@ -226,11 +226,8 @@ class Training:
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
                     words = path.read_bytes().decode(errors="replace").split("\0")
-                    if (
-                        "train" in words
-                        and "medsyn" in words
-                        and str(self.state.relative_to(self.run.directory)) in words
-                    ):
+                    here = path.with_name("cwd").readlink() == self.run.directory  # not of another run on this machine
+                    if here and {"-m", "medsyn", "train"} <= set(words):
                         found.append(int(path.parent.name))
             return bool(found)
 
