@@ -1,14 +1,16 @@
 """Compare ways to decode the lobe channel: `python benchmarks/lobe_decoding.py --results results`.
 
 Samples the volumes of Table V from a finished run, keeps their lobe channels, decodes them in several ways and prints
-the mean Dice of the five lobes with the masks of the same images, without and with text, and the Dice of the lungs.
+the mean Dice of the five lobes with the masks of the same images, without and with text, and the Dice of the lungs. The
+last two columns are the mean Dice of the lobes in channels made from the masks themselves: blurred by 1 voxel, with
+white noise of a standard deviation of 0.05 and 0.2 in the channel's units.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from scipy import ndimage
 from medsyn.evaluate.statistics import dice, mean_label_dice
 from medsyn.files import read_csv
 from medsyn.generate import Roots, _batches, _prompt
+from medsyn.models.channels import to_channel
 from medsyn.models.lobe_channel import NUM_LOBES, lobe_labels
 from medsyn.run import open_run, sampling_with
 from medsyn.volume import read_volume
@@ -87,12 +90,32 @@ def by_value(cores: Cores, reach: int = 2) -> Callable[[NDArray], NDArray]:
     return decode
 
 
+def prevailing(value: NDArray, rounded: NDArray) -> list[NDArray]:
+    """Cores of labels 0..5: 80 % of the surrounding 5 x 5 x 5 voxels round to the label."""
+    masks = [rounded == label for label in range(NUM_LOBES + 1)]
+    return [
+        large(mask & (ndimage.uniform_filter(mask.astype(np.float32), 5) >= 0.8), label)
+        for label, mask in enumerate(masks)
+    ]
+
+
+def smoothed(channel: NDArray) -> NDArray:
+    """The rounded Gaussian mean (1.5 voxels) over the interior of the lungs, for every voxel above 0.5."""
+    value = values_of(channel)
+    lung = value > 0.5
+    inside = ndimage.binary_erosion(lung, CROSS).astype(np.float32)
+    mean = ndimage.gaussian_filter(value * inside, 1.5) / np.maximum(ndimage.gaussian_filter(inside, 1.5), 1e-6)
+    return np.where(lung, np.clip(np.round(mean), 1, NUM_LOBES), 0).astype(np.uint8)
+
+
 DECODERS = {
     "rounding": rounding,
     "nearest core; core: rounded label after erosion by 6 neighbours": nearest(eroded(CROSS)),
     "nearest core; core: rounded label after erosion by 26 neighbours": nearest(eroded(CUBE)),
     "nearest core; core: flat within 0.7 labels": nearest(flat),
     "nearest value of the cores within 2 voxels; core: erosion by 6 neighbours": by_value(eroded(CROSS)),
+    "nearest value of the cores within 3 voxels; core: 80 % of 5 x 5 x 5 voxels": by_value(prevailing, 3),
+    "mean over the lungs' interior within 1.5 voxels, rounded": smoothed,
     "`lobe_labels`": lobe_labels,
 }
 
@@ -107,6 +130,16 @@ def sampled(results: Path, weights: Path) -> Iterator[tuple[str, str, NDArray]]:
             yield row["fix_image"], row["text_mode"], volume[run.channels.index("lobe")]
 
 
+def degraded(masks: Iterable[NDArray], noise: float) -> list[tuple[NDArray, NDArray]]:
+    """Channel and mask of every label map, blurred by 1 voxel and with white noise."""
+    rng = np.random.default_rng(0)
+    blurred = [(ndimage.gaussian_filter(to_channel("lobe", mask, (0.0, 1.0)), 1.0), mask) for mask in masks]
+    return [
+        (np.clip(channel + rng.normal(0, noise, channel.shape).astype(np.float32), -1, 1), mask)
+        for channel, mask in blurred
+    ]
+
+
 def main() -> None:
     """Print one row per decoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,8 +147,10 @@ def main() -> None:
     args = parser.parse_args()
     samples = list(sampled(args.results, args.results / "models/medsyn"))
     masks = {path.parent.name: read_volume(path).array for path in args.results.glob("masks/*/*/lobes.nii.gz")}
-    print("| labels of the channel | lobes, without text | lobes, with text | lungs | s per volume |")
-    print("| --- | --- | --- | --- | --- |")
+    known = [masks[subject] for subject in sorted({subject for subject, _, _ in samples})]
+    noisy = [degraded(known, noise) for noise in (0.05, 0.2)]
+    print("| labels of the channel | lobes, without text | lobes, with text | lungs | s | noise 0.05 | noise 0.2 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, decode in DECODERS.items():
         started = time.process_time()
         found = [(mode, decode(channel), masks[subject]) for subject, mode, channel in samples]
@@ -124,7 +159,9 @@ def main() -> None:
             np.mean([mean_label_dice(a, b, LOBES) for each, a, b in found if each == mode]) for mode in ("none", "text")
         ]
         lungs = np.mean([dice(a > 0, b > 0) for _, a, b in found])
-        print(f"| {name} | {scores[0]:.3f} | {scores[1]:.3f} | {lungs:.3f} | {seconds:.2f} |")
+        scores += [np.mean([mean_label_dice(decode(a), b, LOBES) for a, b in pairs]) for pairs in noisy]
+        scores[2:2] = [lungs, seconds]
+        print(f"| {name} | {' | '.join(f'{score:.3f}' for score in scores)} |")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,20 @@ def test_a_clean_map_comes_back_exactly(name, labels, dtype):
     assert np.array_equal(found, labels), name
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_any_map_of_boxes_sheets_lines_and_voxels_comes_back_exactly(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(rng.integers(1, 24, 3), np.uint8)
+    present = rng.permutation(6)[: rng.integers(1, 7)]
+    for _ in range(rng.integers(0, 30)):
+        start, edge = rng.integers(labels.shape), rng.choice([1, 1, 2, 3, 8, 24], 3)
+        labels[tuple(slice(a, a + n) for a, n in zip(start, edge, strict=True))] = rng.choice(present)
+    channel = encode(labels)
+    before = channel.copy()
+    assert np.array_equal(decode(channel), labels)
+    assert np.array_equal(channel, before)
+
+
 def test_a_phantoms_map_comes_back_exactly(phantom, compressed):
     for labels in (phantom, compressed):
         assert np.array_equal(decode(encode(labels)), labels)
@@ -100,12 +114,33 @@ def test_blurred_phantoms_are_decoded_better_than_by_rounding(phantom, blur, noi
     assert ours > least
 
 
-@pytest.mark.parametrize("blur", [0.5, 0.7])
-def test_a_thin_lobe_is_not_lost(compressed, blur):
+@pytest.mark.parametrize("blur", [0, 0.7, 1.5])
+@pytest.mark.parametrize("noise", [0.12, 0.5])
+def test_white_noise_costs_no_lobes(phantom, blur, noise):
+    """Noise of `noise` labels that differs from voxel to voxel: at 0.5 a third of the voxels rounds wrong."""
+    random = np.random.default_rng(0).standard_normal(phantom.shape).astype(np.float32)
+    channel = np.clip(ndimage.gaussian_filter(encode(phantom), blur) + random * (0.4 * noise), -1, 1)
+    ours, theirs = (mean_label_dice(decoder(channel), phantom, LOBES) for decoder in (decode, rounded))
+    assert ours > 0.75
+    assert ours > theirs + 0.15 if blur >= 0.7 else ours > theirs - 0.01
+
+
+@pytest.mark.parametrize("blur", [0.7, 1.0])
+@pytest.mark.parametrize("size", [24, 32])
+def test_a_small_volume_keeps_its_lobes(blur, size):
+    labels = ndimage.zoom(slabs(), size / 40, order=0)
+    channel = generated(labels, blur, 0.2)
+    ours, theirs = (mean_label_dice(decoder(channel), labels, LOBES) for decoder in (decode, rounded))
+    assert ours > theirs + 0.1
+    assert min(mean_label_dice(decode(channel), labels, [label]) for label in LOBES) > 0.6
+
+
+@pytest.mark.parametrize(("blur", "least"), [(0.5, 0.75), (0.7, 0.7), (1.0, 0.6)])
+def test_a_thin_lobe_is_not_lost(compressed, blur, least):
     channel = generated(compressed, blur, 0.1)
     ours, theirs = (mean_label_dice(decoder(channel), compressed, LOBES) for decoder in (decode, rounded))
     assert ours > theirs + 0.05
-    assert mean_label_dice(decode(channel), compressed, [5]) > 0.8
+    assert mean_label_dice(decode(channel), compressed, [5]) > least
 
 
 @pytest.mark.parametrize("blur", [0.8, 1.2, 1.6])

@@ -1,7 +1,7 @@
-"""The one lobe channel -> five lobes: label/5 is an ordinal code, and a blurred step from 0 to 5 passes through 1 to 4.
+"""Decoding of the lobe channel: label maps from the one ordinal channel, whose value is 2 label/5 - 1.
 
-Rounding turns every blurred border into shells of lobes that are not there. Here a label counts only where it has a
-core, and a voxel between two cores takes the one whose value it is nearer to, so the border lies at half the step.
+A blurred border between background (0) and lobe 5 passes through the values of lobes 1 to 4. Rounding turns such a
+border into shells of wrong lobes. `lobe_labels` gives a voxel only those labels that have a core close by.
 """
 
 from __future__ import annotations
@@ -11,87 +11,84 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 NUM_LOBES = 5
-_BOX = 5  # edge of the cube, in voxels, in which a core's label must prevail
-_THIN_BOX = 3  # the same for a lobe that is too thin for that
-_THIN_PIECE = 27  # least voxels of a thin lobe's core
-_SHARE = 0.8  # least share of the cube that has the core's label
-_PIECE = 0.2  # least size of a core relative to the largest core of its label
-_REACH = 3  # voxels, along each axis, from which a core's label may be taken by its value
-_UNSURE = 1.0  # labels; error in value from which the nearest core counts as well
-_EXACT = 0.01  # labels; a channel this close to whole labels was not blurred there
+_BOX = 5  # edge in voxels of the cube in which a label's share is taken
+_SHARE_OF_PEAK = 0.8  # a core voxel's share of its label, relative to the largest share of that label in the volume
+_LEAST_SHARE = 0.5  # what a core voxel's share must reach in any case; a shell of two voxels has 0.4
+_LEAST_PIECE = 0.5  # size of a connected core relative to the largest core of its label
+_REACH = 2  # voxels along each axis from a core within which its label is a candidate
+_MAX_ERROR = 1.0  # labels; above this distance in value the nearest core of a lobe is a candidate too
+_WHOLE = 0.01  # labels; tolerance within which a value is a whole label
+
+Mask = NDArray[np.bool_]
 
 
 def lobe_labels(channel: NDArray) -> NDArray[np.uint8]:
-    """Return the labels 0..5 of a lobe channel (D, H, W) with values 2 label/5 - 1, as a network makes it.
+    """Return the lobe labels 0..5 (D, H, W) of a generated lobe channel (D, H, W) with values in [-1, 1].
 
-    A voxel belongs to a core if 80 % of the 5 x 5 x 5 voxels around it round to its label and the core is not a small
-    fragment beside the largest one of that label, or if its 26 neighbours and itself hold whole labels. A lobe without
-    such a core is absent or thin, see `_thin_core`. Every voxel takes, of the labels with a core within 3 voxels along
-    each axis, the one nearest in value; if none is within 1 of the value, the nearest core of a lobe is a candidate
-    too. A channel made from a label map gives back that map exactly.
+    Background's cores are all voxels that round to 0. A lobe's core are the voxels that round to its label and are
+    surrounded by it: its share of the 5 x 5 x 5 voxels around is at least 0.8 of the largest such share and at least
+    0.5. Connected pieces of less than half the size of the largest one are left out. Voxels whose 26 neighbours all
+    hold whole labels are cores in any case, so a channel made from a label map is decoded exactly.
+
+    A voxel takes the label that is nearest in value among those with a core within 2 voxels along each axis. If that
+    label is more than 1 away in value, or if there is none, the label of the nearest core of a lobe competes as well.
+    A channel without any core of a lobe is rounded.
     """
     value = np.clip((channel.astype(np.float32) + 1) * (NUM_LOBES / 2), 0, NUM_LOBES)
     rounded = np.round(value).astype(np.uint8)
-    lung = ndimage.find_objects((rounded > 0).astype(np.uint8))
-    if not lung:
+    lungs = ndimage.find_objects((rounded > 0).astype(np.uint8))
+    if not lungs:
         return rounded
-    box = tuple(slice(max(part.start - _BOX, 0), part.stop + _BOX) for part in lung[0])
-    out = np.zeros_like(rounded)
-    out[box] = _decide(value[box], _cores(value[box], rounded[box]))
-    return out
+    box = _widen(lungs[0], _BOX)
+    cores = _lobe_cores(value[box], rounded[box])
+    if cores.any():
+        rounded[box] = _nearest_in_value(value[box], rounded[box], cores)
+    return rounded
 
 
-def _cores(value: NDArray[np.float32], rounded: NDArray[np.uint8]) -> list[NDArray[np.bool_]]:
-    """Return the core of every label 0..5, see `lobe_labels`."""
-    exact = ndimage.minimum_filter(np.abs(value - rounded) < _EXACT, 3)
-    cores = []
-    for label in range(NUM_LOBES + 1):
-        own = rounded == label
-        core = own & _prevails(own, _BOX)
-        if label > 0:
-            core = _large_pieces(core, 1) if core.any() else _thin_core(rounded, label)
-        cores.append(core | (own & exact))
+def _lobe_cores(value: NDArray[np.float32], rounded: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a map of the cores of the lobes (label, 0 elsewhere), see `lobe_labels`."""
+    whole = ndimage.minimum_filter(np.abs(value - rounded) < _WHOLE, 3)
+    cores = np.where(whole, rounded, 0).astype(np.uint8)
+    for label, box in enumerate(ndimage.find_objects(rounded), 1):
+        if box is not None:
+            wide = _widen(box, _BOX // 2)
+            cores[wide][_surrounded(rounded[wide] == label)] = label
     return cores
 
 
-def _thin_core(rounded: NDArray[np.uint8], label: int) -> NDArray[np.bool_]:
-    """Return the core of a thin lobe: 80 % of 3 x 3 x 3 voxels have its label, in pieces of 27 voxels and more.
-
-    A shell of a blurred border has lower labels on one side and higher ones on the other; such places do not count.
-    """
-    own = rounded == label
-    step = (ndimage.minimum_filter(rounded, _BOX) < label) & (ndimage.maximum_filter(rounded, _BOX) > label)
-    return _large_pieces(own & ~step & _prevails(own, _THIN_BOX), _THIN_PIECE)
-
-
-def _prevails(own: NDArray[np.bool_], box: int) -> NDArray[np.bool_]:
-    """Return where the share of `own` in the cube of edge `box` is large enough for a core."""
-    return np.asarray(ndimage.uniform_filter(own.astype(np.float32), box) >= _SHARE)
-
-
-def _large_pieces(mask: NDArray[np.bool_], num_voxels: int) -> NDArray[np.bool_]:
-    """Return the connected pieces of `mask` of at least `num_voxels` that are not small beside the largest one."""
-    pieces, _ = ndimage.label(mask)
+def _surrounded(own: Mask) -> Mask:
+    """Return the core of one label's voxels `own` (at least one), without its small pieces."""
+    share = ndimage.uniform_filter(own.astype(np.float32), _BOX)
+    least = max(_SHARE_OF_PEAK * float(share[own].max()), _LEAST_SHARE)
+    pieces, _ = ndimage.label(own & (share >= least - 1e-4))  # float32 sums are inexact
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    return (sizes >= max(_PIECE * sizes.max(), num_voxels))[pieces]
+    return (sizes >= max(_LEAST_PIECE * sizes.max(), 1))[pieces]
 
 
-def _decide(value: NDArray[np.float32], cores: list[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+def _nearest_in_value(
+    value: NDArray[np.float32], rounded: NDArray[np.uint8], cores: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
     """Return for every voxel the label nearest in value among its candidates, see `lobe_labels`."""
-    out = np.zeros(value.shape, np.uint8)
-    lobe_cores = np.zeros(value.shape, np.uint8)
-    error = np.full(value.shape, np.inf, np.float32)
-    for label, core in enumerate(cores):
-        nearer = ndimage.maximum_filter(core, 2 * _REACH + 1) & (np.abs(value - label) < error)
-        error[nearer] = np.abs(value[nearer] - label)
-        out[nearer] = label
-        lobe_cores[core] = label
-    if not lobe_cores.any():
-        return np.round(value).astype(np.uint8)
-    unsure = error > _UNSURE
+    out = np.zeros_like(rounded)
+    error = np.where(ndimage.maximum_filter(rounded == 0, 2 * _REACH + 1), value, np.float32(np.inf))
+    for label, box in enumerate(ndimage.find_objects(cores), 1):
+        if box is None:
+            continue
+        wide = _widen(box, _REACH)
+        distance = np.abs(value[wide] - label)
+        nearer = ndimage.maximum_filter(cores[wide] == label, 2 * _REACH + 1) & (distance < error[wide])
+        out[wide][nearer] = label
+        error[wide][nearer] = distance[nearer]
+    unsure = error > _MAX_ERROR
     if unsure.any():
-        nearest = ndimage.distance_transform_edt(lobe_cores == 0, return_distances=False, return_indices=True)
-        label = lobe_cores[tuple(index[unsure] for index in nearest)]
+        nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+        label = cores[tuple(index[unsure] for index in nearest)]
         out[unsure] = np.where(np.abs(value[unsure] - label) < error[unsure], label, out[unsure])
     return out
+
+
+def _widen(box: tuple[slice, ...], margin: int) -> tuple[slice, ...]:
+    """Return a bounding box with `margin` voxels more on every side, cut at the volume's lower faces."""
+    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in box)
