@@ -1,6 +1,6 @@
 """Atlas alignment by finding and severity: phantoms off the model's grid, with true pleural cavities.
 
-    python benchmarks/alignment.py --work FOLDER --out after.csv [--repeats 8] [--code OTHER_CHECKOUT]
+    python benchmarks/alignment.py --work FOLDER --out after.csv [--repeats 10] [--processes 2] [--code OTHER_CHECKOUT]
     python benchmarks/alignment.py --tables before.csv after.csv [--pictures DIR --work FOLDER]
 
 The first call renders every case into FOLDER (kept: a second call renders nothing), preprocesses it with the settings
@@ -24,7 +24,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,44 +117,51 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder for the scans")
     parser.add_argument("--out", type=Path, help="CSV file, one row per case")
     parser.add_argument("--repeats", type=int, default=10, help="cases of each finding and severity")
+    parser.add_argument("--processes", type=int, default=1, help="scans at a time")
     parser.add_argument("--code", type=Path, default=ROOT, help="checkout that preprocesses the scans")
     parser.add_argument("--tables", type=Path, nargs="+", help="CSV files to compare, the last one is judged")
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the five worst cases")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     if args.tables:
         if args.pictures:
             write_pictures(args.tables[-1], args.work, args.pictures)
         return print_table([read_rows(path) for path in args.tables])
     if not args.measure:
-        render_all(args.work, args.repeats)
-        environment = os.environ | {"PYTHONPATH": str(args.code.resolve()), "OMP_NUM_THREADS": "1"}
+        with pool(args.processes) as workers:
+            list(workers.map(partial(render, args.work), cases(args.repeats)))
+        path = os.pathsep.join([str(args.code.resolve()), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--measure", "--work", str(args.work), "--out", str(args.out)]
-        return subprocess.run([*command, "--repeats", str(args.repeats)], env=environment, check=False).returncode
-    measure_all(args.work, args.out, args.repeats)
+        command += ["--repeats", str(args.repeats), "--processes", str(args.processes)]
+        return subprocess.run(command, env=environment, check=False).returncode
+    with pool(args.processes) as workers:
+        measure_all(args.work, args.out, args.repeats, workers)
     return 0
+
+
+def pool(processes: int) -> ProcessPoolExecutor:
+    """Processes of one thread each."""
+    return ProcessPoolExecutor(processes, initializer=sitk.ProcessObject.SetGlobalDefaultNumberOfThreads, initargs=(1,))
 
 
 # --- the scans ---
 
 
-def render_all(work: Path, repeats: int) -> None:
-    """Write scan, true cavities and the ideal transform of every case that is not there yet."""
-    for case in cases(repeats):
-        folder = work / case.name
-        if (folder / "case.json").exists():
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        scan, cavities = scan_of(case)
-        write_volume(folder / "scan.nii.gz", scan)
-        write_volume(folder / "cavities.nii.gz", cavities)
-        model = reorient(cavities)
-        atlas = load_atlas(None)
-        ideal = register(model.array > 0, model, atlas, middle_mm(model))
-        matrix, offset = affine_of(ideal.transform)
-        facts = asdict(case) | {"matrix": matrix.ravel().tolist(), "offset": offset.tolist()}
-        (folder / "case.json").write_text(json.dumps(facts), encoding="utf-8")
+def render(work: Path, case: Case) -> None:
+    """Write scan, true cavities and the ideal transform of a case unless they are there."""
+    folder = work / case.name
+    if (folder / "case.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    scan, cavities = scan_of(case)
+    write_volume(folder / "scan.nii.gz", scan)
+    write_volume(folder / "cavities.nii.gz", cavities)
+    model = reorient(cavities)
+    ideal = register(model.array > 0, model, load_atlas(None), middle_mm(model))
+    matrix, offset = affine_of(ideal.transform)
+    facts = asdict(case) | {"matrix": matrix.ravel().tolist(), "offset": offset.tolist()}
+    (folder / "case.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def scan_of(case: Case) -> tuple[Volume, Volume]:
@@ -200,21 +209,21 @@ def middle_mm(mask: Volume) -> NDArray:
 # --- measuring ---
 
 
-def measure_all(work: Path, out: Path, repeats: int) -> None:
-    """One row per case into `out`; rows that are there are kept."""
+def measure_all(work: Path, out: Path, repeats: int, workers: ProcessPoolExecutor) -> None:
+    """Write one row per case to `out`; rows that are there are kept."""
     done = {row["case"] for row in read_rows(out)} if out.exists() else set()
     with out.open("a", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS)
         if not done:
             writer.writeheader()
-        for case in cases(repeats):
-            if case.name not in done:
-                writer.writerow(measure(case, work / case.name))
-                handle.flush()
+        for row in workers.map(partial(measure, work), [case for case in cases(repeats) if case.name not in done]):
+            writer.writerow(row)
+            handle.flush()
 
 
-def measure(case: Case, folder: Path) -> dict[str, object]:
+def measure(work: Path, case: Case) -> dict[str, object]:
     """Preprocess one scan and compare its true cavities with the atlas."""
+    folder = work / case.name
     facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     ideal = np.array(facts["matrix"]).reshape(3, 3), np.array(facts["offset"])
     scan, cavities = read_volume(folder / "scan.nii.gz"), read_volume(folder / "cavities.nii.gz")

@@ -17,6 +17,7 @@ import multiprocessing
 import resource
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,21 +169,20 @@ def cases(on_gpu: bool) -> dict[str, Callable[[], Case]]:
     return found
 
 
-def measure(name: str, queue: Any, profiled: bool) -> None:
-    """Put (counted, measured, reserved) bytes of a case; profiled False: on a CPU, only the resident memory."""
+def measure(name: str, profiled: bool) -> tuple[int, int, int]:
+    """Return (counted, measured, reserved) bytes of a case; profiled False: on a CPU, only the resident memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     case = cases(device.type == "cuda")[name]()
     if device.type == "cuda":
         case.work(device)
-        queue.put((case.counted(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()))
-    elif profiled:
+        return case.counted(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    if profiled:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
             case.work(device)
-        queue.put((case.counted(), recorded_peak(record), 0))
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        case.work(device)
-        queue.put((0, 0, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
+        return case.counted(), recorded_peak(record), 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    case.work(device)
+    return 0, 0, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def recorded_peak(record: Any) -> int:
@@ -203,13 +203,8 @@ def recorded_peak(record: Any) -> int:
 
 def in_process(name: str, profiled: bool) -> tuple[int, int, int]:
     """Measure in a process of its own, whose memory begins low."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=measure, args=(name, queue, profiled))
-    process.start()
-    result: tuple[int, int, int] = queue.get(timeout=1800)
-    process.join()
-    return result
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+        return worker.submit(measure, name, profiled).result()
 
 
 def main() -> None:
@@ -224,7 +219,11 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for name in args.case:
-            counted, measured, reserved = in_process(name, True)
+            try:
+                counted, measured, reserved = in_process(name, True)
+            except torch.OutOfMemoryError as error:
+                print(f"{name}: {str(error).splitlines()[0]}", flush=True)
+                continue
             if not on_gpu:
                 reserved = in_process(name, False)[2]
             values = [f"{size / GIB:.3f}" for size in (counted, measured, reserved)]

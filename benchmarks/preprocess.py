@@ -83,7 +83,8 @@ def write_scan(path: Path) -> Path:
 def measure(code: Path, scan: Path, repeats: int) -> dict[str, list[float]]:
     """Least CPU and wall seconds of each part over `repeats` processes; "total" of the whole, "memory" in GB."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
-    environment = os.environ | threads | {"PYTHONPATH": str(code)}
+    path = os.pathsep.join([str(code), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | threads | {"PYTHONPATH": path}
     best: dict[str, list[float]] = {}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as out:

@@ -28,11 +28,10 @@ from medsyn.evaluate.features import Rows, fit, num_batches, scores_of
 from medsyn.evaluate.inputs import labels_of, list_volumes, read_labels, read_prompts, split_prompt_type
 from medsyn.evaluate.statistics import accuracy_and_f1
 from medsyn.files import read_csv, write_csv
-from medsyn.models.resnet3d import ResNet3d, ResNetClassifier
+from medsyn.models.resnet3d import ResNetClassifier, one_finding_classifier
 from medsyn.progress import log, track
 from medsyn.volume import read_volume
 
-CLASSIFIER_DEPTH = 10
 COLUMNS = ("method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_test", "n_synthetic")
 
 
@@ -213,7 +212,7 @@ def _new_classifier(config: AugmentationConfig, seed: int) -> ResNetClassifier:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ResNetClassifier(ResNet3d(CLASSIFIER_DEPTH, config.base_width), 1).to(device)
+        return one_finding_classifier(config.base_width).to(device)
 
 
 def _real(finding: str, cohort: Path, labels: Path, volumes: Sequence[str], split: str) -> Labelled:

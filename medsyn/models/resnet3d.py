@@ -126,6 +126,11 @@ class ResNetClassifier(nn.Module):
         return self.head(self.trunk(x))
 
 
+def one_finding_classifier(base_width: int) -> ResNetClassifier:
+    """Return Table VI's classifier with new weights: a ResNet-10 with one output."""
+    return ResNetClassifier(ResNet3d(10, base_width), 1)
+
+
 def to_unit(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
     """HU of any shape -> float32 in [-1, 1], clipped to `window_hu` (low, high)."""
     low, high = window_hu

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import AugmentationConfig, Config, FeaturesConfig, ModelStage, TextEncoderConfig, stage_configs
-from medsyn.evaluate.classifier import CLASSIFIER_DEPTH
 from medsyn.live_bytes import META
-from medsyn.models.resnet3d import ResNet3d, ResNetClassifier
+from medsyn.models.resnet3d import ResNet3d, one_finding_classifier
 from medsyn.models.weights import build
 from medsyn.planning.sampling import Sampling
 from medsyn.training.need import TrainingShapes
@@ -96,7 +95,7 @@ def classifier_training(config: AugmentationConfig, size: tuple[int, ...]) -> Tr
     def loss(network: nn.Module, given: dict[str, Tensor]) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(network(given["volumes"]), given["labels"])
 
-    return TrainingShapes(lambda: ResNetClassifier(ResNet3d(CLASSIFIER_DEPTH, config.base_width), 1), loss, batch)
+    return TrainingShapes(lambda: one_finding_classifier(config.base_width), loss, batch)
 
 
 def text_training(config: TextEncoderConfig) -> TrainingShapes:
