@@ -270,7 +270,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def summary(rows: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, float]]:
-    """Counts, mean overlap (accepted scans) and median shift by finding and severity."""
+    """Counts, and mean overlap, mean and largest shift of the accepted scans, by finding and severity."""
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["finding"], row["severity"]), []).append(row)
@@ -279,9 +279,9 @@ def summary(rows: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, float
         counts = {used: sum(row["used"] == used for row in group) for used in ("atlas", "lung_centre", "rejected")}
         seen = [row for row in group if row["used"] != "rejected"]
         facts = {"n": len(group)} | counts
-        for name, of in (("dice", np.mean), ("ideal_dice", np.mean), ("shift_mm", np.mean)):
+        for name in ("dice", "ideal_dice", "shift_mm"):
             values = [float(row[name]) for row in seen]
-            facts[name] = float(of(values)) if values else float("nan")
+            facts[name] = float(np.mean(values)) if values else float("nan")
         facts["largest_mm"] = max((float(row["shift_mm"]) for row in seen), default=float("nan"))
         out[key] = facts
     return out
@@ -300,8 +300,9 @@ def print_table(runs: list[list[dict[str, str]]]) -> int:
         cells = []
         for facts in (table[key] for table in tables if key in table):
             cells.append(f"{facts['atlas']} / {facts['lung_centre']} / {facts['rejected']}")
-            cells.append(f"{facts['dice']:.3f}")
-            cells.append(f"{facts['shift_mm']:.1f}, {facts['largest_mm']:.1f}")
+            seen = facts["n"] > facts["rejected"]
+            cells.append(f"{facts['dice']:.3f}" if seen else "")
+            cells.append(f"{facts['shift_mm']:.1f}, {facts['largest_mm']:.1f}" if seen else "")
         print(f"| {key[0]} | {key[1]} | {last['n']} | " + " | ".join(cells) + f" | {last['ideal_dice']:.3f} |")
         share = last["atlas"] / last["n"]
         loss = (last["ideal_dice"] - last["dice"]) - (healthy["ideal_dice"] - healthy["dice"])

@@ -4,9 +4,9 @@
 
 Without --ct a scan is made: an embedded phantom rendered at 256^3, interpolated to 512 x 512 x 300 voxels of 0.7 x 0.7
 x 1 mm, with noise and a scanner's round field of view, written as .nii.gz. Every repeat is a process of its own that
-does what `medsyn preprocess --config` does with the settings of config/paper.yaml: seconds count from its start,
-imports included; the least of the repeats is printed. --code measures the same scan with another checkout as well, for
-the ratio.
+does what `medsyn preprocess --config` does with the settings of its checkout's config/paper.yaml: seconds count from
+its start, imports included; the least of the repeats is printed. --code measures the same scan with another checkout as
+well, for the ratio.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, help="a scan of your own")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--code", type=Path, help="another checkout of this program, measured first")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         run_one(*args.one)
@@ -90,7 +90,7 @@ def measure(code: Path, scan: Path, repeats: int) -> dict[str, list[float]]:
         with tempfile.TemporaryDirectory() as out:
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             started = time.perf_counter()
-            command = [sys.executable, __file__, "--one", str(scan), out]
+            command = [sys.executable, __file__, "--one", str(code), str(scan), out]
             result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             wall = time.perf_counter() - started
             if result.returncode:
@@ -104,8 +104,8 @@ def measure(code: Path, scan: Path, repeats: int) -> dict[str, list[float]]:
     return best
 
 
-def run_one(scan: str, out: str) -> None:
-    """One scan in this process; prints the seconds of the parts as JSON."""
+def run_one(code: str, scan: str, out: str) -> None:
+    """One scan in this process, with the settings of the checkout `code`; prints the seconds of the parts as JSON."""
     from medsyn.config import load_config
     from medsyn.ct import preprocess as preprocessing
     from medsyn.stages import volumes
@@ -114,7 +114,7 @@ def run_one(scan: str, out: str) -> None:
     for module, names in ((preprocessing, ("judge", "load_atlas", "register")), (volumes, ("read_scan", "preprocess"))):
         for name in names:
             setattr(module, name, clock.timed(name, getattr(module, name)))
-    config = load_config(ROOT / "config/paper.yaml").preprocess
+    config = load_config(Path(code) / "config/paper.yaml").preprocess
     clock.timed("preprocess_one", volumes.preprocess_one)(scan, Path(out) / "prepared", config)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(json.dumps(clock.seconds | {"memory": [memory, memory]}))
