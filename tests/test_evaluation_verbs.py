@@ -342,3 +342,19 @@ def test_ids_must_be_unique(run: Path) -> None:
         list_volumes([run / "volumes", run / "volumes"])
     with pytest.raises(InputError, match="no such folder"):
         list_volumes([run / "absent"])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ({"solver": "dpmpp_2m", "null_text": "zero"}, ("Sampling (DPM-Solver++(2M))", "no text: zero states")),
+        ({}, ("Sampling (solver not recorded)", "no text: not recorded which states")),
+    ],
+)
+def test_the_report_says_how_volumes_were_sampled(tmp_path, recorded, expected):
+    sampling = {"num_steps_low_res": 5, "num_steps_super_res": 2, "guidance_scale": 1.0} | recorded
+    write_json(tmp_path / "config/sampling.json", {"sampling": sampling})
+    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in expected:
+        assert text in page

@@ -26,6 +26,7 @@ from medsyn.provenance import provenance
 Facts = dict[str, Any]
 FINDINGS = {2: "Pleural effusion", 3: "Bullous emphysema", 4: "Cardiomegaly"}
 MAX_SHEETS = 1
+SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)"}
 NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
 
 
@@ -139,9 +140,9 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
         segmentation = "" if scale is None else f" (Table V: {scale:g})"
         rows.append(
             (
-                "Sampling (DDIM)",
+                f"Sampling ({SOLVERS.get(s.get('solver'), 'solver not recorded')})",
                 f"{s['num_steps_low_res']} and {s['num_steps_super_res']} steps, guidance {s['guidance_scale']:g}"
-                f"{segmentation}, no text: {s['null_text']} states",
+                f"{segmentation}, no text: {s.get('null_text', 'not recorded which')} states",
             )
         )
     return rows
