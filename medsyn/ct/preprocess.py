@@ -29,6 +29,7 @@ from medsyn.ct.inspect import Chest, judge
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT
+from medsyn.masks.morphology import bounds
 from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
@@ -180,11 +181,10 @@ def _centre_mm(chest: Chest) -> np.ndarray:
     oblique scan too).
     """
     model, mask = chest.volume, chest.cavities.label > 0
-    corners = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     direction = np.array(model.direction).reshape(3, 3)
     if np.allclose(np.abs(direction), np.eye(3), atol=1e-4):
-        z, y, x = ((c[0] + c[-1]) / 2 for c in corners)
-        return _physical(model, (float(z), float(y), float(x)))
+        z, y, x = ((first + last) / 2 for first, last in bounds(mask))
+        return _physical(model, (z, y, x))
     index = np.argwhere(mask)[:, ::-1] * np.array(model.spacing_mm[::-1])
     points = index @ direction.T + np.array(model.origin_mm)
     return np.asarray((points.min(0) + points.max(0)) / 2)

@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsyn.masks.morphology import coarsened
+from medsyn.masks.morphology import bounds, coarsened
 from medsyn.volume import Volume, to_sitk
 
 WORKING_MM = 5.0
@@ -66,11 +66,11 @@ def register(lungs: NDArray[np.bool_], scan: Volume, atlas: Volume, centre_mm: N
 def _cropped(atlas: Volume) -> sitk.Image:
     """The atlas's lungs and ATLAS_MARGIN_MM around them, as far as its grid goes."""
     image = sitk.Cast(to_sitk(atlas), sitk.sitkFloat32)
-    corners = [np.flatnonzero((atlas.array > 0).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]  # x, y, z
     part = []
-    for c, step, count in zip(corners, image.GetSpacing(), image.GetSize(), strict=True):
+    ends = reversed(bounds(atlas.array > 0))  # x, y, z
+    for (first, last), step, count in zip(ends, image.GetSpacing(), image.GetSize(), strict=True):
         margin = int(np.ceil(ATLAS_MARGIN_MM / step))
-        part.append(slice(max(int(c[0]) - margin, 0), min(int(c[-1]) + margin + 1, count)))
+        part.append(slice(max(first - margin, 0), min(last + margin + 1, count)))
     return image[tuple(part)]
 
 
@@ -95,9 +95,7 @@ def _moving(lungs: NDArray[np.bool_], scan: Volume, cut: tuple[bool, bool]) -> s
     )
     spacing, origin, turned = (tuple(float(number) for number in numbers) for numbers in geometry)
     image = to_sitk(Volume(coarse, spacing, origin, turned))  # type: ignore[arg-type]
-    corners = [np.flatnonzero((coarse > 0).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]  # x, y, z
-    low, high = [int(c[0]) for c in corners], [int(c[-1]) for c in corners]
-    image = image[low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1]
+    image = image[tuple(slice(first, last + 1) for first, last in reversed(bounds(coarse > 0)))]  # x, y, z
     margin = [int(np.ceil(MARGIN_MM / s)) for s in image.GetSpacing()]
     lower, upper = list(margin), list(margin)
     lower[2], upper[2] = (0 if cut[0] else margin[2]), (0 if cut[1] else margin[2])
@@ -124,8 +122,8 @@ def _start(
 
 def _extent_mm(mask: NDArray, spacing_mm: tuple[float, float, float]) -> NDArray:
     """Extent (x, y, z) of a mask's bounding box."""
-    corners = [np.flatnonzero(mask.any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]
-    return np.array([(c[-1] - c[0] + 1) * s for c, s in zip(corners, reversed(spacing_mm), strict=True)])
+    extent = [(last - first + 1) * step for (first, last), step in zip(bounds(mask), spacing_mm, strict=True)]
+    return np.array(extent[::-1])
 
 
 def _optimise(
