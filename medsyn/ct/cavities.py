@@ -47,9 +47,10 @@ PRIOR = 3000.0
 that differs by 0.1 from the other two costs 20, and a rotation by 6 degrees 60."""
 START_SCALE_RANGE = (1 / 1.3, 1 / 0.75)
 """Limits of the scale, scanner to model, from which a fit starts; the fit itself may leave them."""
-THICK_MM, MINIMUM_ML, WITH_FLUID_ML = 24.0, 200.0, 60.0
+THICK_MM, MINIMUM_ML, KNOWN_ML = 24.0, 200.0, 60.0
 """A filled piece contains a ball of this diameter and has at least the first volume, or the second if fluid was
-recognised in it. Smaller pieces are differences between people, such as a heart larger than the atlas's."""
+recognised in it or the round before found it (the new fit may have shrunk it). Smaller pieces are differences between
+people, such as a heart larger than the atlas's."""
 AROUND_MM = 16.0
 """The rest of a filled piece lies within this distance of its thick part."""
 NEAR_MM = 25.0
@@ -107,7 +108,7 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
         expected = soft_atlas.at(transform.apply(points)).reshape(core.shape) > 0.5
         before = core
         missing = expected & (evidence.lung < 0.5) & ~evidence.wall
-        core = _thick(missing, evidence.fluid, evidence.volume.spacing_mm)
+        core = _thick(missing, evidence.fluid | core, evidence.volume.spacing_mm)
         if (core == before).mean() > SETTLED_SHARE:
             break
         soft_weight = np.where(_near(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
@@ -195,15 +196,18 @@ def _near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDA
     return np.asarray(ndimage.distance_transform_edt(~mask, spacing_mm) <= radius_mm)
 
 
-def _thick(mask: NDArray[np.bool_], fluid: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Return the parts of `mask` that hold a ball of THICK_MM, if they are large enough."""
+def _thick(mask: NDArray[np.bool_], known: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """Return the parts of `mask` that hold a ball of THICK_MM, if they are large enough.
+
+    Parts that contain a block of `known` (fluid, or a piece of the round before) may be smaller than others.
+    """
     inner = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)[1:-1, 1:-1, 1:-1] > THICK_MM / 2)
     core = _near(inner, THICK_MM / 2, spacing_mm) & mask
     labels, count = ndimage.label(core)
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * float(np.prod(spacing_mm)) / 1000
     sizes[0] = 0
-    wet = np.bincount(labels[fluid], minlength=count + 1) > 0
-    return np.asarray((sizes >= np.where(wet, WITH_FLUID_ML, MINIMUM_ML))[labels])
+    holds_known = np.bincount(labels[known], minlength=count + 1) > 0
+    return np.asarray((sizes >= np.where(holds_known, KNOWN_ML, MINIMUM_ML))[labels])
 
 
 def _cavities(
