@@ -48,6 +48,7 @@ COLUMNS = (
     "seconds",
 )
 MINIMUM_SHARE, MAXIMUM_LOSS = 0.95, 0.05
+"""Goals: share of scans registered; how much more Dice than in healthy chests may be lost against the ideal."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the five worst cases")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.work is None and (args.pictures or not args.tables):
+        parser.error("--work is missing: name the folder of the scans")
+    if args.out is None and not args.tables:
+        parser.error("--out is missing: name the CSV file for the measurements")
     if args.tables:
         if args.pictures:
             write_pictures(args.tables[-1], args.work, args.pictures)
@@ -270,7 +275,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def summary(rows: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, float]]:
-    """Counts, and mean overlap, mean and largest shift of the accepted scans, by finding and severity."""
+    """Return counts, and over the accepted scans the mean overlap and the mean and largest shift, by finding and
+    severity; NaN where every scan was rejected.
+    """
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["finding"], row["severity"]), []).append(row)
@@ -280,17 +287,16 @@ def summary(rows: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, float
         seen = [row for row in group if row["used"] != "rejected"]
         facts = {"n": len(group)} | counts
         for name in ("dice", "ideal_dice", "shift_mm"):
-            values = [float(row[name]) for row in seen]
-            facts[name] = float(np.mean(values)) if values else float("nan")
+            facts[name] = float(np.mean([float(row[name]) for row in seen])) if seen else float("nan")
         facts["largest_mm"] = max((float(row["shift_mm"]) for row in seen), default=float("nan"))
         out[key] = facts
     return out
 
 
 def print_table(runs: list[list[dict[str, str]]]) -> int:
-    """Markdown by finding and severity, one group of columns per run; 1 where the last run misses a goal."""
+    """Print Markdown by finding and severity, one group of columns per run; return 1 if the last run misses a goal."""
     tables = [summary(rows) for rows in runs]
-    heads = [["before", "now"], ["now"]][len(runs) == 1] if len(runs) < 3 else [str(i) for i in range(len(runs))]
+    heads = {1: ["now"], 2: ["before", "now"]}.get(len(runs), [str(i) for i in range(len(runs))])
     names = ("registered / centre / rejected", "Dice", "error, mm: mean, largest")
     columns = " | ".join(f"{head}: {name}" for head in heads for name in names)
     print(f"| finding | severity | n | {columns} | Dice, ideal |")
@@ -298,11 +304,14 @@ def print_table(runs: list[list[dict[str, str]]]) -> int:
     healthy, missed = tables[-1]["healthy", ""], []
     for key, last in tables[-1].items():
         cells = []
-        for facts in (table[key] for table in tables if key in table):
+        for facts in (table.get(key) for table in tables):
+            if facts is None:
+                cells += [""] * len(names)
+                continue
             cells.append(f"{facts['atlas']} / {facts['lung_centre']} / {facts['rejected']}")
-            seen = facts["n"] > facts["rejected"]
-            cells.append(f"{facts['dice']:.3f}" if seen else "")
-            cells.append(f"{facts['shift_mm']:.1f}, {facts['largest_mm']:.1f}" if seen else "")
+            accepted = facts["n"] > facts["rejected"]
+            cells.append(f"{facts['dice']:.3f}" if accepted else "")
+            cells.append(f"{facts['shift_mm']:.1f}, {facts['largest_mm']:.1f}" if accepted else "")
         print(f"| {key[0]} | {key[1]} | {last['n']} | " + " | ".join(cells) + f" | {last['ideal_dice']:.3f} |")
         share = last["atlas"] / last["n"]
         loss = (last["ideal_dice"] - last["dice"]) - (healthy["ideal_dice"] - healthy["dice"])

@@ -94,8 +94,8 @@ def test_a_body_without_ribs_is_not_a_chest_with_one_lung(white_out: ExtremeSubj
     assert "ml of ribs, less than" in reasons[0]
 
 
-def test_a_small_pool_counts_where_fluid_is_recognised() -> None:
-    """Between WITH_FLUID_ML and MINIMUM_ML a piece with fluid is a cavity; without fluid it may be a large heart."""
+def test_a_small_piece_counts_where_fluid_is_recognised_or_it_was_found_before() -> None:
+    """Between KNOWN_ML and MINIMUM_ML a piece with fluid is a cavity; without fluid it may be a large heart."""
     fluid = np.zeros((20, 20, 20), bool)
     piece = np.zeros_like(fluid)
     piece[4:14, 4:14, 4:14] = True  # 125 ml of cubes of 5 mm

@@ -87,6 +87,20 @@ def test_outside_air_is_no_lung() -> None:
     assert inside.sum() == 20 * 16
 
 
+@pytest.mark.parametrize("cable", [False, True])
+def test_the_core_of_a_hollow_table_is_no_lung(cable: bool) -> None:
+    volume = chest("normal").volume
+    alone = segment_lungs(volume.array, volume.spacing_mm)
+    hu = np.pad(volume.array, ((0, 0), (20, 0), (0, 0)), constant_values=-1000)
+    hu[:, 2:16, 4:60] = 100
+    hu[:, 4:14, 6:58] = -900  # foam in a closed shell: more than 5 litres
+    if cable:
+        hu[30, 15:30, 32] = 100
+    beside = segment_lungs(hu, volume.spacing_mm)
+    np.testing.assert_array_equal(beside.label[:, 20:], alone.label)
+    assert not beside.mask[:, :20].any()
+
+
 def test_fine_and_coarse_grids_agree() -> None:
     volume = chest("normal").volume
     fine = Volume(np.repeat(volume.array, 2, axis=2), (*volume.spacing_mm[:2], volume.spacing_mm[2] / 2))

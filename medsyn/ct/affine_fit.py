@@ -1,8 +1,8 @@
 """Affine fit of a soft atlas to weighted evidence at points: Gauss-Newton with Levenberg-Marquardt damping.
 
-`medsyn.ct.register` compares two images voxel by voxel. Here every point of a scan says how much it knows: aerated lung
-must lie inside the atlas, ribs and the outside of the body must not, soft tissue says little. That needs a weight per
-point and a prior on the shape of the transform, which ITK's registration does not offer.
+`medsyn.ct.register` compares two images voxel by voxel. Here every point of a scan has a weight: aerated lung must lie
+inside the atlas, ribs and the outside of the body must not, and soft tissue counts little. ITK's registration offers
+neither a weight per point nor a prior on the shape of the transform.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from medsyn.volume import Volume
 
 Points = NDArray[np.float64]
 FLAT = 1e-4
-"""Where the blurred share is so near to 0 or 1, its gradient is taken as 0."""
+"""The gradient of the blurred share is taken as 0 where the share is nearer to 0 or 1 than this."""
 PADDING_MM = 40.0
 """Empty space around the atlas, where its blurred share falls to 0."""
 FIRST_DAMPING, LARGEST_DAMPING, SMALLEST_DAMPING = 1e-3, 1e4, 1e-4
+"""Relative to the diagonal of the curvature. A step beyond the largest has failed, and the fit ends."""
 SETTLED_MM, LEVER_MM = 0.4, 120.0
 """The fit stops when a step moves no point within LEVER_MM of the middle by more than about SETTLED_MM."""
 
@@ -53,11 +54,11 @@ class SoftAtlas:
         self.slopes = [np.ascontiguousarray(slopes[..., axis], np.float32) for axis in range(3)]  # along x, y, z
 
     def at(self, points: Points) -> NDArray[np.float32]:
-        """Share of lung (N,) at model points (N, 3); 0 beyond the padding."""
+        """Return the share of lung (N,) at model points (N, 3); 0 beyond the padding."""
         return self._sampled(self.share, points)
 
     def slope_at(self, points: Points) -> NDArray[np.float32]:
-        """Gradient of the share (N, 3) along x, y, z, per mm."""
+        """Return the gradient of the share (N, 3) along x, y, z, per mm."""
         return np.stack([self._sampled(slope, points) for slope in self.slopes], -1)
 
     def _sampled(self, array: NDArray[np.float32], points: Points) -> NDArray[np.float32]:

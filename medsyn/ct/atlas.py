@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from medsyn.errors import InputError
+from medsyn.masks.morphology import bounds
 from medsyn.orientation import reorient
 from medsyn.phantom.plan import PLAN_GRID, make_plan
 from medsyn.volume import MODEL_DIRECTION, Volume, centred_origin_mm, read_volume
@@ -44,7 +45,7 @@ def phantom_atlas(count: int = NUM_PHANTOMS, seed: int = 0) -> Volume:
     distance below 0 is lung.
     """
     fields = [np.asarray(make_plan((seed, index), ()).lungs.lung, np.float32) for index in range(count)]
-    boxes = np.array([_box(field < 0) for field in fields])  # (count, 3, 2), voxels
+    boxes = np.array([bounds(field < 0) for field in fields])  # (count, 3, 2), voxels
     middles, extents = boxes.mean(2), boxes[:, :, 1] - boxes[:, :, 0]
     mean_extent = extents.mean(0)
     total = np.zeros(PLAN_GRID.size, np.float32)
@@ -59,16 +60,10 @@ def centred(atlas: Volume) -> Volume:
     """The same voxels with the middle of the lungs' bounding box at the origin."""
     shift = [
         (low + high) / 2 - (count - 1) / 2
-        for (low, high), count in zip(_box(atlas.array > 0), atlas.array.shape, strict=True)
+        for (low, high), count in zip(bounds(atlas.array > 0), atlas.array.shape, strict=True)
     ]
     z, y, x = (s * step for s, step in zip(shift, atlas.spacing_mm, strict=True))
     size: tuple[int, int, int] = atlas.array.shape
     return Volume(
         atlas.array, atlas.spacing_mm, centred_origin_mm(size, atlas.spacing_mm, (-x, y, -z)), MODEL_DIRECTION
     )
-
-
-def _box(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First and last index of `mask` along z, y, x."""
-    corners = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    return [(int(c[0]), int(c[-1])) for c in corners]

@@ -30,38 +30,44 @@ WORKING_MM = 6.0
 FIT_MM, FIRST_FIT_MM = 10.0, 14.0
 """Largest blocks of the evidence in the fit, and in the first fit, which chooses the start."""
 UNIT_MM = 8.0
-"""Evidence is counted in cubes of this edge."""
+"""Evidence is counted in cubes with edges of this length."""
 FIRST_SIGMA_MM, SIGMA_MM = 10.0, 5.0
 """Blur of the atlas in the first fit and later."""
 BONE_HU, BONE_SHARE = 220.0, 0.3
+"""A block is bone where more than this share of its voxels lies above this density."""
 RIB_MM = 7.0
 """Thickness of the wall that ribs make."""
 RIB_GAP_MM = 12.0
-"""Closing that joins neighbouring ribs to a wall; the space between two ribs is up to 20 mm wide."""
+"""Radius of the closing that joins ribs to a wall: it spans 24 mm, the space between two ribs is up to 20 mm wide."""
 SOFT_WEIGHT, NEAR_WEIGHT, FLUID_WEIGHT = 0.15, 0.03, 0.5
-"""Weight of soft tissue against a cavity in the first fits, of soft tissue near a filled piece, of fluid for a cavity;
-aerated lung, bone and the outside of the body have 1."""
+"""Weight of soft tissue against a cavity before filled pieces are known, of soft tissue near a filled piece later, and
+of fluid for a cavity. Aerated lung, bone, the outside of the body and, later, all other soft tissue have weight 1."""
 PRIOR = 3000.0
-"""Weight of unequal scales and of shear: 0.1 of either costs as much as 30 wrong cubes of UNIT_MM."""
-THICK_MM, MINIMUM_ML, WITH_FLUID_ML = 24.0, 200.0, 60.0
-"""A filled piece holds a ball of this diameter and this much, or that much if fluid was recognised in it; less is the
-difference between people, such as a heart larger than the atlas's."""
+"""Weight of unequal scales, shear and rotation: a shear of 0.1 costs as much as 30 wrong cubes of UNIT_MM, one scale
+that differs by 0.1 from the other two costs 20, and a rotation by 6 degrees 60."""
+START_SCALE_RANGE = (1 / 1.3, 1 / 0.75)
+"""Limits of the scale, scanner to model, from which a fit starts; the fit itself may leave them."""
+THICK_MM, MINIMUM_ML, KNOWN_ML = 24.0, 200.0, 60.0
+"""A filled piece contains a ball of this diameter and has at least the first volume, or the second if fluid was
+recognised in it or the round before found it (the new fit may have shrunk it). Smaller pieces are differences between
+people, such as a heart larger than the atlas's."""
 AROUND_MM = 16.0
 """The rest of a filled piece lies within this distance of its thick part."""
 NEAR_MM = 25.0
-"""Soft tissue so near to a filled piece may be part of it."""
+"""Soft tissue within this distance of a filled piece may belong to the cavity."""
 BESIDE_MM, MIDDLE_MM = 15.0, 50.0
 """Ribs lie within the first distance of a cavity, and farther than the second from the middle of the chest."""
-ROUNDS = 3
+ROUNDS, SETTLED_SHARE = 3, 0.9999
+"""Largest number of fits after the first; they end early when this share of the blocks keeps its state."""
 
 
 @dataclass(frozen=True)
 class Cavities:
-    """What `find_cavities` finds.
+    """Pleural cavities of a scan.
 
-    label: uint8 (D, H, W), 1 right, 2 left: the lungs and what fills the rest; filled_ml: the second part, by side;
-    rib_ml: bone beside each fitted side, the spine and the sternum left out; lung_inside: share of the aerated lung
-    that lies in the fitted atlas.
+    label: uint8 (D, H, W), 1 right, 2 left: aerated lung and what fills the rest; filled_ml: volume of the rest, by
+    side; rib_ml: bone beside each fitted side, the spine and the sternum left out; lung_inside: share of the aerated
+    lung that lies in the fitted atlas.
     """
 
     label: NDArray[np.uint8]
@@ -72,8 +78,10 @@ class Cavities:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What the blocks of a grid hold, each (D, H, W): share of lung; bone; wall: bone, the gaps between ribs and the
-    outside of the body; pleural fluid.
+    """Contents of the blocks of the working grid, each (D, H, W).
+
+    lung: share of aerated lung, 0 to 1; wall: bone, the gaps between ribs and the outside of the body; fluid: pleural
+    fluid.
     """
 
     volume: Volume
@@ -84,9 +92,9 @@ class _Evidence:
 
 
 def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
-    """Return the pleural cavities of a CT in HU (model orientation, voxels of at most about 5 mm) that shows some lung.
+    """Return the pleural cavities of a CT in HU (model orientation) in which `lungs` holds at least one lung.
 
-    Fitted to the built-in atlas, whatever atlas the scan is registered to later.
+    The built-in atlas is fitted, whatever atlas the scan is registered to later.
     """
     atlas = load_atlas(None)
     evidence = _evidence(volume, lungs)
@@ -100,8 +108,8 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
         expected = soft_atlas.at(transform.apply(points)).reshape(core.shape) > 0.5
         before = core
         missing = expected & (evidence.lung < 0.5) & ~evidence.wall
-        core = _thick(missing, evidence.fluid, evidence.volume.spacing_mm)
-        if (core == before).mean() > 0.9999:
+        core = _thick(missing, evidence.fluid | core, evidence.volume.spacing_mm)
+        if (core == before).mean() > SETTLED_SHARE:
             break
         soft_weight = np.where(_near(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
     filled = (_near(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
@@ -109,6 +117,7 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
 
 
 def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
+    """Return the contents of blocks of WORKING_MM."""
     factors = block_factors(volume.spacing_mm, WORKING_MM)
     coarse = coarsened(volume, WORKING_MM)
     steps = coarse.spacing_mm
@@ -122,12 +131,13 @@ def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
 
 
 def _points(volume: Volume) -> Points:
-    """LPS positions (N, 3) of the voxels in the order of the array."""
+    """Return the LPS positions (N, 3) of the voxels in the order of the array."""
     index = np.indices(volume.array.shape).reshape(3, -1).T[:, ::-1]
     return _placed(volume, index)
 
 
 def _placed(volume: Volume, index_xyz: NDArray) -> Points:
+    """Return the LPS positions (N, 3) of indices (N, 3) = (x, y, z)."""
     scaled = index_xyz * np.array(volume.spacing_mm[::-1])
     return np.asarray(scaled @ np.array(volume.direction).reshape(3, 3).T + np.array(volume.origin_mm))
 
@@ -150,7 +160,7 @@ def _seen(
 
 
 def _first_fit(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) -> Affine:
-    """The better of two fits: from the bounding box of the lungs found, and from the ribs and the lungs' top."""
+    """Return the better of two fits: from the aerated lungs' bounding box, and from the ribs and the lungs' top."""
     seen = _seen(evidence, np.full(evidence.lung.shape, SOFT_WEIGHT, np.float32), FIRST_FIT_MM)
     soft_atlas, prior = SoftAtlas(atlas, FIRST_SIGMA_MM), shape_prior(PRIOR, PRIOR)
     fits = [fit(*seen, soft_atlas, start, prior, 12) for start in _starts(evidence, lungs, volume, atlas)]
@@ -158,13 +168,14 @@ def _first_fit(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume)
 
 
 def _starts(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) -> list[Affine]:
+    """Return the maps to start from: bounding box to bounding box, and ribs (if any) to the atlas's width."""
     sides = [side for side in (RIGHT, LEFT) if (lungs.label == side).any()]
     model = _points(atlas)[(atlas.array > 0).ravel()]
     of_sides = model if len(sides) == 2 else model[(model[:, 0] < 0) == (sides[0] == RIGHT)]
     found = _placed(volume, np.argwhere(lungs.mask)[::7, ::-1])
     low, high = np.percentile(found, [0.5, 99.5], axis=0)
     model_low, model_high = np.percentile(of_sides, [0.5, 99.5], axis=0)
-    scale = np.clip((model_high - model_low) / (high - low), 1 / 1.3, 1 / 0.75)
+    scale = np.clip((model_high - model_low) / (high - low), *START_SCALE_RANGE)
     if len(sides) == 1:
         scale = np.full(3, scale[2])
     starts = [Affine(np.diag(scale), (model_low + model_high) / 2 - scale * (low + high) / 2)]
@@ -172,28 +183,31 @@ def _starts(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) ->
     if len(ribs):
         model_low, model_high = np.percentile(model, [0.5, 99.5], axis=0)
         left, right = np.percentile(ribs[:, 0], [2, 98])
-        size = np.clip((model_high - model_low)[0] / (right - left - 2 * RIB_MM), 1 / 1.3, 1 / 0.75)
+        size = np.clip((model_high - model_low)[0] / (right - left - 2 * RIB_MM), *START_SCALE_RANGE)
         middle = np.array([(left + right) / 2, (low + high)[1] / 2, high[2]])
         starts.append(Affine(np.eye(3) * size, np.array([0, 0, model_high[2]]) - size * middle))
     return starts
 
 
 def _near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Dilation by a ball, from distances: its cost does not grow with the radius."""
+    """Return the mask dilated by a ball, from distances: the cost does not grow with the radius."""
     if not mask.any():
         return mask
     return np.asarray(ndimage.distance_transform_edt(~mask, spacing_mm) <= radius_mm)
 
 
-def _thick(mask: NDArray[np.bool_], fluid: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Return the parts of `mask` that hold a ball of THICK_MM, if they are large enough."""
+def _thick(mask: NDArray[np.bool_], known: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
+    """Return the parts of `mask` that hold a ball of THICK_MM, if they are large enough.
+
+    Parts that contain a block of `known` (fluid, or a piece of the round before) may be smaller than others.
+    """
     inner = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)[1:-1, 1:-1, 1:-1] > THICK_MM / 2)
     core = _near(inner, THICK_MM / 2, spacing_mm) & mask
     labels, count = ndimage.label(core)
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * float(np.prod(spacing_mm)) / 1000
     sizes[0] = 0
-    wet = np.bincount(labels[fluid], minlength=count + 1) > 0
-    return np.asarray((sizes >= np.where(wet, WITH_FLUID_ML, MINIMUM_ML))[labels])
+    holds_known = np.bincount(labels[known], minlength=count + 1) > 0
+    return np.asarray((sizes >= np.where(holds_known, KNOWN_ML, MINIMUM_ML))[labels])
 
 
 def _cavities(
@@ -204,7 +218,10 @@ def _cavities(
     expected: NDArray[np.bool_],
     across: NDArray[np.float64],
 ) -> Cavities:
-    """Bring the filled blocks back to the grid of the scan; `across`: x of every block in model space."""
+    """Bring the filled blocks back to the grid of the scan.
+
+    expected: blocks that lie in the fitted atlas; across: x of every block in model space.
+    """
     factors = block_factors(volume.spacing_mm, WORKING_MM)
     label = lungs.label
     if filled.any():

@@ -1,8 +1,8 @@
-"""Is this file a chest CT in Hounsfield units? Decided from the data, not from trust.
+"""Decide from its voxels and geometry whether a file is a chest CT in Hounsfield units.
 
-`inspect` reads a file or DICOM folder and gives a dict: size (x, y, z voxels), spacing_mm (x, y, z), orientation, HU
-range and a verdict with reasons. `judge` is the same for a volume in memory. Each reason is one sentence that says what
-was seen.
+`inspect` reads a file or DICOM folder and returns a dict: size (x, y, z voxels), spacing_mm (x, y, z), orientation, HU
+range and a verdict with reasons. `describe` does the same for a volume in memory. Each reason is one sentence that says
+what was found and what is needed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MOST_OBLIQUE_DEGREES = 35.0
 MINIMUM_VOXELS = 16
 MINIMUM_EXTENT_MM = 100.0
 MINIMUM_LUNGS_ML, MINIMUM_WITHOUT_AIRWAY_ML = 200.0, 700.0
-"""Both lungs together: adults hold 2 to 7 litres; compressed by effusions less. Without a trachea, more."""
-
+"""Least air in both lungs together, with a trachea and without: adults have 2 to 7 litres, compressed lungs
+less. Gas in a bowel may look like lung, so more is needed without a trachea."""
 MINIMUM_CAVITY_ML = 150.0
-"""What is left of a pleural cavity years after a lung was removed."""
+"""A pleural cavity from which a lung was removed years ago still has this volume."""
 MINIMUM_RIBS_ML, MINIMUM_RIBS_WITHOUT_AIRWAY_ML = 40.0, 100.0
 """Bone beside a pleural cavity without aerated lung: 88 to 255 ml were measured on phantoms and on a real chest."""
 MINIMUM_INSIDE = 0.7
@@ -57,7 +57,10 @@ class Chest:
 
 
 def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
-    """Facts and verdict on one file; what cannot be read is `rejected` with that reason; no file: InputError."""
+    """Return facts and verdict on one file; one that cannot be read is `rejected` with that reason.
+
+    A path that does not exist is an InputError.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -69,7 +72,7 @@ def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
 
 
 def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
-    """Facts and verdict on a volume; `faults` are reasons found while reading."""
+    """Return facts and verdict on a volume; `faults` are reasons found while reading."""
     reasons, chest = judge(volume)
     reasons = [*(faults or []), *reasons]
     finite = np.isfinite(volume.array).all() if volume.array.dtype.kind == "f" else True
@@ -101,7 +104,10 @@ def read_hu(path: str | Path, reading: Reading | None = None) -> Volume:
 
 
 def judge(volume: Volume) -> tuple[list[str], Chest | None]:
-    """Reasons to refuse a volume (none: it is a chest CT in HU), and its lungs if it came that far."""
+    """Return the reasons to refuse a volume (none: it is a chest CT in HU), and its lungs.
+
+    The lungs are None where the grid or the values are at fault already.
+    """
     model = reorient(volume)
     reasons = _grid_faults(model) + (value_faults(model.array) or _air_faults(model.array))
     if reasons:
@@ -136,7 +142,7 @@ def _grid_faults(volume: Volume) -> list[str]:
 
 
 def _oblique_degrees(volume: Volume) -> float:
-    """Largest angle between an axis of the grid and the patient's axis nearest to it."""
+    """Return the largest angle between an axis of the grid and the patient's axis nearest to it."""
     cosines = np.abs(np.array(volume.direction).reshape(3, 3)).max(0)
     return float(np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))))
 
@@ -188,7 +194,7 @@ def _air_faults(array: np.ndarray) -> list[str]:
 
 
 def lung_faults(chest: Chest) -> list[str]:
-    """Reasons why lungs found in a volume make no chest."""
+    """Return the reasons why lungs found in a volume do not make it a chest."""
     lungs = chest.lungs
     ml = {value: float((lungs.label == value).sum()) * chest.volume.voxel_mm3 / 1000 for value in (RIGHT, LEFT)}
     if not max(ml.values()):
@@ -203,7 +209,7 @@ def lung_faults(chest: Chest) -> list[str]:
 
 
 def _one_lung_faults(chest: Chest, missing: int) -> list[str]:
-    """Reasons why one aerated lung makes no chest: no cavity of a lung that is filled or was removed beside it."""
+    """Return the reasons why a volume with one aerated lung is not a chest: the other pleural cavity is missing."""
     cavities, side = chest.cavities, {RIGHT: "right", LEFT: "left"}[missing]
     seen = f"one lung only found, and on the {side}"
     if cavities.filled_ml[missing] < MINIMUM_CAVITY_ML:
@@ -223,7 +229,7 @@ def _one_lung_faults(chest: Chest, missing: int) -> list[str]:
 
 
 def _turned_faults(chest: Chest) -> list[str]:
-    """Upside down: no trachea where the header says that the head is, but one when head and feet change places."""
+    """Return a reason if the volume is upside down: a trachea is found only when head and feet change places."""
     if chest.lungs.airway.any():
         return []
     turned = segment_lungs(chest.volume.array[::-1], chest.volume.spacing_mm).airway

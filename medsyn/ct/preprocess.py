@@ -1,4 +1,4 @@
-"""One CT onto the model's grid: orientation, alignment on the pleural cavities, one resampling, HU kept.
+"""Bring one CT to the model's grid: orientation, alignment on the pleural cavities, one resampling, HU kept.
 
 The model's grid is `size` voxels over `field_of_view_mm` (paper: 256^3 over 292 x 316 x 316 mm), centred on the origin
 of model space. `transform` maps points of model space to the scanner's space (ITK's resampling direction). Alignment
@@ -29,6 +29,7 @@ from medsyn.ct.inspect import Chest, judge
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT
+from medsyn.masks.morphology import bounds
 from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
@@ -43,8 +44,9 @@ may shrink the grid to 0.6."""
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """volume: int16 HU on the model grid; transform: model space to scanner; given: masks on the same grid; qc: facts
-    for qc.json.
+    """A CT on the model's grid.
+
+    volume: int16 HU; transform: model space to scanner; given: masks on the same grid; qc: facts for qc.json.
     """
 
     volume: Volume
@@ -54,7 +56,7 @@ class Preprocessed:
 
 
 def model_grid(config: PreprocessConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Spacing (z, y, x) in mm and LPS origin (x, y, z) of the model's grid."""
+    """Return spacing (z, y, x) in mm and LPS origin (x, y, z) of the model's grid."""
     spacing = grid_spacing_mm(config.size, config.field_of_view_mm)
     return spacing, centred_origin_mm(config.size, spacing)
 
@@ -130,7 +132,7 @@ class _Alignment:
 
 
 def _align(model: Volume, chest: Chest, config: PreprocessConfig, on_grid: bool) -> _Alignment:
-    """Where the model's grid lies in the scanner's space, as `config.alignment` wants it."""
+    """Return the place of the model's grid in the scanner's space that `config.alignment` asks for."""
     centred = config.alignment != "none" and not on_grid
     centre = _centre_mm(chest) if centred else _middle_mm(model)
     translation = sitk.TranslationTransform(3, [float(c) for c in centre])
@@ -149,12 +151,14 @@ def _align(model: Volume, chest: Chest, config: PreprocessConfig, on_grid: bool)
 
 
 def _filled_ml(chest: Chest) -> dict[str, float]:
-    """Millilitres of each pleural cavity that hold no aerated lung, for qc.json."""
+    """Return the part of each pleural cavity without aerated lung, in millilitres, for qc.json."""
     return {name: round(chest.cavities.filled_ml[side], 1) for name, side in (("right", RIGHT), ("left", LEFT))}
 
 
 def lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
-    """Same size, spacing and directions as the model's grid (its place in space may differ): nothing to interpolate."""
+    """Return whether size, spacing and directions are those of the model's grid, so that nothing is interpolated; its
+    place in space may differ.
+    """
     spacing, _ = model_grid(config)
     return (
         model.array.shape == tuple(config.size)
@@ -164,34 +168,34 @@ def lies_on_grid(model: Volume, config: PreprocessConfig) -> bool:
 
 
 def _physical(volume: Volume, index: tuple[float, float, float]) -> np.ndarray:
-    """LPS point (x, y, z) of a continuous index (z, y, x)."""
+    """Return the LPS point (x, y, z) of a continuous index (z, y, x)."""
     matrix = np.array(volume.direction).reshape(3, 3)
     return np.asarray(volume.origin_mm) + matrix @ (np.array(index[::-1]) * np.array(volume.spacing_mm[::-1]))
 
 
 def _middle_mm(volume: Volume) -> np.ndarray:
-    """LPS point in the middle of a volume."""
+    """Return the LPS point in the middle of a volume."""
     z, y, x = volume.array.shape
     return _physical(volume, ((z - 1) / 2, (y - 1) / 2, (x - 1) / 2))
 
 
 def _centre_mm(chest: Chest) -> np.ndarray:
-    """LPS point in the middle of the pleural cavities' bounding box, whose sides run along the patient's axes (an
-    oblique scan too).
+    """Return the LPS point in the middle of the pleural cavities' bounding box.
+
+    Its sides run along the patient's axes, also in an oblique scan.
     """
     model, mask = chest.volume, chest.cavities.label > 0
-    corners = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     direction = np.array(model.direction).reshape(3, 3)
     if np.allclose(np.abs(direction), np.eye(3), atol=1e-4):
-        z, y, x = ((c[0] + c[-1]) / 2 for c in corners)
-        return _physical(model, (float(z), float(y), float(x)))
+        z, y, x = ((first + last) / 2 for first, last in bounds(mask))
+        return _physical(model, (z, y, x))
     index = np.argwhere(mask)[:, ::-1] * np.array(model.spacing_mm[::-1])
     points = index @ direction.T + np.array(model.origin_mm)
     return np.asarray((points.min(0) + points.max(0)) / 2)
 
 
 def _cropped(model: Volume, transform: sitk.Transform, config: PreprocessConfig) -> Volume:
-    """What the grid sees of a volume, and MARGIN around it, where smoothing looks for neighbours."""
+    """Return the part of a volume that lies in the grid or within MARGIN of it, where smoothing needs neighbours."""
     spacing, _ = model_grid(config)
     matrix, offset = affine_of(transform)
     half = np.array([extent / 2 + MARGIN * max(spacing) for extent in reversed(config.field_of_view_mm)])
@@ -228,7 +232,7 @@ def _resample(
 def _given_mask(
     mask: Volume, source: Volume, transform: sitk.Transform, config: PreprocessConfig, on_grid: bool, name: str
 ) -> Volume:
-    """A mask brought along: nearest neighbour with the CT's transform."""
+    """Return a mask on the model's grid: nearest neighbour with the CT's transform."""
     mask = laid_on(mask, source, name)
     mask = mask.with_array(mask.array.astype(np.uint8))
     if on_grid:

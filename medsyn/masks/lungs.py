@@ -70,14 +70,30 @@ def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
 
 
 def inner_air(hu: NDArray) -> NDArray[np.bool_]:
-    """Air inside the body: below -400 HU and not connected to the border of its own axial slice."""
+    """Return the air inside the body: below -400 HU and not connected to the border of its own axial slice.
+
+    Air enclosed by something beside the body, such as the core of a hollow table, is left out.
+    """
     air = hu < AIR_HU
     labels, _ = ndimage.label(air, IN_PLANE)
     edges = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
     outside = np.zeros(labels.max() + 1, bool)
     outside[np.unique(np.concatenate([edge.ravel() for edge in edges]))] = True
     outside[0] = True
-    return np.asarray(~outside[labels])
+    inside = ~outside[labels]
+    return np.asarray(inside & ~_beside_body(~air, inside))
+
+
+def _beside_body(tissue: NDArray[np.bool_], inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the objects of the scan, with the air in them, that are not the one with the most tissue.
+
+    An in-plane erosion by one voxel cuts cables and blankets between the table and the body.
+    """
+    objects, count = ndimage.label(ndimage.binary_erosion(tissue | inside, IN_PLANE, border_value=1))
+    if count < 2:
+        return np.zeros(tissue.shape, bool)
+    body = np.argmax(np.bincount(objects[tissue], minlength=count + 1)[1:]) + 1
+    return np.asarray((objects != body) & (objects > 0))
 
 
 def _coarse_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:

@@ -96,12 +96,18 @@ def ball(radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
     return np.asarray(distance <= radius_mm**2 + 1e-6)
 
 
+def bounds(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the first and the last index along z, y, x of a mask that is not empty."""
+    inside = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    return [(int(indices[0]), int(indices[-1])) for indices in inside]
+
+
 def box_of(mask: NDArray[np.bool_], margin_mm: float, spacing_mm: Spacing) -> tuple[slice, ...]:
     """Bounding box of a mask that is not empty, and at least `margin_mm` and a voxel around it within the array."""
     box = []
-    for axes, step, count in zip(((1, 2), (0, 2), (0, 1)), spacing_mm, mask.shape, strict=True):
-        where, margin = np.flatnonzero(mask.any(axes)), int(margin_mm / step) + 1
-        box.append(slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + margin + 1, count)))
+    for (first, last), step, count in zip(bounds(mask), spacing_mm, mask.shape, strict=True):
+        margin = int(margin_mm / step) + 1
+        box.append(slice(max(first - margin, 0), min(last + margin + 1, count)))
     return tuple(box)
 
 

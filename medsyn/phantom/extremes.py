@@ -63,7 +63,7 @@ class ExtremeSubject:
 def render_extreme(
     seed: int, index: int, size: int = 64, specs: Sequence[FindingSpec] = (), extremes: Sequence[Extreme] = ()
 ) -> ExtremeSubject:
-    """Subject `index` of the cohort with `seed` with the findings `specs` and `extremes`; none of both: healthy."""
+    """Subject `index` of the cohort with `seed` with the findings `specs` and `extremes`; without either, healthy."""
     findings = tuple(specs)
     plan = make_plan((seed, index), findings)
     lesions = place(plan.seed, findings, plan.lungs.shell, plan.lungs.lung, plan.labels, PLAN_GRID)
@@ -90,7 +90,7 @@ def render_extreme(
 
 
 def _displacement(plan: Plan, s: Shell, grid: Grid, extreme: Extreme) -> tuple[Array, Array]:
-    """How far (z, x) in mm the tissue at every voxel has come from; zero at the chest wall and at the spine."""
+    """Return how far (z, x) in mm the tissue at every voxel has moved; zero at the chest wall and at the spine."""
     inside = np.clip(-s.cavity / FIXED_MM, 0, 1)
     loose = np.clip((np.hypot(s.x - s.spine_x, s.y - s.spine_y) - 25) / FIXED_MM, 0, 1)
     above = np.clip(1 + s.dome / FADE_MM, 0, 1) * np.clip(-s.apex / FADE_MM, 0, 1)
@@ -102,7 +102,7 @@ def _displacement(plan: Plan, s: Shell, grid: Grid, extreme: Extreme) -> tuple[A
 
 
 def _moved(array: NDArray, move: tuple[Array, Array], order: int = 1) -> NDArray:
-    """The array after the displacement (z, x) in mm."""
+    """Return the array after the displacement (z, x) in mm."""
     if not any(part.any() for part in move):
         return array
     steps = Grid(array.shape).spacing
@@ -122,7 +122,7 @@ def _filled(
     noise_hu: float,
     rng: np.random.Generator,
 ) -> Array:
-    """`hu` with the cavity of one side filled as `extreme` says."""
+    """Return `hu` with the cavity of one side filled as `extreme` says."""
     share = side
     if extreme.kind == "lobe":
         share = side * (lobes == LOBE_NAMES.index(extreme.lobe) + 1)
@@ -142,7 +142,7 @@ def _filled(
 
 
 def _bowel(grid: Grid, rng: np.random.Generator) -> Array:
-    """Loops of bowel: patches of gas and of water in fat."""
+    """Return HU of loops of bowel: patches of gas and of water in fat."""
     loops = Noise(rng, BOWEL_MM).sample(grid, slice(None))
     content = np.full(grid.size, BOWEL_FAT_HU, np.float32)
     content[loops > 0.0] = 25.0
