@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medsyn.ct.air import air_is_off, measure_air
 from medsyn.ct.cavities import Cavities, find_cavities
-from medsyn.ct.reading import read_scan
+from medsyn.ct.doubts import range_warnings
+from medsyn.ct.reading import Scan, read_scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
 from medsyn.masks.morphology import coarsened
@@ -56,22 +57,33 @@ class Chest:
         return find_cavities(self.volume, self.lungs)
 
 
+class Verdict(NamedTuple):
+    """reasons: why a volume is refused (none: it is a chest CT in HU); chest: its lungs, if it came that far;
+    warnings: lines of `medsyn.scan_warnings`.
+    """
+
+    reasons: list[str]
+    chest: Chest | None = None
+    warnings: tuple[str, ...] = ()
+
+
 def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
     """Facts and verdict on one file; what cannot be read is `rejected` with that reason; no file: InputError."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        volume, faults = read_scan(path, reading)
+        scan = read_scan(path, reading)
     except InputError as error:
-        return {"path": str(path), "verdict": "rejected", "reasons": [str(error)]}
-    return {"path": str(path)} | describe(volume, faults)
+        return {"path": str(path), "verdict": "rejected", "reasons": [str(error)], "warnings": []}
+    return {"path": str(path)} | describe(scan)
 
 
-def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
-    """Facts and verdict on a volume; `faults` are reasons found while reading."""
-    reasons, chest = judge(volume)
-    reasons = [*(faults or []), *reasons]
+def describe(scan: Scan) -> dict[str, Any]:
+    """Facts and verdict on a scan."""
+    volume = scan.volume
+    reasons, chest, warnings = judge(volume)
+    reasons = [*scan.faults, *reasons]
     finite = np.isfinite(volume.array).all() if volume.array.dtype.kind == "f" else True
     facts: dict[str, Any] = {
         "size": list(reversed(volume.array.shape)),
@@ -82,7 +94,8 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
         "air_hu": measure_air(volume.array) if finite else None,
         "verdict": "rejected" if reasons else "ok",
         "reasons": reasons,
-    }
+        "warnings": [*scan.warnings, *warnings],
+    } | scan.facts
     if chest is not None:
         facts["lung_volume_ml"] = {
             side: round(float((chest.lungs.label == value).sum()) * chest.volume.voxel_mm3 / 1000, 1)
@@ -93,22 +106,27 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
 
 def read_hu(path: str | Path, reading: Reading | None = None) -> Volume:
     """Read one CT; a series that is not straight and complete and values that cannot be HU are an InputError."""
-    volume, faults = read_scan(path, reading)
-    faults = faults + value_faults(volume.array)
+    return read_hu_scan(path, reading).volume
+
+
+def read_hu_scan(path: str | Path, reading: Reading | None = None) -> Scan:
+    """Read one CT as `read_hu` does, with its warnings."""
+    scan = read_scan(path, reading)
+    faults = scan.faults + value_faults(scan.volume.array)
     if faults:
         raise InputError(f"{path}: {'; '.join(faults)}; give a whole CT in HU")
-    return volume
+    return scan
 
 
-def judge(volume: Volume) -> tuple[list[str], Chest | None]:
-    """Reasons to refuse a volume (none: it is a chest CT in HU), and its lungs if it came that far."""
+def judge(volume: Volume) -> Verdict:
+    """Judge whether a volume is a chest CT in HU."""
     model = reorient(volume)
     reasons = _grid_faults(model) + (value_faults(model.array) or _air_faults(model.array))
     if reasons:
-        return reasons, None
+        return Verdict(reasons)
     coarse = coarsened(model, WORKING_MM)
     chest = Chest(coarse, segment_lungs(coarse.array, coarse.spacing_mm))
-    return lung_faults(chest) or _turned_faults(chest), chest
+    return Verdict(lung_faults(chest) or _turned_faults(chest), chest, tuple(range_warnings(model.array)))
 
 
 def _grid_faults(volume: Volume) -> list[str]:

@@ -30,6 +30,7 @@ from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.scan_warnings import NOT_A_CHEST, warn
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
 FILL_HU = -1024
@@ -73,7 +74,7 @@ def preprocess(
     and qc holds the reasons as `warnings`.
     """
     model = reorient(source)
-    reasons, chest = judge(model)
+    reasons, chest, warnings = judge(model)
     if reasons or chest is None:
         if require_chest:
             raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
@@ -87,6 +88,7 @@ def preprocess(
         model = model.with_array(array)
     volume, given = _to_grid(model, transform, config, masks or {}, name, on_grid)
     qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
+    qc["warnings"] = list(warnings)
     return Preprocessed(volume, transform, given, qc)
 
 
@@ -96,7 +98,8 @@ def _centred(
     """Bring a volume that is not a chest to the grid, its middle on the grid's; its air is not calibrated."""
     transform = sitk.TranslationTransform(3, [float(c) for c in _middle_mm(model)])
     volume, given = _to_grid(model, transform, config, masks, name, lies_on_grid(model, config))
-    return Preprocessed(volume, transform, given, {"alignment_used": "none", "warnings": reasons})
+    warnings = [warn(NOT_A_CHEST, reason.removeprefix(f"{NOT_A_CHEST}: ")) for reason in reasons]
+    return Preprocessed(volume, transform, given, {"alignment_used": "none", "warnings": warnings})
 
 
 def _to_grid(

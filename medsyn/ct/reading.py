@@ -11,7 +11,9 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +30,27 @@ AIR_BAND_HU, SOFT_BAND_HU = (-1100.0, -850.0), (-150.0, 150.0)
 MINIMUM_SHARE = 0.02
 
 
+@dataclass(frozen=True)
+class Scan:
+    """A CT as its file gives it.
+
+    faults: reasons to refuse it that were found while reading; warnings: lines of `medsyn.scan_warnings`; facts: what
+    was changed while reading, for qc.json.
+    """
+
+    volume: Volume
+    faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
 def read_ct(path: str | Path, reading: Reading | None = None) -> Volume:
     """Read one CT; a file of no known format, a damaged one or a folder without a series is an InputError."""
-    return read_scan(path, reading)[0]
+    return read_scan(path, reading).volume
 
 
-def read_scan(path: str | Path, reading: Reading | None = None) -> tuple[Volume, list[str]]:
-    """The same with the reasons, found while reading, not to trust its geometry."""
+def read_scan(path: str | Path, reading: Reading | None = None) -> Scan:
+    """Read one CT with the faults and warnings that its file gives rise to."""
     path, reading = Path(path), reading or Reading()
     faults: list[str] = []
     if path.is_dir():
@@ -52,7 +68,7 @@ def read_scan(path: str | Path, reading: Reading | None = None) -> tuple[Volume,
         volume = with_code(volume, reading.orientation)
     elif path.name.lower().endswith(".npz"):
         volume = orient_by_anatomy(volume, str(path))
-    return volume, faults
+    return Scan(volume, faults)
 
 
 def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArray, bool]:
