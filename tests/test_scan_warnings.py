@@ -97,7 +97,7 @@ def test_measures_take_the_warnings_of_the_scan_not_of_its_copy(cohort: Path, tm
 
 def test_the_report_counts_them(cohort: Path, tmp_path: Path) -> None:
     write_report(cohort, tmp_path / "report.html", phantom=False)
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "1 of 2 preprocessed CTs have a warning" in page
     row = page[page.index("<td>range</td>") :]
     assert row.startswith(f"<td>range</td><td>1</td><td>{TOPICS['range']}</td>")

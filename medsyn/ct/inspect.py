@@ -16,8 +16,17 @@ import numpy as np
 
 from medsyn.ct.air import air_is_off, measure_air
 from medsyn.ct.cavities import Cavities, find_cavities
-from medsyn.ct.doubts import range_warnings
-from medsyn.ct.reading import Scan, read_scan
+from medsyn.ct.doubts import (
+    air_warnings,
+    cut_warnings,
+    mirrored_warnings,
+    range_warnings,
+    slice_warnings,
+    spine_in_front,
+)
+from medsyn.ct.padding import is_padded
+from medsyn.ct.reading import read_scan
+from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
 from medsyn.masks.morphology import coarsened
@@ -25,8 +34,6 @@ from medsyn.orientation import orientation_code, reorient
 from medsyn.reading import Reading
 from medsyn.volume import Volume
 
-PADDING_HU = (-3024.0, -2048.0, -2000.0)
-"""Values that scanners and archives write outside the reconstruction circle."""
 COARSEST_MM = 10.0
 MOST_OBLIQUE_DEGREES = 35.0
 MINIMUM_VOXELS = 16
@@ -121,12 +128,19 @@ def read_hu_scan(path: str | Path, reading: Reading | None = None) -> Scan:
 def judge(volume: Volume) -> Verdict:
     """Judge whether a volume is a chest CT in HU."""
     model = reorient(volume)
-    reasons = _grid_faults(model) + (value_faults(model.array) or _air_faults(model.array))
+    values = value_faults(model.array)
+    air = None if values else measure_air(model.array)
+    reasons = _grid_faults(model) + (values or _air_faults(model.array, air))
     if reasons:
         return Verdict(reasons)
     coarse = coarsened(model, WORKING_MM)
     chest = Chest(coarse, segment_lungs(coarse.array, coarse.spacing_mm))
-    return Verdict(lung_faults(chest) or _turned_faults(chest), chest, tuple(range_warnings(model.array)))
+    warnings = [*range_warnings(model.array), *air_warnings(air), *slice_warnings(model.array)]
+    if reasons := lung_faults(chest) or _turned_faults(chest):
+        return Verdict(reasons, chest, tuple(warnings))
+    label = chest.lungs.label
+    warnings += [*cut_warnings(label > 0), *mirrored_warnings(coarse, label)]
+    return Verdict([], chest, tuple(warnings))
 
 
 def _grid_faults(volume: Volume) -> list[str]:
@@ -186,20 +200,18 @@ def scale_faults(array: np.ndarray) -> list[str]:
         return [f"not HU: values lie in [{low:g}, {high:g}], an 8-bit picture"]
     if low >= -200:
         return [f"not HU: nothing is below {low:g}, air should be near -1000 (an intercept of -1024 was not applied?)"]
-    padding = sum(int((array == value).sum()) for value in PADDING_HU) if low < -1500 else 0
-    twice = (int((array < -1500).sum()) - padding) / max(array.size - padding, 1) if low < -1500 else 0.0
-    if twice > 0.05:
-        lowest = array[~np.isin(array, PADDING_HU)].min()
+    twice = float((array < -1500).mean()) if low < -1500 else 0.0
+    if twice > 0.05 and not is_padded(array):
         return [
-            f"rescaled twice: {twice:.0%} of the voxels are below -1500 HU (lowest {lowest:g}), air"
+            f"rescaled twice: {twice:.0%} of the voxels are below -1500 HU (lowest {low:g}), in the body too; air"
             " should be near -1000 (the file held HU already and the intercept was applied again)"
         ]
     return []
 
 
-def _air_faults(array: np.ndarray) -> list[str]:
+def _air_faults(array: np.ndarray, measured: float | None) -> list[str]:
     """Reasons from the air around the patient: a scanner's drift is small, another slope or intercept is not."""
-    air = air_is_off(array)
+    air = None if measured is None else air_is_off(array, measured)
     if air is None:
         return []
     return [f"not HU: the air lies at {air:.0f}, it should be near -1000 (a wrong slope or intercept?)"]
@@ -241,7 +253,13 @@ def _one_lung_faults(chest: Chest, missing: int) -> list[str]:
 
 
 def _turned_faults(chest: Chest) -> list[str]:
-    """Upside down: no trachea where the header says that the head is, but one when head and feet change places."""
+    """Upside down, or front and back exchanged.
+
+    The first: no trachea where the header says that the head is, but one when head and feet change places. The second:
+    the spine in front of the lungs.
+    """
+    if spine_in_front(chest.volume, chest.lungs.label):
+        return ["front and back exchanged: the spine lies where the header calls the front; give the orientation"]
     if chest.lungs.airway.any():
         return []
     turned = segment_lungs(chest.volume.array[::-1], chest.volume.spacing_mm).airway

@@ -30,7 +30,7 @@ from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.orientation import laid_on, orientation_code, reorient
-from medsyn.scan_warnings import NOT_A_CHEST, warn
+from medsyn.scan_warnings import AIR, NOT_A_CHEST, topic_of, warn
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
 FILL_HU = -1024
@@ -88,7 +88,8 @@ def preprocess(
         model = model.with_array(array)
     volume, given = _to_grid(model, transform, config, masks or {}, name, on_grid)
     qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
-    qc["warnings"] = list(warnings)
+    calibrated = air.get("air_factor", 1.0) != 1.0
+    qc["warnings"] = [line for line in warnings if not (calibrated and topic_of(line) == AIR)]
     return Preprocessed(volume, transform, given, qc)
 
 

@@ -274,8 +274,10 @@ def into_folder(out: Path) -> Iterator[Path]:
 
 
 def _hash_path(path: Path) -> str:
-    """Hash the name and content of a file, or of all files of a folder."""
+    """Hash the name and content of a file, or of all files of a folder; OSError for a pipe, which can block."""
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         return f"{path.name} {sha256(path)}\n"
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
