@@ -231,6 +231,16 @@ def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
         assert read_scan(file, told).warnings == []
 
 
+def test_a_refusal_repeats_what_the_header_leaves_open(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    grid = np.pad(normal().array, 40, constant_values=-1000)
+    nibabel.Nifti1Image(grid.transpose(2, 1, 0), np.eye(4)).to_filename(tmp_path / "a.nii.gz")
+    assert main(["preprocess", str(tmp_path / "a.nii.gz"), "--out", str(tmp_path / "o"), "--quiet"]) == 2
+    error = capfd.readouterr().err.strip()
+    assert "\n" not in error
+    assert "rejected, not a chest" in error
+    assert "give spacing_mm" in error
+
+
 def test_formats_without_a_spacing_need_one(tmp_path: Path) -> None:
     write_volume(tmp_path / "a.nrrd", normal())
     content = (tmp_path / "a.nrrd").read_bytes()
@@ -377,7 +387,7 @@ def test_single_and_multi_frame_dicom_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(tmp_path / "many/enhanced.dcm"))
-    writer.Execute(to_sitk(small().with_array(small().array.astype(np.int16))))
+    writer.Execute(to_sitk(small().with_array((small().array + 1024).astype(np.uint16))))
     for path in (tmp_path / "many/enhanced.dcm", tmp_path / "many"):
         assert "multi-frame (enhanced) DICOM file of 24 images" in inspect(path)["reasons"][0]
 
@@ -387,22 +397,25 @@ def test_single_and_multi_frame_dicom_files_are_named(tmp_path: Path) -> None:
 
 def test_lungs_cut_by_the_first_or_last_slice_are_a_warning() -> None:
     lungs = segment_lungs(normal().array, normal().spacing_mm).mask
-    assert cut_warnings(lungs) == []
+    spacing = normal().spacing_mm
+    assert cut_warnings(lungs, spacing) == []
     levels = np.flatnonzero(lungs.any((1, 2)))
     low, high = int(levels[0]) + 8, int(levels[-1]) - 3
-    below, above = cut_warnings(lungs[low:]), cut_warnings(lungs[:high])
+    below, above = cut_warnings(lungs[low:], spacing), cut_warnings(lungs[:high], spacing)
     assert below[0].startswith("cut: the first (lowest) slice shows lung")
     assert above[0].startswith("cut: the last (highest) slice shows lung")
+    both = cut_warnings(lungs[low:high], spacing)
+    assert topics(both) == ["cut", "cut"]
     missing = int(below[0].split("about ")[1].split("%")[0])
-    assert missing == pytest.approx(100 * lungs[:low].sum() / lungs.sum(), abs=7)
+    assert missing == pytest.approx(100 * lungs[:low].sum() / lungs.sum(), abs=8)
     part = Volume(normal().array[low:], normal().spacing_mm, normal().origin_mm)
     assert topics(describe(Scan(part))["warnings"]) == ["cut"]
 
 
-def test_air_that_has_drifted_is_a_warning(tmp_path: Path) -> None:
-    assert judge(normal().with_array(normal().array + 24)).warnings == (
-        "air: air at -976 HU, expected -1000: %LAA-950 is not comparable",
-    )
+def test_air_that_has_drifted_is_a_warning() -> None:
+    drifted = judge(normal().with_array(normal().array + 25))  # the phantom's air lies at -1001
+    assert drifted.warnings[-1] == "air: air at -976 HU, expected -1000: %LAA-950 is not comparable"
+    assert topics(drifted.warnings) == ["range", "air"]  # the lowest values were those of a clipped scan
 
 
 # ---- containers --------------------------------------------------------------------------------------------------

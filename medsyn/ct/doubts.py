@@ -15,6 +15,7 @@ from medsyn.ct.air import AIR_HU
 from medsyn.ct.atlas import load_atlas
 from medsyn.ct.padding import empty_slices
 from medsyn.masks.lungs import LEFT, RIGHT
+from medsyn.masks.morphology import Spacing
 from medsyn.scan_warnings import AIR, CUT, EMPTY_SLICES, MIRRORED, RANGE, warn
 from medsyn.volume import Volume
 
@@ -65,29 +66,38 @@ def slice_warnings(array: NDArray) -> list[str]:
     ]
 
 
-def cut_warnings(lung: NDArray[np.bool_]) -> list[str]:
+def cut_warnings(lung: NDArray[np.bool_], spacing_mm: Spacing) -> list[str]:
     """Return a warning for each end of the scan that cuts the lungs, with the share that may be missing.
 
-    The share is that of the atlas's lungs beyond the level where their axial area is that of the end slice.
+    The share is that of the atlas's lungs beyond the end, the atlas scaled to the largest axial area and laid on the
+    end that is whole. Where both are cut, the end lies where the atlas has the axial area of the end slice.
     """
-    area = lung.sum((1, 2)) / max(int(lung.sum((1, 2)).max()), 1)
+    area = lung.sum((1, 2)).astype(float) * spacing_mm[1] * spacing_mm[2]
+    if not area.any():
+        return []
+    cut = [bool(area[index] > CUT_AREA * area.max()) for index in (0, -1)]
+    profile, step_mm = _atlas_profile()
+    height_mm = np.count_nonzero(area) * spacing_mm[0] * float(np.sqrt(profile.max() / area.max()))
     warnings = []
-    for end, index, name in ((1, 0, "first (lowest)"), (-1, -1, "last (highest)")):
-        if area[index] <= CUT_AREA:
+    for index, name, beyond in ((0, "first (lowest)", profile), (-1, "last (highest)", profile[::-1])):
+        if not cut[index]:
             continue
-        profile = _atlas_profile()[::end]
-        level = int(np.argmax(profile >= min(float(area[index]), float(profile.max()))))
-        missing = float(profile[:level].sum() / profile.sum())
-        text = f"the {name} slice shows lung, {area[index]:.0%} of the largest axial area"
+        share = float(area[index] / area.max())
+        level = int(np.argmax(beyond >= share * profile.max()))
+        if not all(cut):
+            level = max(level, round(len(profile) - height_mm / step_mm))
+        text = f"the {name} slice shows lung, {share:.0%} of the largest axial area"
+        missing = float(beyond[:level].sum() / profile.sum())
         warnings.append(warn(CUT, f"{text}: about {missing:.0%} of the lungs may be missing"))
     return warnings
 
 
 @cache
-def _atlas_profile() -> NDArray[np.float64]:
-    """Axial lung area of the atlas from the lowest to the highest slice with lung, the largest 1."""
-    area = (load_atlas(None).array > 0).sum((1, 2)).astype(float)
-    return np.asarray(area[area > 0] / area.max())
+def _atlas_profile() -> tuple[NDArray[np.float64], float]:
+    """Axial area (mm2) of the atlas's lungs from the lowest to the highest slice with lung, and their distance (mm)."""
+    atlas = load_atlas(None)
+    area = (atlas.array > 0).sum((1, 2)).astype(float) * atlas.spacing_mm[1] * atlas.spacing_mm[2]
+    return np.asarray(area[area > 0]), atlas.spacing_mm[0]
 
 
 def spine_in_front(volume: Volume, lungs: NDArray[np.uint8]) -> bool:

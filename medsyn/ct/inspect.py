@@ -139,7 +139,7 @@ def judge(volume: Volume) -> Verdict:
     if reasons := lung_faults(chest) or _turned_faults(chest):
         return Verdict(reasons, chest, tuple(warnings))
     label = chest.lungs.label
-    warnings += [*cut_warnings(label > 0), *mirrored_warnings(coarse, label)]
+    warnings += [*cut_warnings(label > 0, coarse.spacing_mm), *mirrored_warnings(coarse, label)]
     return Verdict([], chest, tuple(warnings))
 
 

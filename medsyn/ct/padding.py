@@ -37,7 +37,8 @@ def is_padded(hu: NDArray) -> bool:
     image = ~outside[labels]
     inside = low & image
     soft = image & (sample > SOFT_HU[0]) & (sample < SOFT_HU[1])
-    return bool(inside.sum() <= MOST_INSIDE * image.sum() and soft.sum() >= MINIMUM_SOFT * image.sum())
+    few_inside = inside.sum() <= MOST_INSIDE * image.sum()
+    return bool(image.any() and few_inside and soft.sum() >= MINIMUM_SOFT * image.sum())
 
 
 def clip_padding(volume: Volume) -> tuple[Volume, dict[str, float]]:

@@ -42,9 +42,11 @@ def preprocess_one(
     scan = read_scan(path, reading)
     if scan.faults:
         raise InputError(f"{path}: rejected, {'; '.join(scan.faults)}")
-    result = preprocess(
-        scan.volume, config, {name: read_volume(mask) for name, mask in (masks or {}).items()}, str(path)
-    )
+    given = {name: read_volume(mask) for name, mask in (masks or {}).items()}
+    try:
+        result = preprocess(scan.volume, config, given, str(path))
+    except InputError as error:
+        raise InputError("; ".join([str(error), *scan.warnings])) from None  # what the header leaves open may be why
     write_volume(out / VOLUME, result.volume)
     with atomic_path(out / "transform.tfm") as temporary:
         sitk.WriteTransform(result.transform, str(temporary))
