@@ -348,6 +348,28 @@ def test_a_second_acquisition_in_the_series_is_left_out(tmp_path: Path) -> None:
     assert scan.warnings == ["series: 20 slices of the same series were left out: another acquisition or image type"]
 
 
+@pytest.mark.parametrize("change", ["between", "beside"])
+def test_a_second_acquisition_between_or_beside_the_slices_is_left_out(tmp_path: Path, change: str) -> None:
+    """Half a step further along the body, or another field of view of the same levels without a tag that says so."""
+    x, y, z = small().origin_mm
+    moved = (x, y, z + small().spacing_mm[0] / 2) if change == "between" else (x + 7, y, z)
+    write_dicom(tmp_path, small(), "2", tags={"0020|0012": "1"})
+    number = "2" if change == "between" else "1"
+    add_dicom(tmp_path, "more", Volume(small().array[:20], small().spacing_mm, moved), {"0020|0012": number})
+    scan = read_scan(tmp_path)
+    assert scan.faults == []
+    np.testing.assert_array_equal(reorient(scan.volume).array, small().array)
+    assert topics(scan.warnings) == ["series"]
+
+
+def test_a_gap_between_two_acquisitions_is_no_second_stack(tmp_path: Path) -> None:
+    write_dicom(tmp_path, Volume(small().array[:10], small().spacing_mm, small().origin_mm), "2")
+    x, y, z = small().origin_mm
+    rest = Volume(small().array[12:], small().spacing_mm, (x, y, z + 12 * small().spacing_mm[0]))
+    add_dicom(tmp_path, "rest", rest, {"0020|0012": "2"})
+    assert read_scan(tmp_path).faults[0].startswith("missing slices: 1 gaps")
+
+
 def test_acquisitions_that_follow_each_other_stay_one_stack(tmp_path: Path) -> None:
     volume = small()
     for part, number in ((slice(0, 12), "1"), (slice(12, 24), "2")):

@@ -21,8 +21,8 @@ and the reader names what it left out.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -179,13 +179,16 @@ def _left_out(found: list[Series], chosen: Series) -> list[str]:
     warnings = []
     if chosen.num_doubles:
         warnings.append(warn(SERIES, f"{chosen.num_doubles} identical doubles of slices were dropped"))
+    counts: dict[str, int] = {}
     for other in found:
         if other.uid != chosen.uid or other.files == chosen.files:
             continue
         localizer = "LOCALIZER" in {part.strip().upper() for part in other.image_type}
         apart = abs(float(other.normals[0] @ chosen.normals[0])) < SAME_COSINE
         what = "a localizer" if localizer else "another orientation" if apart else "another acquisition or image type"
-        warnings.append(warn(SERIES, f"{len(other.files)} slices of the same series were left out: {what}"))
+        counts[what] = counts.get(what, 0) + len(other.files)
+    for what, count in counts.items():
+        warnings.append(warn(SERIES, f"{count} slices of the same series were left out: {what}"))
     return warnings
 
 
@@ -216,12 +219,12 @@ def series_faults(series: Series) -> list[str]:
 
 @dataclass(frozen=True)
 class _Slice:
-    """Header of one file: position and normal in LPS, and its tags as text."""
+    """Header of one file: position and normal in LPS, size in voxels and mm per voxel, and its tags as text."""
 
     file: str
     position: NDArray[np.float64]
     normal: NDArray[np.float64]
-    size: tuple[int, ...]
+    size: tuple[float, ...]
     num_frames: int
     tags: dict[str, str]
 
@@ -247,7 +250,7 @@ def _read_slice(file: str) -> _Slice | None:
         file,
         np.array(header.GetOrigin()[:3]),
         np.cross(direction[:, 0], direction[:, 1]),
-        tuple(size[:2]),
+        (*size[:2], *(round(step, 3) for step in header.GetSpacing()[:2])),
         size[2] if len(size) > 2 else 1,
         {key: header.GetMetaData(key).strip() for key in header.GetMetaDataKeys()},
     )
@@ -267,21 +270,21 @@ def _stacks(slices: list[_Slice]) -> list[tuple[list[_Slice], int]]:
             groups.append([slice_])
     stacks = []
     for group in groups:
-        ordered = sorted(group, key=lambda slice_: float(slice_.position @ group[0].normal))
+        ordered = sorted(group, key=lambda slice_: _place_mm(slice_, group[0].normal))
         kept = _without_doubles(ordered)
-        stacks += [(part, len(ordered) - len(kept)) for part in _one_each(kept)]
+        stacks += [(part, len(ordered) - len(kept)) for part in _even_stacks(kept)]
     return stacks
 
 
-def _same_place(first: _Slice, second: _Slice) -> bool:
-    return bool(np.abs(first.position - second.position).max() < SAME_PLACE_MM)
+def _place_mm(slice_: _Slice, normal: NDArray[np.float64]) -> float:
+    return float(slice_.position @ normal)
 
 
 def _without_doubles(slices: list[_Slice]) -> list[_Slice]:
     """Drop slices whose place and pixels another has; `slices` are in the order of their places."""
     kept: list[_Slice] = []
     for slice_ in slices:
-        rivals = [other for other in kept[-MOST_AT_ONE_PLACE:] if _same_place(other, slice_)]
+        rivals = [o for o in kept[-MOST_AT_ONE_PLACE:] if np.abs(o.position - slice_.position).max() < SAME_PLACE_MM]
         if not any(np.array_equal(_pixels(other), _pixels(slice_)) for other in rivals):
             kept.append(slice_)
     return kept
@@ -291,21 +294,41 @@ def _pixels(slice_: _Slice) -> NDArray:
     return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(slice_.file)))
 
 
-def _one_each(slices: list[_Slice]) -> list[list[_Slice]]:
-    """Part slices of which several share a place by the first tag that gives every stack one slice per place."""
-    if not _has_doubles(slices):
+def _even_stacks(slices: list[_Slice]) -> list[list[_Slice]]:
+    """Part slices at uneven places by the first property whose stacks are even and lie at the same place.
+
+    Stacks that follow each other along the body are one scan, whatever their acquisition numbers say.
+    """
+    if _is_even(slices):
         return [slices]
-    for tag in (IMAGE_TYPE, ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME, KERNEL):
-        parts: dict[str, list[_Slice]] = {}
+    properties: list[Callable[[_Slice], object]] = [
+        lambda slice_, tag=tag: slice_.tags.get(tag, "")  # type: ignore[misc]
+        for tag in (IMAGE_TYPE, ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME, KERNEL)
+    ]
+    normal = slices[0].normal
+    properties.append(lambda slice_: tuple(np.round(slice_.position - normal * _place_mm(slice_, normal), 1)))
+    for value_of in properties:
+        parts: dict[object, list[_Slice]] = {}
         for slice_ in slices:
-            parts.setdefault(slice_.tags.get(tag, ""), []).append(slice_)
-        if 1 < len(parts) < len(slices) and not any(_has_doubles(part) for part in parts.values()):
-            return list(parts.values())
+            parts.setdefault(value_of(slice_), []).append(slice_)
+        first, *others = sorted(parts.values(), key=len, reverse=True)
+        if others and _is_even(first) and all(_is_even(part) and _overlap(first, part) for part in others):
+            return [first, *others]
     return [slices]
 
 
-def _has_doubles(slices: list[_Slice]) -> bool:
-    return any(_same_place(first, second) for first, second in pairwise(slices))
+def _is_even(slices: list[_Slice]) -> bool:
+    """Whether the places differ by equal steps; one slice is even."""
+    steps = np.diff([_place_mm(slice_, slices[0].normal) for slice_ in slices])
+    return bool(steps.size == 0 or (steps.min() > SAME_PLACE_MM and steps.max() < 1.1 * steps.min()))
+
+
+def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
+    """Whether most of the second stack lies within the first."""
+    normal = first[0].normal
+    low, high = _place_mm(first[0], normal) - SAME_PLACE_MM, _place_mm(first[-1], normal) + SAME_PLACE_MM
+    inside = [low <= _place_mm(slice_, normal) <= high for slice_ in second]
+    return sum(inside) > len(second) / 2
 
 
 def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:

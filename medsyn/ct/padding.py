@@ -48,7 +48,7 @@ def clip_padding(volume: Volume) -> tuple[Volume, dict[str, float]]:
     """
     array = volume.array
     lowest = float(array.min())
-    if not lowest < LOW_HU:  # NaN too
+    if not -np.inf < lowest < LOW_HU:  # NaN too
         return volume, {"padding_percent": 0.0}
     slices = np.moveaxis(array, _body_axis(volume), 0)
     if not is_padded(slices):
