@@ -87,6 +87,14 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files that an image lies in: both of a NIfTI pair, else the one that is named."""
+    try:
+        return list(dict.fromkeys(_pair(path))) if is_nifti(path) else [path]
+    except InputError:  # one is missing, which the reader names
+        return [path]
+
+
 def is_gzip(path: Path) -> bool:
     """Whether the content of a file is a gzip stream, whatever its name says."""
     with path.open("rb") as handle:

@@ -23,6 +23,7 @@ from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.masks.lungs import segment_lungs
+from medsyn.nifti import files_of
 from medsyn.orientation import reorient
 from medsyn.reading import Reading
 from medsyn.scan_warnings import topic_of
@@ -457,6 +458,7 @@ def test_nifti_in_every_container_is_read(tmp_path: Path) -> None:
         np.testing.assert_allclose(volume.spacing_mm, reference.spacing_mm, rtol=1e-6)
         np.testing.assert_allclose(volume.origin_mm, reference.origin_mm, atol=1e-4)
         np.testing.assert_allclose(volume.direction, reference.direction, atol=1e-6)
+    assert files_of(tmp_path / "pair.hdr") == [tmp_path / "pair.hdr", tmp_path / "pair.img"]
     (tmp_path / "pair.img").unlink()
     assert "pair.img of this pair is missing" in inspect(tmp_path / "pair.hdr")["reasons"][0]
 

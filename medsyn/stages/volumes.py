@@ -17,6 +17,7 @@ from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, check_new, read_json, sha256, write_json
 from medsyn.masks.segment import open_tools, segment
+from medsyn.nifti import files_of
 from medsyn.orientation import reorient
 from medsyn.progress import log
 from medsyn.provenance import provenance
@@ -76,7 +77,7 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
 
     def identify(name: str) -> str | None:
         subject = by_name[name]
-        files = [Path(subject.image), *(Path(mask) for mask in subject.masks.values())]
+        files = [*files_of(Path(subject.image)), *(Path(mask) for mask in subject.masks.values())]
         return identity_of(subject.image, subject.masks, subject.reading, *files)
 
     check_new(out)
