@@ -251,7 +251,7 @@ def _inspect(args: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=2))
     else:
         for key, value in facts.items():
-            text = "; ".join(value) if key == "reasons" else value
+            text = "; ".join(value) if key in ("reasons", "warnings") else value
             if text not in ("", None):
                 print(f"{key}: {text}")
     sys.stdout.flush()

@@ -12,11 +12,16 @@ read. Otherwise, in this order:
 5. the thinnest slices, at most THICK_ENOUGH_MM counting as equal; then the most slices; then the lowest UID.
 
 Where rules 1 and 2 leave none, the series with the most slices is read, so that inspection can say what is wrong.
+
+One SeriesInstanceUID may hold more than one stack: a localizer, another orientation, a second acquisition of the same
+place. `list_series` gives each stack as a `Series` of its own, drops slices that are there twice with the same pixels,
+and the reader names what it left out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +29,12 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from medsyn.ct.geometry import MOST_SKEW_DEGREES, tilt_notes
+from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
-from medsyn.volume import Volume, from_sitk
+from medsyn.reading import Reading
+from medsyn.scan_warnings import SERIES, warn
+from medsyn.volume import from_sitk, skew_degrees, straightened
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices on stderr; `series_faults` refuses them
 
@@ -34,6 +43,14 @@ THICK_ENOUGH_MM = 1.5
 AXIAL_COSINE = 0.8
 MODALITY, IMAGE_TYPE, DESCRIPTION, BODY_PART = "0008|0060", "0008|0008", "0008|103e", "0018|0015"
 KERNEL, TILT, POSITION, ORIENTATION = "0018|1210", "0018|1120", "0020|0032", "0020|0037"
+ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME = "0020|0012", "0020|0100", "0008|0033"
+SAME_COSINE, SAME_PLACE_MM = 0.9995, 0.01
+MOST_AT_ONE_PLACE = 16
+"""Slices at one place that are compared with each other."""
+_MULTI_FRAME = (
+    "a multi-frame (enhanced) DICOM file of {} images, which is not read here; convert it to NIfTI (dcm2niix) or to one"
+    " file per slice"
+)
 _CHEST = re.compile(r"chest|thorax|lung|pulmo|torax", re.IGNORECASE)
 _OTHER_PART = re.compile(r"abd|pelv|head|brain|neck|spine|knee|liver|renal|kidney", re.IGNORECASE)
 _SHARP = re.compile(r"lung|bone|edge|^[BI][678]\d|^Br?[678]\d|^FC[58]\d|^Y[A-D]|^[DEL]$", re.IGNORECASE)
@@ -41,7 +58,11 @@ _SHARP = re.compile(r"lung|bone|edge|^[BI][678]\d|^Br?[678]\d|^FC[58]\d|^Y[A-D]|
 
 @dataclass(frozen=True)
 class Series:
-    """One series: its files in slice order and what the first slice says."""
+    """One stack of slices: its files in slice order and what the first slice says.
+
+    num_doubles: slices that were dropped because another has their place and pixels; num_frames: images of the first
+    file, above 1 in a multi-frame file.
+    """
 
     uid: str
     files: tuple[str, ...]
@@ -53,6 +74,8 @@ class Series:
     positions: NDArray[np.float64]
     normals: NDArray[np.float64]
     tilt_degrees: float
+    num_doubles: int = 0
+    num_frames: int = 1
 
     @property
     def axial(self) -> bool:
@@ -72,6 +95,14 @@ class Series:
         """Usual distance of neighbouring slices."""
         return float(np.median(np.abs(np.diff(self.positions @ self.normals[0])))) if len(self.files) > 1 else np.inf
 
+    @property
+    def tilt(self) -> float:
+        """Degrees by which the stack is sheared: from the positions of its slices, and what the tag says."""
+        span = self.positions[-1] - self.positions[0]
+        along = abs(float(span @ self.normals[0]))
+        across = float(np.linalg.norm(np.cross(span, self.normals[0])))
+        return max(float(np.degrees(np.arctan2(across, along))) if along else 0.0, self.tilt_degrees)
+
     def rank(self) -> tuple[float, ...]:
         """Rules 3 to 5, lowest first."""
         words = f"{self.body_part} {self.description}"
@@ -80,34 +111,55 @@ class Series:
 
 
 def list_series(folder: str | Path) -> list[Series]:
-    """Every series of a folder, by UID; none is an InputError."""
-    found = []
+    """Every stack of slices of a folder, by SeriesInstanceUID; none is an InputError."""
+    odd = [path.name for path in Path(folder).iterdir() if not (path.is_file() or path.is_dir())]
+    if odd:
+        raise InputError(f"{folder}: holds {odd[0]}, a pipe, device or broken link, expected files; remove it")
+    found: list[Series] = []
     for name in sorted(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))):
         files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name)
-        if files:
-            found.append(_describe(name, files))
+        slices = [slice_ for file in files if (slice_ := _read_slice(file)) is not None]
+        found += [_series(name, *part) for part in _stacks(slices)]
     if not found:
         raise InputError(f"{folder}: no DICOM series in this folder; name the folder that holds the slices")
     return found
 
 
+def refuse_dicom_file(path: Path) -> None:
+    """InputError for a file that is one DICOM object: bytes 128 to 131 are "DICM" (DICOM PS3.10, 7.1)."""
+    with path.open("rb") as handle:
+        if handle.read(132)[128:] != b"DICM":
+            return
+    slice_ = _read_slice(str(path))
+    if slice_ is not None and slice_.num_frames > 1:
+        raise InputError(f"{path}: {_MULTI_FRAME.format(slice_.num_frames)}")
+    raise InputError(f"{path}: one DICOM file, expected a folder that holds the slices of a series; name that folder")
+
+
 def choose_series(folder: str | Path, wanted: str | None = None) -> Series:
     """The series named `wanted`, else the axial chest series by the rules above; an unknown name is an InputError."""
-    series = list_series(folder)
+    return _chosen(folder, list_series(folder), wanted)
+
+
+def _chosen(folder: str | Path, series: list[Series], wanted: str | None) -> Series:
     if wanted:
         named = [s for s in series if wanted in (s.uid, s.description)]
-        if len(named) != 1:
+        num_named = len({s.uid for s in named})
+        if num_named != 1:
             have = "; ".join(f"{s.uid} ({s.description or 'no description'}, {len(s.files)} slices)" for s in series)
-            count = "no" if not named else f"{len(named)}"
+            count = "no" if not named else f"{num_named}"
             raise InputError(f"{folder}: {count} series '{wanted}'; it holds {have}")
-        return named[0]
+        series = named
     fit = [s for s in series if s.primary and s.axial]
     return min(fit, key=Series.rank) if fit else max(series, key=lambda s: len(s.files))
 
 
-def read_series(folder: str | Path, wanted: str | None = None) -> tuple[Volume, list[str]]:
-    """The chosen series in HU (GDCM applies slope and intercept) and the reasons not to trust its geometry."""
-    series = choose_series(folder, wanted)
+def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
+    """Read the chosen series in HU (GDCM applies slope and intercept), with its faults and what was left out."""
+    found = list_series(folder)
+    series = _chosen(folder, found, reading.series if reading else None)
+    if series.num_frames > 1:
+        raise InputError(f"{folder}: {_MULTI_FRAME.format(series.num_frames)}")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series.files)
     try:
@@ -117,7 +169,27 @@ def read_series(folder: str | Path, wanted: str | None = None) -> tuple[Volume, 
         raise InputError(f"{folder}: its DICOM series cannot be read ({reason}); export it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{folder}: its DICOM series is no 3-D grey-level volume; give an axial CT series")
-    return from_sitk(image), series_faults(series)
+    volume = from_sitk(image)
+    _, notes = tilt_notes(series.tilt, skew_degrees(volume)[1])
+    return Scan(straightened(volume), series_faults(series), _left_out(found, series) + notes)
+
+
+def _left_out(found: list[Series], chosen: Series) -> list[str]:
+    """Warn of slices of the chosen series that are not read."""
+    warnings = []
+    if chosen.num_doubles:
+        warnings.append(warn(SERIES, f"{chosen.num_doubles} identical doubles of slices were dropped"))
+    counts: dict[str, int] = {}
+    for other in found:
+        if other.uid != chosen.uid or other.files == chosen.files:
+            continue
+        localizer = "LOCALIZER" in {part.strip().upper() for part in other.image_type}
+        apart = abs(float(other.normals[0] @ chosen.normals[0])) < SAME_COSINE
+        what = "a localizer" if localizer else "another orientation" if apart else "another acquisition or image type"
+        counts[what] = counts.get(what, 0) + len(other.files)
+    for what, count in counts.items():
+        warnings.append(warn(SERIES, f"{count} slices of the same series were left out: {what}"))
+    return warnings
 
 
 def series_faults(series: Series) -> list[str]:
@@ -140,36 +212,139 @@ def series_faults(series: Series) -> list[str]:
         faults.append("not axial: the slices' normal does not run along the body")
     shift = np.diff(series.positions, axis=0)
     across = np.linalg.norm(shift - np.outer(shift @ normal, normal), axis=1).max()
-    if across > 0.1 * max(usual, 1.0) or series.tilt_degrees > 1.0:
+    if across > 0.1 * max(usual, 1.0) or series.tilt > MOST_SKEW_DEGREES:
         faults.append("gantry tilt: slices are shifted against each other; resample the series to a straight grid")
     return faults
 
 
-def _describe(uid: str, files: tuple[str, ...]) -> Series:
-    """Headers of all slices, without their pixels."""
-    positions, normals, tilt = [], [], 0.0
-    first: dict[str, str] = {}
+@dataclass(frozen=True)
+class _Slice:
+    """Header of one file: position and normal in LPS, size in voxels and mm per voxel, and its tags as text."""
+
+    file: str
+    position: NDArray[np.float64]
+    normal: NDArray[np.float64]
+    size: tuple[float, ...]
+    num_frames: int
+    tags: dict[str, str]
+
+    @property
+    def kind(self) -> frozenset[str]:
+        """What keeps the slice out of a stack of CT slices."""
+        values = {part.strip().upper() for part in self.tags.get(IMAGE_TYPE, "").split("\\")}
+        return frozenset(values & {"LOCALIZER", "SECONDARY"})
+
+
+def _read_slice(file: str) -> _Slice | None:
+    """Read the header of a file without its pixels; None where it holds no image."""
     header = sitk.ImageFileReader()
     header.LoadPrivateTagsOff()
-    for index, name in enumerate(files):
-        header.SetFileName(name)
+    header.SetFileName(file)
+    try:
         header.ReadImageInformation()
-        if index == 0:
-            first = {key: header.GetMetaData(key).strip() for key in header.GetMetaDataKeys()}
-        direction = np.array(header.GetDirection()).reshape(header.GetDimension(), -1)[:3, :3]
-        normals.append(np.cross(direction[:, 0], direction[:, 1]))
-        positions.append(np.array(header.GetOrigin()[:3]))
-        if header.HasMetaDataKey(TILT):
-            tilt = max(tilt, abs(float(header.GetMetaData(TILT).strip() or 0)))
+    except RuntimeError:
+        return None
+    direction = np.array(header.GetDirection()).reshape(header.GetDimension(), -1)[:3, :3]
+    size = header.GetSize()
+    return _Slice(
+        file,
+        np.array(header.GetOrigin()[:3]),
+        np.cross(direction[:, 0], direction[:, 1]),
+        (*size[:2], *(round(step, 3) for step in header.GetSpacing()[:2])),
+        size[2] if len(size) > 2 else 1,
+        {key: header.GetMetaData(key).strip() for key in header.GetMetaDataKeys()},
+    )
+
+
+def _stacks(slices: list[_Slice]) -> list[tuple[list[_Slice], int]]:
+    """Part slices of one UID into stacks, each with the number of identical doubles that were dropped from it."""
+    groups: list[list[_Slice]] = []
+    for slice_ in slices:
+        for group in groups:
+            first = group[0]
+            same = abs(float(first.normal @ slice_.normal)) > SAME_COSINE
+            if same and first.size == slice_.size and first.kind == slice_.kind:
+                group.append(slice_)
+                break
+        else:
+            groups.append([slice_])
+    stacks = []
+    for group in groups:
+        ordered = sorted(group, key=lambda slice_: _place_mm(slice_, group[0].normal))
+        kept = _without_doubles(ordered)
+        stacks += [(part, len(ordered) - len(kept)) for part in _even_stacks(kept)]
+    return stacks
+
+
+def _place_mm(slice_: _Slice, normal: NDArray[np.float64]) -> float:
+    return float(slice_.position @ normal)
+
+
+def _without_doubles(slices: list[_Slice]) -> list[_Slice]:
+    """Drop slices whose place and pixels another has; `slices` are in the order of their places."""
+    kept: list[_Slice] = []
+    for slice_ in slices:
+        rivals = [o for o in kept[-MOST_AT_ONE_PLACE:] if np.abs(o.position - slice_.position).max() < SAME_PLACE_MM]
+        if not any(np.array_equal(_pixels(other), _pixels(slice_)) for other in rivals):
+            kept.append(slice_)
+    return kept
+
+
+def _pixels(slice_: _Slice) -> NDArray:
+    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(slice_.file)))
+
+
+def _even_stacks(slices: list[_Slice]) -> list[list[_Slice]]:
+    """Part slices at uneven places by the first property whose stacks are even and lie at the same place.
+
+    Stacks that follow each other along the body are one scan, whatever their acquisition numbers say.
+    """
+    if _is_even(slices):
+        return [slices]
+    properties: list[Callable[[_Slice], object]] = [
+        lambda slice_, tag=tag: slice_.tags.get(tag, "")  # type: ignore[misc]
+        for tag in (IMAGE_TYPE, ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME, KERNEL)
+    ]
+    normal = slices[0].normal
+    properties.append(lambda slice_: tuple(np.round(slice_.position - normal * _place_mm(slice_, normal), 1)))
+    for value_of in properties:
+        parts: dict[object, list[_Slice]] = {}
+        for slice_ in slices:
+            parts.setdefault(value_of(slice_), []).append(slice_)
+        first, *others = sorted(parts.values(), key=len, reverse=True)
+        if others and _is_even(first) and all(_is_even(part) and _overlap(first, part) for part in others):
+            return [first, *others]
+    return [slices]
+
+
+def _is_even(slices: list[_Slice]) -> bool:
+    """Whether the places differ by equal steps; one slice is even."""
+    steps = np.diff([_place_mm(slice_, slices[0].normal) for slice_ in slices])
+    return bool(steps.size == 0 or (steps.min() > SAME_PLACE_MM and steps.max() < 1.1 * steps.min()))
+
+
+def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
+    """Whether most of the second stack lies within the first."""
+    normal = first[0].normal
+    low, high = _place_mm(first[0], normal) - SAME_PLACE_MM, _place_mm(first[-1], normal) + SAME_PLACE_MM
+    inside = [low <= _place_mm(slice_, normal) <= high for slice_ in second]
+    return sum(inside) > len(second) / 2
+
+
+def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:
+    first = slices[0].tags
+    tilts = [abs(float(slice_.tags[TILT] or 0)) for slice_ in slices if TILT in slice_.tags]
     return Series(
         uid=first.get("0020|000e", uid).strip("\0 ") or uid,
-        files=tuple(files),
+        files=tuple(slice_.file for slice_ in slices),
         description=first.get(DESCRIPTION, ""),
         modality=first.get(MODALITY, ""),
         image_type=tuple(first.get(IMAGE_TYPE, "").split("\\")),
         body_part=first.get(BODY_PART, ""),
         kernel=first.get(KERNEL, ""),
-        positions=np.array(positions),
-        normals=np.array(normals),
-        tilt_degrees=tilt,
+        positions=np.array([slice_.position for slice_ in slices]),
+        normals=np.array([slice_.normal for slice_ in slices]),
+        tilt_degrees=max(tilts, default=0.0),
+        num_doubles=num_doubles,
+        num_frames=slices[0].num_frames,
     )

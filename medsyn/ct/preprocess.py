@@ -31,6 +31,7 @@ from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.masks.morphology import bounds
 from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.scan_warnings import AIR, NOT_A_CHEST, topic_of, warn
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
 FILL_HU = -1024
@@ -75,7 +76,7 @@ def preprocess(
     and qc holds the reasons as `warnings`.
     """
     model = reorient(source)
-    reasons, chest = judge(model)
+    reasons, chest, warnings = judge(model)
     if reasons or chest is None:
         if require_chest:
             raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
@@ -89,6 +90,8 @@ def preprocess(
         model = model.with_array(array)
     volume, given = _to_grid(model, transform, config, masks or {}, name, on_grid)
     qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
+    calibrated = air.get("air_factor", 1.0) != 1.0
+    qc["warnings"] = [line for line in warnings if not (calibrated and topic_of(line) == AIR)]
     return Preprocessed(volume, transform, given, qc)
 
 
@@ -98,7 +101,8 @@ def _centred(
     """Bring a volume that is not a chest to the grid, its middle on the grid's; its air is not calibrated."""
     transform = sitk.TranslationTransform(3, [float(c) for c in _middle_mm(model)])
     volume, given = _to_grid(model, transform, config, masks, name, lies_on_grid(model, config))
-    return Preprocessed(volume, transform, given, {"alignment_used": "none", "warnings": reasons})
+    warnings = [warn(NOT_A_CHEST, reason.removeprefix(f"{NOT_A_CHEST}: ")) for reason in reasons]
+    return Preprocessed(volume, transform, given, {"alignment_used": "none", "warnings": warnings})
 
 
 def _to_grid(

@@ -27,8 +27,9 @@ from medsyn.errors import InputError
 from medsyn.files import atomic_dir, check_new, read_csv, read_json, sha256, to_disk, write_csv, write_json
 from medsyn.progress import log, track
 from medsyn.provenance import hash_json, installation
+from medsyn.scan_warnings import join_warnings
 
-INDEX_COLUMNS = ("subject_id", "status", "reason")
+INDEX_COLUMNS = ("subject_id", "status", "reason", "warnings")
 VOLUME = "volume.nii.gz"
 SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
 """What a bad file may raise. Faults of the machine (`is_machine_fault`) are among them and stop the run."""
@@ -38,12 +39,20 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems mo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item: status "ok" or "rejected", the reason, and what its work returned (JSON)."""
+    """What became of an item: status "ok" or "rejected", the reason, and what its work returned (JSON).
+
+    Work that finds warnings returns a mapping with the list `warnings` (`medsyn.scan_warnings`).
+    """
 
     name: str
     status: str
     reason: str = ""
     result: Any = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings of an item that is ok."""
+        return list(self.result.get("warnings", ())) if isinstance(self.result, dict) else []
 
 
 class Shard:
@@ -193,7 +202,15 @@ def run_shard(
 
 def write_index(folder: Path, outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
     """Write folder/index.csv and return its rows."""
-    rows = [{"subject_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]
+    rows = [
+        {
+            "subject_id": item.name,
+            "status": item.status,
+            "reason": item.reason,
+            "warnings": join_warnings(item.warnings),
+        }
+        for item in outcomes
+    ]
     write_csv(folder / "index.csv", rows, INDEX_COLUMNS)
     return rows
 
@@ -257,8 +274,10 @@ def into_folder(out: Path) -> Iterator[Path]:
 
 
 def _hash_path(path: Path) -> str:
-    """Hash the name and content of a file, or of all files of a folder."""
+    """Hash the name and content of a file, or of all files of a folder; OSError for a pipe, which can block."""
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         return f"{path.name} {sha256(path)}\n"
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
