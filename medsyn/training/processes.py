@@ -47,7 +47,6 @@ def make_accelerator(precision: str) -> Accelerator:
     # Gradients become views of the buckets that are exchanged; two copies exist only while micro-batches accumulate.
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available(), kwargs_handlers=[views])
-    check_convolutions(accelerator.device)
     if accelerator.num_processes > 1:
         atexit.register(_leave_process_group)
     if mixed == "fp16" and accelerator.scaler is None:
@@ -55,6 +54,7 @@ def make_accelerator(precision: str) -> Accelerator:
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     if not accelerator.is_main_process:
         log.setLevel("ERROR")  # one line of each message, not one per process
+    check_convolutions(accelerator.device)
     return accelerator
 
 
