@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from medsyn.cli import main
-from medsyn.ct.dicom import read_series
+from medsyn.ct.reading import read_scan
 from medsyn.orientation import reorient
 from medsyn.volume import MODEL_DIRECTION, Volume, from_sitk, read_volume, write_volume
 
@@ -57,9 +57,9 @@ def assert_same(found: Volume, written: Volume) -> None:
 )
 def test_the_geometry_and_the_values_come_back(tmp_path, dtype, degrees, name):
     written, out = export(tmp_path, generated(dtype, degrees), name)
-    volume, faults = read_series(out)[:2]
-    assert faults == []
-    assert_same(volume, written)
+    scan = read_scan(out)
+    assert scan.faults == []
+    assert_same(scan.volume, written)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(out)))
     assert_same(from_sitk(reader.Execute()), written)
