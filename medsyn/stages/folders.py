@@ -151,6 +151,9 @@ def evaluate_folders(
     rows = _distance_rows(groups, features, extractor[1]["name"] if extractor else None, seed)
     rows += _measure_rows(groups, seed)
     counts = groups["real"].counts() | groups["synthetic"].counts()
+    for name, group in groups.items():
+        if topics := counts[f"warnings_{name}"]:
+            log.warning("evaluate: %s: volumes with warnings: %s", group.folder.path, topics)
     write_csv(out, (text_fields(row | counts, COLUMNS) for row in rows), COLUMNS)
     facts = _facts(groups) | {"seed": seed, "max_refused_fraction": max_refused_fraction}
     if weights is not None:
