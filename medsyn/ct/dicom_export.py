@@ -110,7 +110,8 @@ def _add_patient_and_study(dataset: Dataset, series: _Series) -> None:
     dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = series.time.strftime("%H%M%S")
     dataset.TimezoneOffsetFromUTC = "+0000"
     dataset.StudyDescription = DESCRIPTION
-    dataset.StudyID = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
+    dataset.StudyID = "1"
+    dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
 
 
 def _add_series(dataset: Dataset, series: _Series) -> None:
