@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,7 +96,8 @@ def test_a_training_run_on_a_gpu_begins_with_the_test(gpu, monkeypatch):
     from medsyn.training import processes
 
     gpu(error=1.0)
-    accelerator = type("Accelerator", (), {"device": torch.device("cuda"), "num_processes": 1, "scaler": None})
+    facts = {"device": torch.device("cuda"), "num_processes": 1, "is_main_process": True, "scaler": None}
+    accelerator = SimpleNamespace(**facts)
     monkeypatch.setattr(processes, "Accelerator", lambda **_settings: accelerator)
     with pytest.raises(InputError, match="convolves volumes wrongly"):
         processes.make_accelerator("bf16")
@@ -104,7 +106,5 @@ def test_a_training_run_on_a_gpu_begins_with_the_test(gpu, monkeypatch):
 def test_the_package_admits_no_torch_whose_wheels_convolve_wrongly_or_slowly():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     torch_needed = next(r for r in map(Requirement, project["dependencies"]) if r.name == "torch")
-    assert not {"2.8.0", "2.9.0", "2.9.1", "2.10.0"} & set(
-        torch_needed.specifier.filter(["2.8.0", "2.9.0", "2.9.1", "2.10.0"])
-    )
+    assert not list(torch_needed.specifier.filter(["2.8.0", "2.9.0", "2.9.1", "2.10.0"]))
     assert torch_needed.specifier.contains("2.13.0")
