@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from medsyn.ct.inspect import Verdict
 from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256
 from medsyn.orientation import MODEL_CODE, reorient
-from medsyn.scan_warnings import RANGE
+from medsyn.scan_warnings import ORIENTATION, RANGE, SPACING
 from medsyn.stages import folders as stages_folders
 from medsyn.stages.folders import find_volumes
 from medsyn.volume import Volume, write_volume
@@ -87,6 +88,11 @@ def a_link_to_nothing(path: Path) -> None:
     path.symlink_to(path.parent / "gone.nii.gz")
 
 
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def scaled_for_a_network(path: Path) -> None:
     hu = block(1)
     write_volume(path, hu.with_array((hu.array / 1024).clip(-1, 1).astype(np.float32)))
@@ -98,6 +104,7 @@ DAMAGES = (
     infinite_offset,
     a_folder_in_its_place,
     a_link_to_nothing,
+    a_pipe,
     scaled_for_a_network,
 )
 
@@ -205,6 +212,18 @@ def test_given_spacing_and_orientation_replace_what_the_files_lack(chests: Path,
     assert record["reading"]["real"]["spacing_mm"] is None
 
 
+def test_files_without_geometry_are_named_in_the_table(folders: tuple[Path, Path]) -> None:
+    real, fake = folders
+    without_geometry(block(3), fake / "1/volume.nii.gz")
+    status, rows = evaluate(real, fake)
+    assert status == 0
+    for row in rows.values():
+        assert row["warnings_synthetic"] == f"{ORIENTATION} (1), {SPACING} (1)" and row["warnings_real"] == ""
+    assert (
+        evaluate(real, fake, "--spacing-mm", "18 19 19", "--orientation", "LAS")[1]["fid"]["warnings_synthetic"] == ""
+    )
+
+
 def test_the_real_files_have_options_of_their_own(folders: tuple[Path, Path]) -> None:
     """Twice the spacing makes eight times the volume; the other folder keeps its own."""
     real, fake = folders
@@ -242,11 +261,13 @@ def test_warnings_that_change_a_number_stand_in_the_table(chests: Path, tmp_path
 
 
 def test_volumes_are_found_however_a_system_arranges_them(tmp_path: Path) -> None:
-    for name in ("a/one.NII.GZ", "a/b/two.mha", "a/._one.nii.gz", "notes.txt", "a/three.npz", ".hidden/x.txt"):
+    names = ("a/one.NII.GZ", "a/b/two.mha", "a/._one.nii.gz", "notes.txt", "a/three.npz", "a/four.hdr", "a/four.img")
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert find_volumes(tmp_path) == {
         "a/b/two": tmp_path / "a/b/two.mha",
+        "a/four": tmp_path / "a/four.hdr",
         "a/one": tmp_path / "a/one.NII.GZ",
         "a/three": tmp_path / "a/three.npz",
     }

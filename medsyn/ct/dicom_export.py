@@ -22,7 +22,7 @@ from pydicom.valuerep import DSfloat
 
 from medsyn import __version__
 from medsyn.ct.inspect import scale_faults
-from medsyn.ct.reading import SUFFIXES, read_ct
+from medsyn.ct.reading import SUFFIXES, read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir
 from medsyn.orientation import reorient
@@ -57,7 +57,12 @@ def export_dicom(path: str | Path, out: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the file of a generated volume, such as volume.nii.gz")
-    volume = reorient(read_ct(path), DICOM_CODE)
+    scan = read_scan(path)
+    if scan.faults:
+        raise InputError(f"{path}: {'; '.join(scan.faults)}")
+    for warning in scan.warnings:
+        log.warning("%s: warning, %s", path, warning)
+    volume = reorient(scan.volume, DICOM_CODE)
     values = _int16(volume.array, path)
     series = _Series(_stem(path), datetime.now(UTC), *(str(generate_uid(prefix=None)) for _ in range(3)))
     width = max(4, len(str(len(values))))

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from medsyn.config import PreprocessConfig
 from medsyn.ct.inspect import judge, read_hu_scan, scale_faults
 from medsyn.ct.preprocess import preprocess
-from medsyn.ct.reading import SUFFIXES, Scan, read_ct, read_scan
+from medsyn.ct.reading import SUFFIXES, read_ct, read_scan
+from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
 from medsyn.evaluate.features import features_of, load_extractor
@@ -58,6 +59,8 @@ COLUMNS = (
     *(f"{name}_{group}" for name in _COUNTS for group in GROUPS),
     *("feature_extractor", "note"),
 )
+_SUFFIXES = tuple(end for end in sorted(SUFFIXES, key=len, reverse=True) if not end.startswith(".img"))
+"""The longest first; a pair is named by its .hdr."""
 _VOLUME_FAULTS = (*SUBJECT_FAULTS, ArithmeticError, EOFError, MemoryError)
 """What a volume may raise that is damaged or whose header claims nonsense."""
 
@@ -170,17 +173,17 @@ def find_volumes(folder: str | Path) -> dict[str, Path]:
     if not found:
         for parent, _, names in os.walk(folder):
             for name in names:
-                suffix = next((end for end in SUFFIXES[::-1] if name.lower().endswith(end)), None)
+                suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), None)
                 if suffix is None or name.startswith("."):
                     continue
                 path = Path(parent) / name
-                identity = str(path.relative_to(folder))[: -len(suffix)].removesuffix(".nii")
+                identity = str(path.relative_to(folder))[: -len(suffix)]
                 if identity in found:
                     raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
                 found[identity] = path
     if not found:
         raise InputError(
-            f"{folder}: no volume in it; give {', '.join(SUFFIXES)} files, at any depth, or <id>/volume.nii.gz"
+            f"{folder}: no volume in it; give {', '.join(_SUFFIXES)} files, at any depth, or <id>/volume.nii.gz"
         )
     return dict(sorted(found.items()))
 
