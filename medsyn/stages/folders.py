@@ -41,7 +41,6 @@ from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
 from medsyn.stages.tables import measure_volume
 
 NUM_BOOTSTRAP = 1000
-MAX_REFUSED_FRACTION = 0.1
 GROUPS = ("real", "synthetic")
 _PARTS = ("mean", "std", "ci_low", "ci_high")
 _COUNTS = (
@@ -129,7 +128,7 @@ def evaluate_folders(
     config: PreprocessConfig,
     seed: int,
     out: str,
-    max_refused_fraction: float = MAX_REFUSED_FRACTION,
+    max_refused_fraction: float,
 ) -> None:
     """Write one row per metric: FID and MMD with jackknife bounds; for every measure its means and, as `value`, the
     difference synthetic - real of the means with bootstrap bounds (95 %). Provenance goes to `out` with .json.
