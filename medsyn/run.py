@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
+from medsyn.device import network_device
 from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
 from medsyn.diffusion.samplers import SOLVERS, Denoiser, volume_noise
 from medsyn.errors import InputError
@@ -235,7 +236,7 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
     folder = source.parent
     paths = {name: folder / record[name] for name in ("low_res", "super_res")}
     low, high, stage = load_pair(paths["low_res"], paths["super_res"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = network_device()
     return Run(
         label=record["label"],
         low_res=low.to(device),

@@ -162,12 +162,16 @@ def _add_tables(verbs: Verbs) -> None:
     parser = verbs.add(
         "export",
         _export,
-        summary="One subject of the training store as NIfTI: volume (HU) and masks on the model's grid, verified.",
-        example="medsyn export P0001 --store results/store/* --out P0001",
+        summary="Write a generated volume as a DICOM series, or one subject of the training store as NIfTI (HU, mm).",
+        example="medsyn export effusion.nii.gz --dicom --out effusion_dicom",
     )
-    parser.add_argument("subject", help="subject_id")
-    parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
-    parser.add_argument("--out", required=True, type=Path, help="folder for volume, lobes, airway, vessels (.nii.gz)")
+    parser.add_argument("subject", help="with --dicom: the volume's file in HU; with --store: a subject_id")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--dicom", action="store_true", help="one derived CT series with new UIDs, marked as synthetic")
+    form.add_argument("--store", type=Path, nargs="+", help="shard folders of the training store")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder for the slices, or for volume, lobes, airway, vessels (.nii.gz)"
+    )
 
     parser = verbs.add(
         "mask-qc",
@@ -327,6 +331,11 @@ def _export(args: argparse.Namespace) -> None:
     from medsyn.stages.shards import into_folder
     from medsyn.stages.store import export_subject
 
+    if args.dicom:
+        from medsyn.ct.dicom_export import export_dicom
+
+        export_dicom(args.subject, args.out)
+        return
     with into_folder(args.out) as folder:
         export_subject(args.store, args.subject, folder)
 

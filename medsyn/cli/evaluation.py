@@ -33,8 +33,27 @@ def add_verbs(verbs: Verbs) -> None:
         summary="Compare two folders of volumes from any system: FID, MMD, anatomical measures with 95 % bounds.",
         example="medsyn evaluate --real ct/ --synthetic fake/ --weights extractor.safetensors --out table.csv",
     )
-    parser.add_argument("--real", required=True, help="folder of real volumes in HU (NIfTI, MetaImage, NRRD)")
+    parser.add_argument("--real", required=True, help="folder of real volumes in HU (NIfTI, MetaImage, NRRD, npz)")
     parser.add_argument("--synthetic", required=True, help="folder of generated volumes in HU")
+    for prefix, group in (("", "generated"), ("real-", "real")):
+        parser.add_argument(
+            f"--{prefix}spacing-mm",
+            metavar="'Z Y X'",
+            help=f"of the {group} volumes in mm, instead of the files' own",
+        )
+        parser.add_argument(
+            f"--{prefix}orientation",
+            metavar="CODE",
+            help=f"where x, y, z of the {group} volumes run to, such as LPS, instead of what the files say",
+        )
+    parser.add_argument(
+        "--max-refused-fraction",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="end with an error if more of a folder than this, and more than one volume, is refused (default"
+        " %(default)s)",
+    )
     parser.add_argument("--weights", help="extractor from train-features; without it FID and MMD stay empty")
     parser.add_argument("--config", help="preprocess.json: grid in voxels, field of view in mm (default: 64^3)")
     parser.add_argument("--seed", type=int, default=0, help="of subsets and bootstrap")
@@ -313,7 +332,20 @@ def _report(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medsyn.config import PreprocessConfig, load_stage
-    from medsyn.stages.folders import evaluate_folders
+    from medsyn.reading import parse_reading
+    from medsyn.stages.folders import Folder, evaluate_folders
 
     config = load_stage(PreprocessConfig, args.config) if args.config else PreprocessConfig()
-    evaluate_folders(args.real, args.synthetic, args.weights, config, args.seed, args.out)
+    real, synthetic = (
+        parse_reading({name: getattr(args, f"{prefix}{name}") or "" for name in ("spacing_mm", "orientation")}, group)
+        for prefix, group in (("real_", "real volumes"), ("", "generated volumes"))
+    )
+    evaluate_folders(
+        Folder(args.real, real),
+        Folder(args.synthetic, synthetic),
+        args.weights,
+        config,
+        args.seed,
+        args.out,
+        args.max_refused_fraction,
+    )

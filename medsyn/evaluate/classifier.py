@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsyn.config import AugmentationConfig, AugmentationStage
+from medsyn.device import network_device
 from medsyn.errors import InputError
 from medsyn.evaluate.features import Rows, fit, num_batches, scores_of
 from medsyn.evaluate.inputs import labels_of, list_volumes, read_labels, read_prompts, split_prompt_type
@@ -209,7 +210,7 @@ class Subset:
 
 
 def _new_classifier(config: AugmentationConfig, seed: int) -> ResNetClassifier:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = network_device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return one_finding_classifier(config.base_width).to(device)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from medsyn.config import FeaturesConfig, FeaturesStage
 from medsyn.ct.store import Chunked, open_high, read_index
+from medsyn.device import network_device
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import labels_of, read_labels
 from medsyn.evaluate.statistics import area_under_roc
@@ -115,7 +116,7 @@ def features_of(
     net: ResNet3d, volumes: Iterable[NDArray], window_hu: tuple[float, float], batch_size: int = 4
 ) -> NDArray[np.float32]:
     """Features (n, F) of volumes (D, H, W) in HU that all have one shape, on the accelerator if there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = network_device()
     net = _channels_last(net.to(device)).eval()
     rows = [np.empty((0, net.num_features), dtype=np.float32)]
     with torch.no_grad():
@@ -264,7 +265,7 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
             f"{labels}: no label varies over the {len(matrix)} labelled training volumes; the feature extractor needs"
             " at least one such label, or set evaluation.features.weights to a Med3D checkpoint"
         )
-    model = new_network(config, len(usable)).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = new_network(config, len(usable)).to(network_device())
     loss = fit(
         model,
         _Stores(parts, chosen["train"]),

@@ -7,6 +7,7 @@ InputErrors that name the file.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,19 @@ class FeatureSet:
 def list_volumes(folders: Iterable[str | Path]) -> dict[str, Path]:
     """Volume file by id, sorted: `<folder>/<id>/volume.nii.gz`, or `<folder>/<id>.nii.gz` (.nii, .mha, .nrrd).
 
+    Hidden files are left out.
+
     The same id twice, or a folder that does not exist, is an InputError; an empty folder gives nothing.
     """
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder of volumes")
-        entries = [(path.parent.name, path) for path in folder.glob("*/volume.nii.gz")]
+        paths = (child / "volume.nii.gz" for child in folder.iterdir())
+        entries = [(path.parent.name, path) for path in paths if os.path.lexists(path)]  # a broken link is named later
         if not entries:
-            files = [(_stem(path), path) for path in folder.iterdir() if path.name.endswith(SUFFIXES)]
+            files = [(_stem(path), path) for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES)]
+            files = [(stem, path) for stem, path in files if not path.name.startswith(".")]
             masks = {f"{stem}_{structure}" for stem, _ in files for structure in STRUCTURES}  # as `generate` names them
             entries = [(stem, path) for stem, path in files if stem not in masks]
         for identity, path in entries:
@@ -182,5 +187,5 @@ def parse_number(text: str, name: str, path: str | Path) -> float | None:
 
 
 def _stem(path: Path) -> str:
-    suffix = next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
+    suffix = next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
     return path.name[: -len(suffix)]

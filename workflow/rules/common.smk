@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from medsyn.cluster import prefer_commands
+from medsyn.cluster import check_executor, prefer_commands
 from medsyn.config import Config, stage_configs, validate
 from medsyn.errors import InputError
 
@@ -37,6 +37,14 @@ if (
         "the columns report_id, findings, impression (optional: patient_id, subject_id), which train the text encoder as "
         "well; or set cohort.reports to null in the configuration to train it on the subjects' reports alone."
     )
+
+
+onstart:
+    try:
+        check_executor(workflow.executor_plugin.name)
+    except InputError as error:
+        raise WorkflowError(str(error))
+
 
 # On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
 prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
