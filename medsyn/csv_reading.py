@@ -146,8 +146,8 @@ def _fault(begin: int, opened: int | None) -> str:
     if opened is None:
         return f"line {begin + 1} has a field of more than {MAX_FIELD} characters; shorten it"
     return (
-        f"the quotation mark that opens a field on line {begin + opened + 1} is not closed before the next comma or line"
-        ' end; close it, and double the marks within a text ("")'
+        f"the quotation mark that opens a field on line {begin + opened + 1} is not closed before the next comma or"
+        ' line end; close it, and double the marks within a text ("")'
     )
 
 

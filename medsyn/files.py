@@ -20,6 +20,7 @@ from typing import Any
 from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path with the same suffixes as `path`; rename it to `path` if the block succeeds."""
