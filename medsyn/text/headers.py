@@ -10,7 +10,7 @@ _ADDENDUM = (
     r"(?:(?:start|begin(?:ning)?) of )?addend(?:ums?|a)\b"
     r"(?:[ \t]+(?:begins|report|note|to (?:the )?(?:original )?report))?"
     r"(?:[ \t]*(?:#|no\.?|number)?[ \t]*\d{1,2}\b(?![./-]))?(?:[ \t]*[(\[][^()\[\]\n]{1,40}[)\]])?"
-    rf"(?:[ \t,-]*(?:{_DATE}|(?:by|dated?|from|on) (?:dr\.|[^:.\n]){{1,40}}(?:{_DATE})?(?=[ \t]*:)))?"
+    rf"(?:[ \t,-]*(?:{_DATE}|(?:by|dated?|from|on) (?:dr\.|\b\w\.|[^:.\n]){{1,40}}(?:{_DATE})?(?=[ \t]*:)))?"
 )
 HEADERS = {
     "findings": "findings?|description|(?:original |final )?report|observations?|end of addend(?:um|a)",
@@ -25,7 +25,8 @@ HEADERS = {
 HEADER = "|".join(HEADERS.values())
 # A header begins a line or a sentence; those of `section_text` stand anywhere. In capitals it needs no colon.
 HEADER_LINE = re.compile(
-    r"(?:^|(?<=[.!?]\s)|(?<=\n)|(?<=\s)(?=(?-i:FINDINGS|IMPRESSION|ADDENDUM):))[ \t]*"
+    r"(?:^|(?<=[.!?]\s)|(?<=\n)|(?<=\s)(?=(?-i:FINDINGS|IMPRESSION|ADDENDUM):)"
+    r"|(?<=[.!?][\"”]\s)(?=addend))[ \t]*"
     rf"(?P<name>(?:{HEADER})(?=[ \t]*(?::|-{{1,2}}[ \t]|\n))"
     r"|(?-i:FINDINGS|IMPRESSION|CONCLUSION|ADDENDUM)(?=[ \t]+(?-i:[A-Z](?:[a-z]| [a-z]))))"
     r"[ \t]*(?::|-{1,2}[ \t])?[ \t]*",

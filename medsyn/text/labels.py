@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
-from medsyn.files import read_csv
 from medsyn.progress import log
+from medsyn.text.plain import plain_text
 from medsyn.text.sections import find_sections, section_text
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
@@ -223,31 +224,31 @@ def load_labeler(path: str | Path) -> Labeler:
 def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
     """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`.
 
-    Empty reports are left out, those in another language labelled 0, both with a warning.
+    Empty reports and rows that cannot be read are left out, reports in another language labelled 0, with a warning.
     """
-    rows = read_csv(path)
-    columns = set(rows[0]) if rows else set()
+    table = read_table(path)
+    rows, columns = table.rows, set(table.columns)
     key = next((name for name in ("id", "report_id") if name in columns), None)
     if not rows:
-        raise InputError(f"{path}: no reports in it")
+        raise InputError(f"{path}: {table.faults[0].reason if table.faults else 'no reports in it'}")
     if key is None or not columns & {"report", "findings", "impression"}:
         raise InputError(
             f"{path}: missing column {'id' if key is None else 'report'}; give id or report_id, and report or"
-            f" findings/impression; it has {', '.join(rows[0])}"
+            f" findings/impression; it has {', '.join(table.columns)}"
         )
     labelled: list[dict[str, Any]] = []
     empty: list[str] = []
     foreign: list[str] = []
     counts: Counter[str] = Counter()
     for row in rows:
-        text = row.get("report", "").strip()
+        text = plain_text(row.get("report", ""))
         if text:
             sections = find_sections(text)
             counts.update(sections.counts)
             counts.update(findings=bool(sections.findings), impression=bool(sections.impression))
             text = "\n\n".join(part for part in (sections.findings, sections.impression) if part)
         else:
-            text = section_text(row.get("findings", ""), row.get("impression", ""), "report")
+            text = section_text(*(plain_text(row.get(name, "")) for name in ("findings", "impression")), "report")
         if not text:
             empty.append(row[key])
             continue
@@ -258,6 +259,9 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
         log.info("%s: sections found and left out: %s", path, ", ".join(f"{n} {name}" for name, n in counts.items()))
     if not labelled:
         raise InputError(f"{path}: all {len(rows)} reports are empty; give them findings or an impression")
+    if table.faults:
+        left_out = table.faults[0].reason + (f", and {len(table.faults) - 1} more" if len(table.faults) > 1 else "")
+        log.warning("%s: %d rows cannot be read and get no labels: %s", path, len(table.faults), left_out)
     _warn(path, empty, len(rows), "are empty and get no labels; give them findings or an impression")
     _warn(path, foreign, len(rows), "have no English that the rules know and are labelled 0; translate them")
     return labelled

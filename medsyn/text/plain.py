@@ -29,8 +29,10 @@ _MARKS = re.compile(r"[<&*#_\[{\\]|--|==|~~")  # without any of these there is n
 _BREAKS = (
     "br|p|div|li|ul|ol|tr|td|th|table|tbody|thead|h[1-6]|hr|pre|blockquote|section|article|dl|dt|dd|body|html|paragraph"
 )
-_HIDDEN = re.compile(
-    r"<!--.*?-->|<\?[^<>]*\?>|<!doctype[^<>]*>|<(style|script|head|title)\b[^<>]*>.*?</\1\s*>", re.I | re.S
+_HIDDEN = re.compile(  # each runs to its own end and not past its like, so that time grows with length only
+    r"<!--(?:(?!<!--).)*?-->|<\?[^<>]*\?>|<!doctype[^<>]*>"
+    r"|<(style|script|head|title)\b[^<>]*>(?:(?!<(?:style|script|head|title)\b).)*?</\1\s*>",
+    re.I | re.S,
 )
 _LABELLED = re.compile(r"<\w+\s[^<>]*?\b(?:label|title|name)\s*=\s*[\"']?([A-Za-z ]{3,30}?)[\"']?\s*/?>", re.I)
 _HEADER_TAG = re.compile(rf"<((?:{HEADER}))\s*/?>", re.I)
@@ -58,7 +60,9 @@ _HL7_ESCAPES = {
 _HL7 = re.compile(r"\\[TFSREHN]\\")
 # **IMPRESSION**, __Impression:__, == Impression ==, [IMPRESSION], ### Impression ###
 _MARKED_HEADER = re.compile(
-    rf"(?<![^\s.!?>])[ \t]*(?:[*_=~#]+|\[|-{{2,}})[ \t]*({HEADER})[ \t]*:?[ \t]*(?:[*_=~#]+|\]|-{{2,}})[ \t]*:?", re.I
+    rf"(?<![^\s.!?>])[ \t]*(?:[*_=~#]+|\[|-{{2,}})[ \t]*({HEADER})[ \t]*:?[ \t]*(?:[*_=~#]+|\]|-{{2,}})"
+    r"[ \t]*(?::|-{1,2}[ \t])?",
+    re.I,
 )
 _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+(?=\S)", re.M)
 _HEADING_HEADER = re.compile(rf"^[ \t]*#{{1,6}}[ \t]+({HEADER})[ \t]*:?[ \t]*$", re.I | re.M)
