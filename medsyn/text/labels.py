@@ -25,11 +25,16 @@ from medsyn.text.sections import find_sections, section_text
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
 # A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule").
 _SENTENCE = re.compile(
-    r"[!?;:\n\"•·“”.](?:(?<![.:])|(?<=findings:)|(?<=impression:)"
-    r"|(?<!\d\.)(?<=\.)(?=\s|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
+    r"(?:[!:\n\"•·“”.]|;(?![^.;]{0,40}\bone\b)|\?(?!\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$)))(?:(?<![.:])|(?<=findings:)|(?<=impression:)"
+    r"|(?<!\d\.)(?<=\.)(?=\s(?!one (?:on|in|is)\b)|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
+)
+# Questions of the one who asks for the examination: the whole line is one sentence.
+_QUESTIONS = re.compile(
+    r"(?:clinical \w+|indications?|question|query|request|history|reason for [\w ]{2,20}?) ?:[^.\n]*?(?=findings:|[.\n]|$)"
 )
 _WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
 _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
+_OPTIONAL_SCOPES = ("echoes",)
 _FEW_WORDS = 15
 _ENGLISH = frozenset(
     (
@@ -81,7 +86,7 @@ class Labeler:
     def __init__(self, rules: Mapping[str, Any], source: str | Path = "rules") -> None:
         self.examples = _examples(rules, source)
         try:
-            self._scopes = {name: _union([rule["phrase"] for rule in rules[name]]) for name in _SCOPES}
+            self._scopes = {name: _union([rule["phrase"] for rule in body]) for name, body in _scopes(rules)}
             self._findings = {name: _compile(name, body, source) for name, body in rules["findings"].items()}
         except re.error as error:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
@@ -132,6 +137,9 @@ class Labeler:
         """Those findings that one sentence states, out of those that it may name."""
         text = _blank(self._scopes["asides"], sentence)
         free = self._free(text)
+        echo = self._scopes["echoes"].search(text)
+        if echo is not None:  # "No effusion on the left; on the right there is one."
+            free.append((0, echo.start()))
         stated = {name for name in named if free and _affirmed(self._findings[name], text, free)}
         if not stated or self._scopes["history"].search(sentence):
             return ()
@@ -157,7 +165,10 @@ def sentences(text: str) -> list[str]:
     """Lower-case sentences behind a space; what is too long for one is cut, so that time grows with length only."""
     if "\n" in text:
         text = _WRAPPED.sub(" ", text)
-    pieces = [" " + piece for part in _SENTENCE.split(text.lower()) if (piece := part.strip())]
+    text = text.lower()
+    if "?" in text:
+        text = _QUESTIONS.sub(lambda match: match.group().replace("?", ",").replace(";", ","), text)
+    pieces = [" " + piece for part in _SENTENCE.split(text) if (piece := part.strip())]
     if len(max(pieces, key=len, default="")) <= _LONGEST_SENTENCE:
         return pieces
     return [
@@ -284,9 +295,14 @@ def _union(phrases: Sequence[str]) -> re.Pattern[str]:
     return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
 
 
+def _scopes(rules: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Return the rules that hold for all findings, by section; a file of rules may lack those added later."""
+    return [*((name, rules[name]) for name in _SCOPES), *((name, rules.get(name) or ()) for name in _OPTIONAL_SCOPES)]
+
+
 def _examples(rules: Mapping[str, Any], source: str | Path) -> tuple[Example, ...]:
     examples: list[Example] = []
-    groups = [(None, rule) for name in _SCOPES for rule in rules[name]]
+    groups = [(None, rule) for _, body in _scopes(rules) for rule in body]
     for name, body in rules["findings"].items():
         groups += [(name, rule) for kind in ("ignored", "present") for rule in body.get(kind) or ()]
     for finding, rule in groups:
