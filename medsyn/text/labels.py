@@ -87,6 +87,9 @@ class Labeler:
         self.examples = _examples(rules, source)
         try:
             self._scopes = {name: _union([rule["phrase"] for rule in body]) for name, body in _scopes(rules)}
+            history = [rule["phrase"] for rule in rules["history"]]
+            self._opening = _union([phrase for phrase in history if phrase.startswith("^")])  # looked for once
+            self._history = _union([phrase for phrase in history if not phrase.startswith("^")])
             self._findings = {name: _compile(name, body, source) for name, body in rules["findings"].items()}
         except re.error as error:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
@@ -137,11 +140,11 @@ class Labeler:
         """Those findings that one sentence states, out of those that it may name."""
         text = _blank(self._scopes["asides"], sentence)
         free = self._free(text)
-        echo = self._scopes["echoes"].search(text)
+        echo = self._scopes["echoes"].search(text) if free != [(0, len(text))] else None
         if echo is not None:  # "No effusion on the left; on the right there is one."
             free.append((0, echo.start()))
         stated = {name for name in named if free and _affirmed(self._findings[name], text, free)}
-        if not stated or self._scopes["history"].search(sentence):
+        if not stated or self._opening.match(sentence) or self._history.search(sentence):
             return ()
         return (*stated, *(name for name, others in self._includes if not stated.isdisjoint(others)))
 
