@@ -26,7 +26,9 @@ def test_every_rule_has_an_example_that_holds(example: Example) -> None:
 
 def test_every_rule_is_needed_for_its_example() -> None:
     rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
-    groups = [(rules, name, None) for name in ("breaks", "echoes", "asides", "denied_before", "denied_after", "history")]
+    groups = [
+        (rules, name, None) for name in ("breaks", "echoes", "asides", "denied_before", "denied_after", "history")
+    ]
     groups += [
         (body, kind, finding)
         for finding, body in rules["findings"].items()

@@ -19,18 +19,26 @@ import yaml
 from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 from medsyn.progress import log
+from medsyn.text.phrases import union
 from medsyn.text.plain import plain_text
 from medsyn.text.sections import find_sections, section_text
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
-# A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule").
+# A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule"). What
+# says the same of the other side stays with its sentence ("No effusion on the left; on the right there is one").
+_OTHER_SIDE = (
+    r"\s?(?:on the )?(?:left|right)(?: side)?:? (?:trace|tiny|small|mild|minimal|moderate|large|yes|present)"
+    r"\s*(?:[.;,\n]|$)"
+)
 _SENTENCE = re.compile(
-    r"(?:[!:\n\"•·“”.]|;(?![^.;]{0,40}\bone\b)|\?(?!\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$)))(?:(?<![.:])|(?<=findings:)|(?<=impression:)"
+    r"[!?;:\n\"•·“”.](?:(?<![.:;?])|(?<=findings:)|(?<=impression:)"
+    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$))"
     r"|(?<!\d\.)(?<=\.)(?=\s(?!one (?:on|in|is)\b)|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
 )
 # Questions of the one who asks for the examination: the whole line is one sentence.
 _QUESTIONS = re.compile(
-    r"(?:clinical \w+|indications?|question|query|request|history|reason for [\w ]{2,20}?) ?:[^.\n]*?(?=findings:|[.\n]|$)"
+    r"(?:clinical \w+|indications?|question|query|request|history|reason for [\w ]{2,20}?) ?:"
+    r"[^.\n]*?(?=findings:|[.\n]|$)"
 )
 _WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
 _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
@@ -46,7 +54,6 @@ _RULE_KEYS = {"phrase", "example", "label"}
 _CACHED_SENTENCES = 50_000
 _LONGEST_SENTENCE = 2_000
 _SHORTEST_PHRASE = 3
-_GROUP = re.compile(r"(?<!\\)\((?!\?)")  # nothing reads what a group matched, and not to keep it is faster
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,10 @@ class Labeler:
     def __init__(self, rules: Mapping[str, Any], source: str | Path = "rules") -> None:
         self.examples = _examples(rules, source)
         try:
-            self._scopes = {name: _union([rule["phrase"] for rule in body]) for name, body in _scopes(rules)}
+            self._scopes = {name: union([rule["phrase"] for rule in body]) for name, body in _scopes(rules)}
             history = [rule["phrase"] for rule in rules["history"]]
-            self._opening = _union([phrase for phrase in history if phrase.startswith("^")])  # looked for once
-            self._history = _union([phrase for phrase in history if not phrase.startswith("^")])
+            self._opening = union([phrase for phrase in history if phrase.startswith("^")])  # looked for once
+            self._history = union([phrase for phrase in history if not phrase.startswith("^")])
             self._findings = {name: _compile(name, body, source) for name, body in rules["findings"].items()}
         except re.error as error:
             raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
@@ -169,7 +176,7 @@ def sentences(text: str) -> list[str]:
     if "\n" in text:
         text = _WRAPPED.sub(" ", text)
     text = text.lower()
-    if "?" in text:
+    if "?" in text and ":" in text:
         text = _QUESTIONS.sub(lambda match: match.group().replace("?", ",").replace(";", ","), text)
     pieces = [" " + piece for part in _SENTENCE.split(text) if (piece := part.strip())]
     if len(max(pieces, key=len, default="")) <= _LONGEST_SENTENCE:
@@ -206,10 +213,10 @@ def _compile(name: str, body: Mapping[str, Any], source: str | Path) -> _Finding
     for rule in body["present"]:
         groups.setdefault((rule.get("with"), rule.get("without")), []).append(rule["phrase"])
     present = tuple(
-        _Phrases(_union(group), _union([needs]) if needs else None, _union([excludes]) if excludes else None)
+        _Phrases(union(group), union([needs]) if needs else None, union([excludes]) if excludes else None)
         for (needs, excludes), group in groups.items()
     )
-    ignored = _union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None
+    ignored = union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None
     return _Finding(tuple(body["words"]), present, ignored, tuple(body.get("includes", ())))
 
 
@@ -286,16 +293,6 @@ def _warn(path: str | Path, names: Sequence[str], total: int, what: str) -> None
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         log.warning("%s: %d of %d reports (%s) %s", path, len(names), total, shown, what)
-
-
-def _union(phrases: Sequence[str]) -> re.Pattern[str]:
-    """One expression for all phrases, from the beginning to the end of words; "^" is the beginning of a sentence.
-
-    A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
-    """
-    bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
-    bodies = [_GROUP.sub("(?:", body) for body in bodies]
-    return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
 
 
 def _scopes(rules: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
