@@ -26,13 +26,14 @@ from medsyn.text.sections import find_sections, section_text
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
 # A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule"). What
 # says the same of the other side stays with its sentence ("No effusion on the left; on the right there is one").
+_AMOUNT = "(?:trace|tiny|small|mild|minimal|moderate|large|yes|present)"
 _OTHER_SIDE = (
-    r"\s?(?:on the )?(?:left|right)(?: side)?:? (?:trace|tiny|small|mild|minimal|moderate|large|yes|present)"
-    r"\s*(?:[.;,\n]|$)"
+    rf"\s?(?:(?:on the )?(?:left|right|lt|rt|l|r)(?: side)?(?: ?[-:=])? {_AMOUNT}\s*(?:[.;,\n]|$)"
+    rf"|{_AMOUNT} (?:on|in) the (?:left|right))"
 )
 _SENTENCE = re.compile(
     r"[!?;:\n\"•·“”.](?:(?<![.:;?])|(?<=findings:)|(?<=impression:)"
-    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$))"
+    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$))"
     r"|(?<!\d\.)(?<=\.)(?=\s(?!one (?:on|in|is)\b)|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
 )
 # Questions of the one who asks for the examination: the whole line is one sentence.
