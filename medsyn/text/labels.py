@@ -31,15 +31,16 @@ _OTHER_SIDE = (
     rf"\s?(?:(?:on the )?(?:left|right|lt|rt|l|r)(?: side)?(?: ?[-:=])? {_AMOUNT}\s*(?:[.;,\n]|$)"
     rf"|{_AMOUNT} (?:on|in) the (?:left|right))"
 )
+_THE_OTHER = r"one (?:on|in|is)\b|(?:on|in) the (?:left|right)[^.;]{0,25} one\b"
 _SENTENCE = re.compile(
     r"[!?;:\n\"•·“”.](?:(?<![.:;?])|(?<=findings:)|(?<=impression:)"
     rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$))"
-    r"|(?<!\d\.)(?<=\.)(?=\s(?!one (?:on|in|is)\b)|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
+    rf"|(?<!\d\.)(?<=\.)(?=\s(?!{_THE_OTHER})|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{{3}}\.)(?=[a-z]{{2}}))"
 )
 # Questions of the one who asks for the examination: the whole line is one sentence.
 _QUESTIONS = re.compile(
-    r"(?:clinical \w+|indications?|question|query|request|history|reason for [\w ]{2,20}?) ?:"
-    r"[^.\n]*?(?=findings:|[.\n]|$)"
+    r"(?:clinical \w+|info|indications?|question|query|request|history|reason for [\w ]{2,20}?) ?:"
+    r"[^.\n]*?(?=findings:|\?\s+[a-z/ ]{3,25}:|[.\n]|$)"
 )
 _WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
 _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")

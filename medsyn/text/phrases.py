@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 _GROUP = re.compile(r"(?<!\\)\((?!\?)")  # nothing reads what a group matched, and not to keep it is faster
 
@@ -14,6 +15,11 @@ def union(phrases: Sequence[str]) -> re.Pattern[str]:
     A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
     It skips alternatives by their first letter, so groups in front are written out.
     """
+    return _union(tuple(phrases))
+
+
+@lru_cache(maxsize=1024)
+def _union(phrases: tuple[str, ...]) -> re.Pattern[str]:
     bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
     for body in bodies:
         re.compile(body)  # re.error names the phrase
