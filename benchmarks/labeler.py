@@ -1,9 +1,10 @@
 """Compare the report labeler with labels set by hand: `python benchmarks/labeler.py --reports CSV [--rules YAML]`.
 
-The table needs a text column (report_text or report) and one 0/1 column per finding, named as in CT-RATE. Prints per
-finding TP, FP, FN, TN, precision, recall and F1 over all reports, F1 of the even and of the odd rows (so that rules
-written from one half can be judged on the other), F1 of a few keywords with negation, the means, and reports/s on one
-core of both. `--misses FINDING` lists the reports where label and hand disagree.
+The table needs a text column (report_text, report or text) and one 0/1 column per finding, named as in CT-RATE; where a
+label is open to judgement it is left empty. Prints per finding TP, FP, FN, TN, precision, recall and F1 over all
+reports, F1 of the even and of the odd rows (so that rules written from one half can be judged on the other), F1 of a
+few keywords with negation, the means of the findings that occur, the wrong labels in all, and reports/s on one core of
+both. `--misses FINDING` lists the reports where label and hand disagree.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def main() -> None:
         parser.error(str(error))
     if args.misses and args.misses not in columns:
         parser.error(f"--misses {args.misses}: {args.reports} has {', '.join(columns)}")
-    text = next((name for name in ("report_text", "report") if name in rows[0]), None)
+    text = next((name for name in ("report_text", "report", "text") if name in rows[0]), None)
     if text is None:
-        parser.error(f"{args.reports}: no column report_text or report")
+        parser.error(f"{args.reports}: no column report_text, report or text")
     texts = [row[text] for row in rows]
     found, seconds = timed(lambda: load_labeler(args.rules or RULES_FILE).label, texts)
     if args.misses:
@@ -146,6 +147,8 @@ def print_table(
         both = Counts(), Counts()
         baseline = Counts()
         for number, row in enumerate(rows):
+            if not row[column].strip():
+                continue
             both[number % 2].add(int(row[column]), found[number][finding])
             baseline.add(int(row[column]), plain[number].get(finding, 0))
         even, odd = both
@@ -163,7 +166,7 @@ def print_misses(
 ) -> None:
     """Every report on which the labeler and the hand disagree."""
     for number, (row, labels) in enumerate(zip(rows, found, strict=True)):
-        if labels[finding] != int(row[column]) and half in (None, ("even", "odd")[number % 2]):
+        if row[column].strip() and labels[finding] != int(row[column]) and half in (None, ("even", "odd")[number % 2]):
             kind = "FP" if labels[finding] else "FN"
             print(f"{kind} row {number} {next(iter(row.values()))}: {row[text]}\n")
 

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
-
-csv.field_size_limit(1 << 24)  # a report of 20,000 words is longer than Python's own limit
 
 
 @contextmanager
@@ -102,20 +101,11 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
 
 
 def read_csv(path: str | Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Read a CSV into dicts of strings; a missing file or missing `required` columns is an InputError."""
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            rows = [{key: (value or "") for key, value in row.items() if key is not None} for row in reader]
-            columns = reader.fieldnames or []
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a UTF-8 CSV file ({error}); export it again as UTF-8") from None
-    missing = [name for name in required if name not in columns]
-    if missing:
-        raise InputError(f"{path}: missing column {', '.join(missing)}; it has {', '.join(columns) or 'no header'}")
-    return rows
+    """Read a CSV into dicts of strings; a missing file, column or a row that cannot be read is an InputError."""
+    table = read_table(path, required)
+    if table.faults:
+        raise InputError(f"{path}: {table.faults[0].reason}")
+    return table.rows
 
 
 def sha256(path: str | Path) -> str:

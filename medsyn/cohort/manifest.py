@@ -2,10 +2,10 @@
 
 A user writes CSV files with subject_id, image, findings, impression (optionally split, patient_id, report_id, labels,
 paths of masks he already has: lobes, airway, vessels; what an image file does not say itself: `medsyn.reading`; `truth`
-names a phantom's truth.json). Paths in them are
-relative to the CSV. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of the
-patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv and
-reports.csv (medsyn.cohort.reports); `load_cohort` reads cohort.csv back.
+names a phantom's truth.json). Paths in them are relative to the CSV. `build_cohort` checks every row, gives each
+patient a split (the paper holds out 12 % of the patients) and each subject a shard, and lists what it refuses. An image
+belongs to one patient, under whatever names. `write_cohort` writes cohort.csv, rejects.csv and reports.csv
+(medsyn.cohort.reports); `load_cohort` reads cohort.csv back.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports
 from medsyn.config import CohortConfig, CohortStage
+from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
 from medsyn.reading import READING_COLUMNS, parse_reading
+from medsyn.text.plain import plain_text
 from medsyn.text.sections import SECTIONS, section_text
 from medsyn.volume import STRUCTURES
 
@@ -54,7 +56,7 @@ class Subject:
 
     def row(self) -> dict[str, object]:
         """The subject as a row of cohort.csv."""
-        values = asdict(self)
+        values = dict(vars(self))
         given = values.pop("masks") | values.pop("reading")
         return values | {name: given.get(name, "") for name in (*STRUCTURES, *READING_COLUMNS)}
 
@@ -76,13 +78,14 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
     """
     sections = config.sections if isinstance(config, CohortStage) else SECTIONS
     rejects: list[dict[str, str]] = []
-    rows = [row for path in manifests for row in _read_manifest(Path(path))]
+    rows = [row for path in manifests for row in _read_manifest(Path(path), rejects)]
     accepted: list[dict[str, str]] = []
+    images: dict[tuple[int, int], dict[str, str]] = {}
     seen: dict[str, set[str]] = {"subject_id": set()}
     texts: dict[str, tuple[str, str]] = {}
     given: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        reason = _fault(row, seen["subject_id"], texts, given, sections)
+        reason = _fault(row, seen["subject_id"], texts, given, sections) or _other_patient(row, images)
         if reason:
             rejects.append({"subject_id": row["subject_id"] or f"row {number}", "stage": "cohort", "reason": reason})
             continue
@@ -147,31 +150,59 @@ def load_cohort(path: str | Path, shard: int | None = None) -> list[Subject]:
     return subjects
 
 
-def _read_manifest(path: Path) -> list[dict[str, str]]:
-    """Rows of one manifest with every optional column present and paths made independent of the CSV's place."""
+def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of one manifest with every optional column present and paths made independent of the CSV's place.
+
+    Reports are plain text (medsyn.text.plain). Rows that cannot be read are added to `rejects`.
+    """
     if not path.exists():
         raise InputError(
             f"{path}: no such cohort manifest; write a CSV there with the columns {','.join(REQUIRED)} (paths relative"
             f" to it; optional: split, patient_id, report_id, labels), for example the row {EXAMPLE}"
         )
+    table = read_table(path, REQUIRED)
+    for fault in table.faults:
+        name = fault.fields.get("subject_id", "").strip() or f"line {fault.line}"
+        rejects.append({"subject_id": name, "stage": "cohort", "reason": f"{path}: {fault.reason}"})
+    working, folder = str(Path.cwd()), str(path.absolute().parent)
+    known = [name for name in COLUMNS if name in table.columns]
     rows = []
-    for raw in read_csv(path, REQUIRED):
-        row = {name: raw.get(name, "").strip() for name in COLUMNS}
+    for raw in table.rows:
+        row = dict.fromkeys(COLUMNS, "") | {name: raw[name].strip() for name in known}
         for name in ("image", *STRUCTURES, "truth"):
             if row[name]:
-                row[name] = stable_path(path.parent / row[name])
+                row[name] = stable_path(row[name] if row[name].startswith("/") else f"{folder}/{row[name]}", working)
+        for name in ("findings", "impression"):
+            row[name] = plain_text(row[name])
         row["patient_id"] = row["patient_id"] or row["subject_id"]
         row["report_id"] = row["report_id"] or row["subject_id"]
         rows.append(row)
     return rows
 
 
-def stable_path(path: str | Path) -> str:
-    """`path` relative to the working folder where it lies below it, else absolute."""
-    absolute = str(Path.cwd() / path)  # normalised below, symbolic links kept
-    absolute = os.path.normpath(absolute)
-    relative = os.path.relpath(absolute)
-    return absolute if relative.startswith(os.pardir) else relative
+def stable_path(path: str | Path, working: str | None = None) -> str:
+    """`path` relative to the working folder (none given: the present one) where it lies below it, else absolute."""
+    working = working or str(Path.cwd())
+    absolute = os.path.normpath(path if str(path).startswith("/") else f"{working}/{path}")  # symbolic links are kept
+    below = f"{working.rstrip('/')}/"
+    if absolute.startswith(below):
+        return absolute[len(below) :]
+    return "." if absolute == working else absolute
+
+
+def _other_patient(row: Mapping[str, str], images: dict[tuple[int, int], Mapping[str, str]]) -> str | None:
+    """Return why a row's image is that of another patient, or None; links and other spellings of a path count.
+
+    images: the first accepted row of every image, by device and inode.
+    """
+    status = Path(row["image"]).stat()
+    first = images.setdefault((status.st_dev, status.st_ino), row)
+    if first["patient_id"] == row["patient_id"]:
+        return None
+    return (
+        f"image {row['image']} is that of subject {first['subject_id']} as well, who is patient {first['patient_id']};"
+        f" an image has one patient, this row says {row['patient_id']}: correct the image, or give both one patient_id"
+    )
 
 
 def _fault(
@@ -189,7 +220,9 @@ def _fault(
         return "duplicate subject_id"
     if not row["findings"] and not row["impression"]:
         return "empty report: neither findings nor impression"
-    if not any(section_text(row["findings"], row["impression"], section) for section in sections):
+    if "report" not in sections and not any(
+        section_text(row["findings"], row["impression"], section) for section in sections
+    ):
         return f"report without {' or '.join(sections)}, which text.sections asks for; add it, or name more sections"
     for name in ("image", *STRUCTURES, "truth"):
         if name == "image" and not row[name]:
@@ -201,7 +234,8 @@ def _fault(
     if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:
         return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
     try:
-        parse_reading(row, subject_id)
+        if any(row[name] for name in READING_COLUMNS):
+            parse_reading(row, subject_id)
     except InputError as error:
         return str(error)
     if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):
