@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from medsyn.errors import InputError
 from medsyn.files import read_json
+from medsyn.yaml_file import read_yaml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -398,13 +398,7 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 def load_config(path: str | Path) -> Config:
     """Read and validate a YAML configuration; the first mistake is an InputError that names file and key."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from None
-    return validate(Config, values, path)
+    return validate(Config, read_yaml(path), path)
 
 
 def load_stage(model: type[SectionType], path: str | Path) -> SectionType:

@@ -130,6 +130,36 @@ def test_written_cohort_reads_back_and_paths_hold(
     assert build_cohort([manifest], None, CohortConfig()).subjects[0].image == str(tmp_path / "s00.nii.gz")
 
 
+@pytest.mark.parametrize("shard", ["4", "99", "-1", "4/4", "1/2", "x", "1/", "1/0"])
+def test_a_shard_that_the_cohort_does_not_have_is_refused(
+    tmp_path: Path, images: list[str], shard: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows_of(images))], None, CohortConfig(num_shards=4))
+    write_cohort(cohort, tmp_path / "out", 0.2)
+    verb = [
+        "preprocess",
+        "--cohort",
+        str(tmp_path / "out/cohort.csv"),
+        f"--shard={shard}",
+        "--out",
+        str(tmp_path / "p"),
+    ]
+    assert main([*verb, "--quiet"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "shard" in error
+    assert "\n" not in error
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_shard_without_subjects_is_empty_where_the_number_of_shards_is_given(
+    tmp_path: Path, images: list[str]
+) -> None:
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows_of(images[:3]))], None, CohortConfig(num_shards=5))
+    write_cohort(cohort, tmp_path / "out", 0.2)
+    assert [subject.shard for subject in cohort.subjects] == [0, 1, 3]
+    assert [len(load_cohort(tmp_path / "out/cohort.csv", k, 5)) for k in range(5)] == [1, 1, 0, 1, 0]
+
+
 def test_unknown_split_and_unsafe_id_are_rejected(tmp_path: Path, images: list[str]) -> None:
     rows = rows_of(images[:4])
     rows[0]["split"] = "test"

@@ -178,6 +178,30 @@ def test_csv_layout_renames_columns(tmp_path: Path) -> None:
     assert main([*verb, "--columns", "nothing"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("tags", "modality"),
+    [
+        ({"0008|0060": "MR"}, "MR"),
+        ({"0008|0060": "pt"}, "PT"),
+        ({"0008|0060": "", "0008|0016": "1.2.840.10008.5.1.4.1.1.4"}, "MR"),
+    ],
+)
+def test_dicom_of_another_modality_is_refused(
+    tmp_path: Path, tags: dict[str, str], modality: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = chest("normal").volume
+    write_dicom(tmp_path / "scan", volume, "9", tags=tags)
+    facts = inspect(tmp_path / "scan")
+    assert facts["verdict"] == "rejected"
+    assert f"modality {modality}, expected CT" in facts["reasons"][0]
+    assert main(["preprocess", str(tmp_path / "scan"), "--out", str(tmp_path / "p"), "--quiet"]) == 2
+    assert f"modality {modality}" in capsys.readouterr().err
+    write_dicom(tmp_path / "scan", volume, "2")  # a CT beside it is read instead
+    assert inspect(tmp_path / "scan")["verdict"] == "ok"
+    facts = inspect(tmp_path / "scan", Reading(series="1.2.826.0.1.3680043.2.1125.9"))
+    assert f"modality {modality}, expected CT" in facts["reasons"][0]
+
+
 @pytest.mark.parametrize("turn", ["as it is", "head first", "face down", "both"])
 def test_npz_orientation_comes_from_the_anatomy(tmp_path: Path, turn: str) -> None:
     volume = cropped(chest("normal").volume)

@@ -92,7 +92,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     )
     parser.add_argument("path", nargs="?", help=CT_HELP)
     parser.add_argument("--cohort", help="cohort.csv (instead of PATH)")
-    parser.add_argument("--shard", type=int, help="shard of the cohort, from 0")
+    parser.add_argument("--shard", metavar="K/N", help="the K-th of the cohort's N shards, from 0 (/N may be left out)")
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
     add_state(parser)
@@ -273,16 +273,20 @@ def _preprocess_config(path: str | None) -> PreprocessConfig:
 
 def _preprocess(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
+    from medsyn.cohort.manifest import parse_shard
     from medsyn.stages.shards import into_folder
     from medsyn.stages.volumes import preprocess_one, preprocess_shard
 
     config = _preprocess_config(args.config)
     out = Path(args.out)
     if _one_of(args, "path", "cohort"):
+        if args.shard is not None:
+            raise InputError("--shard chooses a part of --cohort; leave it away for one PATH")
         with into_folder(out) as folder:
             preprocess_one(args.path, folder, config, reading=_reading(args))
     else:
-        preprocess_shard(load_cohort(args.cohort, args.shard), out, config, args.state)
+        shard, num_shards = parse_shard(args.shard) if args.shard is not None else (None, None)
+        preprocess_shard(load_cohort(args.cohort, shard, num_shards), out, config, args.state)
 
 
 def _segment(args: argparse.Namespace) -> None:

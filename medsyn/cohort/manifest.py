@@ -133,18 +133,38 @@ def write_cohort(cohort: Cohort, out: str | Path, max_reject_fraction: float) ->
     write_csv(out / "cohort.csv", (subject.row() for subject in cohort.subjects), COLUMNS)
 
 
-def load_cohort(path: str | Path, shard: int | None = None) -> list[Subject]:
-    """Read a written cohort.csv, all of it or one shard; paths in it are absolute or relative to the working folder."""
+def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | None = None) -> list[Subject]:
+    """Read a written cohort.csv, all of it or one shard; paths in it are absolute or relative to the working folder.
+
+    A shard that the cohort cannot have is an InputError. num_shards: how many shards the cohort was cut into, which
+    cohort.csv does not say (the last ones are empty where subjects are few); None: up to the last that has subjects.
+    """
     subjects = []
+    last = -1
     for row in read_csv(path, COLUMNS):
         if not row["shard"].isdigit():
             raise InputError(f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is no number; write it anew")
+        last = max(last, int(row["shard"]))
         if shard is not None and int(row["shard"]) != shard:
             continue
         plain = {name: row[name] for name in COLUMNS if name not in (*STRUCTURES, *READING_COLUMNS, "shard")}
         masks, reading = ({name: row[name] for name in names if row[name]} for names in (STRUCTURES, READING_COLUMNS))
         subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks, reading=reading))
+    if num_shards is not None and last >= num_shards:
+        raise InputError(
+            f"{path}: shard {last} in it, expected shards 0 to {num_shards - 1}; give its number of shards"
+        )
+    if shard is not None and not 0 <= shard < (last + 1 if num_shards is None else num_shards):
+        raise InputError(f"{path}: no shard {shard} in it, it has shards 0 to {last}; name one of them")
     return subjects
+
+
+def parse_shard(text: str) -> tuple[int, int | None]:
+    """Return K and N of "K/N", the K-th of N shards from 0, or K and None of "K"; other text is an InputError."""
+    index, slash, number = text.partition("/")
+    if not index.isdecimal() or (slash and not (number.isdecimal() and int(index) < int(number))):
+        raise InputError(f"--shard {text}: expected K or K/N with 0 <= K < N, such as 0/2")
+    return int(index), int(number) if slash else None
 
 
 def _read_manifest(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ read. Otherwise, in this order:
    smooth, and noise of sharp kernels hides what the classical tools measure);
 5. the thinnest slices, at most THICK_ENOUGH_MM counting as equal; then the most slices; then the lowest UID.
 
-Where rules 1 and 2 leave none, the series with the most slices is read, so that inspection can say what is wrong.
+Where rules 1 and 2 leave none, the series with the most slices is read, a CT before another modality, so that
+inspection can say what is wrong. A series of another modality, named or chosen, is refused.
 """
 
 from __future__ import annotations
@@ -33,10 +34,25 @@ MINIMUM_SLICES = 16
 THICK_ENOUGH_MM = 1.5
 AXIAL_COSINE = 0.8
 MODALITY, IMAGE_TYPE, DESCRIPTION, BODY_PART = "0008|0060", "0008|0008", "0008|103e", "0018|0015"
+SOP_CLASS = "0008|0016"
 KERNEL, TILT, POSITION, ORIENTATION = "0018|1210", "0018|1120", "0020|0032", "0020|0037"
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_SOP_MODALITY = {
+    **dict.fromkeys(("4", "4.1", "4.2", "4.3", "4.4"), "MR"),
+    **dict.fromkeys(("128", "128.1", "130"), "PT"),
+    **dict.fromkeys(("1", "1.1", "1.1.1"), "DX"),
+    **dict.fromkeys(("3.1", "6.1", "6.2"), "US"),
+    **dict.fromkeys(("7", "7.1", "7.2", "7.3", "7.4"), "OT"),
+    "1.2": "MG",
+    "12.1": "XA",
+    "20": "NM",
+    "66.4": "SEG",
+    "481.2": "RTDOSE",
+}
+"""Modality by SOP class (DICOM PS3.4, B.5: the number after _STORAGE), for images that lack the attribute Modality."""
 _CHEST = re.compile(r"chest|thorax|lung|pulmo|torax", re.IGNORECASE)
 _OTHER_PART = re.compile(r"abd|pelv|head|brain|neck|spine|knee|liver|renal|kidney", re.IGNORECASE)
-_SHARP = re.compile(r"lung|bone|edge|^[BI][678]\d|^Br?[678]\d|^FC[58]\d|^Y[A-D]|^[DEL]$", re.IGNORECASE)
+_SHARP = re.compile(r"lung|bone|edge|^[BI][678]\d|^Bl\d|^Br?[678]\d|^FC[58]\d|^Y[A-D]|^[DEL]$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,11 @@ class Series:
     tilt_degrees: float
 
     @property
+    def is_ct(self) -> bool:
+        """Modality CT, or neither Modality nor SOP class names another."""
+        return self.modality in ("CT", "")
+
+    @property
     def axial(self) -> bool:
         """Slices lie across the body."""
         return bool(abs(self.normals[0][2]) >= AXIAL_COSINE)
@@ -63,9 +84,7 @@ class Series:
     def primary(self) -> bool:
         """A stack of CT slices as scanned, no localizer, reformat or capture."""
         kinds = {part.strip().upper() for part in self.image_type}
-        return (
-            self.modality in ("CT", "") and len(self.files) >= MINIMUM_SLICES and not {"LOCALIZER", "SECONDARY"} & kinds
-        )
+        return self.is_ct and len(self.files) >= MINIMUM_SLICES and not {"LOCALIZER", "SECONDARY"} & kinds
 
     @property
     def step_mm(self) -> float:
@@ -102,12 +121,14 @@ def choose_series(folder: str | Path, wanted: str | None = None) -> Series:
             raise InputError(f"{folder}: {count} series '{wanted}'; it holds {have}")
         return named[0]
     fit = [s for s in series if s.primary and s.axial]
-    return min(fit, key=Series.rank) if fit else max(series, key=lambda s: len(s.files))
+    return min(fit, key=Series.rank) if fit else max(series, key=lambda s: (s.is_ct, len(s.files)))
 
 
 def read_series(folder: str | Path, wanted: str | None = None) -> tuple[Volume, list[str]]:
     """The chosen series in HU (GDCM applies slope and intercept) and the reasons not to trust its geometry."""
     series = choose_series(folder, wanted)
+    if not series.is_ct:
+        raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series.files)
     try:
@@ -161,11 +182,12 @@ def _describe(uid: str, files: tuple[str, ...]) -> Series:
         positions.append(np.array(header.GetOrigin()[:3]))
         if header.HasMetaDataKey(TILT):
             tilt = max(tilt, abs(float(header.GetMetaData(TILT).strip() or 0)))
+    sop_class = first.get(SOP_CLASS, "")
     return Series(
         uid=first.get("0020|000e", uid).strip("\0 ") or uid,
         files=tuple(files),
         description=first.get(DESCRIPTION, ""),
-        modality=first.get(MODALITY, ""),
+        modality=first.get(MODALITY, "").upper() or _SOP_MODALITY.get(sop_class.removeprefix(_STORAGE), ""),
         image_type=tuple(first.get(IMAGE_TYPE, "").split("\\")),
         body_part=first.get(BODY_PART, ""),
         kernel=first.get(KERNEL, ""),

@@ -9,14 +9,14 @@ from snakemake.exceptions import WorkflowError
 from medsyn.cluster import prefer_commands
 from medsyn.config import Config, stage_configs, validate
 from medsyn.errors import InputError
+from medsyn.yaml_file import read_yaml
+
+CONFIG_FILES = workflow.config_settings.configfiles or ["config/config.yaml"]
 
 try:
-    CONFIG = validate(
-        Config,
-        config,
-        ", ".join(map(str, workflow.config_settings.configfiles))
-        or "config/config.yaml",
-    )
+    for path in CONFIG_FILES:
+        read_yaml(path)  # Snakemake has read it, but takes the last of two equal keys
+    CONFIG = validate(Config, config, ", ".join(map(str, CONFIG_FILES)))
 except InputError as error:
     raise WorkflowError(str(error))
 
