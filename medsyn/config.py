@@ -321,6 +321,12 @@ class EvaluationConfig(Section):
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
         "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
     )
+    label_source: Literal["reports", "given"] = Field(
+        "reports",
+        description="labels of the real CTs in Table VI and for the feature extractor: parsed from the reports, or the"
+        " manifest's column given_labels (CT-RATE, RAD-ChestCT); given labels are compared with the parsed ones in"
+        " qc/labels.csv",
+    )
     prompt_section: ReportSection = Field(
         "report", description="what of a report serves as prompt in Tables I, V and VI"
     )

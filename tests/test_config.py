@@ -12,7 +12,7 @@ from medsyn.errors import InputError
 from medsyn.yaml_file import read_yaml
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ("config", "paper", "test")
+CONFIGS = ("config", "paper", "ct_rate", "rad_chest", "test")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

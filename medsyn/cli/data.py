@@ -1,4 +1,4 @@
-"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
+"""Verbs of the data group: cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
 alignment-qc."""
 
 from __future__ import annotations
@@ -44,24 +44,6 @@ def _add_cohort(verbs: Verbs) -> None:
         "--reports", help="CSV with report_id, findings, impression (patient_id): reports without images"
     )
     parser.add_argument("--out", required=True, help="folder for the three tables")
-
-    parser = verbs.add(
-        "manifest",
-        _manifest,
-        summary="Write the manifest of a data set: your own table, CT-RATE or RAD-ChestCT.",
-        example="medsyn manifest --layout ct-rate --images train --reports train_reports.csv --out config/cohort.csv",
-    )
-    parser.add_argument("--layout", required=True, choices=("csv", "ct-rate", "rad-chestct"))
-    parser.add_argument("--images", help="folder of the volumes (csv: what paths are relative to)")
-    parser.add_argument("--table", help="csv: the table to take rows from")
-    parser.add_argument(
-        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="csv: columns that have another name there"
-    )
-    parser.add_argument("--reports", nargs="*", default=[], help="ct-rate: tables with VolumeName, Findings_EN, ...")
-    parser.add_argument("--metadata", nargs="*", default=[], help="tables with rescaling and spacing, or patients")
-    parser.add_argument("--labels", nargs="*", default=[], help="tables of labels, one 0/1 column each")
-    parser.add_argument("--patient-column", default="", help="rad-chestct: column of --metadata that names the patient")
-    parser.add_argument("--out", required=True, help="CSV file, for `medsyn cohort` or cohort.manifest")
 
     parser = verbs.add(
         "atlas",
@@ -211,29 +193,6 @@ def _cohort(args: argparse.Namespace) -> None:
         "cohort: %d subjects (%d for validation), %d rows rejected, %d reports",
         *(len(cohort.subjects), held_out, len(cohort.rejects), len(cohort.reports)),
     )
-
-
-def _manifest(args: argparse.Namespace) -> None:
-    from medsyn.cohort.layouts import MANIFEST_COLUMNS, from_csv, from_ct_rate, from_rad_chestct
-    from medsyn.files import write_csv
-    from medsyn.progress import log
-
-    needed = "table" if args.layout == "csv" else "images"
-    if getattr(args, needed) is None:
-        raise InputError(f"--layout {args.layout} needs --{needed}")
-    if args.layout == "csv":
-        pairs = [pair.partition("=") for pair in args.columns]
-        if not all(ours and theirs for ours, _, theirs in pairs):
-            raise InputError("--columns takes OURS=THEIRS, such as subject_id=ScanID")
-        rows = from_csv(args.table, {ours: theirs for ours, _, theirs in pairs}, args.images)
-    elif args.layout == "ct-rate":
-        rows = from_ct_rate(args.images, args.reports, args.metadata, args.labels)
-    else:
-        rows = from_rad_chestct(args.images, args.labels, args.metadata, args.patient_column)
-    write_csv(args.out, rows, MANIFEST_COLUMNS)
-    patients = {row["patient_id"] or row["subject_id"] for row in rows}
-    silent = sum(not row["findings"] and not row["impression"] for row in rows)
-    log.info("manifest: %d volumes of %d patients, %d without a report", len(rows), len(patients), silent)
 
 
 def _atlas(args: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
 """The cohort manifest: who is in, which split and shard, where files lie.
 
 A user writes CSV files with subject_id, image, findings, impression (optionally split, patient_id, report_id, labels,
-paths of masks he already has: lobes, airway, vessels; what an image file does not say itself: `medsyn.reading`; `truth`
-names a phantom's truth.json). Paths in them are
-relative to the CSV. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of the
-patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv and
-reports.csv (medsyn.cohort.reports); `load_cohort` reads cohort.csv back.
+given_labels, technique, clinical_information, paths of masks he already has: lobes, airway, vessels; what an image file
+does not say itself: `medsyn.reading`; `truth` names a phantom's truth.json). Paths in them are relative to the CSV. One
+image belongs to one patient. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of
+the patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv,
+reports.csv (medsyn.cohort.reports) and given_labels.csv (medsyn.cohort.given_labels); `load_cohort` reads cohort.csv.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from medsyn.cohort.given_labels import given_table, parse_given
 from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports
 from medsyn.config import CohortConfig, CohortStage
 from medsyn.errors import InputError
@@ -26,7 +27,12 @@ from medsyn.text.sections import SECTIONS, section_text
 from medsyn.volume import STRUCTURES
 
 REQUIRED = ("subject_id", "image", "findings", "impression")
-COLUMNS = (*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS)
+NOTES = ("given_labels", "technique", "clinical_information")
+"""Columns that a cohort.csv need not have: labels that came with the data set, report fields beside the sections."""
+COLUMNS = (
+    *(*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS),
+    *NOTES,
+)
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
 SPLITS = ("train", "validation")
 EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disease."'
@@ -36,7 +42,8 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 @dataclass(frozen=True)
 class Subject:
     """One row of cohort.csv; `masks` holds the paths of masks that came with the image, `labels` is free text,
-    `reading` what the image's file does not say (READING_COLUMNS).
+    `reading` what the image's file does not say (READING_COLUMNS), `given_labels` labels that came with the data set
+    (medsyn.cohort.given_labels).
     """
 
     subject_id: str
@@ -51,6 +58,9 @@ class Subject:
     masks: dict[str, str] = field(default_factory=dict)
     truth: str = ""
     reading: dict[str, str] = field(default_factory=dict)
+    given_labels: str = ""
+    technique: str = ""
+    clinical_information: str = ""
 
     def row(self) -> dict[str, object]:
         """The subject as a row of cohort.csv."""
@@ -81,8 +91,9 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
     seen: dict[str, set[str]] = {"subject_id": set()}
     texts: dict[str, tuple[str, str]] = {}
     given: dict[str, str] = {}
+    owners: dict[tuple[int, int], dict[str, str]] = {}
     for number, row in enumerate(rows, 1):
-        reason = _fault(row, seen["subject_id"], texts, given, sections)
+        reason = _fault(row, seen["subject_id"], texts, given, sections) or _shared_image(row, owners)
         if reason:
             rejects.append({"subject_id": row["subject_id"] or f"row {number}", "stage": "cohort", "reason": reason})
             continue
@@ -94,7 +105,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
     splits = split_patients([row["patient_id"] for row in accepted], given, config.validation_fraction, config.seed)
     subjects = [
         Subject(
-            **{name: row[name] for name in (*REQUIRED, "patient_id", "report_id", "labels", "truth")},
+            **{name: row[name] for name in (*REQUIRED, "patient_id", "report_id", "labels", "truth", *NOTES)},
             split=splits[row["patient_id"]],
             shard=index * config.num_shards // len(accepted),
             masks={name: row[name] for name in STRUCTURES if row[name]},
@@ -130,6 +141,8 @@ def write_cohort(cohort: Cohort, out: str | Path, max_reject_fraction: float) ->
             " allowed by max_reject_fraction); correct the manifest as the list says, or raise the limit"
         )
     write_csv(out / "reports.csv", cohort.reports, REPORT_COLUMNS)
+    columns, labelled = given_table([(subject.report_id, subject.given_labels) for subject in cohort.subjects])
+    write_csv(out / "given_labels.csv", labelled, columns)
     write_csv(out / "cohort.csv", (subject.row() for subject in cohort.subjects), COLUMNS)
 
 
@@ -141,7 +154,8 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
     """
     subjects = []
     last = -1
-    for row in read_csv(path, COLUMNS):
+    for raw in read_csv(path, [name for name in COLUMNS if name not in NOTES]):
+        row = dict.fromkeys(NOTES, "") | raw
         if not row["shard"].isdigit():
             raise InputError(f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is no number; write it anew")
         last = max(last, int(row["shard"]))
@@ -221,9 +235,26 @@ def _fault(
     if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:
         return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
     try:
+        parse_given(row["given_labels"])
         parse_reading(row, subject_id)
     except InputError as error:
         return str(error)
     if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):
         return f"report_id {row['report_id']} is already used by another report"
     return None
+
+
+def _shared_image(row: dict[str, str], owners: dict[tuple[int, int], dict[str, str]]) -> str | None:
+    """Return why a row's image cannot be its own, or None; `owners` holds the row that first named each file.
+
+    One image of two patients could stand in both splits. Files are compared by device and inode, so that links and
+    other spellings of a path are found.
+    """
+    facts = Path(row["image"]).stat()
+    first = owners.setdefault((facts.st_dev, facts.st_ino), row)
+    if first["patient_id"] == row["patient_id"]:
+        return None
+    return (
+        f"image {row['image']} is that of subject {first['subject_id']}, patient {first['patient_id']}, expected one"
+        " patient per image; give both rows one patient_id, or remove one of them"
+    )

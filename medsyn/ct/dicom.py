@@ -9,7 +9,7 @@ read. Otherwise, in this order:
 3. described as chest (BodyPartExamined, SeriesDescription) before those that say nothing, those before another part;
 4. a soft or standard reconstruction before a sharp one (kernels named as bone, edge or lung; the paper's images are
    smooth, and noise of sharp kernels hides what the classical tools measure);
-5. the thinnest slices, at most THICK_ENOUGH_MM counting as equal; then the most slices; then the lowest UID.
+5. the thinnest slices, up to 1.5 mm (`medsyn.kernels`) counting as equal; then the most slices; then the lowest UID.
 
 Where rules 1 and 2 leave none, the series with the most slices is read, a CT before another modality, so that
 inspection can say what is wrong. A series of another modality, named or chosen, is refused.
@@ -26,12 +26,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
+from medsyn.kernels import equal_thickness_mm, is_sharp
 from medsyn.volume import Volume, from_sitk
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices on stderr; `series_faults` refuses them
 
 MINIMUM_SLICES = 16
-THICK_ENOUGH_MM = 1.5
 AXIAL_COSINE = 0.8
 MODALITY, IMAGE_TYPE, DESCRIPTION, BODY_PART = "0008|0060", "0008|0008", "0008|103e", "0018|0015"
 SOP_CLASS = "0008|0016"
@@ -52,7 +52,6 @@ _SOP_MODALITY = {
 """Modality by SOP class (DICOM PS3.4, B.5: the number after _STORAGE), for images that lack the attribute Modality."""
 _CHEST = re.compile(r"chest|thorax|lung|pulmo|torax", re.IGNORECASE)
 _OTHER_PART = re.compile(r"abd|pelv|head|brain|neck|spine|knee|liver|renal|kidney", re.IGNORECASE)
-_SHARP = re.compile(r"lung|bone|edge|^[BI][678]\d|^Bl\d|^Br?[678]\d|^FC[58]\d|^Y[A-D]|^[DEL]$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Series:
         """Rules 3 to 5, lowest first."""
         words = f"{self.body_part} {self.description}"
         part = 0 if _CHEST.search(words) else 2 if _OTHER_PART.search(words) else 1
-        return (part, bool(_SHARP.search(self.kernel)), max(self.step_mm, THICK_ENOUGH_MM), -len(self.files))
+        return (part, is_sharp(self.kernel), equal_thickness_mm(self.step_mm), -len(self.files))
 
 
 def list_series(folder: str | Path) -> list[Series]:

@@ -222,6 +222,10 @@ def report_prompts(variant):
     return "pairs" if variant == "medsyn" else "effusion_pairs"
 
 
+GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
+REAL_LABELS = (
+    f"{RESULTS}/cohort/given_labels.csv" if GIVEN_LABELS else f"{RESULTS}/labels.csv"
+)  # of the CTs that the feature extractor and Table VI's classifiers learn from
 PHANTOM_FLAG = "--phantom" if CONFIG.cohort.source == "phantom" else ""
 REAL_MEASURES = [f"{RESULTS}/measures/real/{shard}.csv" for shard in SHARDS]
 REAL_FEATURES = [f"{RESULTS}/features/real/{shard}.npz" for shard in SHARDS]

@@ -55,7 +55,7 @@ rule measure_samples:
 rule train_features:
     input:
         store=expand("<results>/store/{shard}", shard=SHARDS),
-        labels="<results>/labels.csv",
+        labels=REAL_LABELS,
         config="<results>/config/features.json",
     output:
         "<results>/features/extractor.safetensors",
@@ -132,7 +132,7 @@ rule extract_sample_features:
 rule classify:
     input:
         cohort="<results>/cohort/cohort.csv",
-        labels="<results>/labels.csv",
+        labels=REAL_LABELS,
         volumes=real_volumes,
         prompts="<results>/prompts/augmentation.csv",
         samples=samples("medsyn", "augmentation"),
