@@ -59,7 +59,10 @@ class Scan:
 
 
 def write_tree(root: Path, scans: Iterable[Scan], voxels: bool = False) -> Path:
-    """Write a download below `root`, tables and volumes (empty files unless `voxels`); returns the folder."""
+    """Write a download below `root`, tables and volumes; returns the folder.
+
+    voxels: fill the first two reconstructions of each scan; other files are empty.
+    """
     tables: dict[str, list[dict[str, str]]] = {}
     for scan in scans:
         for number, (kernel, quirk) in enumerate(zip(scan.kernels, scan.quirks, strict=True), 1):
@@ -67,7 +70,7 @@ def write_tree(root: Path, scans: Iterable[Scan], voxels: bool = False) -> Path:
             patient = scan.name.rpartition("_")[0]
             path = root / "dataset" / f"{scan.split}{scan.release}" / patient / scan.name / f"{name}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
-            if voxels and quirk != "empty":
+            if voxels and number < 3 and quirk != "empty":
                 _write(path, _volume(scan.kind, int(patient.split("_")[1]), number, quirk), quirk, raw=not scan.release)
             else:
                 path.touch()

@@ -254,22 +254,24 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def full_tree(root: Path) -> None:
-    """64 volumes of 32 scans of 28 patients with every quirk of the data set; three of ten volumes are padded."""
-    kinds = ("normal", "effusion", "emphysema", "cardiomegaly")
+    """64 volumes of 21 scans of 18 patients with every quirk of the data set; three of ten volumes are padded."""
+    kernels = ("['Br40f', '3']", "Bl57d", "Br60f")
+    plain, padded = ("",) * 3, ("padded",) * 3
     scans = [
-        Scan(f"train_{n}_{letter}", kinds[n % 4], quirks=("padded", "padded") if n % 3 == 0 else ("", ""))
-        for n in range(1, 19)
-        for letter in ("ab" if n % 6 == 0 else "a")
+        Scan(f"train_{n}_{letter}", "effusion" if n % 2 else "normal", kernels, padded if n % 3 == 0 else plain)
+        for n in range(1, 9)
+        for letter in ("ab" if n % 4 == 0 else "a")
     ]
-    scans += [Scan(f"valid_{n}_a", kinds[n % 4], quirks=("padded", "") if n == 2 else ("", "")) for n in range(1, 6)]
+    scans += [Scan(f"valid_{n}_a", "normal", kernels, padded if n == 2 else plain) for n in range(1, 4)]
     scans += [
-        Scan("train_21_a", quirks=("no chest", "no chest")),
-        Scan("train_22_a", quirks=("head", "head")),
-        Scan("train_23_a", quirks=("no spacing", "no spacing")),
-        Scan("train_24_a", quirks=("truncated", "")),
-        Scan("valid_24_a", quirks=("empty", "")),
-        Scan("train_25_a", texts=("Not given.", "Not given.")),
-        Scan("train_1_b", reported=(2,)),  # a second scan of a patient; its report stands at the other reconstruction
+        Scan("train_1_b", "normal", kernels, plain, reported=(2,)),  # its report stands at another reconstruction
+        Scan("train_21_a", "normal", kernels, ("no chest",) * 3),
+        Scan("train_22_a", "normal", kernels, ("head",) * 3),
+        Scan("train_23_a", "normal", kernels, ("no spacing",) * 3),
+        Scan("train_24_a", "normal", kernels, ("truncated", "", "")),
+        Scan("train_25_a", "normal", (*kernels, "B70s"), ("",) * 4, texts=("Not given.", "Not given.")),
+        Scan("valid_24_a", "normal", kernels, ("empty", "", "")),
+        Scan("valid_25_a", "normal", kernels, ("no chest", "", "")),
     ]
     write_tree(root, scans, voxels=True)
 
@@ -281,40 +283,38 @@ def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_sto
     config = write_config(
         tmp_path / "config.yaml",
         "ct_rate",
-        cohort={"manifest": "manifest.csv", "num_shards": 2},
+        cohort={"manifest": "manifest.csv", "num_shards": 1},
         preprocess={"size": [64, 64, 64], "alignment": "lung_centre"},
         masks={"lobes": "classical", "airway": "classical", "vessels": "classical"},
     )
-    targets = [f"results/ct_rate/store/{k}" for k in range(2)] + ["results/ct_rate/qc/labels.csv"]
+    results = tmp_path / "results/ct_rate"
+    targets = ["results/ct_rate/store/0", "results/ct_rate/qc/labels.csv"]
     run = run_snakemake(*targets, "--show-failed-logs", directory=tmp_path, config=config)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
 
     kinds = [reason.partition(":")[0] for reason in left_out.values()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
-        "another reconstruction": 31,
-        "no chest": 2,
-        "no spacing": 2,
+        "another reconstruction": 38,
+        "no chest": 4,
+        "no spacing": 3,
     }
-    cohort = read_table(tmp_path / "results/ct_rate/cohort/cohort.csv")
-    rejects = read_table(tmp_path / "results/ct_rate/cohort/rejects.csv")
-    assert [row["subject_id"] for row in rejects] == ["train_25_a_1"]
+    assert "valid_25_a_2" in rows, "of two sharp ones the lower number"
+    cohort = read_table(results / "cohort/cohort.csv")
+    assert [row["subject_id"] for row in read_table(results / "cohort/rejects.csv")] == ["train_25_a_1"]
     splits: dict[str, set[str]] = {}
     for row in cohort:
         splits.setdefault(row["patient_id"], set()).add(row["split"])
     assert all(len(found) == 1 for found in splits.values())
     assert {row["split"] for row in cohort} == {"train", "validation"}
-    index = [row for k in range(2) for row in read_table(tmp_path / f"results/ct_rate/preprocessed/{k}/index.csv")]
+    index = read_table(results / "preprocessed/0/index.csv")
     refused = {row["subject_id"]: row["reason"] for row in index if row["status"] != "ok"}
     assert set(refused) == {"train_22_a_1", "train_24_a_1", "valid_24_a_1"}
     assert "not a chest" in refused["train_22_a_1"]
     assert "damaged" in refused["train_24_a_1"]
     assert "damaged" in refused["valid_24_a_1"]
-    stored = {
-        row["subject_id"] for k in range(2) for row in read_table(tmp_path / f"results/ct_rate/store/{k}/index.csv")
-    }
+    stored = {row["subject_id"] for row in read_table(results / "store/0/index.csv")}
     assert stored == {row["subject_id"] for row in cohort} - set(refused)
-    assert stored >= {"train_3_a_1", "train_9_a_1", "valid_2_a_1"}, "padding outside of the circle is no fault"
-    labels = {row["finding"]: row for row in read_table(tmp_path / "results/ct_rate/qc/labels.csv")}
+    assert stored >= {"train_3_a_1", "train_6_a_1", "valid_2_a_1"}, "padding outside of the circle is no fault"
+    labels = {row["finding"]: row for row in read_table(results / "qc/labels.csv")}
     assert float(labels["pleural_effusion"]["f1"]) == 1.0
     assert int(labels["emphysema"]["n"]) == len({row["report_id"] for row in cohort})
-    assert rows["train_1_b_1"]["findings"] == TEXTS["normal"][0]
