@@ -295,6 +295,11 @@ class AugmentationConfig(Section):
     """Table VI: a classifier trained with and without synthetic volumes."""
 
     findings: tuple[str, ...] = ("pleural_effusion", "lung_opacity")
+    real_results: str | None = Field(
+        None,
+        description="results_dir of another cohort whose CTs, of both splits, are the real ones of Table VI (paper:"
+        " RAD-ChestCT); null: the validation split of this cohort",
+    )
     num_reports_per_class: PositiveInt = Field(100, description="reports drawn per finding and per label")
     num_folds: PositiveInt = Field(5, description="folds of the cross-validation, split by patient")
     input_size: PositiveInt | None = Field(
