@@ -35,7 +35,8 @@ from medsyn.volume import STRUCTURES
 ROOT = Path(__file__).parents[1]
 NUM_CTS, NUM_REPORTS = 8_752, 217_411
 PER_CT = ("preprocess", "segment", "build_store")
-MANIFEST, REPORTS = "config/cohort.csv", "config/reports.csv"
+MANIFEST, REPORTS, PLANNED = "config/cohort.csv", "config/reports.csv", "planned.yaml"
+"""Files that a plan is made from, in its folder."""
 MB_EACH = {
     "validate_cohort": 0.002,
     "preprocess": 20.2,
@@ -77,11 +78,11 @@ def plan(folder: Path, config: Path, with_reports: bool, times: int) -> list[Any
     values["cohort"] |= {"manifest": MANIFEST, "reports": REPORTS if with_reports else None}
     for section in ("cohort", "sampling"):
         values[section]["num_shards"] *= times
-    (folder / "planned.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (folder / PLANNED).write_text(yaml.safe_dump(values), encoding="utf-8")
     command = ["--snakefile", str(ROOT / "workflow/Snakefile"), "--profile", str(ROOT / "slurm")]
     command += [
         "--configfile",
-        str(folder / "planned.yaml"),
+        str(folder / PLANNED),
         "--directory",
         str(folder),
         "--cores",
