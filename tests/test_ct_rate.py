@@ -137,10 +137,11 @@ def test_the_first_release_is_read_by_its_metadata_and_the_fixed_one_by_its_head
 
 
 def test_a_volume_of_the_first_release_without_metadata_is_left_out(tmp_path: Path) -> None:
-    write_tree(tmp_path, [Scan("train_1_a", release=""), Scan("train_2_a", release="")])
-    table = tmp_path / "dataset/metadata/train_metadata.csv"
+    root = tmp_path / "all_fixed"  # the name of another folder says nothing of the release
+    write_tree(root, [Scan("train_1_a", release=""), Scan("train_2_a", release="")])
+    table = root / "dataset/metadata/train_metadata.csv"
     write_csv(table, read_csv(table)[:2], list(read_csv(table)[0]))
-    rows, left_out = manifest_of(tmp_path)
+    rows, left_out = manifest_of(root)
     assert list(rows) == ["train_1_a_1"]
     assert left_out["train_2_a_1"].startswith("no metadata: ")
 

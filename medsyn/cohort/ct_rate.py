@@ -48,8 +48,14 @@ REPORT_COLUMNS = ("Findings_EN", "Impressions_EN")
 METADATA_COLUMNS = ("RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
 LABELS = ("Emphysema", "Atelectasis", "Consolidation", "Cardiomegaly")
 """Some of the 18 labels: what a table of labels is recognised by."""
+FIXED = {"train_fixed", "valid_fixed"}
+"""Folders of the release whose files are in HU and carry their geometry."""
 _NAME = re.compile(r"(?P<scan>(?P<patient>(?P<split>train|valid)_\d+)_[a-z]+)_(?P<reconstruction>\d+)")
 _VOLUME = re.compile(rf"{_NAME.pattern}\.nii(\.gz)?")
+_NO_METADATA = (
+    "no metadata: no row of it in a metadata table, expected one that says spacing and rescaling outside of train_fixed"
+    " and valid_fixed; name the table with --metadata"
+)
 _EMPTY = re.compile(r"(not given|not available|none|nan|n/?a|-*)\.?", re.IGNORECASE)
 
 
@@ -83,7 +89,7 @@ class _Volume:
     @property
     def fixed(self) -> bool:
         """It belongs to the release whose files hold HU and geometry."""
-        return any(part.endswith("_fixed") for part in self.path.parts[:-1])
+        return not FIXED.isdisjoint(self.path.parts[:-1])
 
     @property
     def kernel(self) -> str:
@@ -96,18 +102,18 @@ class _Volume:
         return number(self._fact("SliceThickness")) or number(self._fact("ZSpacing")) or float("inf")
 
     def rank(self) -> tuple[float, ...]:
-        """Which reconstruction of a scan to take, lowest first: kernel, thickness, number of slices, number."""
+        """Return which reconstruction of a scan to take, lowest first: kernel, thickness, number of slices, number."""
         sharpness = 1 if not self.kernel else 2 * is_sharp(self.kernel)
         slices = number(self._fact("NumberofSlices")) or 0.0
         return sharpness, equal_thickness_mm(self.thickness_mm), -slices, int(self.parts["reconstruction"])
 
     def spacing_mm(self) -> str:
-        """'z y x' by the metadata; empty where they do not say it in positive numbers."""
+        """Return 'z y x' by the metadata; empty where they do not say it in positive numbers."""
         plane = [number(part) for part in re.findall(r"[^\s,\[\]()'\"]+", self._fact("XYSpacing"))]
         numbers = [number(self._fact("ZSpacing")), *reversed(plane)]
         if len(numbers) != 3 or any(value is None or value <= 0 for value in numbers):
             return ""
-        return " ".join(f"{value:g}" for value in numbers)
+        return " ".join(map(str, numbers))
 
     def _fact(self, column: str) -> str:
         return (self.fact or {}).get(column, "").strip()
@@ -129,7 +135,7 @@ def find_download(folder: str | Path, images: str | Path | None = None) -> Downl
         Path(folder),
         volumes,
         [path for path, columns in tables.items() if columns.issuperset(REPORT_COLUMNS)],
-        [path for path, columns in tables.items() if columns & {"RescaleIntercept", "ZSpacing"}],
+        [path for path, columns in tables.items() if columns.issuperset(METADATA_COLUMNS)],
         [path for path, columns in tables.items() if columns.issuperset(LABELS)],
         [path for path in files if path.suffix == ".txt" and "no_chest" in path.name],
     )
@@ -168,7 +174,7 @@ def from_ct_rate(download: Download, reconstructions: Literal["one", "all"] = "o
 
 
 def _names_in(path: Path) -> list[str]:
-    """Names of volumes in a list, one per line, with or without folder and suffix."""
+    """Return the names of volumes in a list, one per line, with or without folder and suffix."""
     try:
         return [stem(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
@@ -176,7 +182,7 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _one_file_per_name(paths: Iterable[Path], facts: Mapping[str, Row]) -> tuple[list[_Volume], list[tuple[str, str]]]:
-    """Volumes in their natural order, one file each (of the fixed release if there is one), and the other files."""
+    """Return volumes in natural order, one file each (of the fixed release if there is one), and the other files."""
     files = defaultdict(list)
     for path in paths:
         files[stem(path.name)].append(_Volume(stem(path.name), path, facts.get(stem(path.name))))
@@ -193,9 +199,7 @@ def _fault(volume: _Volume, no_chest: Mapping[str, str]) -> str | None:
     if volume.name in no_chest:
         return f"no chest: listed in {no_chest[volume.name]}"
     if volume.fact is None:
-        return (
-            None if volume.fixed else "no metadata: no row of it in a metadata table, which says spacing and rescaling"
-        )
+        return None if volume.fixed else _NO_METADATA
     if not volume.spacing_mm():
         plane, step = (volume.fact.get(name, "") for name in ("XYSpacing", "ZSpacing"))
         return f"no spacing: XYSpacing is '{plane}', ZSpacing '{step}', expected positive mm; correct the metadata"
@@ -203,7 +207,7 @@ def _fault(volume: _Volume, no_chest: Mapping[str, str]) -> str | None:
 
 
 def _one_per_scan(volumes: Iterable[_Volume]) -> tuple[list[_Volume], list[tuple[str, str]]]:
-    """One reconstruction of every scan, and the others."""
+    """Return one reconstruction of every scan, and the others with the reason."""
     scans: dict[str, list[_Volume]] = defaultdict(list)
     for volume in volumes:
         scans[volume.parts["scan"]].append(volume)
@@ -221,7 +225,7 @@ def _described(volume: _Volume) -> str:
 
 
 def _by_scan(rows: Mapping[str, Row], has_text: bool) -> defaultdict[str, dict[str, Row]]:
-    """Rows by scan and by volume; has_text: only those of reports that say something."""
+    """Return rows by scan and by volume; has_text: only those of reports that say something."""
     scans: defaultdict[str, dict[str, Row]] = defaultdict(dict)
     for name, row in rows.items():
         match = _NAME.fullmatch(name)
@@ -231,7 +235,7 @@ def _by_scan(rows: Mapping[str, Row], has_text: bool) -> defaultdict[str, dict[s
 
 
 def _text(row: Mapping[str, str], column: str) -> str:
-    """A field of a report; empty where it holds a word for nothing, such as "Not given."."""
+    """Return a field of a report; empty where it holds a word for nothing, such as "Not given."."""
     text = " ".join(row.get(column, "").split())
     return "" if _EMPTY.fullmatch(text) else row[column].strip()
 
@@ -266,7 +270,7 @@ def _row(volume: _Volume, reports: Mapping[str, Row], labels: Mapping[str, Row])
 
 
 def _notes(download: Download) -> list[str]:
-    """Warnings of tables that the folder lacks."""
+    """Return warnings of tables that the folder lacks."""
     notes = []
     if not download.metadata:
         notes.append("no metadata table: reconstructions are chosen by their number alone; download dataset/metadata")

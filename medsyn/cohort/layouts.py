@@ -43,7 +43,7 @@ class Manifest:
 
 
 def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path | None = None) -> Manifest:
-    """Rows of `table`; `columns` maps manifest columns to its own names, those with the manifest's names need none.
+    """Return rows of `table`; `columns` maps manifest columns to its own names, those with the manifest's names need none.
 
     images: folder that the paths of images and masks are relative to (none: the table's own).
     """
@@ -90,7 +90,7 @@ def header_of(table: Path) -> set[str]:
 
 
 def by_name(tables: Sequence[Path], key: str, columns: Sequence[str] = ()) -> dict[str, Row]:
-    """Rows of several tables, which must have `columns`, by `stem` of their column `key`.
+    """Return rows of several tables, which must have `columns`, by `stem` of their column `key`.
 
     Two tables that differ in `columns` (none: in any) of one name are an InputError.
     """
@@ -112,7 +112,7 @@ def stem(name: str) -> str:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts train_2 before train_10."""
+    """Return a sort key that puts train_2 before train_10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -131,7 +131,7 @@ def is_positive(text: str) -> bool:
 
 
 def positive(marks: Mapping[str, str], key: str) -> str:
-    """Names of the columns that are 1, joined by semicolons."""
+    """Return the names of the columns that are 1, joined by semicolons."""
     return ";".join(name for name, value in marks.items() if name != key and is_positive(value))
 
 
