@@ -43,8 +43,9 @@ class Manifest:
 
 
 def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path | None = None) -> Manifest:
-    """Return rows of `table`; `columns` maps manifest columns to its own names, those with the manifest's names need none.
+    """Return rows of `table`.
 
+    columns: its names of manifest columns; those that have the manifest's name need none;
     images: folder that the paths of images and masks are relative to (none: the table's own).
     """
     unknown = sorted(set(columns) - set(MANIFEST_COLUMNS))

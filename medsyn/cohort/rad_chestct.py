@@ -134,7 +134,7 @@ def _row(name: str, path: Path, marks: Row | None, patient: str) -> Row:
 
 
 def _findings(marks: Mapping[str, str]) -> dict[str, int]:
-    """Return labels of our findings: 1 where the scan has it in any place; a finding that no column names is left out."""
+    """Return labels of our findings: 1 where the scan has it in any place; without those that no column names."""
     places: dict[str, list[bool]] = {}
     for column, text in marks.items():
         places.setdefault(column.partition("*")[0], []).append(is_positive(text))
