@@ -384,6 +384,8 @@ class Config(Section):
     def _check(self) -> Config:
         if "medsyn" not in self.variants:
             raise ValueError("variants must contain 'medsyn', the full model")
+        if self.evaluation.label_source == "given" and self.cohort.source == "phantom":
+            raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
         for name, encoder in self.text.encoders.items():
             if encoder.max_tokens < self.text.num_tokens:
                 raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")

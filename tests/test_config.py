@@ -39,6 +39,7 @@ def test_schema_on_disk_is_current():
         ({"low_res": {"train": {"num_stps": 3}}}, "low_res.train.num_stps: unknown key"),
         ({"variants": {"medsyn": {"label": "x", "text_encoder": "clip"}}}, "no encoder named 'clip'"),
         ({"variants": {"other": {"label": "x"}}}, "medsyn"),
+        ({"evaluation": {"label_source": "given", "prompt_pairs": {}}}, "label_source: 'given' needs cohort.source"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_key(change, words, tmp_path, capsys):

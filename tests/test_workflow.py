@@ -173,7 +173,9 @@ def other_cohort(folder: Path) -> None:
 def test_table_6_reads_the_cts_of_another_cohort(source, tmp_path):
     other_cohort(tmp_path / "other")
     evaluation = {"augmentation": {"real_results": "other"}, "label_source": source}
-    config = write_config(tmp_path / "c.yaml", evaluation=evaluation)
+    (tmp_path / "c.csv").touch()
+    cohort = {"source": "manifest", "manifest": "c.csv"}
+    config = write_config(tmp_path / "c.yaml", evaluation=evaluation, cohort=cohort)
     run = run_snakemake("-n", "-p", "results/test/eval/table6.csv", directory=tmp_path, config=config)
     assert run.returncode == 0, run.stderr
     command = next(line for line in run.stdout.splitlines() if "medsyn classify" in line)
