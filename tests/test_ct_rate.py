@@ -94,6 +94,29 @@ def test_fields_of_the_report_and_the_given_labels(tmp_path: Path) -> None:
     assert cohort.subjects[0].clinical_information == "Cough."
 
 
+def test_tables_as_other_programs_write_them(tmp_path: Path) -> None:
+    scans = [Scan("train_1_a", "effusion", release=""), Scan("train_2_a", kernels=("nan", "B70s"), release="")]
+    write_tree(tmp_path, scans)
+    labels = tmp_path / "dataset/multi_abnormality_labels/train_predicted_labels.csv"
+    rows = [{"": str(k)} | row | {"Atelectasis": "", "Emphysema": "0.0"} for k, row in enumerate(read_csv(labels))]
+    write_csv(labels, [row | {"VolumeName": row["VolumeName"][:-7]} for row in rows], list(rows[0]))
+    metadata = tmp_path / "dataset/metadata/train_metadata.csv"
+    rows = [row | {"XYSpacing": r"0.7\0.8"} for row in read_csv(metadata)]
+    write_csv(metadata, rows, list(rows[0]))
+    metadata.write_bytes(b"\xef\xbb\xbf" + metadata.read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "no_chest_more.txt").write_text("train_2_a\n")
+    rows_by_name, left_out = manifest_of(tmp_path, "--reconstructions", "all")
+    assert list(rows_by_name) == ["train_1_a_1", "train_1_a_2"]
+    assert rows_by_name["train_1_a_1"]["spacing_mm"] == "4.5625 0.8 0.7"
+    given = rows_by_name["train_1_a_2"]["given_labels"]
+    assert "pleural_effusion=1" in given
+    assert "emphysema=0" in given
+    assert "atelectasis" not in given
+    assert rows_by_name["train_1_a_1"]["labels"] == "Pleural effusion"
+    assert left_out["train_2_a_2"] == "no chest: listed in no_chest_more.txt"
+    assert build_cohort([tmp_path / "manifest.csv"], None, CohortConfig()).rejects == []
+
+
 def test_reconstructions_with_different_reports_have_reports_of_their_own(tmp_path: Path) -> None:
     write_tree(tmp_path, [Scan("train_1_a"), Scan("train_2_a")])
     table = tmp_path / "dataset/radiology_text_reports/train_reports.csv"
@@ -195,6 +218,7 @@ def test_options_of_another_layout_and_no_layout_are_refused(tmp_path: Path, cap
 
 
 RAD_COLUMNS = (
+    "Unnamed: 0",
     "NoteAcc_DEID",
     "nodule*right_upper",
     "nodulegr1cm*left_lower",
@@ -214,7 +238,7 @@ def write_rad_chest(root: Path) -> None:
     marks["test"] = [["tst00001", 1, 0, 0, 0]]
     for split, rows in marks.items():
         table = root / f"img{split}_Abnormality_and_Location_Labels.csv"
-        write_csv(table, [dict(zip(RAD_COLUMNS, row, strict=True)) for row in rows], RAD_COLUMNS)
+        write_csv(table, [dict(zip(RAD_COLUMNS, (1, *row), strict=True)) for row in rows], RAD_COLUMNS)
     people = {"trn00001": "m1", "trn00002": "m1", "val00001": "m2", "tst00001": "m3"}
     rows = [{"NoteAcc_DEID": scan, "MRN_DEID": person} for scan, person in people.items()]
     write_csv(root / "CT_Scan_Metadata_Complete_35747.csv", rows, ("NoteAcc_DEID", "MRN_DEID"))

@@ -32,6 +32,7 @@ from medsyn.cohort.layouts import (
     by_name,
     header_of,
     is_positive,
+    label_columns,
     manifest_row,
     natural,
     none_named,
@@ -94,7 +95,8 @@ class _Volume:
     @property
     def kernel(self) -> str:
         """Reconstruction kernel, the first of several; "" if unknown."""
-        return self._fact("ConvolutionKernel").strip("[]() ").split(",")[0].strip(" '\"")
+        kernel = self._fact("ConvolutionKernel").strip("[]() ").split(",")[0].strip(" '\"")
+        return "" if _EMPTY.fullmatch(kernel) else kernel
 
     @property
     def thickness_mm(self) -> float:
@@ -109,7 +111,7 @@ class _Volume:
 
     def spacing_mm(self) -> str:
         """Return 'z y x' by the metadata; empty where they do not say it in positive numbers."""
-        plane = [number(part) for part in re.findall(r"[^\s,\[\]()'\"]+", self._fact("XYSpacing"))]
+        plane = [number(part) for part in re.findall(r"[^\s,\\\[\]()'\"]+", self._fact("XYSpacing"))]
         numbers = [number(self._fact("ZSpacing")), *reversed(plane)]
         if len(numbers) != 3 or any(value is None or value <= 0 for value in numbers):
             return ""
@@ -164,7 +166,7 @@ def from_ct_rate(download: Download, reconstructions: Literal["one", "all"] = "o
         volumes, others = _one_per_scan(volumes)
         left_out += others
     reports = _by_scan(by_name(download.reports, KEY, REPORT_COLUMNS), has_text=True)
-    labels = _by_scan(by_name(download.labels, KEY), has_text=False)
+    labels = _by_scan({name: _marks(row) for name, row in by_name(download.labels, KEY).items()}, has_text=False)
     left_out.sort(key=lambda item: natural(item[0]))
     return Manifest(
         [_row(volume, reports[volume.parts["scan"]], labels[volume.parts["scan"]]) for volume in volumes],
@@ -174,7 +176,7 @@ def from_ct_rate(download: Download, reconstructions: Literal["one", "all"] = "o
 
 
 def _names_in(path: Path) -> list[str]:
-    """Return the names of volumes in a list, one per line, with or without folder and suffix."""
+    """Return the names of volumes or scans in a list, one per line, with or without folder and suffix."""
     try:
         return [stem(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
@@ -196,8 +198,9 @@ def _one_file_per_name(paths: Iterable[Path], facts: Mapping[str, Row]) -> tuple
 
 def _fault(volume: _Volume, no_chest: Mapping[str, str]) -> str | None:
     """Return why a volume is left out, or None."""
-    if volume.name in no_chest:
-        return f"no chest: listed in {no_chest[volume.name]}"
+    listed = no_chest.get(volume.name) or no_chest.get(volume.parts["scan"])
+    if listed:
+        return f"no chest: listed in {listed}"
     if volume.fact is None:
         return None if volume.fixed else _NO_METADATA
     if not volume.spacing_mm():
@@ -240,6 +243,11 @@ def _text(row: Mapping[str, str], column: str) -> str:
     return "" if _EMPTY.fullmatch(text) else row[column].strip()
 
 
+def _marks(row: Mapping[str, str]) -> Row:
+    """Return the labels of a row that are 0 or 1."""
+    return {name: row[name] for name in label_columns(row, KEY) if number(row[name]) in (0, 1)}
+
+
 def _row(volume: _Volume, reports: Mapping[str, Row], labels: Mapping[str, Row]) -> Row:
     """Return the manifest's row of a volume; reports, labels: rows of its scan by volume.
 
@@ -260,9 +268,7 @@ def _row(volume: _Volume, reports: Mapping[str, Row], labels: Mapping[str, Row])
         patient_id=volume.parts["patient"],
         report_id=volume.parts["scan"] if same else volume.name,
         labels=positive(marks, KEY),
-        given_labels=format_given(
-            {finding_name(name): int(is_positive(text)) for name, text in marks.items() if name != KEY and text.strip()}
-        ),
+        given_labels=format_given({finding_name(name): int(is_positive(text)) for name, text in marks.items()}),
         spacing_mm=volume.spacing_mm() if fact else "",
         rescale_slope=fact.get("RescaleSlope", ""),
         rescale_intercept=fact.get("RescaleIntercept", ""),

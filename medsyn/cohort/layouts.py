@@ -131,9 +131,14 @@ def is_positive(text: str) -> bool:
     return (number(text) or 0.0) > 0.5
 
 
+def label_columns(marks: Mapping[str, str], key: str) -> list[str]:
+    """Return the columns of a row that are labels: not `key`, not the index that pandas writes."""
+    return [name for name in marks if name not in ("", key) and not name.startswith("Unnamed")]
+
+
 def positive(marks: Mapping[str, str], key: str) -> str:
     """Return the names of the columns that are 1, joined by semicolons."""
-    return ";".join(name for name, value in marks.items() if name != key and is_positive(value))
+    return ";".join(name for name in label_columns(marks, key) if is_positive(marks[name]))
 
 
 def none_named(folder: str | Path, pattern: str, names: Collection[str]) -> InputError:
