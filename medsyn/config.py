@@ -7,6 +7,7 @@ else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -295,11 +296,6 @@ class AugmentationConfig(Section):
     """Table VI: a classifier trained with and without synthetic volumes."""
 
     findings: tuple[str, ...] = ("pleural_effusion", "lung_opacity")
-    real_results: str | None = Field(
-        None,
-        description="results_dir of another cohort whose CTs, of both splits, are the real ones of Table VI (paper:"
-        " RAD-ChestCT); null: the validation split of this cohort",
-    )
     num_reports_per_class: PositiveInt = Field(100, description="reports drawn per finding and per label")
     num_folds: PositiveInt = Field(5, description="folds of the cross-validation, split by patient")
     input_size: PositiveInt | None = Field(
@@ -310,6 +306,11 @@ class AugmentationConfig(Section):
     base_width: PositiveInt = 8
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
+    real_results: str | None = Field(
+        None,
+        description="results_dir of another cohort whose CTs, of both splits, are the real ones of Table VI (paper:"
+        " RAD-ChestCT); null: the validation split of this cohort",
+    )
     seed: OwnSeed = 0
 
 
@@ -384,8 +385,6 @@ class Config(Section):
     def _check(self) -> Config:
         if "medsyn" not in self.variants:
             raise ValueError("variants must contain 'medsyn', the full model")
-        if self.evaluation.label_source == "given" and self.cohort.source == "phantom":
-            raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
         for name, encoder in self.text.encoders.items():
             if encoder.max_tokens < self.text.num_tokens:
                 raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
@@ -405,6 +404,12 @@ class Config(Section):
                 raise ValueError(f"variants.{name}.super_res_from: '{donor}' must be a trained variant, same channels")
         return self
 
+    @model_validator(mode="after")
+    def _check_labels(self) -> Config:
+        if self.evaluation.label_source == "given" and self.cohort.source == "phantom":
+            raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
+        return self
+
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -412,6 +417,12 @@ SectionType = TypeVar("SectionType", bound=Section)
 def load_config(path: str | Path) -> Config:
     """Read and validate a YAML configuration; the first mistake is an InputError that names file and key."""
     return validate(Config, read_yaml(path), path)
+
+
+def check_keys(paths: Iterable[str | Path]) -> None:
+    """Refuse configuration files with a key that stands twice, of which Snakemake silently takes the last."""
+    for path in paths:
+        read_yaml(path)
 
 
 def load_stage(model: type[SectionType], path: str | Path) -> SectionType:

@@ -9,7 +9,6 @@ import yaml
 from medsyn.cli import main
 from medsyn.config import Config, ModelStage, load_config, load_stage, stage_configs, validate
 from medsyn.errors import InputError
-from medsyn.yaml_file import read_yaml
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ("config", "paper", "ct_rate", "rad_chest", "test")
@@ -122,29 +121,3 @@ def test_prompts_depend_on_nothing_but_what_they_are_made_of():
     values["evaluation"]["num_bootstrap"] = 7
     values["evaluation"]["features"]["num_epochs"] = 7
     assert stage_configs(validate(Config, values, "config.yaml"))["prompts"] == before
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("results_dir: a\nresults_dir: b\n", "key 'results_dir' stands twice, in lines 1 and 2"),
-        ("low_res:\n  train: {num_steps: 1}\n  unet: {dim: 8}\n  train: {num_steps: 2}\n", "'train' stands twice"),
-        ("low_res: {train: {num_steps: 1, num_steps: 2}}\n", "'num_steps' stands twice, in lines 1 and 1"),
-        ('variants:\n  medsyn: {label: a}\n  "medsyn": {label: b}\n', "'medsyn' stands twice, in lines 2 and 3"),
-    ],
-)
-def test_a_key_that_stands_twice_is_refused(text, words, tmp_path, capsys):
-    path = tmp_path / "twice.yaml"
-    path.write_text(text)
-    assert main(["config", str(path)]) == 2
-    message = capsys.readouterr().err.strip()
-    assert words in message
-    assert "twice.yaml" in message
-    assert "\n" not in message
-
-
-def test_a_key_beside_a_merged_mapping_overrides_it(tmp_path):
-    text = "a: &first {x: 1, y: 2}\nb: &second\n  <<: *first\n  x: 3\nc:\n  <<: *second\n  y: 4\n"
-    (tmp_path / "merge.yaml").write_text(text)
-    merged = read_yaml(tmp_path / "merge.yaml")
-    assert (merged["b"], merged["c"]) == ({"x": 3, "y": 2}, {"x": 3, "y": 4})

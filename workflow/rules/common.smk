@@ -7,16 +7,17 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from medsyn.cluster import prefer_commands
-from medsyn.config import Config, stage_configs, validate
+from medsyn.config import Config, check_keys, stage_configs, validate
 from medsyn.errors import InputError
-from medsyn.yaml_file import read_yaml
-
-CONFIG_FILES = workflow.config_settings.configfiles or ["config/config.yaml"]
 
 try:
-    for path in CONFIG_FILES:
-        read_yaml(path)  # Snakemake has read it, but takes the last of two equal keys
-    CONFIG = validate(Config, config, ", ".join(map(str, CONFIG_FILES)))
+    check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
+    CONFIG = validate(
+        Config,
+        config,
+        ", ".join(map(str, workflow.config_settings.configfiles))
+        or "config/config.yaml",
+    )
 except InputError as error:
     raise WorkflowError(str(error))
 

@@ -156,7 +156,7 @@ rule classify:
         "cross-validating classifiers of {wildcards.finding} with and without generated volumes"
     shell:
         "python -m medsyn classify --finding {wildcards.finding} --config {input.config} --cohort {input.cohort}"
-        " --labels {input.labels} --volumes {input.volumes} --split {params.split}"
+        " --labels {input.labels} --volumes {input.volumes} --split {params.split:q}"
         " --prompts {input.prompts} --samples {input.samples} --method-label {params.label:q} --out {output} 2> {log}"
 
 

@@ -65,27 +65,3 @@ rule label_reports:
         "labelling the reports by rule"
     shell:
         "python -m medsyn label {input.reports} --out {output} 2> {log}"
-
-
-rule compare_labels:
-    input:
-        labels="<results>/labels.csv",
-        given="<results>/cohort/given_labels.csv",
-    output:
-        report(
-            "<results>/qc/labels.csv",
-            caption="../report/labels.rst",
-            category="Quality control",
-        ),
-    log:
-        "<logs>/compare_labels.log",
-    conda:
-        "../../envs/medsyn.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory_mb(1000),
-        runtime=minutes(30),
-    message:
-        "comparing the labels of the reports with those that came with the data set"
-    shell:
-        "python -m medsyn label-qc {input.labels} --given {input.given} --out {output} 2> {log}"
