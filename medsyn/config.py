@@ -7,14 +7,15 @@ else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from medsyn.errors import InputError
 from medsyn.files import read_json
+from medsyn.yaml_file import read_yaml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -305,6 +306,11 @@ class AugmentationConfig(Section):
     base_width: PositiveInt = 8
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
+    real_results: str | None = Field(
+        None,
+        description="results_dir of another cohort whose CTs, of both splits, are the real ones of Table VI (paper:"
+        " RAD-ChestCT); null: the validation split of this cohort",
+    )
     seed: OwnSeed = 0
 
 
@@ -320,6 +326,12 @@ class EvaluationConfig(Section):
     num_bootstrap: PositiveInt = 1000
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
         "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
+    )
+    label_source: Literal["reports", "given"] = Field(
+        "reports",
+        description="labels of the real CTs in Table VI and for the feature extractor: parsed from the reports, or the"
+        " manifest's column given_labels (CT-RATE, RAD-ChestCT); given labels are compared with the parsed ones in"
+        " qc/labels.csv",
     )
     prompt_section: ReportSection = Field(
         "report", description="what of a report serves as prompt in Tables I, V and VI"
@@ -392,19 +404,25 @@ class Config(Section):
                 raise ValueError(f"variants.{name}.super_res_from: '{donor}' must be a trained variant, same channels")
         return self
 
+    @model_validator(mode="after")
+    def _check_labels(self) -> Config:
+        if self.evaluation.label_source == "given" and self.cohort.source == "phantom":
+            raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
+        return self
+
 
 SectionType = TypeVar("SectionType", bound=Section)
 
 
 def load_config(path: str | Path) -> Config:
     """Read and validate a YAML configuration; the first mistake is an InputError that names file and key."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from None
-    return validate(Config, values, path)
+    return validate(Config, read_yaml(path), path)
+
+
+def check_keys(paths: Iterable[str | Path]) -> None:
+    """Refuse configuration files with a key that stands twice, of which Snakemake silently takes the last."""
+    for path in paths:
+        read_yaml(path)
 
 
 def load_stage(model: type[SectionType], path: str | Path) -> SectionType:

@@ -11,7 +11,7 @@ from medsyn.config import Config, ModelStage, load_config, load_stage, stage_con
 from medsyn.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ("config", "paper", "test")
+CONFIGS = ("config", "paper", "ct_rate", "rad_chest", "test")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -38,6 +38,7 @@ def test_schema_on_disk_is_current():
         ({"low_res": {"train": {"num_stps": 3}}}, "low_res.train.num_stps: unknown key"),
         ({"variants": {"medsyn": {"label": "x", "text_encoder": "clip"}}}, "no encoder named 'clip'"),
         ({"variants": {"other": {"label": "x"}}}, "medsyn"),
+        ({"evaluation": {"label_source": "given", "prompt_pairs": {}}}, "label_source: 'given' needs cohort.source"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_key(change, words, tmp_path, capsys):

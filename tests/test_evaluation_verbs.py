@@ -182,6 +182,8 @@ def test_classifier_learns_an_obvious_finding(run: Path, capsys: pytest.CaptureF
     assert verb("classify", "--finding", "dense", *arguments) == 0
     assert out.read_bytes() == first
     assert verb("classify", "--finding", "absent", *arguments) == 2
+    assert verb("classify", "--finding", "dense", *arguments, "--split", "all") == 0
+    assert sum(int(row["n_test"]) for row in read_csv(out)) == 24, "twelve volumes of both splits, two methods"
 
 
 def test_no_volume_is_tested_on_the_patient_whose_report_prompted_a_training_volume(run: Path) -> None:

@@ -67,12 +67,12 @@ def add_state(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, model, phantom, planning, settings, text, weights
+    from medsyn.cli import data, evaluation, manifest, model, phantom, planning, settings, text, weights
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, planning, phantom, data, text, model, evaluation, weights):
+    for group in (settings, planning, phantom, manifest, data, text, model, evaluation, weights):
         group.add_verbs(verbs)
     return parser
 

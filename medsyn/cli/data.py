@@ -1,4 +1,4 @@
-"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
+"""Verbs of the data group: cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
 alignment-qc."""
 
 from __future__ import annotations
@@ -46,24 +46,6 @@ def _add_cohort(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, help="folder for the three tables")
 
     parser = verbs.add(
-        "manifest",
-        _manifest,
-        summary="Write the manifest of a data set: your own table, CT-RATE or RAD-ChestCT.",
-        example="medsyn manifest --layout ct-rate --images train --reports train_reports.csv --out config/cohort.csv",
-    )
-    parser.add_argument("--layout", required=True, choices=("csv", "ct-rate", "rad-chestct"))
-    parser.add_argument("--images", help="folder of the volumes (csv: what paths are relative to)")
-    parser.add_argument("--table", help="csv: the table to take rows from")
-    parser.add_argument(
-        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="csv: columns that have another name there"
-    )
-    parser.add_argument("--reports", nargs="*", default=[], help="ct-rate: tables with VolumeName, Findings_EN, ...")
-    parser.add_argument("--metadata", nargs="*", default=[], help="tables with rescaling and spacing, or patients")
-    parser.add_argument("--labels", nargs="*", default=[], help="tables of labels, one 0/1 column each")
-    parser.add_argument("--patient-column", default="", help="rad-chestct: column of --metadata that names the patient")
-    parser.add_argument("--out", required=True, help="CSV file, for `medsyn cohort` or cohort.manifest")
-
-    parser = verbs.add(
         "atlas",
         _atlas,
         summary="Write the lung atlas that `preprocess.alignment: atlas` registers to (0/1, about 5 mm).",
@@ -92,7 +74,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     )
     parser.add_argument("path", nargs="?", help=CT_HELP)
     parser.add_argument("--cohort", help="cohort.csv (instead of PATH)")
-    parser.add_argument("--shard", type=int, help="shard of the cohort, from 0")
+    parser.add_argument("--shard", metavar="K/N", help="the K-th of the cohort's N shards, from 0 (/N may be left out)")
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
     add_state(parser)
@@ -217,29 +199,6 @@ def _cohort(args: argparse.Namespace) -> None:
     )
 
 
-def _manifest(args: argparse.Namespace) -> None:
-    from medsyn.cohort.layouts import MANIFEST_COLUMNS, from_csv, from_ct_rate, from_rad_chestct
-    from medsyn.files import write_csv
-    from medsyn.progress import log
-
-    needed = "table" if args.layout == "csv" else "images"
-    if getattr(args, needed) is None:
-        raise InputError(f"--layout {args.layout} needs --{needed}")
-    if args.layout == "csv":
-        pairs = [pair.partition("=") for pair in args.columns]
-        if not all(ours and theirs for ours, _, theirs in pairs):
-            raise InputError("--columns takes OURS=THEIRS, such as subject_id=ScanID")
-        rows = from_csv(args.table, {ours: theirs for ours, _, theirs in pairs}, args.images)
-    elif args.layout == "ct-rate":
-        rows = from_ct_rate(args.images, args.reports, args.metadata, args.labels)
-    else:
-        rows = from_rad_chestct(args.images, args.labels, args.metadata, args.patient_column)
-    write_csv(args.out, rows, MANIFEST_COLUMNS)
-    patients = {row["patient_id"] or row["subject_id"] for row in rows}
-    silent = sum(not row["findings"] and not row["impression"] for row in rows)
-    log.info("manifest: %d volumes of %d patients, %d without a report", len(rows), len(patients), silent)
-
-
 def _atlas(args: argparse.Namespace) -> None:
     from medsyn.ct.atlas import load_atlas
     from medsyn.volume import write_volume
@@ -277,16 +236,20 @@ def _preprocess_config(path: str | None) -> PreprocessConfig:
 
 def _preprocess(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
+    from medsyn.cohort.manifest import parse_shard
     from medsyn.stages.shards import into_folder
     from medsyn.stages.volumes import preprocess_one, preprocess_shard
 
     config = _preprocess_config(args.config)
     out = Path(args.out)
     if _one_of(args, "path", "cohort"):
+        if args.shard is not None:
+            raise InputError("--shard chooses a part of --cohort; leave it away for one PATH")
         with into_folder(out) as folder:
             preprocess_one(args.path, folder, config, reading=_reading(args))
     else:
-        preprocess_shard(load_cohort(args.cohort, args.shard), out, config, args.state)
+        shard, num_shards = parse_shard(args.shard) if args.shard is not None else (None, None)
+        preprocess_shard(load_cohort(args.cohort, shard, num_shards), out, config, args.state)
 
 
 def _segment(args: argparse.Namespace) -> None:

@@ -103,7 +103,12 @@ def _add_score_verbs(verbs: Verbs) -> None:
     parser.add_argument("--cohort", required=True, help="cohort.csv")
     parser.add_argument("--labels", required=True, help="labels.csv")
     parser.add_argument("--volumes", required=True, nargs="+", help=f"real: {VOLUMES_HELP}")
-    parser.add_argument("--split", default="validation", help="whose real volumes (default: validation)")
+    parser.add_argument(
+        "--split",
+        default="validation",
+        choices=("train", "validation", "all"),
+        help="whose real volumes (default: validation)",
+    )
     parser.add_argument("--prompts", required=True, help="prompt set 'augmentation'")
     parser.add_argument("--samples", required=True, nargs="+", help=f"generated: {VOLUMES_HELP}")
     parser.add_argument("--method-label", default="MedSyn", help="name of the generating model in the rows")

@@ -12,7 +12,7 @@ PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentati
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add pretrain-text, embed, label and prompts."""
+    """Add pretrain-text, embed, label, label-qc and prompts."""
     _add_pretrain(verbs)
     _add_embed(verbs)
     _add_label(verbs)
@@ -60,6 +60,17 @@ def _add_label(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, type=Path, help="CSV: id and the labels")
     parser.add_argument("--config", type=Path, help="rules, YAML (default: those of the package)")
 
+    parser = verbs.add(
+        "label-qc",
+        _label_qc,
+        summary="Compare labels parsed from reports with labels that came with the data set, per finding.",
+        example="medsyn label-qc results/labels.csv --given results/cohort/given_labels.csv"
+        " --out results/qc/labels.csv",
+    )
+    parser.add_argument("labels", type=Path, help="CSV of `medsyn label`")
+    parser.add_argument("--given", required=True, type=Path, help="CSV: id and one 0/1 column per finding")
+    parser.add_argument("--out", required=True, type=Path, help="CSV: counts, precision, recall and F1 per finding")
+
 
 def _add_prompts(verbs: Verbs) -> None:
     parser = verbs.add(
@@ -101,6 +112,13 @@ def _label(args: argparse.Namespace) -> None:
     rows = label_table(args.reports, labeler)
     write_csv(args.out, rows, ("id", *labeler.findings))
     log.info("labelled %d reports: %s", len(rows), args.out)
+
+
+def _label_qc(args: argparse.Namespace) -> None:
+    from medsyn.evaluate.label_agreement import COLUMNS, compare_labels
+    from medsyn.files import write_csv
+
+    write_csv(args.out, compare_labels(args.labels, args.given), COLUMNS)
 
 
 def _prompts(args: argparse.Namespace) -> None:

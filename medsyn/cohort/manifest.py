@@ -1,11 +1,11 @@
 """The cohort manifest: who is in, which split and shard, where files lie.
 
 A user writes CSV files with subject_id, image, findings, impression (optionally split, patient_id, report_id, labels,
-paths of masks he already has: lobes, airway, vessels; what an image file does not say itself: `medsyn.reading`; `truth`
-names a phantom's truth.json). Paths in them are relative to the CSV. `build_cohort` checks every row, gives each
-patient a split (the paper holds out 12 % of the patients) and each subject a shard, and lists what it refuses. An image
-belongs to one patient, under whatever names. `write_cohort` writes cohort.csv, rejects.csv and reports.csv
-(medsyn.cohort.reports); `load_cohort` reads cohort.csv back.
+given_labels, technique, clinical_information, paths of masks he already has: lobes, airway, vessels; what an image file
+does not say itself: `medsyn.reading`; `truth` names a phantom's truth.json). Paths in them are relative to the CSV. One
+image belongs to one patient. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of
+the patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv,
+reports.csv (medsyn.cohort.reports) and given_labels.csv (medsyn.cohort.given_labels); `load_cohort` reads cohort.csv.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medsyn.cohort.given_labels import given_table, parse_given
 from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports
 from medsyn.config import CohortConfig, CohortStage
 from medsyn.csv_reading import read_table
@@ -28,7 +29,12 @@ from medsyn.text.sections import SECTIONS, section_text
 from medsyn.volume import STRUCTURES
 
 REQUIRED = ("subject_id", "image", "findings", "impression")
-COLUMNS = (*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS)
+NOTES = ("given_labels", "technique", "clinical_information")
+"""Columns that a cohort.csv need not have: labels that came with the data set, report fields beside the sections."""
+COLUMNS = (
+    *(*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS),
+    *NOTES,
+)
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
 SPLITS = ("train", "validation")
 EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disease."'
@@ -38,7 +44,8 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 @dataclass(frozen=True)
 class Subject:
     """One row of cohort.csv; `masks` holds the paths of masks that came with the image, `labels` is free text,
-    `reading` what the image's file does not say (READING_COLUMNS).
+    `reading` what the image's file does not say (READING_COLUMNS), `given_labels` labels that came with the data set
+    (medsyn.cohort.given_labels).
     """
 
     subject_id: str
@@ -53,6 +60,9 @@ class Subject:
     masks: dict[str, str] = field(default_factory=dict)
     truth: str = ""
     reading: dict[str, str] = field(default_factory=dict)
+    given_labels: str = ""
+    technique: str = ""
+    clinical_information: str = ""
 
     def row(self) -> dict[str, object]:
         """The subject as a row of cohort.csv."""
@@ -80,12 +90,12 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
     rejects: list[dict[str, str]] = []
     rows = [row for path in manifests for row in _read_manifest(Path(path), rejects)]
     accepted: list[dict[str, str]] = []
-    images: dict[tuple[int, int], dict[str, str]] = {}
     seen: dict[str, set[str]] = {"subject_id": set()}
     texts: dict[str, tuple[str, str]] = {}
     given: dict[str, str] = {}
+    owners: dict[tuple[int, int], dict[str, str]] = {}
     for number, row in enumerate(rows, 1):
-        reason = _fault(row, seen["subject_id"], texts, given, sections) or _other_patient(row, images)
+        reason = _fault(row, seen["subject_id"], texts, given, sections) or _shared_image(row, owners)
         if reason:
             rejects.append({"subject_id": row["subject_id"] or f"row {number}", "stage": "cohort", "reason": reason})
             continue
@@ -97,7 +107,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
     splits = split_patients([row["patient_id"] for row in accepted], given, config.validation_fraction, config.seed)
     subjects = [
         Subject(
-            **{name: row[name] for name in (*REQUIRED, "patient_id", "report_id", "labels", "truth")},
+            **{name: row[name] for name in (*REQUIRED, "patient_id", "report_id", "labels", "truth", *NOTES)},
             split=splits[row["patient_id"]],
             shard=index * config.num_shards // len(accepted),
             masks={name: row[name] for name in STRUCTURES if row[name]},
@@ -133,21 +143,44 @@ def write_cohort(cohort: Cohort, out: str | Path, max_reject_fraction: float) ->
             " allowed by max_reject_fraction); correct the manifest as the list says, or raise the limit"
         )
     write_csv(out / "reports.csv", cohort.reports, REPORT_COLUMNS)
+    columns, labelled = given_table([(subject.report_id, subject.given_labels) for subject in cohort.subjects])
+    write_csv(out / "given_labels.csv", labelled, columns)
     write_csv(out / "cohort.csv", (subject.row() for subject in cohort.subjects), COLUMNS)
 
 
-def load_cohort(path: str | Path, shard: int | None = None) -> list[Subject]:
-    """Read a written cohort.csv, all of it or one shard; paths in it are absolute or relative to the working folder."""
+def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | None = None) -> list[Subject]:
+    """Read a written cohort.csv, all of it or one shard; paths in it are absolute or relative to the working folder.
+
+    A shard that the cohort cannot have is an InputError. num_shards: how many shards the cohort was cut into, which
+    cohort.csv does not say (the last ones are empty where subjects are few); None: up to the last that has subjects.
+    """
     subjects = []
-    for row in read_csv(path, COLUMNS):
+    last = -1
+    for raw in read_csv(path, [name for name in COLUMNS if name not in NOTES]):
+        row = dict.fromkeys(NOTES, "") | raw
         if not row["shard"].isdigit():
             raise InputError(f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is no number; write it anew")
+        last = max(last, int(row["shard"]))
         if shard is not None and int(row["shard"]) != shard:
             continue
         plain = {name: row[name] for name in COLUMNS if name not in (*STRUCTURES, *READING_COLUMNS, "shard")}
         masks, reading = ({name: row[name] for name in names if row[name]} for names in (STRUCTURES, READING_COLUMNS))
         subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks, reading=reading))
+    if num_shards is not None and last >= num_shards:
+        raise InputError(
+            f"{path}: shard {last} in it, expected shards 0 to {num_shards - 1}; give its number of shards"
+        )
+    if shard is not None and not 0 <= shard < (last + 1 if num_shards is None else num_shards):
+        raise InputError(f"{path}: no shard {shard} in it, it has shards 0 to {last}; name one of them")
     return subjects
+
+
+def parse_shard(text: str) -> tuple[int, int | None]:
+    """Return K and N of "K/N", the K-th of N shards from 0, or K and None of "K"; other text is an InputError."""
+    index, slash, number = text.partition("/")
+    if not index.isdecimal() or (slash and not (number.isdecimal() and int(index) < int(number))):
+        raise InputError(f"--shard {text}: expected K or K/N with 0 <= K < N, such as 0/2")
+    return int(index), int(number) if slash else None
 
 
 def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -190,21 +223,6 @@ def stable_path(path: str | Path, working: str | None = None) -> str:
     return "." if absolute == working else absolute
 
 
-def _other_patient(row: Mapping[str, str], images: dict[tuple[int, int], Mapping[str, str]]) -> str | None:
-    """Return why a row's image is that of another patient, or None; links and other spellings of a path count.
-
-    images: the first accepted row of every image, by device and inode.
-    """
-    status = Path(row["image"]).stat()
-    first = images.setdefault((status.st_dev, status.st_ino), row)
-    if first["patient_id"] == row["patient_id"]:
-        return None
-    return (
-        f"image {row['image']} is that of subject {first['subject_id']} as well, who is patient {first['patient_id']};"
-        f" an image has one patient, this row says {row['patient_id']}: correct the image, or give both one patient_id"
-    )
-
-
 def _fault(
     row: dict[str, str],
     seen: set[str],
@@ -234,6 +252,7 @@ def _fault(
     if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:
         return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
     try:
+        parse_given(row["given_labels"])
         if any(row[name] for name in READING_COLUMNS):
             parse_reading(row, subject_id)
     except InputError as error:
@@ -241,3 +260,19 @@ def _fault(
     if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):
         return f"report_id {row['report_id']} is already used by another report"
     return None
+
+
+def _shared_image(row: dict[str, str], owners: dict[tuple[int, int], dict[str, str]]) -> str | None:
+    """Return why a row's image cannot be its own, or None; `owners` holds the row that first named each file.
+
+    One image of two patients could stand in both splits. Files are compared by device and inode, so that links and
+    other spellings of a path are found.
+    """
+    facts = Path(row["image"]).stat()
+    first = owners.setdefault((facts.st_dev, facts.st_ino), row)
+    if first["patient_id"] == row["patient_id"]:
+        return None
+    return (
+        f"image {row['image']} is that of subject {first['subject_id']}, patient {first['patient_id']}, expected one"
+        " patient per image; give both rows one patient_id, or remove one of them"
+    )

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from medsyn.ct.geometry import MOST_SKEW_DEGREES, tilt_notes
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
+from medsyn.kernels import equal_thickness_mm, is_sharp
 from medsyn.reading import Reading
 from medsyn.scan_warnings import SERIES, warn
 from medsyn.volume import from_sitk, skew_degrees, straightened
@@ -39,9 +40,9 @@ from medsyn.volume import from_sitk, skew_degrees, straightened
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices on stderr; `series_faults` refuses them
 
 MINIMUM_SLICES = 16
-THICK_ENOUGH_MM = 1.5
 AXIAL_COSINE = 0.8
 MODALITY, IMAGE_TYPE, DESCRIPTION, BODY_PART = "0008|0060", "0008|0008", "0008|103e", "0018|0015"
+SOP_CLASS = "0008|0016"
 KERNEL, TILT, POSITION, ORIENTATION = "0018|1210", "0018|1120", "0020|0032", "0020|0037"
 ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME = "0020|0012", "0020|0100", "0008|0033"
 SAME_COSINE, SAME_PLACE_MM = 0.9995, 0.01
@@ -51,9 +52,22 @@ _MULTI_FRAME = (
     "a multi-frame (enhanced) DICOM file of {} images, which is not read here; convert it to NIfTI (dcm2niix) or to one"
     " file per slice"
 )
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_SOP_MODALITY = {
+    **dict.fromkeys(("4", "4.1", "4.2", "4.3", "4.4"), "MR"),
+    **dict.fromkeys(("128", "128.1", "130"), "PT"),
+    **dict.fromkeys(("1", "1.1", "1.1.1"), "DX"),
+    **dict.fromkeys(("3.1", "6.1", "6.2"), "US"),
+    **dict.fromkeys(("7", "7.1", "7.2", "7.3", "7.4"), "OT"),
+    "1.2": "MG",
+    "12.1": "XA",
+    "20": "NM",
+    "66.4": "SEG",
+    "481.2": "RTDOSE",
+}
+"""Modality by SOP class (DICOM PS3.4, B.5: the number after _STORAGE), for images that lack the attribute Modality."""
 _CHEST = re.compile(r"chest|thorax|lung|pulmo|torax", re.IGNORECASE)
 _OTHER_PART = re.compile(r"abd|pelv|head|brain|neck|spine|knee|liver|renal|kidney", re.IGNORECASE)
-_SHARP = re.compile(r"lung|bone|edge|^[BI][678]\d|^Br?[678]\d|^FC[58]\d|^Y[A-D]|^[DEL]$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,11 @@ class Series:
     num_frames: int = 1
 
     @property
+    def is_ct(self) -> bool:
+        """Modality CT, or neither Modality nor SOP class names another."""
+        return self.modality in ("CT", "")
+
+    @property
     def axial(self) -> bool:
         """Slices lie across the body."""
         return bool(abs(self.normals[0][2]) >= AXIAL_COSINE)
@@ -86,9 +105,7 @@ class Series:
     def primary(self) -> bool:
         """A stack of CT slices as scanned, no localizer, reformat or capture."""
         kinds = {part.strip().upper() for part in self.image_type}
-        return (
-            self.modality in ("CT", "") and len(self.files) >= MINIMUM_SLICES and not {"LOCALIZER", "SECONDARY"} & kinds
-        )
+        return self.is_ct and len(self.files) >= MINIMUM_SLICES and not {"LOCALIZER", "SECONDARY"} & kinds
 
     @property
     def step_mm(self) -> float:
@@ -107,7 +124,7 @@ class Series:
         """Rules 3 to 5, lowest first."""
         words = f"{self.body_part} {self.description}"
         part = 0 if _CHEST.search(words) else 2 if _OTHER_PART.search(words) else 1
-        return (part, bool(_SHARP.search(self.kernel)), max(self.step_mm, THICK_ENOUGH_MM), -len(self.files))
+        return (part, is_sharp(self.kernel), equal_thickness_mm(self.step_mm), -len(self.files))
 
 
 def list_series(folder: str | Path) -> list[Series]:
@@ -151,13 +168,15 @@ def _chosen(folder: str | Path, series: list[Series], wanted: str | None) -> Ser
             raise InputError(f"{folder}: {count} series '{wanted}'; it holds {have}")
         series = named
     fit = [s for s in series if s.primary and s.axial]
-    return min(fit, key=Series.rank) if fit else max(series, key=lambda s: len(s.files))
+    return min(fit, key=Series.rank) if fit else max(series, key=lambda s: (s.is_ct, len(s.files)))
 
 
 def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
     """Read the chosen series in HU (GDCM applies slope and intercept), with its faults and what was left out."""
     found = list_series(folder)
     series = _chosen(folder, found, reading.series if reading else None)
+    if not series.is_ct:
+        raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
     if series.num_frames > 1:
         raise InputError(f"{folder}: {_MULTI_FRAME.format(series.num_frames)}")
     reader = sitk.ImageSeriesReader()
@@ -334,11 +353,12 @@ def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
 def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:
     first = slices[0].tags
     tilts = [abs(float(slice_.tags[TILT] or 0)) for slice_ in slices if TILT in slice_.tags]
+    sop_class = first.get(SOP_CLASS, "")
     return Series(
         uid=first.get("0020|000e", uid).strip("\0 ") or uid,
         files=tuple(slice_.file for slice_ in slices),
         description=first.get(DESCRIPTION, ""),
-        modality=first.get(MODALITY, ""),
+        modality=first.get(MODALITY, "").upper() or _SOP_MODALITY.get(sop_class.removeprefix(_STORAGE), ""),
         image_type=tuple(first.get(IMAGE_TYPE, "").split("\\")),
         body_part=first.get(BODY_PART, ""),
         kernel=first.get(KERNEL, ""),

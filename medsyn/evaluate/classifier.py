@@ -33,6 +33,7 @@ from medsyn.models.resnet3d import ResNetClassifier, one_finding_classifier
 from medsyn.progress import log, track
 from medsyn.volume import read_volume
 
+ALL_SPLITS = "all"
 COLUMNS = ("method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_test", "n_synthetic")
 
 
@@ -63,9 +64,10 @@ def classify(
 ) -> None:
     """Cross-validate both classifiers of `finding` and write one row per method and fold.
 
-    Real volumes are those of `split` in cohort.csv that have a label; synthetic ones those whose prompt_type is
-    `<finding>/positive` or `<finding>/negative`, made by the model `method_label`. The column patient_id of the prompts
-    names whose report prompted a volume. Real volumes of fewer than two patients leave the table empty, with a warning.
+    Real volumes are those of `split` (or "all") in cohort.csv that have a label; synthetic ones those whose prompt_type
+    is `<finding>/positive` or `<finding>/negative`, made by the model `method_label`. The column patient_id of the
+    prompts names whose report prompted a volume. Real volumes of fewer than two patients leave the table empty, with a
+    warning.
     """
     real = _real(finding, cohort, labels, volumes, split)
     synthetic = _synthetic(finding, prompts, samples)
@@ -224,7 +226,7 @@ def _real(finding: str, cohort: Path, labels: Path, volumes: Sequence[str], spli
     chosen = []
     for row in read_csv(cohort, ["subject_id", "split"]):
         known = labels_of(row, by_id)
-        if row["split"] == split and row["subject_id"] in files and known is not None:
+        if split in (ALL_SPLITS, row["split"]) and row["subject_id"] in files and known is not None:
             chosen.append((files[row["subject_id"]], known[finding], row.get("patient_id") or row["subject_id"]))
     return _labelled(chosen)
 

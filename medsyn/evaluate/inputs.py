@@ -124,7 +124,9 @@ def read_labels(path: str | Path) -> tuple[list[str], dict[str, dict[str, int]]]
     """Names of the label columns and 0/1 labels by id."""
     rows = read_csv(path, ["id"])
     if not rows:
-        raise InputError(f"{path}: no labels in it; run `medsyn label` on the reports")
+        raise InputError(
+            f"{path}: no labels in it; run `medsyn label` on the reports, or give the manifest labels (given_labels)"
+        )
     names = [name for name in rows[0] if name != "id"]
     try:
         return names, {row["id"]: {name: int(row[name]) for name in names} for row in rows}

@@ -14,14 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 from medsyn.progress import log
 from medsyn.text.phrases import union
 from medsyn.text.plain import plain_text
 from medsyn.text.sections import find_sections, section_text
+from medsyn.yaml_file import read_yaml
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
 # A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule"). What
@@ -230,12 +229,7 @@ def default_labeler() -> Labeler:
 
 def load_labeler(path: str | Path) -> Labeler:
     """A labeler with the rules of a YAML file; a broken file is an InputError."""
-    try:
-        rules = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from None
+    rules = read_yaml(path)
     missing = [name for name in (*_SCOPES, "findings") if not isinstance(rules, dict) or name not in rules]
     if missing:
         raise InputError(

@@ -50,6 +50,7 @@ rule validate_cohort:
         cohort="<results>/cohort/cohort.csv",
         rejects="<results>/cohort/rejects.csv",
         reports="<results>/cohort/reports.csv",
+        given="<results>/cohort/given_labels.csv",
     log:
         "<logs>/validate_cohort.log",
     conda:

@@ -7,10 +7,11 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from medsyn.cluster import check_executor, prefer_commands
-from medsyn.config import Config, stage_configs, validate
+from medsyn.config import Config, check_keys, stage_configs, validate
 from medsyn.errors import InputError
 
 try:
+    check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
     CONFIG = validate(
         Config,
         config,
@@ -228,6 +229,32 @@ def group(option, label, paths):
 def report_prompts(variant):
     """The set of prompts that a language-model variant answers for Table VII."""
     return "pairs" if variant == "medsyn" else "effusion_pairs"
+
+
+GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
+REAL_LABELS = (
+    f"{RESULTS}/cohort/given_labels.csv" if GIVEN_LABELS else f"{RESULTS}/labels.csv"
+)  # of the CTs that the feature extractor and Table VI's classifiers learn from
+# The real CTs of Table VI: those of this cohort, or of a run of another one.
+TABLE6_RESULTS = CONFIG.evaluation.augmentation.real_results or RESULTS
+TABLE6_LABELS = (
+    f"{TABLE6_RESULTS}/{'cohort/given_labels.csv' if GIVEN_LABELS else 'labels.csv'}"
+)
+TABLE6_SPLIT = "validation" if TABLE6_RESULTS == RESULTS else "all"
+
+
+def table6_volumes(wildcards):
+    """Folders of the preprocessed CTs that Table VI's classifiers learn from and are tested on."""
+    if TABLE6_RESULTS == RESULTS:
+        return real_volumes()
+    folders = sorted(Path(TABLE6_RESULTS, "preprocessed").glob("[0-9]*/index.csv"))
+    if not folders:
+        raise WorkflowError(
+            f"{TABLE6_RESULTS}/preprocessed: no shard in it, evaluation.augmentation.real_results names it. Run "
+            "preprocessing and labels of that cohort first, such as: snakemake --configfile config/rad_chest.yaml "
+            f"{TABLE6_RESULTS}/preprocessed/0 {TABLE6_RESULTS}/labels.csv; or set real_results to null."
+        )
+    return [str(path.parent) for path in folders]
 
 
 PHANTOM_FLAG = "--phantom" if CONFIG.cohort.source == "phantom" else ""

@@ -55,7 +55,7 @@ rule measure_samples:
 rule train_features:
     input:
         store=expand("<results>/store/{shard}", shard=SHARDS),
-        labels="<results>/labels.csv",
+        labels=REAL_LABELS,
         config="<results>/config/features.json",
     output:
         "<results>/features/extractor.safetensors",
@@ -131,9 +131,9 @@ rule extract_sample_features:
 
 rule classify:
     input:
-        cohort="<results>/cohort/cohort.csv",
-        labels="<results>/labels.csv",
-        volumes=real_volumes,
+        cohort=f"{TABLE6_RESULTS}/cohort/cohort.csv",
+        labels=TABLE6_LABELS,
+        volumes=table6_volumes,
         prompts="<results>/prompts/augmentation.csv",
         samples=samples("medsyn", "augmentation"),
         config="<results>/config/augmentation.json",
@@ -151,12 +151,13 @@ rule classify:
         nodes=1,
     params:
         label=MAIN.label,
+        split=TABLE6_SPLIT,
     message:
         "cross-validating classifiers of {wildcards.finding} with and without generated volumes"
     shell:
         "python -m medsyn classify --finding {wildcards.finding} --config {input.config} --cohort {input.cohort}"
-        " --labels {input.labels} --volumes {input.volumes} --prompts {input.prompts} --samples {input.samples}"
-        " --method-label {params.label:q} --out {output} 2> {log}"
+        " --labels {input.labels} --volumes {input.volumes} --split {params.split:q}"
+        " --prompts {input.prompts} --samples {input.samples} --method-label {params.label:q} --out {output} 2> {log}"
 
 
 rule score_segmentation:

@@ -21,10 +21,11 @@ rule preprocess:
         runtime=shard_minutes(MINUTES_PREPROCESS, CTS_PER_SHARD),
     params:
         state=f"{RESULTS}/state/preprocess/{{shard}}",
+        num_shards=len(SHARDS),
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
+        "exec python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}/{params.num_shards}"
         " --config {input.config} --state {params.state} --out {output} 2> {log}"
 
 
