@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -190,7 +190,7 @@ def stable_path(path: str | Path, working: str | None = None) -> str:
     return "." if absolute == working else absolute
 
 
-def _other_patient(row: Mapping[str, str], images: dict[tuple[int, int], Mapping[str, str]]) -> str | None:
+def _other_patient(row: dict[str, str], images: dict[tuple[int, int], dict[str, str]]) -> str | None:
     """Return why a row's image is that of another patient, or None; links and other spellings of a path count.
 
     images: the first accepted row of every image, by device and inode.

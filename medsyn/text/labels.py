@@ -271,7 +271,8 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
             counts.update(findings=bool(sections.findings), impression=bool(sections.impression))
             text = "\n\n".join(part for part in (sections.findings, sections.impression) if part)
         else:
-            text = section_text(*(plain_text(row.get(name, "")) for name in ("findings", "impression")), "report")
+            findings, impression = (plain_text(row.get(name, "")) for name in ("findings", "impression"))
+            text = section_text(findings, impression, "report")
         if not text:
             empty.append(row[key])
             continue
