@@ -7,11 +7,21 @@ else.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from medsyn.errors import InputError
 from medsyn.files import read_json
@@ -27,7 +37,29 @@ Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"
 ReportSection = Literal["report", "findings", "impression"]
 PromptSource = Literal["sentences", "reports"]
 LongReports = Literal["shorten_findings", "cut_end"]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+
+
+def _path(value: str) -> str:
+    """Return a path that a command line and a rule can hold; another one is a ValueError."""
+    if not value.strip() or value != value.strip() or not value.isprintable():
+        raise ValueError(f"{value!r} is empty, begins or ends with a space or holds a control character; rename it")
+    if value.startswith(("-", "~")):
+        raise ValueError(f"{value!r} begins with '{value[0]}', expected a plain path; write it in full")
+    if any(len(os.fsencode(part)) > 255 for part in value.split("/")):
+        raise ValueError("a name in it has more than 255 bytes, which no file system takes; shorten it")
+    return value
+
+
+def _results_dir(value: str) -> str:
+    """Return the path of the results, without slashes too many; one that Snakemake cannot hold is a ValueError."""
+    if not set(value).isdisjoint("{}<>"):
+        raise ValueError(f"{value!r} holds one of {{}}<>, which Snakemake reads as placeholders; rename it")
+    return os.path.normpath(_path(value))
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+ResultsDir = Annotated[str, AfterValidator(_results_dir)]
 
 
 class Section(BaseModel):
@@ -40,8 +72,8 @@ class CohortConfig(Section):
     """Who is in: the embedded phantoms or a manifest that the user brings."""
 
     source: Literal["phantom", "manifest"] = Field("phantom", description="embedded phantoms, or your own CSV")
-    manifest: str = Field("config/cohort.csv", description="CSV with subject_id, image, findings, impression")
-    reports: str | None = Field(
+    manifest: PathText = Field("config/cohort.csv", description="CSV with subject_id, image, findings, impression")
+    reports: PathText | None = Field(
         None,
         description="CSV with report_id, findings, impression and, if known, patient_id: reports without images, which"
         " train the text encoder as well (paper: 209,683); null: none",
@@ -71,7 +103,9 @@ class PreprocessConfig(Section):
     alignment: Literal["lung_centre", "none", "atlas"] = Field(
         "lung_centre", description="grid centred on the lungs, left where it is, or affine registration to a lung atlas"
     )
-    atlas: str | None = Field(None, description="lung mask to register to (values above 0); null: mean phantom lung")
+    atlas: PathText | None = Field(
+        None, description="lung mask to register to (values above 0); null: mean phantom lung"
+    )
     interpolation: Literal["nearest", "linear", "cubic"] = Field(
         "linear", description="of the one resampling (cubic: B-splines, which may overshoot at edges)"
     )
@@ -98,7 +132,7 @@ class MasksConfig(Section):
     lungmask_model: Literal["LTRCLobes_R231", "LTRCLobes", "R231"] = Field(
         "LTRCLobes_R231", description="lobes filled with R231's lungs, lobes alone, or R231's lungs with our fissures"
     )
-    weights_dir: str = Field("weights", description="folder with the tools' weight files, see medsyn weights list")
+    weights_dir: PathText = Field("weights", description="folder with the tools' weight files, see medsyn weights list")
     max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this has no masks")
 
 
@@ -278,7 +312,9 @@ class PromptPairConfig(Section):
 class FeaturesConfig(Section):
     """The feature extractor of FID and MMD: Med3D's ResNet, trained on the cohort or read from a file."""
 
-    weights: str | None = Field(None, description="Med3D checkpoint; none: train the network on the cohort's labels")
+    weights: PathText | None = Field(
+        None, description="Med3D checkpoint; none: train the network on the cohort's labels"
+    )
     depth: Literal[10, 50] = 10
     base_width: PositiveInt = Field(64, description="channels of the first layer (Med3D: 64)")
     num_epochs: PositiveInt = 10
@@ -352,7 +388,7 @@ class ComputeConfig(Section):
 class Config(Section):
     """The whole experiment."""
 
-    results_dir: str = "results"
+    results_dir: ResultsDir = "results"
     seed: Seed = Field(
         0,
         description="seed of all training runs, sampling and the bootstrap; cohort, phantoms and split keep theirs",
@@ -438,7 +474,7 @@ class MeasureStage(Section):
     """config/measure.json"""
 
     anatomy_tool: Literal["classical", "totalsegmentator"] = "classical"
-    weights_dir: str = "weights"
+    weights_dir: PathText = "weights"
 
 
 class TextEncoderStage(Section):
