@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
-from medsyn.files import check_new, read_csv, sha256, write_csv, write_json
+from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.models.channels import STRUCTURE_OF
 from medsyn.orientation import reorient
+from medsyn.outputs import check_folder, volume_name
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.run import Prompt, Run, record, to_volumes
@@ -46,9 +47,7 @@ class Roots:
 
 def generate_one(run: Run, text: str, seed: int | None, fixes: Sequence[str], out: Path) -> None:
     """Draw one volume; write `out`, <stem>_<structure>.nii.gz and <stem>.json."""
-    suffix = next((end for end in (".nii.gz", ".nii", ".mha", ".nrrd") if out.name.endswith(end)), None)
-    if suffix is None:
-        raise InputError(f"--out {out}: name a .nii.gz, .nii, .mha or .nrrd file")
+    stem, suffix = volume_name(out)
     if seed is not None and seed < 0:
         raise InputError(f"--seed {seed}: give 0 or more")
     fixed: dict[str, NDArray] = {}
@@ -60,13 +59,12 @@ def generate_one(run: Run, text: str, seed: int | None, fixes: Sequence[str], ou
         channel = _channel(run, name)
         fixed[channel], sources[channel] = _read_fixed(run, Path(file)), file
     prompt = Prompt(
-        sample_id=out.name.removesuffix(suffix),
+        sample_id=stem,
         text=text or None,
         seed=run.settings.sampling.seed if seed is None else seed,
         fixed=fixed,
         facts={"fixed": sources},
     )
-    stem = out.name.removesuffix(suffix)
     array = run.draw([prompt])[0]
     for name, volume in to_volumes(run, array).items():
         path = out if name == "volume" else out.with_name(f"{stem}_{name}{suffix}")
@@ -80,7 +78,7 @@ def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path,
 
     state: where finished volumes lie until the end (`open_shard`).
     """
-    check_new(out)
+    check_folder(out)
     number, count = _parse_shard(shard)
     rows = read_csv(prompts, ("sample_id", "text", "seed"))
     if repeated := _repeated([row["sample_id"] for row in rows]):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,10 @@ from transformers import BertForMaskedLM
 from medsyn.config import TextEncoderConfig, TextEncoderStage, TrainConfig
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir, read_json, write_csv, write_json
+from medsyn.outputs import check_folder
 from medsyn.progress import log
 from medsyn.provenance import hash_json, provenance
+from medsyn.scratch import claim_state, remove_state, remove_states
 from medsyn.tensors import save_tensors
 from medsyn.text.bert import IGNORED, ReportBert, load_language_model, new_language_model
 from medsyn.text.corpus import ReportRow, of_split, read_reports, without_leaks
@@ -69,7 +70,8 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
     config = stage.encoder
     corpus = read_corpus(config, reports_path)
     identity = {"text": config.model_dump(mode="json"), **corpus.hashes}
-    state = state or out.parent / f".{out.name}.{hash_json(identity)}"
+    check_folder(out)
+    state = claim_state(state or out.parent / f".{out.name}.{hash_json(identity)}", out)
     start = _starting_point(config, corpus, state, identity)
     batches = Batches(corpus.training, config.batch_size, crossed=config.small_corpus)
     task = Task(
@@ -90,8 +92,8 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
             write_json(curve, rows)
         else:
             _write(out, stage, corpus, trained.network, rows)
-            for old in (state, *out.parent.glob(f".{out.name}.*")):
-                shutil.rmtree(old, ignore_errors=True)
+            remove_state(state)
+            remove_states(out)
     return rows[-1] if rows else {}
 
 

@@ -30,6 +30,7 @@ from medsyn.models.unet import UNet
 from medsyn.models.weights import build, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
+from medsyn.scratch import claim_state, remove_state
 from medsyn.training.checkpoint import flatten
 from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData
@@ -47,6 +48,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
         raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
     if out.exists():
         raise InputError(f"{out}: this network is trained; remove the file to train it anew")
+    claim_state(state, out)
     store = Store(shards, "high" if stage.stage == "super_res" else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
     data = TrainingData(stage, store, texts)
@@ -62,7 +64,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     save(out, trained.network.state_dict(), stage, record)
     write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
-    shutil.rmtree(state)
+    remove_state(state)
 
 
 def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None = None) -> Task:
@@ -159,10 +161,9 @@ def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor
 
 
 def _keep_events(source: Path, target: Path) -> None:
-    """Move the event files out of the state, in place of those of an earlier training."""
+    """Copy the event files out of the state, to those of earlier trainings."""
     if source.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(source, target)
+        shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def _row(sample: NDArray) -> NDArray:
