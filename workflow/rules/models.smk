@@ -14,6 +14,7 @@ rule train_low_res:
     output:
         weights="<results>/models/{variant}/low_res.safetensors",
         metrics="<results>/models/{variant}/low_res_metrics.csv",
+        preview="<results>/models/{variant}/low_res_preview.png",
     log:
         "<logs>/train_low_res/{variant}.log",
     conda:
@@ -40,6 +41,7 @@ rule train_super_res:
     output:
         weights="<results>/models/{variant}/super_res.safetensors",
         metrics="<results>/models/{variant}/super_res_metrics.csv",
+        preview="<results>/models/{variant}/super_res_preview.png",
     log:
         "<logs>/train_super_res/{variant}.log",
     conda:
