@@ -479,11 +479,9 @@ def validate(model: type[SectionType], values: Any, source: str | Path) -> Secti
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = (
-            "unknown key, remove or correct it"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown key, remove or correct it"
         raise InputError(f"{source}: {where + ': ' if where else ''}{message}") from None
 
 

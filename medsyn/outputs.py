@@ -126,8 +126,9 @@ def _check_place(real: Path, path: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{path}: {folder} is a file, expected a folder; name another --out")
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))  # a full disk takes the name of a file, but nothing in it
+            probe.flush()
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({folder}: {error.strerror}); name another --out") from None
 

@@ -30,7 +30,7 @@ from medsyn.files import sha256
 from medsyn.models.resnet3d import BLOCKS_PER_LAYER, ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.tensors import load_checkpoint, save_tensors
+from medsyn.tensors import check_tensors, load_checkpoint, save_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -74,6 +74,7 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
     try:
         with safe_open(str(path), framework="pt") as handle:
             metadata = handle.metadata() or {}
+        check_tensors(path)
         info = json.loads(metadata["extractor"])
         net = ResNet3d(info["depth"], info["base_width"])
         net.load_state_dict(load_file(path))

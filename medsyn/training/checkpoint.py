@@ -21,7 +21,7 @@ from torch import Tensor
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir, read_json, to_disk, write_json
 from medsyn.progress import log
-from medsyn.tensors import save_tensors
+from medsyn.tensors import check_tensors, save_tensors
 
 _KEPT = 2
 Tensors = dict[str, dict[str, Tensor]]  # group -> name -> tensor
@@ -64,7 +64,9 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors,
     steps = _checkpoints(folder)
     for step in sorted(steps, reverse=True):
         try:
-            facts, flat = read_json(steps[step] / "facts.json"), load_file(steps[step] / "tensors.safetensors")
+            file = steps[step] / "tensors.safetensors"
+            check_tensors(file)
+            facts, flat = read_json(steps[step] / "facts.json"), load_file(file)
         except (InputError, SafetensorError, FileNotFoundError) as error:
             log.warning("%s: damaged checkpoint ignored (%s)", steps[step], error)
             continue

@@ -27,7 +27,7 @@ from medsyn.files import atomic_path, write_csv
 from medsyn.live_bytes import on_meta
 from medsyn.models.blocks import set_activation_checkpointing
 from medsyn.models.unet import UNet
-from medsyn.models.weights import build, save
+from medsyn.models.weights import build, load, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.scratch import claim_state, remove_state
@@ -46,8 +46,8 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     """Train the network of `stage`; `state` holds its checkpoints and is removed when `out` is complete."""
     if stage.stage == "super_res" and embeddings is not None:
         raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
-    if out.exists():
-        raise InputError(f"{out}: this network is trained; remove the file to train it anew")
+    if out.exists() and _is_whole(out):
+        raise InputError(f"{out}: this network is trained; remove the file to train it again")
     claim_state(state, out)
     store = Store(shards, "high" if stage.stage == "super_res" else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
@@ -65,6 +65,16 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
     remove_state(state)
+
+
+def _is_whole(out: Path) -> bool:
+    """Return whether a file holds a network; a damaged one, of a disk or a copy that failed, is trained again."""
+    try:
+        load(out)
+    except InputError as error:
+        log.warning("%s; it is trained again", error)
+        return False
+    return True
 
 
 def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None = None) -> Task:
