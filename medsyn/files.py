@@ -131,7 +131,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes, syntax, numbers of thousands of digits, endless nesting
         raise InputError(f"{path}: not valid JSON ({error}); write it again with the step that makes it") from None
 
 

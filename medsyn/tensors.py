@@ -12,7 +12,9 @@ import json
 import os
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,11 @@ from safetensors.torch import load_file, save_file
 from medsyn.errors import InputError
 from medsyn.files import atomic_path
 
+_UNREADABLE = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ImportError),
+    *(MemoryError, OverflowError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
+)
+"""What a damaged or foreign file of `torch.save` raises."""
 _DATA_HASH = "data_sha256"  # in the metadata of every file: hex SHA-256 of all tensors' bytes
 
 
@@ -117,7 +124,7 @@ def _load_pickled(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{path}: cannot be read as tensors ({reason[:160]}); if the file is whole, save its state dict alone"

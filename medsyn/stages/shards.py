@@ -77,7 +77,8 @@ class Shard:
 
     def reject(self, name: str, identity: str | None, reason: str) -> Outcome:
         """Keep that the input of an item cannot be used."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        if Path(name).name == name and name != "..":  # an id that is no folder name may be what is rejected
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         return self._keep(Outcome(name, "rejected", reason), identity)
 
     def publish(self, out: Path) -> None:

@@ -67,7 +67,10 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors,
             file = steps[step] / "tensors.safetensors"
             check_tensors(file)
             facts, flat = read_json(steps[step] / "facts.json"), load_file(file)
-        except (InputError, SafetensorError, FileNotFoundError) as error:
+            missing = {"identity", "step"} - set(facts)
+            if missing or not all("/" in name for name in flat):
+                raise InputError(f"{file}: not what a training run writes")
+        except (InputError, SafetensorError, FileNotFoundError, TypeError) as error:
             log.warning("%s: damaged checkpoint ignored (%s)", steps[step], error)
             continue
         _check_identity(folder, facts["identity"], identity)
@@ -99,7 +102,8 @@ def _name(step: int) -> str:
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> folder."""
-    return {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.is_dir()}
+    found = ((path.name.removeprefix("step_"), path) for path in folder.glob("step_*"))
+    return {int(number): path for number, path in found if number.isdecimal() and path.is_dir()}
 
 
 def _check_identity(folder: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
