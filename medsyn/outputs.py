@@ -8,6 +8,7 @@ to write an output again.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -121,15 +122,17 @@ def check_folder(path: Path) -> None:
 
 
 def _check_place(real: Path, path: Path) -> None:
-    """InputError unless a file can be made in the nearest folder above `real` that exists."""
+    """InputError unless a file can be made in the nearest folder above `real` that exists; OSError on a full disk."""
     folder = next(parent for parent in ((real, *real.parents) if real.is_dir() else real.parents) if parent.exists())
     if not folder.is_dir():
         raise InputError(f"{path}: {folder} is a file, expected a folder; name another --out")
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(4096))  # a full disk takes the name of a file, but nothing in it
+            probe.write(b"x")  # a full disk takes the name of a file, but nothing in it
             probe.flush()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise InputError(f"{path}: cannot be written ({folder}: {error.strerror}); name another --out") from None
 
 

@@ -129,6 +129,18 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(reports, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+def test_a_full_disk_is_told_before_the_work(reports, tmp_path, capsys, monkeypatch):
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr("medsyn.text.labels.label_table", lambda *_: pytest.fail("the work must not begin"))
+    out = tmp_path / "labels.csv"
+    assert main(["label", str(reports), "--out", str(out)]) == 1
+    expected = f"medsyn label: {out}: No space left on device; make room and run the same command again\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_name_too_long_is_one_line(reports, tmp_path, capsys):
     assert main(["label", str(reports), "--out", str(tmp_path / ("x" * 300))]) in (1, 2)
     said = capsys.readouterr().err
