@@ -16,7 +16,7 @@ from conftest import ROOT, run_snakemake
 from test_workflow import planned_jobs
 
 from medsyn import manifest_files
-from medsyn.config import Config, load_config, validate
+from medsyn.config import Config, load_config, stage_configs, validate
 from medsyn.errors import InputError
 from medsyn.files import read_csv
 from medsyn.manifest_files import manifest_state, shard_state
@@ -50,10 +50,12 @@ def test_every_path_and_word_of_a_command_is_quoted(tmp_path):
         paths = [word for word in words if "pwned" in word or "re s" in word]
         assert len(paths) >= 3
         assert all(f"{word}/".startswith(f"{HOSTILE}/") or word == LABEL for word in paths)
-    tables = [words for words in found if words[3:5] == ["table", "1"]]
-    assert LABEL in tables[0]
-    assert "{x}" in tables[0]
     assert not (tmp_path / "pwned").exists()
+    # a label is in the commands of the tables alone, so that a changed one draws no volume again
+    assert sorted(words[3:5] for words in found if LABEL in words) == [["table", "1"], ["table", "6"]]
+    assert [words[3:5] for words in found if "{x}" in words] == [["table", "1"]]
+    stages = stage_configs(load_config(config)).values()
+    assert not any(LABEL in stage.model_dump_json() or "{x}" in stage.model_dump_json() for stage in stages)
 
 
 def test_a_hostile_results_folder_is_a_folder_like_any_other(tmp_path):
