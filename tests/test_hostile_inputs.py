@@ -193,8 +193,8 @@ def test_a_prompt_with_dollar_signs_is_plain_text_in_a_figure(tmp_path):
     path = tmp_path / "s.nii.gz"
     write_volume(path, Volume(volume.array, volume.spacing_mm, volume.origin_mm))
     rows = [
-        {"sample_id": "s", "prompt_type": "pleural_effusion/positive", "text": r"Costs $\\frac{1$ and $x_{y$ of $5."},
-        {"sample_id": "t", "prompt_type": "pleural_effusion/negative", "text": "No $effusion$."},
+        {"sample_id": "s", "prompt_type": "pleural_effusion/positive", "text": "Effusion of $x_{y$ ml."},
+        {"sample_id": "t", "prompt_type": "pleural_effusion/negative", "text": r"No $\frac{1$ effusion."},
     ]
     write_csv(tmp_path / "p.csv", rows, ["sample_id", "prompt_type", "text"])
     samples = {"s": path, "t": path}
