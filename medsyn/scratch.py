@@ -7,6 +7,7 @@ is ever emptied or removed, so a folder of the user's is never taken for a lefto
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from medsyn.errors import InputError
 
 MARK = "medsyn-unfinished.txt"
 _TITLE = "Unfinished work of medsyn; removed when the output is complete."
+_TRAINING = re.compile(r"\.?step_\d{8}.*|metrics\.csv|tensorboard")
 _TEMPORARY, _STATE = "temporary", "state"
 
 
@@ -52,7 +54,10 @@ def claim_state(folder: Path, output: Path) -> Path:
         raise InputError(f"{folder}: is a file, expected a folder for unfinished work; name another with --state")
     folder.mkdir(parents=True, exist_ok=True)
     if not is_own(folder):
-        other = next((path.name for path in sorted(folder.iterdir()) if path.name != MARK), None)  # written by a peer
+        names = sorted(path.name for path in folder.iterdir() if path.name != MARK)  # a peer may have just written it
+        if any(name.startswith("step_") for name in names):  # a training that was started without a claim
+            names = [name for name in names if not _TRAINING.fullmatch(name)]
+        other = next(iter(names), None)
         if other is not None:
             raise InputError(
                 f"{folder}: holds {other}, expected a new folder or one that a stopped run of medsyn left; name another"

@@ -47,7 +47,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     if stage.stage == "super_res" and embeddings is not None:
         raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
     if out.exists() and _is_whole(out):
-        raise InputError(f"{out}: this network is trained; remove the file to train it again")
+        raise InputError(f"{out}: this network is trained; remove the file to train it anew")
     claim_state(state, out)
     store = Store(shards, "high" if stage.stage == "super_res" else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
