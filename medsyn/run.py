@@ -276,4 +276,9 @@ def _run_record(weights: Path) -> tuple[Path, dict[str, Any]]:
     missing = [key for key in _RUN_KEYS if not isinstance(record, dict) or key not in record]
     if missing:
         raise InputError(f"{source}: not a run written by `medsyn assemble` ({missing[0]} is missing)")
+    for key in _RUN_KEYS[:-1]:
+        if not isinstance(record[key], str) or not record[key] or "\0" in record[key]:
+            raise InputError(
+                f"{source}: {key} is {str(record[key])[:80]!r}, expected text; run `medsyn assemble` again"
+            )
     return source, record

@@ -6,16 +6,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.cli import Verbs, add_split, add_state
+from medsyn.cli import Verbs, add_split, add_state, one_folder
 from medsyn.errors import InputError
+from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:
     from medsyn.config import PreprocessConfig
     from medsyn.reading import Reading
 
+MASKS = ("lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz")
 CT_HELP = "one CT in HU: .nii, .nii.gz, .mha, .nrrd, .npz, or a folder with DICOM slices"
 
 
@@ -30,8 +33,11 @@ def _add_cohort(verbs: Verbs) -> None:
     parser = verbs.add(
         "cohort",
         _cohort,
-        summary="Validate manifests; write cohort.csv, rejects.csv and reports.csv with splits and shards.",
+        summary="Validate manifests; write cohort.csv, rejects.csv, reports.csv (splits, shards) and given_labels.csv.",
         example="medsyn cohort --config results/config/cohort.json --manifest config/cohort.csv --out results/cohort",
+        outputs=lambda args: Outputs(
+            files=[Path(args.out) / f"{name}.csv" for name in ("cohort", "rejects", "reports", "given_labels")]
+        ),
     )
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument(
@@ -43,7 +49,7 @@ def _add_cohort(verbs: Verbs) -> None:
     parser.add_argument(
         "--reports", help="CSV with report_id, findings, impression (patient_id): reports without images"
     )
-    parser.add_argument("--out", required=True, help="folder for the three tables")
+    parser.add_argument("--out", required=True, help="folder for the four tables")
 
     parser = verbs.add(
         "atlas",
@@ -61,6 +67,7 @@ def _add_one_ct(verbs: Verbs) -> None:
         _inspect,
         summary="Say whether a file is a usable chest CT: size, spacing (mm), orientation, HU range, verdict.",
         example="medsyn inspect scan.nii.gz --json",
+        outputs=None,
     )
     parser.add_argument("path", help=CT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -71,6 +78,7 @@ def _add_one_ct(verbs: Verbs) -> None:
         _preprocess,
         summary="Bring one CT, or a shard of a cohort, to the model's grid (int16 HU, spacing in mm).",
         example="medsyn preprocess scan.nii.gz --out prepared",
+        outputs=lambda args: _shard_outputs(args, ("volume.nii.gz", "transform.tfm", "qc.json", "preview.png")),
     )
     parser.add_argument("path", nargs="?", help=CT_HELP)
     parser.add_argument("--cohort", help="cohort.csv (instead of PATH)")
@@ -85,6 +93,7 @@ def _add_one_ct(verbs: Verbs) -> None:
         _segment,
         summary="Lobes (0..5), airway and vessels (0/1) of one CT or of a folder of CTs, on the input's own grid.",
         example="medsyn segment scan.nii.gz --out masks --airway classical",
+        outputs=lambda args: _shard_outputs(args, (*MASKS, "segment.json", "preview.png")),
     )
     parser.add_argument("path", nargs="?", help=CT_HELP)
     parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
@@ -97,6 +106,14 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
     add_state(parser)
     _add_reading(parser)
+
+
+def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
+    """Return what a verb for one CT or a shard writes: the files `names` of one CT, or the folder of the shard."""
+    out = Path(args.out)
+    if args.path is not None:
+        return Outputs(files=[out / name for name in names])
+    return Outputs(files=[out.with_name(f"{out.name}.rejects.csv")], folders=[out])
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +152,7 @@ def _add_tables(verbs: Verbs) -> None:
         _store,
         summary="Pack preprocessed volumes and masks of a shard into compressed arrays for training.",
         example="medsyn store --volumes preprocessed/0 --masks masks/0 --cohort cohort.csv --out store/0",
+        outputs=one_folder,
     )
     for name, text in (("volumes", "preprocessed shard"), ("masks", "masks of it"), ("cohort", "cohort.csv")):
         parser.add_argument(f"--{name}", required=True, help=text)
@@ -146,6 +164,11 @@ def _add_tables(verbs: Verbs) -> None:
         _export,
         summary="Write a generated volume as a DICOM series, or one subject of the training store as NIfTI (HU, mm).",
         example="medsyn export effusion.nii.gz --dicom --out effusion_dicom",
+        outputs=lambda args: (
+            Outputs(folders=[args.out])
+            if args.dicom
+            else Outputs(files=[args.out / name for name in ("volume.nii.gz", *MASKS)])
+        ),
     )
     parser.add_argument("subject", help="with --dicom: the volume's file in HU; with --store: a subject_id")
     form = parser.add_mutually_exclusive_group(required=True)
@@ -237,7 +260,7 @@ def _preprocess_config(path: str | None) -> PreprocessConfig:
 def _preprocess(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
     from medsyn.cohort.manifest import parse_shard
-    from medsyn.stages.shards import into_folder
+    from medsyn.files import into_folder
     from medsyn.stages.volumes import preprocess_one, preprocess_shard
 
     config = _preprocess_config(args.config)
@@ -254,7 +277,7 @@ def _preprocess(args: argparse.Namespace) -> None:
 
 def _segment(args: argparse.Namespace) -> None:
     from medsyn.config import MasksConfig, load_stage, validate
-    from medsyn.stages.shards import into_folder
+    from medsyn.files import into_folder
     from medsyn.stages.volumes import segment_one, segment_shard
 
     config = load_stage(MasksConfig, args.config) if args.config else MasksConfig()
@@ -291,7 +314,7 @@ def _store(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from medsyn.stages.shards import into_folder
+    from medsyn.files import into_folder
     from medsyn.stages.store import export_subject
 
     if args.dicom:

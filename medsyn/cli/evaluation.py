@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs, add_split, add_state
+from medsyn.cli import Verbs, add_split, add_state, table_and_json
 from medsyn.errors import InputError
 
 VOLUMES_HELP = "folders <id>/volume.nii.gz, one a shard"
@@ -32,6 +32,7 @@ def add_verbs(verbs: Verbs) -> None:
         _evaluate,
         summary="Compare two folders of volumes from any system: FID, MMD, anatomical measures with 95 % bounds.",
         example="medsyn evaluate --real ct/ --synthetic fake/ --weights extractor.safetensors --out table.csv",
+        outputs=table_and_json,
     )
     parser.add_argument("--real", required=True, help="folder of real volumes in HU (NIfTI, MetaImage, NRRD, npz)")
     parser.add_argument("--synthetic", required=True, help="folder of generated volumes in HU")
@@ -135,13 +136,14 @@ def _add_table_verb(verbs: Verbs) -> None:
         summary="Write one of the paper's tables I to VII as tidy CSV, with its provenance beside it.",
         example="medsyn table 2 --config results/config/evaluation.json --prompts results/prompts/pairs.csv"
         " --measures medsyn results/measures/medsyn_pairs/0.csv --out results/eval/table2.csv",
+        outputs=table_and_json,
     )
     parser.add_argument("number", type=int, choices=range(1, 8), help="1 to 7")
     parser.add_argument("--config", required=True, help="evaluation.json of the verb config")
     parser.add_argument("--features", nargs="+", action="append", metavar="LABEL FILE", help=f"1: {GROUP_HELP}")
     parser.add_argument("--measures", nargs="+", action="append", metavar="LABEL FILE", help=f"1-4, 7: {GROUP_HELP}")
     parser.add_argument("--against", help="1: method whose airway the others' must exceed (default: without_shape)")
-    parser.add_argument("--label", nargs=2, action="append", metavar=("KEY", "TEXT"), help="1: a method's full name")
+    parser.add_argument("--label", nargs=2, action="append", metavar=("KEY", "TEXT"), help="1, 6: a method's full name")
     parser.add_argument("--prompts", nargs="+", help="2-4, 7: prompt CSVs of the measured samples")
     parser.add_argument("--finding", help="2-4, 7: another finding than the paper's")
     parser.add_argument("--scores", nargs="+", help="5: score-segmentation CSVs; 6: classify CSVs")
@@ -233,7 +235,11 @@ def _table(args: argparse.Namespace) -> None:
     elif args.number in (5, 6):
         if not args.scores:
             raise InputError(f"table {args.number}: --scores is needed")
-        table = tables.table5(args.scores, config) if args.number == 5 else tables.table6(args.scores)
+        table = (
+            tables.table5(args.scores, config)
+            if args.number == 5
+            else tables.table6(args.scores, dict(args.label or []))
+        )
     else:
         if not args.prompts or not measures:
             raise InputError(f"table {args.number}: --prompts and --measures are needed")

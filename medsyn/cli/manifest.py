@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import Verbs
 from medsyn.errors import InputError
+from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:
     from medsyn.cohort.layouts import Manifest
@@ -33,6 +34,7 @@ def add_verbs(verbs: Verbs) -> None:
         summary="Write the manifest of a data set: a download of CT-RATE or RAD-ChestCT, or your own table. Volumes of"
         " a download that are not in it are listed with their reason in <out>.left_out.csv.",
         example="medsyn manifest ct-rate data/CT-RATE --out config/ct_rate.csv",
+        outputs=lambda args: Outputs(files=[Path(args.out), _left_out(args.out)]),
     )
     parser.add_argument("layout", nargs="?", choices=LAYOUTS, help="the data set, or csv for a table of your own")
     parser.add_argument("folder", nargs="?", help="folder of the download; tables and volumes are looked for below it")
@@ -77,11 +79,15 @@ def _manifest(args: argparse.Namespace) -> None:
     log.info("manifest: %d volumes of %d patients, %d without a report", len(manifest.rows), len(patients), silent)
     if layout == "csv":
         return
-    out = Path(args.out)
-    left_out = out.with_name(f"{out.stem}.left_out.csv")
+    left_out = _left_out(args.out)
     write_csv(left_out, manifest.left_out, LEFT_OUT_COLUMNS)
     for kind, count in Counter(row["reason"].partition(":")[0] for row in manifest.left_out).most_common():
         log.info("left out: %d, %s (%s)", count, kind, left_out)
+
+
+def _left_out(out: str) -> Path:
+    """Return the table of the volumes that are not in the manifest `out`."""
+    return Path(out).with_name(f"{Path(out).stem}.left_out.csv")
 
 
 def _ct_rate(args: argparse.Namespace) -> Manifest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from medsyn.cli import Verbs
+from medsyn.cli import Verbs, one_file, one_folder
 from medsyn.errors import InputError
 
 
@@ -15,6 +15,7 @@ def add_verbs(verbs: Verbs) -> None:
         _phantom,
         summary="Make procedural chest CTs with findings, reports, true masks and truth.",
         example="medsyn phantom --out phantoms --count 4 --size 64 --seed 1",
+        outputs=lambda args: one_file(args) if args.reports_only else one_folder(args),
     )
     parser.add_argument("--out", required=True, help="folder to write (with --reports-only: the CSV file)")
     parser.add_argument("--config", metavar="JSON", help="settings of the workflow; instead of --count, --size, --seed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs
+from medsyn.cli import Verbs, one_folder
 from medsyn.text.corpus import SPLITS
 
 PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled")
@@ -27,6 +27,7 @@ def _add_pretrain(verbs: Verbs) -> None:
         " continues a killed run.",
         example="medsyn pretrain-text --config results/config/text_biomedical.json --reports results/cohort/reports.csv"
         " --out results/text/biomedical/model",
+        outputs=one_folder,
     )
     parser.add_argument("--config", required=True, type=Path, help="results/config/text_<encoder>.json")
     parser.add_argument("--reports", required=True, type=Path, help="CSV: report_id, findings, impression, split")

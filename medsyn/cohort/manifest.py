@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from medsyn.config import CohortConfig, CohortStage
 from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
+from medsyn.names import subject_fault
 from medsyn.reading import READING_COLUMNS, parse_reading
 from medsyn.text.plain import plain_text
 from medsyn.text.sections import SECTIONS, section_text
@@ -38,7 +38,6 @@ COLUMNS = (
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
 SPLITS = ("train", "validation")
 EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disease."'
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -223,6 +222,14 @@ def stable_path(path: str | Path, working: str | None = None) -> str:
     return "." if absolute == working else absolute
 
 
+def _path_fault(path: str) -> str | None:
+    """Return why there is nothing to read at `path`, or None."""
+    try:
+        return None if Path(path).exists() else "does not exist"
+    except OSError as error:  # a name that is too long, a folder without permission
+        return f"cannot be reached: {error.strerror}"
+
+
 def _fault(
     row: dict[str, str],
     seen: set[str],
@@ -232,8 +239,8 @@ def _fault(
 ) -> str | None:
     """Why a row cannot be used, or None."""
     subject_id = row["subject_id"]
-    if not _SAFE_ID.fullmatch(subject_id):
-        return f"subject_id '{subject_id}' is empty or has characters other than letters, digits, dot, dash, underscore"
+    if fault := subject_fault(subject_id):
+        return fault
     if subject_id in seen:
         return "duplicate subject_id"
     if not row["findings"] and not row["impression"]:
@@ -245,8 +252,8 @@ def _fault(
     for name in ("image", *STRUCTURES, "truth"):
         if name == "image" and not row[name]:
             return "no image named"
-        if row[name] and not Path(row[name]).exists():
-            return f"{name} file {row[name]} does not exist"
+        if row[name] and (fault := _path_fault(row[name])):
+            return f"{name} file {row[name]} {fault}"
     if row["split"] not in ("", *SPLITS):
         return f"split '{row['split']}' is none of {', '.join(SPLITS)}"
     if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:

@@ -28,6 +28,7 @@ from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import Chest, judge
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
+from medsyn.masks.labels import as_labels
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.masks.morphology import bounds
 from medsyn.orientation import laid_on, orientation_code, reorient
@@ -236,9 +237,9 @@ def _resample(
 def _given_mask(
     mask: Volume, source: Volume, transform: sitk.Transform, config: PreprocessConfig, on_grid: bool, name: str
 ) -> Volume:
-    """Return a mask on the model's grid: nearest neighbour with the CT's transform."""
+    """Return a mask on the model's grid: nearest neighbour with the CT's transform. `name` ends with the structure."""
     mask = laid_on(mask, source, name)
-    mask = mask.with_array(mask.array.astype(np.uint8))
+    mask = mask.with_array(as_labels(mask.array, name.rpartition(" ")[2], name, may_be_empty=False))
     if on_grid:
         spacing, origin = model_grid(config)
         return Volume(mask.array, spacing, origin)

@@ -31,6 +31,7 @@ from medsyn.evaluate.statistics import accuracy_and_f1
 from medsyn.files import read_csv, write_csv
 from medsyn.models.resnet3d import ResNetClassifier, one_finding_classifier
 from medsyn.progress import log, track
+from medsyn.scratch import beside
 from medsyn.volume import read_volume
 
 ALL_SPLITS = "all"
@@ -75,12 +76,10 @@ def classify(
     if len(set(real.patients)) < 2:
         log.warning("classify: %d labelled volumes in the split %s, nothing to cross-validate", len(real), split)
     else:
-        scratch = out.with_name(f".{out.name}.volumes.npy")
-        try:
-            pool = pool_volumes([*real.files, *synthetic.files], stage.augmentation.input_size, scratch)
+        with beside(out) as folder:
+            files, size = [*real.files, *synthetic.files], stage.augmentation.input_size
+            pool = pool_volumes(files, size, folder / "volumes.npy")
             rows = cross_validate(pool, real, synthetic, finding, stage.augmentation, stage.window_hu)
-        finally:
-            scratch.unlink(missing_ok=True)
         for row in rows:
             row["method"] += f" with {method_label}" if row["method"] == "augmented" else ""
     write_csv(out, rows, COLUMNS)

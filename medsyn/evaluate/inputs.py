@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from medsyn.volume import STRUCTURES
 
 VALIDITY = (*(f"{name}_found" for name in ANATOMIES), "chest")
 """Columns beside the measures: 1 yes, 0 no, empty where the measurement failed."""
+_DAMAGED = (LookupError, ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What a damaged or foreign .npz raises."""
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 WITH, WITHOUT = ("positive", "with"), ("negative", "without")
 
@@ -147,10 +151,19 @@ def read_features(paths: Sequence[str | Path]) -> FeatureSet:
             with np.load(path, allow_pickle=False) as archive:
                 names = [str(name) for name in archive["ids"]]
                 part = FeatureSet(names, archive["features"].astype(np.float32), str(archive["extractor"]))
+            if part.features.ndim != 2 or len(part.features) != len(names):
+                raise ValueError(f"{len(names)} ids, features of shape {part.features.shape}, expected one row per id")
+            if not np.isfinite(part.features).all():
+                raise ValueError("features that are not finite")
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except (KeyError, ValueError, OSError) as error:
+        except _DAMAGED as error:
             raise InputError(f"{path}: no feature file ({error}); write it with `medsyn features`") from None
+        if parts and part.features.shape[1:] != parts[0].features.shape[1:]:
+            raise InputError(
+                f"{path}: {part.features.shape[1]} features per volume, {paths[0]} has {parts[0].features.shape[1]};"
+                " extract both with one extractor"
+            )
         if parts and part.extractor != parts[0].extractor:
             raise InputError(f"{path}: made by another feature extractor than {paths[0]}; extract both with one")
         parts.append(part)

@@ -18,6 +18,7 @@ from medsyn.evaluate.inputs import VALIDITY, keep_split
 from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.evaluate.statistics import dice
 from medsyn.files import read_json, write_csv, write_json
+from medsyn.masks.labels import as_labels
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import laid_on, reorient
 from medsyn.progress import log
@@ -79,7 +80,8 @@ def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[st
         try:
             if not file.exists():
                 raise InputError(f"{file}: no such mask; run `medsyn segment` into that folder, or leave --masks away")
-            masks[name] = laid_on(read_volume(file), model, str(file))
+            mask = laid_on(read_volume(file), model, str(file))
+            masks[name] = mask.with_array(as_labels(mask.array, name, str(file)))
         except InputError as error:
             failures[name] = str(error)
     if not masks:

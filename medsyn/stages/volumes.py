@@ -15,10 +15,11 @@ from medsyn.ct.preprocess import preprocess
 from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
 from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
-from medsyn.files import atomic_path, check_new, read_json, sha256, write_json
+from medsyn.files import atomic_path, read_json, sha256, write_json
 from medsyn.masks.segment import open_tools, segment
 from medsyn.nifti import files_of
 from medsyn.orientation import reorient
+from medsyn.outputs import check_folder
 from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.reading import Reading, parse_reading
@@ -80,7 +81,7 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
         files = [*files_of(Path(subject.image)), *(Path(mask) for mask in subject.masks.values())]
         return identity_of(subject.image, subject.masks, subject.reading, *files)
 
-    check_new(out)
+    check_folder(out)
     settings = provenance(config, stage="preprocess")
     if config.alignment == "atlas":
         load_atlas(config.atlas)  # a wrong one is found before the first scan
@@ -136,7 +137,7 @@ def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | N
         files = [volumes / name / VOLUME, *sorted((volumes / name).glob("given_*")), volumes / name / "qc.json"]
         return identity_of(str(volumes), *(file for file in files if file.name == VOLUME or file.exists()))
 
-    check_new(out)
+    check_folder(out)
     tools = {name: [tool.version, tool.weights_hash] for name, tool in open_tools(config).items()}
     with open_shard(out, state, provenance(config, stage="segment", tools=tools)) as shard:
         rows = write_index(shard.folder, run_shard(shard, accepted(volumes), work, identify, "segment"))

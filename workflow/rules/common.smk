@@ -1,7 +1,6 @@
 """The validated configuration and the helper functions of all rules."""
 
 import math
-import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -9,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from medsyn.cluster import check_executor, prefer_commands
 from medsyn.config import Config, check_keys, stage_configs, validate
 from medsyn.errors import InputError
+from medsyn.manifest_files import manifest_state, shard_state
 
 try:
     check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
@@ -170,12 +170,33 @@ def manifests(wildcards=None):
 
 
 def cohort_inputs(wildcards):
-    """What `validate_cohort` depends on: the user's files, or the folders of the phantoms."""
+    """What `validate_cohort` depends on: the user's files, or the folders of the phantoms.
+
+    Snakemake reads braces in a path as a wildcard. A file of such a name is watched by `files_of_manifest` alone.
+    """
     if CONFIG.cohort.source == "manifest":
-        return manifests() + ([CONFIG.cohort.reports] if CONFIG.cohort.reports else [])
+        given = [CONFIG.cohort.manifest, CONFIG.cohort.reports]
+        return [path for path in given if path and "{" not in path]
     return [f"{RESULTS}/phantom/{shard}" for shard in SHARDS] + [
         f"{RESULTS}/phantom/text_only.csv"
     ]
+
+
+def files_of_manifest(wildcards):
+    """State of the manifest and which of its files are missing: a file that is added later changes it."""
+    if CONFIG.cohort.source == "phantom":
+        return ""
+    return manifest_state([CONFIG.cohort.manifest], CONFIG.cohort.reports)
+
+
+def files_of_shard(wildcards):
+    """State of the CTs of a shard: a CT that is replaced, as a rejection advises, changes it.
+
+    Snakemake evaluates it again when the job starts, and does not compare functions that take `input` with the last run.
+    """
+    if CONFIG.cohort.source == "phantom":
+        return ""
+    return shard_state(f"{RESULTS}/cohort/cohort.csv", wildcards.shard)
 
 
 def text_only_reports():
@@ -222,8 +243,20 @@ def features(variant, prompt_set):
 
 
 def group(option, label, paths):
-    """A repeated option of a verb: a label and its files."""
-    return f"{option} {label} {' '.join(paths)}"
+    """Words of a repeated option of a verb: a label and its files."""
+    return [option, label, *paths]
+
+
+def full_names(variants):
+    """Words that give variants the names under which tables print them.
+
+    Rules call it in a lambda: a plain string in `params:` would have its braces read as wildcards.
+    """
+    return [
+        word
+        for name in variants
+        for word in ("--label", name, CONFIG.variants[name].label)
+    ]
 
 
 def report_prompts(variant):
