@@ -20,22 +20,23 @@ and the reader names what it left out.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsyn.ct.geometry import MOST_SKEW_DEGREES, tilt_notes
+from medsyn.ct.geometry import MOST_SKEW_DEGREES, HeaderFacts, check_geometry, tilt_notes
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.kernels import equal_thickness_mm, is_sharp
 from medsyn.reading import Reading
 from medsyn.scan_warnings import SERIES, warn
-from medsyn.volume import from_sitk, skew_degrees, straightened
+from medsyn.volume import from_sitk
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices on stderr; `series_faults` refuses them
 
@@ -44,6 +45,8 @@ AXIAL_COSINE = 0.8
 MODALITY, IMAGE_TYPE, DESCRIPTION, BODY_PART = "0008|0060", "0008|0008", "0008|103e", "0018|0015"
 SOP_CLASS = "0008|0016"
 KERNEL, TILT, POSITION, ORIENTATION = "0018|1210", "0018|1120", "0020|0032", "0020|0037"
+PIXEL_SPACINGS = ("0028|0030", "0018|1164", "0018|2010")
+"""Pixel Spacing, and what captured images have instead: GDCM takes 1 mm where all are missing."""
 ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME = "0020|0012", "0020|0100", "0008|0033"
 SAME_COSINE, SAME_PLACE_MM = 0.9995, 0.01
 MOST_AT_ONE_PLACE = 16
@@ -75,7 +78,7 @@ class Series:
     """One stack of slices: its files in slice order and what the first slice says.
 
     num_doubles: slices that were dropped because another has their place and pixels; num_frames: images of the first
-    file, above 1 in a multi-frame file.
+    file, above 1 in a multi-frame file; facts: whether the first slice says spacing and orientation.
     """
 
     uid: str
@@ -90,6 +93,7 @@ class Series:
     tilt_degrees: float
     num_doubles: int = 0
     num_frames: int = 1
+    facts: HeaderFacts = field(default_factory=HeaderFacts)
 
     @property
     def is_ct(self) -> bool:
@@ -143,14 +147,19 @@ def list_series(folder: str | Path) -> list[Series]:
 
 
 def refuse_dicom_file(path: Path) -> None:
-    """InputError for a file that is one DICOM object: bytes 128 to 131 are "DICM" (DICOM PS3.10, 7.1)."""
-    with path.open("rb") as handle:
-        if handle.read(132)[128:] != b"DICM":
-            return
+    """InputError for a file that is one DICOM object."""
+    if not _is_dicom(path):
+        return
     slice_ = _read_slice(str(path))
     if slice_ is not None and slice_.num_frames > 1:
         raise InputError(f"{path}: {_MULTI_FRAME.format(slice_.num_frames)}")
     raise InputError(f"{path}: one DICOM file, expected a folder that holds the slices of a series; name that folder")
+
+
+def _is_dicom(path: Path) -> bool:
+    """Return whether bytes 128 to 131 of a file are "DICM" (DICOM PS3.10, 7.1)."""
+    with path.open("rb") as handle:
+        return handle.read(132)[128:] == b"DICM"
 
 
 def choose_series(folder: str | Path, wanted: str | None = None) -> Series:
@@ -173,12 +182,13 @@ def _chosen(folder: str | Path, series: list[Series], wanted: str | None) -> Ser
 
 def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
     """Read the chosen series in HU (GDCM applies slope and intercept), with its faults and what was left out."""
+    reading = reading or Reading()
     found = list_series(folder)
-    series = _chosen(folder, found, reading.series if reading else None)
-    if not series.is_ct:
-        raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
+    series = _chosen(folder, found, reading.series)
     if series.num_frames > 1:
         raise InputError(f"{folder}: {_MULTI_FRAME.format(series.num_frames)}")
+    if not series.is_ct:
+        raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series.files)
     try:
@@ -188,9 +198,10 @@ def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
         raise InputError(f"{folder}: its DICOM series cannot be read ({reason}); export it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{folder}: its DICOM series is no 3-D grey-level volume; give an axial CT series")
-    volume = from_sitk(image)
-    _, notes = tilt_notes(series.tilt, skew_degrees(volume)[1])
-    return Scan(straightened(volume), series_faults(series), _left_out(found, series) + notes)
+    volume, faults, warnings = check_geometry(from_sitk(image), series.facts, reading, str(folder))
+    _, notes = tilt_notes(series.tilt, 0.0)  # `series_faults` names a tilt that is too large
+    left_out = _left_out(found, series) + _unreadable(folder, found)
+    return Scan(volume, series_faults(series) + faults, left_out + warnings + notes)
 
 
 def _left_out(found: list[Series], chosen: Series) -> list[str]:
@@ -209,6 +220,16 @@ def _left_out(found: list[Series], chosen: Series) -> list[str]:
     for what, count in counts.items():
         warnings.append(warn(SERIES, f"{count} slices of the same series were left out: {what}"))
     return warnings
+
+
+def _unreadable(folder: str | Path, found: list[Series]) -> list[str]:
+    """Warn of DICOM files that GDCM finds no image in: a truncated slice at the end of a stack leaves no gap."""
+    known = {"DICOMDIR"}.union(Path(file).name for series in found for file in series.files)
+    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in known]
+    names = [path.name for path in files if _is_dicom(path) and _read_slice(str(path)) is None]
+    if not names:
+        return []
+    return [warn(SERIES, f"{len(names)} DICOM files were left out, damaged or without an image (first: {names[0]})")]
 
 
 def series_faults(series: Series) -> list[str]:
@@ -350,9 +371,17 @@ def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
     return sum(inside) > len(second) / 2
 
 
+def _degrees(text: str) -> float:
+    """Return the angle of a Decimal String without its sign; 0 where it is empty or no number."""
+    try:
+        angle = abs(float(text))
+    except ValueError:
+        return 0.0
+    return angle if math.isfinite(angle) else 0.0
+
+
 def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:
     first = slices[0].tags
-    tilts = [abs(float(slice_.tags[TILT] or 0)) for slice_ in slices if TILT in slice_.tags]
     sop_class = first.get(SOP_CLASS, "")
     return Series(
         uid=first.get("0020|000e", uid).strip("\0 ") or uid,
@@ -364,7 +393,8 @@ def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:
         kernel=first.get(KERNEL, ""),
         positions=np.array([slice_.position for slice_ in slices]),
         normals=np.array([slice_.normal for slice_ in slices]),
-        tilt_degrees=max(tilts, default=0.0),
+        tilt_degrees=max(_degrees(slice_.tags.get(TILT, "")) for slice_ in slices),
         num_doubles=num_doubles,
         num_frames=slices[0].num_frames,
+        facts=HeaderFacts(not first.keys().isdisjoint(PIXEL_SPACINGS), ORIENTATION in first),
     )
