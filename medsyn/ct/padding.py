@@ -15,6 +15,7 @@ from medsyn.masks.morphology import IN_PLANE
 from medsyn.volume import Volume
 
 FILL_HU = -1024
+"""HU where there is no image: padding that was found, and the outside of a scan on the model's grid."""
 LOW_HU = -1500.0
 """Far below air; noise and streaks reach -1200."""
 MOST_INSIDE = 0.02
