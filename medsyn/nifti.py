@@ -83,7 +83,7 @@ class Header:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether the name says that a file is a NIfTI image."""
+    """Return whether the name says that a file is a NIfTI image."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -96,7 +96,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the content of a file is a gzip stream, whatever its name says."""
+    """Return whether the content of a file is a gzip stream, whatever its name says."""
     with path.open("rb") as handle:
         return handle.read(2) == _GZIP
 
@@ -109,7 +109,7 @@ def open_content(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a NIfTI file or pair; what is no NIfTI header, or cannot be true, is an InputError.
+    """Read the header of a NIfTI file or pair; no NIfTI header, or one that cannot be true, is an InputError.
 
     OSError, EOFError or zlib.error where the file cannot be read.
     """
@@ -119,7 +119,7 @@ def read_header(path: Path) -> Header:
     size = next((s for s in _LAYOUTS for o in ("little", "big") if raw[:4] == s.to_bytes(4, o)), 0)
     if not size or len(raw) < size:
         seen = f"begins with the bytes {raw[:4].hex()}" if raw else "is empty"
-        raise InputError(f"{path}: cannot be read, it {seen}, which is no NIfTI header; replace it")
+        raise InputError(f"{path}: cannot be read, it {seen}, expected a NIfTI header; replace it")
     order = "<" if raw[:4] == size.to_bytes(4, "little") else ">"
     fields = {
         name: np.frombuffer(raw, order + kind, count, offset) for name, (kind, count, offset) in _LAYOUTS[size].items()

@@ -132,7 +132,7 @@ class Series:
 
 
 def list_series(folder: str | Path) -> list[Series]:
-    """Every stack of slices of a folder, by SeriesInstanceUID; none is an InputError."""
+    """Return every stack of slices of a folder, by SeriesInstanceUID; none is an InputError."""
     odd = [path.name for path in Path(folder).iterdir() if not (path.is_file() or path.is_dir())]
     if odd:
         raise InputError(f"{folder}: holds {odd[0]}, a pipe, device or broken link, expected files; remove it")
@@ -197,7 +197,7 @@ def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{folder}: its DICOM series cannot be read ({reason}); export it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{folder}: its DICOM series is no 3-D grey-level volume; give an axial CT series")
+        raise InputError(f"{folder}: its DICOM series is not a 3-D grey-level volume; give an axial CT series")
     volume, faults, warnings = check_geometry(from_sitk(image), series.facts, reading, str(folder))
     _, notes = tilt_notes(series.tilt, 0.0)  # `series_faults` names a tilt that is too large
     left_out = _left_out(found, series) + _unreadable(folder, found)
@@ -233,7 +233,7 @@ def _unreadable(folder: str | Path, found: list[Series]) -> list[str]:
 
 
 def series_faults(series: Series) -> list[str]:
-    """Reasons, from the slices' own positions, not to trust a series: gaps, doubles, tilt, no axial slices."""
+    """Return reasons, from the slices' own positions, not to trust a series: gaps, doubles, tilt, no axial slices."""
     if len(series.files) < 3:
         return [f"{len(series.files)} slices in the series"]
     normal, faults = series.normals[0], []
@@ -358,13 +358,13 @@ def _even_stacks(slices: list[_Slice]) -> list[list[_Slice]]:
 
 
 def _is_even(slices: list[_Slice]) -> bool:
-    """Whether the places differ by equal steps; one slice is even."""
+    """Return whether the places differ by equal steps; one slice is even."""
     steps = np.diff([_place_mm(slice_, slices[0].normal) for slice_ in slices])
     return bool(steps.size == 0 or (steps.min() > SAME_PLACE_MM and steps.max() < 1.1 * steps.min()))
 
 
 def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
-    """Whether most of the second stack lies within the first."""
+    """Return whether most of the second stack lies within the first."""
     normal = first[0].normal
     low, high = _place_mm(first[0], normal) - SAME_PLACE_MM, _place_mm(first[-1], normal) + SAME_PLACE_MM
     inside = [low <= _place_mm(slice_, normal) <= high for slice_ in second]

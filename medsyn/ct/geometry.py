@@ -115,7 +115,7 @@ def tilt_notes(tilt: float, skew: float, other: float = 0.0) -> tuple[list[str],
 
 
 def _is_bare(volume: Volume) -> bool:
-    """Whether the geometry is what libraries write when they are given none: 1 mm, no origin, an identity matrix."""
+    """Return whether the geometry is what libraries write by default: 1 mm, no origin, an identity matrix."""
     steps = bool(np.allclose(volume.spacing_mm, 1.0, atol=1e-6) and not np.any(volume.origin_mm))
     return steps and bool(np.allclose(np.abs(volume.direction), np.eye(3).ravel(), atol=1e-6))
 
