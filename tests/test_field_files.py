@@ -613,6 +613,16 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(
         assert "its header claims 64 x 64 x 64 voxels" in inspect(path)["reasons"][0]
 
 
+def test_npz_without_voxels_or_of_another_byte_order(tmp_path: Path) -> None:
+    reading = Reading(spacing_mm=normal().spacing_mm, orientation="LAS")
+    np.savez(tmp_path / "none.npz", ct=np.zeros((0, 4, 4)))
+    assert "expected one 3-D array of numbers" in inspect(tmp_path / "none.npz", reading)["reasons"][0]
+    np.savez(tmp_path / "big.npz", ct=normal().array.astype(">f4"))
+    volume = read_scan(tmp_path / "big.npz", reading).volume
+    assert volume.array.dtype == np.dtype(np.float32)
+    np.testing.assert_array_equal(from_sitk(to_sitk(volume)).array, normal().array)
+
+
 def test_an_npz_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", ct=np.zeros((4, 4, 4), np.int16))
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
