@@ -439,6 +439,21 @@ def test_a_tilt_tag_that_is_no_number_says_nothing(tmp_path: Path, text: str) ->
     assert (scan.faults, scan.warnings) == ([], [])
 
 
+def test_slices_at_uneven_distances_are_named(tmp_path: Path) -> None:
+    """Two distances of which none is a gap, as where a protocol changes the increment."""
+    write_dicom(tmp_path, small(), "2")
+    step = small().spacing_mm[0]
+    for number, file in enumerate(sorted(tmp_path.iterdir())):
+        dataset = pydicom.dcmread(file)
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, round(number * step + max(0, number - 12) * 0.3 * step, 4)]
+        dataset.save_as(file)
+    scan = read_scan(tmp_path)
+    assert scan.faults == []
+    assert topics(scan.warnings) == ["spacing"]
+    assert f"apart, used as {scan.volume.spacing_mm[0]:.3g} mm everywhere" in scan.warnings[0]
+
+
 def test_a_dicom_series_without_spacing_or_orientation_says_so(tmp_path: Path) -> None:
     for name, keyword in (("a", "PixelSpacing"), ("b", "ImageOrientationPatient")):
         write_dicom(tmp_path / name, small(), "2")

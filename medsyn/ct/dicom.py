@@ -35,7 +35,7 @@ from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.kernels import equal_thickness_mm, is_sharp
 from medsyn.reading import Reading
-from medsyn.scan_warnings import SERIES, warn
+from medsyn.scan_warnings import SERIES, SPACING, warn
 from medsyn.volume import from_sitk
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices on stderr; `series_faults` refuses them
@@ -49,6 +49,8 @@ PIXEL_SPACINGS = ("0028|0030", "0018|1164", "0018|2010")
 """Pixel Spacing, and what captured images have instead: GDCM takes 1 mm where all are missing."""
 ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME = "0020|0012", "0020|0100", "0008|0033"
 SAME_COSINE, SAME_PLACE_MM = 0.9995, 0.01
+MOST_UNEVEN = 1.1
+"""Largest distance of neighbouring slices, as a multiple of the smallest, of an even stack."""
 MOST_AT_ONE_PLACE = 16
 """Slices at one place that are compared with each other."""
 _MULTI_FRAME = (
@@ -201,7 +203,7 @@ def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
     volume, faults, warnings = check_geometry(from_sitk(image), series.facts, reading, str(folder))
     _, notes = tilt_notes(series.tilt, 0.0)  # `series_faults` names a tilt that is too large
     left_out = _left_out(found, series) + _unreadable(folder, found)
-    return Scan(volume, series_faults(series) + faults, left_out + warnings + notes)
+    return Scan(volume, series_faults(series) + faults, left_out + _uneven(series) + warnings + notes)
 
 
 def _left_out(found: list[Series], chosen: Series) -> list[str]:
@@ -230,6 +232,15 @@ def _unreadable(folder: str | Path, found: list[Series]) -> list[str]:
     if not names:
         return []
     return [warn(SERIES, f"{len(names)} DICOM files were left out, damaged or without an image (first: {names[0]})")]
+
+
+def _uneven(series: Series) -> list[str]:
+    """Warn of slices at uneven distances that are no gap: ITK reads their mean as the spacing."""
+    steps = np.abs(np.diff(series.positions @ series.normals[0]))
+    if not steps.size or steps.max() < MOST_UNEVEN * steps.min():
+        return []
+    text = f"slices lie {steps.min():.3g} to {steps.max():.3g} mm apart, used as {steps.mean():.3g} mm everywhere"
+    return [warn(SPACING, text)]
 
 
 def series_faults(series: Series) -> list[str]:
@@ -360,7 +371,7 @@ def _even_stacks(slices: list[_Slice]) -> list[list[_Slice]]:
 def _is_even(slices: list[_Slice]) -> bool:
     """Return whether the places differ by equal steps; one slice is even."""
     steps = np.diff([_place_mm(slice_, slices[0].normal) for slice_ in slices])
-    return bool(steps.size == 0 or (steps.min() > SAME_PLACE_MM and steps.max() < 1.1 * steps.min()))
+    return bool(steps.size == 0 or (steps.min() > SAME_PLACE_MM and steps.max() < MOST_UNEVEN * steps.min()))
 
 
 def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
