@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from medsyn.ct.dicom_slices import IMAGE_TYPE, KERNEL, MOST_UNEVEN, SAME_COSINE, Slice, is_dicom, read_slice, stacks
 from medsyn.ct.geometry import MOST_SKEW_DEGREES, HeaderFacts, check_geometry, tilt_notes
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
@@ -42,17 +42,11 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices 
 
 MINIMUM_SLICES = 16
 AXIAL_COSINE = 0.8
-MODALITY, IMAGE_TYPE, DESCRIPTION, BODY_PART = "0008|0060", "0008|0008", "0008|103e", "0018|0015"
+MODALITY, DESCRIPTION, BODY_PART = "0008|0060", "0008|103e", "0018|0015"
 SOP_CLASS = "0008|0016"
-KERNEL, TILT, POSITION, ORIENTATION = "0018|1210", "0018|1120", "0020|0032", "0020|0037"
+TILT, ORIENTATION = "0018|1120", "0020|0037"
 PIXEL_SPACINGS = ("0028|0030", "0018|1164", "0018|2010")
 """Pixel Spacing, and what captured images have instead: GDCM takes 1 mm where all are missing."""
-ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME = "0020|0012", "0020|0100", "0008|0033"
-SAME_COSINE, SAME_PLACE_MM = 0.9995, 0.01
-MOST_UNEVEN = 1.1
-"""Largest distance of neighbouring slices, as a multiple of the smallest, of an even stack."""
-MOST_AT_ONE_PLACE = 16
-"""Slices at one place that are compared with each other."""
 _MULTI_FRAME = (
     "a multi-frame (enhanced) DICOM file of {} images, which is not read here; convert it to NIfTI (dcm2niix) or to one"
     " file per slice"
@@ -141,8 +135,8 @@ def list_series(folder: str | Path) -> list[Series]:
     found: list[Series] = []
     for name in sorted(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))):
         files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name)
-        slices = [slice_ for file in files if (slice_ := _read_slice(file)) is not None]
-        found += [_series(name, *part) for part in _stacks(slices)]
+        slices = [slice_ for file in files if (slice_ := read_slice(file)) is not None]
+        found += [_series(name, *part) for part in stacks(slices)]
     if not found:
         raise InputError(f"{folder}: no DICOM series in this folder; name the folder that holds the slices")
     return found
@@ -150,18 +144,12 @@ def list_series(folder: str | Path) -> list[Series]:
 
 def refuse_dicom_file(path: Path) -> None:
     """InputError for a file that is one DICOM object."""
-    if not _is_dicom(path):
+    if not is_dicom(path):
         return
-    slice_ = _read_slice(str(path))
+    slice_ = read_slice(str(path))
     if slice_ is not None and slice_.num_frames > 1:
         raise InputError(f"{path}: {_MULTI_FRAME.format(slice_.num_frames)}")
     raise InputError(f"{path}: one DICOM file, expected a folder that holds the slices of a series; name that folder")
-
-
-def _is_dicom(path: Path) -> bool:
-    """Return whether bytes 128 to 131 of a file are "DICM" (DICOM PS3.10, 7.1)."""
-    with path.open("rb") as handle:
-        return handle.read(132)[128:] == b"DICM"
 
 
 def choose_series(folder: str | Path, wanted: str | None = None) -> Series:
@@ -228,7 +216,7 @@ def _unreadable(folder: str | Path, found: list[Series]) -> list[str]:
     """Warn of DICOM files that GDCM finds no image in: a truncated slice at the end of a stack leaves no gap."""
     known = {"DICOMDIR"}.union(Path(file).name for series in found for file in series.files)
     files = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in known]
-    names = [path.name for path in files if _is_dicom(path) and _read_slice(str(path)) is None]
+    names = [path.name for path in files if is_dicom(path) and read_slice(str(path)) is None]
     if not names:
         return []
     return [warn(SERIES, f"{len(names)} DICOM files were left out, damaged or without an image (first: {names[0]})")]
@@ -268,120 +256,6 @@ def series_faults(series: Series) -> list[str]:
     return faults
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Header of one file: position and normal in LPS, size in voxels and mm per voxel, and its tags as text."""
-
-    file: str
-    position: NDArray[np.float64]
-    normal: NDArray[np.float64]
-    size: tuple[float, ...]
-    num_frames: int
-    tags: dict[str, str]
-
-    @property
-    def kind(self) -> frozenset[str]:
-        """What keeps the slice out of a stack of CT slices."""
-        values = {part.strip().upper() for part in self.tags.get(IMAGE_TYPE, "").split("\\")}
-        return frozenset(values & {"LOCALIZER", "SECONDARY"})
-
-
-def _read_slice(file: str) -> _Slice | None:
-    """Read the header of a file without its pixels; None where it holds no image."""
-    header = sitk.ImageFileReader()
-    header.LoadPrivateTagsOff()
-    header.SetFileName(file)
-    try:
-        header.ReadImageInformation()
-    except RuntimeError:
-        return None
-    direction = np.array(header.GetDirection()).reshape(header.GetDimension(), -1)[:3, :3]
-    size = header.GetSize()
-    return _Slice(
-        file,
-        np.array(header.GetOrigin()[:3]),
-        np.cross(direction[:, 0], direction[:, 1]),
-        (*size[:2], *(round(step, 3) for step in header.GetSpacing()[:2])),
-        size[2] if len(size) > 2 else 1,
-        {key: header.GetMetaData(key).strip() for key in header.GetMetaDataKeys()},
-    )
-
-
-def _stacks(slices: list[_Slice]) -> list[tuple[list[_Slice], int]]:
-    """Part slices of one UID into stacks, each with the number of identical doubles that were dropped from it."""
-    groups: list[list[_Slice]] = []
-    for slice_ in slices:
-        for group in groups:
-            first = group[0]
-            same = abs(float(first.normal @ slice_.normal)) > SAME_COSINE
-            if same and first.size == slice_.size and first.kind == slice_.kind:
-                group.append(slice_)
-                break
-        else:
-            groups.append([slice_])
-    stacks = []
-    for group in groups:
-        ordered = sorted(group, key=lambda slice_: _place_mm(slice_, group[0].normal))
-        kept = _without_doubles(ordered)
-        stacks += [(part, len(ordered) - len(kept)) for part in _even_stacks(kept)]
-    return stacks
-
-
-def _place_mm(slice_: _Slice, normal: NDArray[np.float64]) -> float:
-    return float(slice_.position @ normal)
-
-
-def _without_doubles(slices: list[_Slice]) -> list[_Slice]:
-    """Drop slices whose place and pixels another has; `slices` are in the order of their places."""
-    kept: list[_Slice] = []
-    for slice_ in slices:
-        rivals = [o for o in kept[-MOST_AT_ONE_PLACE:] if np.abs(o.position - slice_.position).max() < SAME_PLACE_MM]
-        if not any(np.array_equal(_pixels(other), _pixels(slice_)) for other in rivals):
-            kept.append(slice_)
-    return kept
-
-
-def _pixels(slice_: _Slice) -> NDArray:
-    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(slice_.file)))
-
-
-def _even_stacks(slices: list[_Slice]) -> list[list[_Slice]]:
-    """Part slices at uneven places by the first property whose stacks are even and lie at the same place.
-
-    Stacks that follow each other along the body are one scan, whatever their acquisition numbers say.
-    """
-    if _is_even(slices):
-        return [slices]
-    properties: list[Callable[[_Slice], object]] = [
-        lambda slice_, tag=tag: slice_.tags.get(tag, "")  # type: ignore[misc]
-        for tag in (IMAGE_TYPE, ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME, KERNEL)
-    ]
-    normal = slices[0].normal
-    properties.append(lambda slice_: tuple(np.round(slice_.position - normal * _place_mm(slice_, normal), 1)))
-    for value_of in properties:
-        parts: dict[object, list[_Slice]] = {}
-        for slice_ in slices:
-            parts.setdefault(value_of(slice_), []).append(slice_)
-        first, *others = sorted(parts.values(), key=len, reverse=True)
-        if others and _is_even(first) and all(_is_even(part) and _overlap(first, part) for part in others):
-            return [first, *others]
-    return [slices]
-
-
-def _is_even(slices: list[_Slice]) -> bool:
-    """Return whether the places differ by equal steps; one slice is even."""
-    steps = np.diff([_place_mm(slice_, slices[0].normal) for slice_ in slices])
-    return bool(steps.size == 0 or (steps.min() > SAME_PLACE_MM and steps.max() < MOST_UNEVEN * steps.min()))
-
-
-def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
-    """Return whether most of the second stack lies within the first."""
-    normal = first[0].normal
-    low, high = _place_mm(first[0], normal) - SAME_PLACE_MM, _place_mm(first[-1], normal) + SAME_PLACE_MM
-    inside = [low <= _place_mm(slice_, normal) <= high for slice_ in second]
-    return sum(inside) > len(second) / 2
-
-
 def _degrees(text: str) -> float:
     """Return the angle of a Decimal String without its sign; 0 where it is empty or no number."""
     try:
@@ -391,7 +265,7 @@ def _degrees(text: str) -> float:
     return angle if math.isfinite(angle) else 0.0
 
 
-def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:
+def _series(uid: str, slices: list[Slice], num_doubles: int) -> Series:
     first = slices[0].tags
     sop_class = first.get(SOP_CLASS, "")
     return Series(
