@@ -320,6 +320,7 @@ def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_sto
         cohort={"manifest": "manifest.csv", "num_shards": 1},
         preprocess={"size": [64, 64, 64], "alignment": "lung_centre"},
         masks={"lobes": "classical", "airway": "classical", "vessels": "classical"},
+        super_res={"train": {"crop_size": None}},
     )
     results = tmp_path / "results/ct_rate"
     targets = ["results/ct_rate/store/0", "results/ct_rate/qc/labels.csv"]
