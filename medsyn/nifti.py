@@ -83,7 +83,7 @@ class Header:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether the name says that a file is a NIfTI image."""
+    """Return whether the name says that a file is a NIfTI image."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -96,7 +96,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the content of a file is a gzip stream, whatever its name says."""
+    """Return whether the content of a file is a gzip stream, whatever its name says."""
     with path.open("rb") as handle:
         return handle.read(2) == _GZIP
 
@@ -109,7 +109,7 @@ def open_content(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a NIfTI file or pair; what is no NIfTI header, or cannot be true, is an InputError.
+    """Read the header of a NIfTI file or pair; no NIfTI header, or one that cannot be true, is an InputError.
 
     OSError, EOFError or zlib.error where the file cannot be read.
     """
@@ -119,7 +119,7 @@ def read_header(path: Path) -> Header:
     size = next((s for s in _LAYOUTS for o in ("little", "big") if raw[:4] == s.to_bytes(4, o)), 0)
     if not size or len(raw) < size:
         seen = f"begins with the bytes {raw[:4].hex()}" if raw else "is empty"
-        raise InputError(f"{path}: cannot be read, it {seen}, which is no NIfTI header; replace it")
+        raise InputError(f"{path}: cannot be read, it {seen}, expected a NIfTI header; replace it")
     order = "<" if raw[:4] == size.to_bytes(4, "little") else ">"
     fields = {
         name: np.frombuffer(raw, order + kind, count, offset) for name, (kind, count, offset) in _LAYOUTS[size].items()
@@ -171,7 +171,7 @@ def _header(path: Path, size: int, order: str, fields: dict[str, NDArray], data:
         shape = shape[:-1]
     return Header(
         1 if size == 348 else 2, order, shape, None if kind is None else order + kind, slope, intercept, (x, y, z),
-        _qform(fields) if codes[0] > 0 else None, _checked(path, sform) if codes[1] > 0 else None, codes, data,
+        _qform(path, fields) if codes[0] > 0 else None, _checked(path, sform) if codes[1] > 0 else None, codes, data,
         int(start), dim[0],
     )  # fmt: skip
 
@@ -182,9 +182,11 @@ def _checked(path: Path, affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return affine
 
 
-def _qform(fields: dict[str, NDArray]) -> NDArray[np.float64]:
-    """Affine of the quaternion (b, c, d), the spacing, the sign qfac of the third axis, and the offset."""
+def _qform(path: Path, fields: dict[str, NDArray]) -> NDArray[np.float64]:
+    """Return the affine of the quaternion (b, c, d), the spacing, the sign qfac of the third axis, and the offset."""
     b, c, d = (float(value) for value in fields["quaternion"])
+    if not math.isfinite(b + c + d):
+        raise InputError(f"{path}: damaged, its qform has the quaternion ({b:g}, {c:g}, {d:g}); write it again")
     a = math.sqrt(max(1.0 - b * b - c * c - d * d, 0.0))
     rotation = np.array(
         [
@@ -244,7 +246,9 @@ def count_non_finite(header: Header) -> int:
     count = 0
     with open_content(header.data) as handle:
         handle.read(header.start)
-        while block := handle.read(1 << 22):
+        left = header.num_bytes  # what follows the voxels is not read
+        while block := handle.read(min(left, 1 << 22)):
+            left -= len(block)
             values = np.frombuffer(block[: len(block) // kind.itemsize * kind.itemsize], kind)
             count += int(values.size - np.isfinite(values).sum())
     return count

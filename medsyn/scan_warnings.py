@@ -24,7 +24,7 @@ OF_NO_MEASURE = frozenset({SERIES, GEOMETRY})
 TOPICS = {
     MIRRORED: "heart, arch and liver lie on the wrong side: a mirrored header or situs inversus",
     ORIENTATION: "the file does not say where its axes run to, or says two things",
-    SPACING: "the file carries no spacing of its own",
+    SPACING: "the file carries no spacing of its own, two that differ, or an uneven one",
     GEOMETRY: "the axes were made orthogonal",
     SERIES: "files of the folder were left out",
     CUT: "the first or last slice cuts the lungs",

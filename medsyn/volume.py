@@ -183,7 +183,7 @@ def _read_itk(path: Path) -> Volume:
     image = reader.Execute()
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
-            f"{path}: {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} components a voxel;"
+            f"{path}: {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} components per voxel;"
             " give one 3-D scalar volume"
         )
     return from_sitk(image)
@@ -219,7 +219,7 @@ def _read_plain(path: Path, header: nifti.Header) -> Volume:
 
 
 def _check_compression(path: Path) -> None:
-    """ITK's reader fills what is missing from a truncated .gz file with zeros in silence; refuse such a file."""
+    """Refuse a truncated .gz file: ITK's reader silently fills what is missing with zeros."""
     with _decompressed(path) as handle:
         while handle.read(1 << 22):
             pass

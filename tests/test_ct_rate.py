@@ -210,11 +210,20 @@ def second_table(root: Path) -> None:
 def test_options_of_another_layout_and_no_layout_are_refused(tmp_path: Path, capsys) -> None:
     out = ["--out", str(tmp_path / "m.csv")]
     assert main(["manifest", "rad-chest", str(tmp_path), "--reports", "x.csv", *out]) == 2
-    assert "--reports is no option of rad-chest" in capsys.readouterr().err
+    assert "--reports is not an option of rad-chest" in capsys.readouterr().err
     assert main(["manifest", *out]) == 2
     assert "ct-rate, rad-chest, csv" in capsys.readouterr().err
     assert main(["manifest", "ct-rate", *out]) == 2
     assert "give the folder of the download" in capsys.readouterr().err
+
+
+def test_a_table_of_ones_own_has_no_list_of_what_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("subject_id,image,findings\na,a.nii.gz,Clear.\n")
+    (tmp_path / "m.left_out.csv").write_text("mine")
+    out = ["--table", str(tmp_path / "table.csv"), "--out", str(tmp_path / "m.csv")]
+    assert main(["manifest", "csv", *out]) == 0
+    assert (tmp_path / "m.left_out.csv").read_text() == "mine"
+    assert [row["subject_id"] for row in read_csv(tmp_path / "m.csv")] == ["a"]
 
 
 RAD_COLUMNS = (
@@ -311,6 +320,7 @@ def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_sto
         cohort={"manifest": "manifest.csv", "num_shards": 1},
         preprocess={"size": [64, 64, 64], "alignment": "lung_centre"},
         masks={"lobes": "classical", "airway": "classical", "vessels": "classical"},
+        super_res={"train": {"crop_size": None}},
     )
     results = tmp_path / "results/ct_rate"
     targets = ["results/ct_rate/store/0", "results/ct_rate/qc/labels.csv"]

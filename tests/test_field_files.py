@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from chests import SPECS, chest, write_dicom
@@ -213,6 +214,22 @@ def test_two_transforms_that_differ_are_named(tmp_path: Path) -> None:
     assert read_scan(tmp_path / "a.nii.gz", Reading(orientation="LAS")).warnings == []
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "gzipped.nii"])
+def test_a_spacing_that_differs_from_the_only_transform_is_named(tmp_path: Path, name: str) -> None:
+    def differ(image: object) -> None:
+        image.set_qform(None, 0)  # type: ignore[attr-defined]
+        image.header["pixdim"][1:4] = 1  # type: ignore[index]
+
+    path = save(tmp_path / "a.nii", normal(), differ)
+    content = path.read_bytes()
+    path.unlink()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name != "a.nii" else content)
+    scan = read_scan(tmp_path / name)
+    assert topics(scan.warnings) == ["spacing"]
+    assert scan.warnings[0].startswith("spacing: pixdim says 1 x 1 x 1 mm, sform says 4.")
+    assert read_scan(tmp_path / name, Reading(spacing_mm=normal().spacing_mm)).warnings == []
+
+
 def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
     def forget(image: object) -> None:
         image.set_sform(None, 0)  # type: ignore[attr-defined]
@@ -253,10 +270,6 @@ def test_formats_without_a_spacing_need_one(tmp_path: Path) -> None:
     start, end = (content.index(name) for name in (b"ElementSpacing", b"ElementType"))
     (tmp_path / "a.mha").write_bytes(content[:start] + content[content.index(b"\n", start) + 1 :])
     assert start < end
-
-    def flat(image: object) -> None:
-        image.header["pixdim"][3] = 0  # type: ignore[index]
-        image.header["sform_code"] = 0
 
     write_volume(tmp_path / "a.nii", normal())
     content = bytearray((tmp_path / "a.nii").read_bytes())
@@ -403,6 +416,57 @@ def test_a_small_tilt_of_dicom_slices_is_noted(tmp_path: Path) -> None:
     assert scan.warnings == ["geometry: gantry tilt of 0.5 degrees, the axes were made orthogonal"]
 
 
+def test_a_truncated_slice_at_the_end_of_a_series_is_named(tmp_path: Path) -> None:
+    """Its absence leaves no gap in the stack."""
+    write_dicom(tmp_path, small(), "2")
+    last = sorted(tmp_path.iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    (tmp_path / "readme.txt").write_text("Chest CT")
+    scan = read_scan(tmp_path)
+    assert scan.faults == []
+    assert scan.warnings == [f"series: 1 DICOM files were left out, damaged or without an image (first: {last.name})"]
+    np.testing.assert_array_equal(reorient(scan.volume).array, small().array[:-1])
+
+
+@pytest.mark.parametrize("text", ["n/a", "0,0", "0\\0", " ", "nan"])
+def test_a_tilt_tag_that_is_no_number_says_nothing(tmp_path: Path, text: str) -> None:
+    write_dicom(tmp_path, small(), "2")
+    for file in tmp_path.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.add_new(0x00181120, "LO", text)
+        dataset.save_as(file)
+    scan = read_scan(tmp_path)
+    assert (scan.faults, scan.warnings) == ([], [])
+
+
+def test_slices_at_uneven_distances_are_named(tmp_path: Path) -> None:
+    """Two distances of which none is a gap, as where a protocol changes the increment."""
+    write_dicom(tmp_path, small(), "2")
+    step = small().spacing_mm[0]
+    for number, file in enumerate(sorted(tmp_path.iterdir())):
+        dataset = pydicom.dcmread(file)
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, round(number * step + max(0, number - 12) * 0.3 * step, 4)]
+        dataset.save_as(file)
+    scan = read_scan(tmp_path)
+    assert scan.faults == []
+    assert topics(scan.warnings) == ["spacing"]
+    assert f"apart, used as {scan.volume.spacing_mm[0]:.3g} mm everywhere" in scan.warnings[0]
+
+
+def test_a_dicom_series_without_spacing_or_orientation_says_so(tmp_path: Path) -> None:
+    for name, keyword in (("a", "PixelSpacing"), ("b", "ImageOrientationPatient")):
+        write_dicom(tmp_path / name, small(), "2")
+        for file in (tmp_path / name).iterdir():
+            dataset = pydicom.dcmread(file)
+            delattr(dataset, keyword)
+            dataset.save_as(file)
+    assert "carries no spacing; give spacing_mm" in inspect(tmp_path / "a")["reasons"][0]
+    assert read_scan(tmp_path / "a", Reading(spacing_mm=small().spacing_mm)).volume.spacing_mm == small().spacing_mm
+    assert topics(read_scan(tmp_path / "b").warnings) == ["orientation"]
+    assert read_scan(tmp_path / "b", Reading(orientation="LPS")).warnings == []
+
+
 def test_single_and_multi_frame_dicom_files_are_named(tmp_path: Path) -> None:
     write_dicom(tmp_path / "one", small(), "2")
     file = next((tmp_path / "one").iterdir())
@@ -535,6 +599,24 @@ def test_a_header_that_cannot_be_true_costs_one_line(
     assert "\n" not in reason
 
 
+@pytest.mark.parametrize(("version", "offset", "kind"), [(1, 256, "<f4"), (2, 352, "<f8")])
+def test_a_quaternion_that_is_no_number_is_refused(tmp_path: Path, version: int, offset: int, kind: str) -> None:
+    def turn(image: object) -> None:
+        image.set_qform(image.affine, 1)  # type: ignore[attr-defined]
+
+    path = save(tmp_path / "a.nii", normal(), turn, kind=f"Nifti{version}Image")
+    content, value = bytearray(path.read_bytes()), np.array([np.nan], kind).tobytes()
+    content[offset : offset + len(value)] = value
+    path.write_bytes(bytes(content))
+    assert "its qform has the quaternion (nan, " in inspect(path)["reasons"][0]
+
+
+def test_what_follows_the_voxels_is_not_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", normal().with_array(normal().array.astype(np.float32)))
+    path.write_bytes(path.read_bytes() + np.full(9, np.nan, "<f4").tobytes())
+    np.testing.assert_array_equal(read_scan(path).volume.array, normal().array)
+
+
 def test_a_file_larger_than_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +626,16 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.__getitem__)
     for path in paths:
         assert "its header claims 64 x 64 x 64 voxels" in inspect(path)["reasons"][0]
+
+
+def test_npz_without_voxels_or_of_another_byte_order(tmp_path: Path) -> None:
+    reading = Reading(spacing_mm=normal().spacing_mm, orientation="LAS")
+    np.savez(tmp_path / "none.npz", ct=np.zeros((0, 4, 4)))
+    assert "expected one 3-D array of numbers" in inspect(tmp_path / "none.npz", reading)["reasons"][0]
+    np.savez(tmp_path / "big.npz", ct=normal().array.astype(">f4"))
+    volume = read_scan(tmp_path / "big.npz", reading).volume
+    assert volume.array.dtype == np.dtype(np.float32)
+    np.testing.assert_array_equal(from_sitk(to_sitk(volume)).array, normal().array)
 
 
 def test_an_npz_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def add_verbs(verbs: Verbs) -> None:
         summary="Write the manifest of a data set: a download of CT-RATE or RAD-ChestCT, or your own table. Volumes of"
         " a download that are not in it are listed with their reason in <out>.left_out.csv.",
         example="medsyn manifest ct-rate data/CT-RATE --out config/ct_rate.csv",
-        outputs=lambda args: Outputs(files=[Path(args.out), _left_out(args.out)]),
+        outputs=_outputs,
     )
     parser.add_argument("layout", nargs="?", choices=LAYOUTS, help="the data set, or csv for a table of your own")
     parser.add_argument("folder", nargs="?", help="folder of the download; tables and volumes are looked for below it")
@@ -58,6 +58,12 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, help="CSV file, for `medsyn cohort` or cohort.manifest")
 
 
+def _outputs(args: argparse.Namespace) -> Outputs:
+    """Return the manifest and, where volumes of a download can be left out, the table of these."""
+    layout = LAYOUTS.get(args.layout or args.layout_option)
+    return Outputs(files=[Path(args.out), *([] if layout == "csv" else [_left_out(args.out)])])
+
+
 def _manifest(args: argparse.Namespace) -> None:
     from medsyn.cohort.layouts import LEFT_OUT_COLUMNS, MANIFEST_COLUMNS
     from medsyn.files import write_csv
@@ -69,7 +75,7 @@ def _manifest(args: argparse.Namespace) -> None:
     known = {option for options in OPTIONS.values() for option in options}
     for option in sorted(known.difference(OPTIONS[layout])):
         if getattr(args, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')} is no option of {layout}; leave it away")
+            raise InputError(f"--{option.replace('_', '-')} is not an option of {layout}; remove it")
     manifest = {"ct-rate": _ct_rate, "rad-chest": _rad_chest, "csv": _csv}[layout](args)
     write_csv(args.out, manifest.rows, MANIFEST_COLUMNS)
     for note in manifest.notes:

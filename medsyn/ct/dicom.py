@@ -20,34 +20,33 @@ and the reader names what it left out.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsyn.ct.geometry import MOST_SKEW_DEGREES, tilt_notes
+from medsyn.ct.dicom_slices import IMAGE_TYPE, KERNEL, MOST_UNEVEN, SAME_COSINE, Slice, is_dicom, read_slice, stacks
+from medsyn.ct.geometry import MOST_SKEW_DEGREES, HeaderFacts, check_geometry, tilt_notes
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.kernels import equal_thickness_mm, is_sharp
 from medsyn.reading import Reading
-from medsyn.scan_warnings import SERIES, warn
-from medsyn.volume import from_sitk, skew_degrees, straightened
+from medsyn.scan_warnings import SERIES, SPACING, warn
+from medsyn.volume import from_sitk
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns of uneven slices on stderr; `series_faults` refuses them
 
 MINIMUM_SLICES = 16
 AXIAL_COSINE = 0.8
-MODALITY, IMAGE_TYPE, DESCRIPTION, BODY_PART = "0008|0060", "0008|0008", "0008|103e", "0018|0015"
+MODALITY, DESCRIPTION, BODY_PART = "0008|0060", "0008|103e", "0018|0015"
 SOP_CLASS = "0008|0016"
-KERNEL, TILT, POSITION, ORIENTATION = "0018|1210", "0018|1120", "0020|0032", "0020|0037"
-ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME = "0020|0012", "0020|0100", "0008|0033"
-SAME_COSINE, SAME_PLACE_MM = 0.9995, 0.01
-MOST_AT_ONE_PLACE = 16
-"""Slices at one place that are compared with each other."""
+TILT, ORIENTATION = "0018|1120", "0020|0037"
+PIXEL_SPACINGS = ("0028|0030", "0018|1164", "0018|2010")
+"""Pixel Spacing, and what captured images have instead: GDCM takes 1 mm where all are missing."""
 _MULTI_FRAME = (
     "a multi-frame (enhanced) DICOM file of {} images, which is not read here; convert it to NIfTI (dcm2niix) or to one"
     " file per slice"
@@ -75,7 +74,7 @@ class Series:
     """One stack of slices: its files in slice order and what the first slice says.
 
     num_doubles: slices that were dropped because another has their place and pixels; num_frames: images of the first
-    file, above 1 in a multi-frame file.
+    file, above 1 in a multi-frame file; facts: whether the first slice says spacing and orientation.
     """
 
     uid: str
@@ -90,6 +89,7 @@ class Series:
     tilt_degrees: float
     num_doubles: int = 0
     num_frames: int = 1
+    facts: HeaderFacts = field(default_factory=HeaderFacts)
 
     @property
     def is_ct(self) -> bool:
@@ -128,26 +128,25 @@ class Series:
 
 
 def list_series(folder: str | Path) -> list[Series]:
-    """Every stack of slices of a folder, by SeriesInstanceUID; none is an InputError."""
+    """Return every stack of slices of a folder, by SeriesInstanceUID; none is an InputError."""
     odd = [path.name for path in Path(folder).iterdir() if not (path.is_file() or path.is_dir())]
     if odd:
         raise InputError(f"{folder}: holds {odd[0]}, a pipe, device or broken link, expected files; remove it")
     found: list[Series] = []
     for name in sorted(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))):
         files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name)
-        slices = [slice_ for file in files if (slice_ := _read_slice(file)) is not None]
-        found += [_series(name, *part) for part in _stacks(slices)]
+        slices = [slice_ for file in files if (slice_ := read_slice(file)) is not None]
+        found += [_series(name, *part) for part in stacks(slices)]
     if not found:
         raise InputError(f"{folder}: no DICOM series in this folder; name the folder that holds the slices")
     return found
 
 
 def refuse_dicom_file(path: Path) -> None:
-    """InputError for a file that is one DICOM object: bytes 128 to 131 are "DICM" (DICOM PS3.10, 7.1)."""
-    with path.open("rb") as handle:
-        if handle.read(132)[128:] != b"DICM":
-            return
-    slice_ = _read_slice(str(path))
+    """InputError for a file that is one DICOM object."""
+    if not is_dicom(path):
+        return
+    slice_ = read_slice(str(path))
     if slice_ is not None and slice_.num_frames > 1:
         raise InputError(f"{path}: {_MULTI_FRAME.format(slice_.num_frames)}")
     raise InputError(f"{path}: one DICOM file, expected a folder that holds the slices of a series; name that folder")
@@ -173,12 +172,13 @@ def _chosen(folder: str | Path, series: list[Series], wanted: str | None) -> Ser
 
 def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
     """Read the chosen series in HU (GDCM applies slope and intercept), with its faults and what was left out."""
+    reading = reading or Reading()
     found = list_series(folder)
-    series = _chosen(folder, found, reading.series if reading else None)
-    if not series.is_ct:
-        raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
+    series = _chosen(folder, found, reading.series)
     if series.num_frames > 1:
         raise InputError(f"{folder}: {_MULTI_FRAME.format(series.num_frames)}")
+    if not series.is_ct:
+        raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series.files)
     try:
@@ -187,10 +187,11 @@ def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{folder}: its DICOM series cannot be read ({reason}); export it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{folder}: its DICOM series is no 3-D grey-level volume; give an axial CT series")
-    volume = from_sitk(image)
-    _, notes = tilt_notes(series.tilt, skew_degrees(volume)[1])
-    return Scan(straightened(volume), series_faults(series), _left_out(found, series) + notes)
+        raise InputError(f"{folder}: its DICOM series is not a 3-D grey-level volume; give an axial CT series")
+    volume, faults, warnings = check_geometry(from_sitk(image), series.facts, reading, str(folder))
+    _, notes = tilt_notes(series.tilt, 0.0)  # `series_faults` names a tilt that is too large
+    left_out = _left_out(found, series) + _unreadable(folder, found)
+    return Scan(volume, series_faults(series) + faults, left_out + _uneven(series) + warnings + notes)
 
 
 def _left_out(found: list[Series], chosen: Series) -> list[str]:
@@ -211,8 +212,27 @@ def _left_out(found: list[Series], chosen: Series) -> list[str]:
     return warnings
 
 
+def _unreadable(folder: str | Path, found: list[Series]) -> list[str]:
+    """Warn of DICOM files that GDCM finds no image in: a truncated slice at the end of a stack leaves no gap."""
+    known = {"DICOMDIR"}.union(Path(file).name for series in found for file in series.files)
+    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in known]
+    names = [path.name for path in files if is_dicom(path) and read_slice(str(path)) is None]
+    if not names:
+        return []
+    return [warn(SERIES, f"{len(names)} DICOM files were left out, damaged or without an image (first: {names[0]})")]
+
+
+def _uneven(series: Series) -> list[str]:
+    """Warn of slices at uneven distances that are no gap: ITK reads their mean as the spacing."""
+    steps = np.abs(np.diff(series.positions @ series.normals[0]))
+    if not steps.size or steps.max() < MOST_UNEVEN * steps.min():
+        return []
+    text = f"slices lie {steps.min():.3g} to {steps.max():.3g} mm apart, used as {steps.mean():.3g} mm everywhere"
+    return [warn(SPACING, text)]
+
+
 def series_faults(series: Series) -> list[str]:
-    """Reasons, from the slices' own positions, not to trust a series: gaps, doubles, tilt, no axial slices."""
+    """Return reasons, from the slices' own positions, not to trust a series: gaps, doubles, tilt, no axial slices."""
     if len(series.files) < 3:
         return [f"{len(series.files)} slices in the series"]
     normal, faults = series.normals[0], []
@@ -236,123 +256,17 @@ def series_faults(series: Series) -> list[str]:
     return faults
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Header of one file: position and normal in LPS, size in voxels and mm per voxel, and its tags as text."""
-
-    file: str
-    position: NDArray[np.float64]
-    normal: NDArray[np.float64]
-    size: tuple[float, ...]
-    num_frames: int
-    tags: dict[str, str]
-
-    @property
-    def kind(self) -> frozenset[str]:
-        """What keeps the slice out of a stack of CT slices."""
-        values = {part.strip().upper() for part in self.tags.get(IMAGE_TYPE, "").split("\\")}
-        return frozenset(values & {"LOCALIZER", "SECONDARY"})
-
-
-def _read_slice(file: str) -> _Slice | None:
-    """Read the header of a file without its pixels; None where it holds no image."""
-    header = sitk.ImageFileReader()
-    header.LoadPrivateTagsOff()
-    header.SetFileName(file)
+def _degrees(text: str) -> float:
+    """Return the angle of a Decimal String without its sign; 0 where it is empty or no number."""
     try:
-        header.ReadImageInformation()
-    except RuntimeError:
-        return None
-    direction = np.array(header.GetDirection()).reshape(header.GetDimension(), -1)[:3, :3]
-    size = header.GetSize()
-    return _Slice(
-        file,
-        np.array(header.GetOrigin()[:3]),
-        np.cross(direction[:, 0], direction[:, 1]),
-        (*size[:2], *(round(step, 3) for step in header.GetSpacing()[:2])),
-        size[2] if len(size) > 2 else 1,
-        {key: header.GetMetaData(key).strip() for key in header.GetMetaDataKeys()},
-    )
+        angle = abs(float(text))
+    except ValueError:
+        return 0.0
+    return angle if math.isfinite(angle) else 0.0
 
 
-def _stacks(slices: list[_Slice]) -> list[tuple[list[_Slice], int]]:
-    """Part slices of one UID into stacks, each with the number of identical doubles that were dropped from it."""
-    groups: list[list[_Slice]] = []
-    for slice_ in slices:
-        for group in groups:
-            first = group[0]
-            same = abs(float(first.normal @ slice_.normal)) > SAME_COSINE
-            if same and first.size == slice_.size and first.kind == slice_.kind:
-                group.append(slice_)
-                break
-        else:
-            groups.append([slice_])
-    stacks = []
-    for group in groups:
-        ordered = sorted(group, key=lambda slice_: _place_mm(slice_, group[0].normal))
-        kept = _without_doubles(ordered)
-        stacks += [(part, len(ordered) - len(kept)) for part in _even_stacks(kept)]
-    return stacks
-
-
-def _place_mm(slice_: _Slice, normal: NDArray[np.float64]) -> float:
-    return float(slice_.position @ normal)
-
-
-def _without_doubles(slices: list[_Slice]) -> list[_Slice]:
-    """Drop slices whose place and pixels another has; `slices` are in the order of their places."""
-    kept: list[_Slice] = []
-    for slice_ in slices:
-        rivals = [o for o in kept[-MOST_AT_ONE_PLACE:] if np.abs(o.position - slice_.position).max() < SAME_PLACE_MM]
-        if not any(np.array_equal(_pixels(other), _pixels(slice_)) for other in rivals):
-            kept.append(slice_)
-    return kept
-
-
-def _pixels(slice_: _Slice) -> NDArray:
-    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(slice_.file)))
-
-
-def _even_stacks(slices: list[_Slice]) -> list[list[_Slice]]:
-    """Part slices at uneven places by the first property whose stacks are even and lie at the same place.
-
-    Stacks that follow each other along the body are one scan, whatever their acquisition numbers say.
-    """
-    if _is_even(slices):
-        return [slices]
-    properties: list[Callable[[_Slice], object]] = [
-        lambda slice_, tag=tag: slice_.tags.get(tag, "")  # type: ignore[misc]
-        for tag in (IMAGE_TYPE, ACQUISITION, TEMPORAL_POSITION, CONTENT_TIME, KERNEL)
-    ]
-    normal = slices[0].normal
-    properties.append(lambda slice_: tuple(np.round(slice_.position - normal * _place_mm(slice_, normal), 1)))
-    for value_of in properties:
-        parts: dict[object, list[_Slice]] = {}
-        for slice_ in slices:
-            parts.setdefault(value_of(slice_), []).append(slice_)
-        first, *others = sorted(parts.values(), key=len, reverse=True)
-        if others and _is_even(first) and all(_is_even(part) and _overlap(first, part) for part in others):
-            return [first, *others]
-    return [slices]
-
-
-def _is_even(slices: list[_Slice]) -> bool:
-    """Whether the places differ by equal steps; one slice is even."""
-    steps = np.diff([_place_mm(slice_, slices[0].normal) for slice_ in slices])
-    return bool(steps.size == 0 or (steps.min() > SAME_PLACE_MM and steps.max() < 1.1 * steps.min()))
-
-
-def _overlap(first: list[_Slice], second: list[_Slice]) -> bool:
-    """Whether most of the second stack lies within the first."""
-    normal = first[0].normal
-    low, high = _place_mm(first[0], normal) - SAME_PLACE_MM, _place_mm(first[-1], normal) + SAME_PLACE_MM
-    inside = [low <= _place_mm(slice_, normal) <= high for slice_ in second]
-    return sum(inside) > len(second) / 2
-
-
-def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:
+def _series(uid: str, slices: list[Slice], num_doubles: int) -> Series:
     first = slices[0].tags
-    tilts = [abs(float(slice_.tags[TILT] or 0)) for slice_ in slices if TILT in slice_.tags]
     sop_class = first.get(SOP_CLASS, "")
     return Series(
         uid=first.get("0020|000e", uid).strip("\0 ") or uid,
@@ -364,7 +278,8 @@ def _series(uid: str, slices: list[_Slice], num_doubles: int) -> Series:
         kernel=first.get(KERNEL, ""),
         positions=np.array([slice_.position for slice_ in slices]),
         normals=np.array([slice_.normal for slice_ in slices]),
-        tilt_degrees=max(tilts, default=0.0),
+        tilt_degrees=max(_degrees(slice_.tags.get(TILT, "")) for slice_ in slices),
         num_doubles=num_doubles,
         num_frames=slices[0].num_frames,
+        facts=HeaderFacts(not first.keys().isdisjoint(PIXEL_SPACINGS), ORIENTATION in first),
     )

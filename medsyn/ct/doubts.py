@@ -94,14 +94,14 @@ def cut_warnings(lung: NDArray[np.bool_], spacing_mm: Spacing) -> list[str]:
 
 @cache
 def _atlas_profile() -> tuple[NDArray[np.float64], float]:
-    """Axial area (mm2) of the atlas's lungs from the lowest to the highest slice with lung, and their distance (mm)."""
+    """Return the axial area (mm2) of the atlas's lungs, lowest slice first, and the distance of the slices (mm)."""
     atlas = load_atlas(None)
     area = (atlas.array > 0).sum((1, 2)).astype(float) * atlas.spacing_mm[1] * atlas.spacing_mm[2]
     return np.asarray(area[area > 0]), atlas.spacing_mm[0]
 
 
 def spine_in_front(volume: Volume, lungs: NDArray[np.uint8]) -> bool:
-    """Whether the bone between the lungs lies in front of them, in most slices and twice what lies behind them."""
+    """Return whether the bone between the lungs lies in front, in most slices and twice what lies behind them."""
     box = _box(lungs > 0)
     if box is None:
         return False
@@ -149,7 +149,7 @@ def heart_shift_mm(volume: Volume, lungs: NDArray[np.uint8]) -> float | None:
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """First index, and one past the last, of a mask along z, y and x; None where it is empty."""
+    """Return the first index, and one past the last, of a mask along z, y and x; None where it is empty."""
     if not mask.any():
         return None
     ends = [np.flatnonzero(mask.any(axes))[[0, -1]] for axes in ((1, 2), (0, 2), (0, 1))]

@@ -29,18 +29,23 @@ GIVE_ORIENTATION = "give orientation, such as LPS (manifest or --orientation)"
 
 @dataclass(frozen=True)
 class HeaderFacts:
-    """What a header carries: spacing, orientation, and transforms that contradict each other (RAS affines by name)."""
+    """What a header carries: spacing, orientation, and transforms that may contradict each other (RAS affines by name).
+
+    pixdim_mm: spacing (x, y, z) that a NIfTI header holds beside its transforms; empty in other formats.
+    """
 
     has_spacing: bool = True
     has_orientation: bool = True
     transforms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    pixdim_mm: tuple[float, ...] = ()
 
 
 def nifti_facts(header: Header) -> HeaderFacts:
     """Return what a NIfTI header carries; its pixdim is 0 where a spacing is missing."""
     given = {name: affine for name, affine in (("qform", header.qform), ("sform", header.sform)) if affine is not None}
     has_spacing = min(header.spacing_mm) > 0 or header.affine is header.sform is not None
-    return HeaderFacts(has_spacing and bool(np.isfinite(header.spacing_mm).all()), bool(given), given)
+    has_spacing = has_spacing and bool(np.isfinite(header.spacing_mm).all())
+    return HeaderFacts(has_spacing, bool(given), given, header.spacing_mm)
 
 
 def text_facts(path: Path) -> HeaderFacts:
@@ -78,6 +83,7 @@ def check_geometry(
         if _is_bare(volume):
             text = "1 mm in every direction with an identity matrix and no origin, as files without a spacing have"
             warnings.append(warn(SPACING, f"{text}; {GIVE_SPACING}"))
+        warnings += _other_spacing(volume, facts)
     if reading.orientation != "auto":
         return volume, [], warnings
     if not facts.has_orientation or _is_bare(volume):
@@ -109,9 +115,22 @@ def tilt_notes(tilt: float, skew: float, other: float = 0.0) -> tuple[list[str],
 
 
 def _is_bare(volume: Volume) -> bool:
-    """Whether the geometry is what libraries write when they are given none: 1 mm, no origin, an identity matrix."""
+    """Return whether the geometry is what libraries write by default: 1 mm, no origin, an identity matrix."""
     steps = bool(np.allclose(volume.spacing_mm, 1.0, atol=1e-6) and not np.any(volume.origin_mm))
     return steps and bool(np.allclose(np.abs(volume.direction), np.eye(3).ravel(), atol=1e-6))
+
+
+def _other_spacing(volume: Volume, facts: HeaderFacts) -> list[str]:
+    """Warn where the sform of a NIfTI header without a qform scales the voxels differently from its pixdim."""
+    if facts.transforms.keys() != {"sform"} or min(facts.pixdim_mm) <= 0:
+        return []
+    scale = tuple(np.linalg.norm(facts.transforms["sform"][:3, :3], axis=0))
+    if np.allclose(scale, facts.pixdim_mm, rtol=0.01):
+        return []
+    pixdim, sform, used = (
+        " x ".join(f"{step:.3g}" for step in steps) for steps in (facts.pixdim_mm, scale, volume.spacing_mm[::-1])
+    )
+    return [warn(SPACING, f"pixdim says {pixdim} mm, sform says {sform} mm, used as {used}; {GIVE_SPACING}")]
 
 
 def _contradictions(volume: Volume, facts: HeaderFacts) -> list[str]:

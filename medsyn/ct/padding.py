@@ -15,6 +15,7 @@ from medsyn.masks.morphology import IN_PLANE
 from medsyn.volume import Volume
 
 FILL_HU = -1024
+"""HU where there is no image: padding that was found, and the outside of a scan on the model's grid."""
 LOW_HU = -1500.0
 """Far below air; noise and streaks reach -1200."""
 MOST_INSIDE = 0.02
@@ -24,7 +25,7 @@ SOFT_HU, MINIMUM_SOFT = (-200.0, 200.0), 0.04
 
 
 def is_padded(hu: NDArray) -> bool:
-    """Whether the voxels below LOW_HU of (D, H, W), slices first, are padding (also where there are none)."""
+    """Return whether the voxels below LOW_HU of (D, H, W), slices first, are padding (also where there are none)."""
     sample = hu[:: max(1, hu.shape[0] // 32), ::2, ::2]
     low = sample < LOW_HU
     if not low.any():

@@ -26,6 +26,7 @@ from medsyn.config import PreprocessConfig
 from medsyn.ct.air import calibrate_air
 from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import Chest, judge
+from medsyn.ct.padding import FILL_HU
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
 from medsyn.masks.labels import as_labels
@@ -35,7 +36,6 @@ from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.scan_warnings import AIR, NOT_A_CHEST, topic_of, warn
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
-FILL_HU = -1024
 INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSpline}
 SMOOTH_RATIO = 1.5
 """Smooth along an axis when the grid is coarser than the source by at least this factor."""

@@ -115,7 +115,7 @@ def _read_npz(path: Path, reading: Reading) -> Volume:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read, the file is damaged or no npz ({error}); copy it again") from None
     found = {name: _without_single_axes(array) for name, array in arrays.items() if array.dtype.kind in "iuf"}
-    volumes = {name: array for name, array in found.items() if array.ndim == 3}
+    volumes = {name: array for name, array in found.items() if array.ndim == 3 and array.size}
     if len(volumes) > 1 and KNOWN_KEY in volumes:
         volumes = {KNOWN_KEY: volumes[KNOWN_KEY]}
     if len(volumes) != 1:
@@ -124,7 +124,8 @@ def _read_npz(path: Path, reading: Reading) -> Volume:
             f"{path}: expected one 3-D array of numbers, or one named '{KNOWN_KEY}', found {shapes or 'nothing'}"
         )
     array = next(iter(volumes.values()))
-    array = array.astype(np.float32) if array.dtype == np.float16 else array
+    kind = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
+    array = array.astype(kind, copy=False)
     return with_code(Volume(array, reading.spacing_mm), "LPS")
 
 

@@ -26,7 +26,7 @@ rule preprocess:
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn preprocess --cohort {input.cohort:q} --shard {wildcards.shard:q}/{params.num_shards}"
+        "exec python -m medsyn preprocess --cohort {input.cohort:q} --shard {wildcards.shard:q}/{params.num_shards:q}"
         " --config {input.config:q} --state {params.state:q} --out {output:q} 2> {log:q}"
 
 
