@@ -103,6 +103,13 @@ def test_a_fast_expression_finds_what_the_phrases_find() -> None:
         assert [match.span() for match in fast.finditer(text)] == [match.span() for match in written.finditer(text)]
 
 
+def test_a_bracket_in_a_set_of_characters_begins_no_group() -> None:
+    phrase = union([r"effusion [(]?(small|large)[)]?", r"a\\(b|c)"])
+    assert phrase.search(" effusion (small)")
+    assert phrase.search(" a\\c")
+    assert not phrase.search(" effusion :small")
+
+
 def test_a_file_of_rules_without_the_later_sections_is_read(tmp_path: Path) -> None:
     rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
     del rules["echoes"]
