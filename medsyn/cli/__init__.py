@@ -96,6 +96,13 @@ def add_state(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_options(args: argparse.Namespace, names: Sequence[str], *, chosen: str, other: str) -> None:
+    """InputError at the first of the options `names` that was given: the form `other` reads them, not `chosen`."""
+    given = next((name for name in names if getattr(args, name)), None)
+    if given is not None:
+        raise InputError(f"--{given.replace('_', '-')} goes with {other}, not with {chosen}; leave it out")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from medsyn.cli import data, evaluation, manifest, model, phantom, planning, settings, text, weights
