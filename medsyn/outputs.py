@@ -104,10 +104,10 @@ def check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is a device, pipe or socket, expected a regular file; name another --out")
     if not is_replaceable(path):
-        raise InputError(
-            f"{path}: exists and was not written by `medsyn {WRITER.verb}`, or was changed since; name another"
-            " --out, or give --force to replace it"
-        )
+        doubt = f"was not written by `medsyn {WRITER.verb}`, or was changed since"
+        if not _keeps_attributes(path):
+            doubt = f"its file system keeps no attribute that says whether `medsyn {WRITER.verb}` wrote it"
+        raise InputError(f"{path}: exists and {doubt}; name another --out, or give --force to replace it")
 
 
 def check_folder(path: Path) -> None:
@@ -134,6 +134,14 @@ def _check_place(real: Path, path: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise InputError(f"{path}: cannot be written ({folder}: {error.strerror}); name another --out") from None
+
+
+def _keeps_attributes(path: Path) -> bool:
+    try:
+        os.getxattr(path, _ATTRIBUTE)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
 
 
 def _signature(path: Path) -> bytes:

@@ -85,9 +85,47 @@ def test_without_attributes_of_files_force_is_needed(reports, tmp_path, capsys, 
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
     monkeypatch.setattr(os, "setxattr", none)
+    monkeypatch.setattr(os, "getxattr", none)
     out = tmp_path / "labels.csv"
     assert run("label", reports, "--out", out) == 0
-    assert "--force" in refused(capsys, "label", reports, "--out", out)
+    said = refused(capsys, "label", reports, "--out", out)
+    assert "its file system keeps no attribute" in said
+    assert "--force" in said
+
+
+def test_a_list_of_rejects_never_stops_the_next_run(tmp_path, capsys):
+    """The workflow gives no --force, and Snakemake removes declared outputs alone."""
+    volumes, out, listed = (tmp_path / name for name in ("volumes", "masks", "masks.rejects.csv"))
+    (volumes / "a").mkdir(parents=True)
+    (volumes / "a/volume.nii.gz").write_text("not a volume")
+    command = ("segment", "--volumes", volumes, "--out", out, "--quiet")
+    assert main([*map(str, command)]) == 2
+    listed.write_bytes(listed.read_bytes())  # a copy without attributes, or a file system that keeps none
+    capsys.readouterr()
+    assert main([*map(str, command)]) == 2
+    assert "1 of 1 subjects are rejected" in capsys.readouterr().err
+    listed.write_text("subject_id,my notes\na,ask the ward\n")
+    assert "was not written by" in refused(capsys, *command)
+    assert "ask the ward" in listed.read_text()
+
+
+def test_a_file_that_is_a_mount_point_is_signed_too(reports, tmp_path, monkeypatch):
+    def busy(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "replace", busy)
+    for _ in range(2):
+        assert run("label", reports, "--out", tmp_path / "labels.csv") == 0
+
+
+def test_verbs_for_one_ct_run_twice(tmp_path):
+    scan = write_chest(tmp_path / "ct")
+    for _ in range(2):
+        assert run("preprocess", scan, "--out", tmp_path / "prepared") == 0
+        assert run("segment", scan, "--out", tmp_path / "masks") == 0
+        assert run("measure", scan, "--masks", tmp_path / "masks", "--out", tmp_path / "scan.json") == 0
+        assert run("atlas", "--out", tmp_path / "atlas.nii.gz") == 0
+        assert run("config", Path(__file__).parents[1] / "config/test.yaml", "--out", tmp_path / "config") == 0
 
 
 def test_an_empty_file_is_a_free_name(reports, tmp_path):

@@ -113,7 +113,10 @@ def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
     out = Path(args.out)
     if args.path is not None:
         return Outputs(files=[out / name for name in names])
-    return Outputs(files=[out.with_name(f"{out.name}.rejects.csv")], folders=[out])
+    from medsyn.stages.shards import is_rejects_file, rejects_file
+
+    listed = rejects_file(out)  # Snakemake, which gives no --force, does not remove it
+    return Outputs(files=[] if is_rejects_file(listed) else [listed], folders=[out])
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
