@@ -1,14 +1,15 @@
 """What a verb may write: no input, nothing that another program or verb has written, only where it can be written.
 
-Every file that `medsyn.files.atomic_path` writes is signed: an extended attribute of the file system names the verb,
-the size and the time of modification. A verb replaces a file that carries its own signature and has not been changed
-since. Any other file is replaced with --force alone. Where the file system keeps no such attributes, --force is needed
-to write an output again.
+Every file that `medsyn.files.atomic_path` writes is signed: an extended attribute of the file system holds the verb,
+the size and the SHA-256 of the content (of large files the time of modification instead). A verb replaces a file that
+carries its own signature and has not been changed since. Any other file is replaced with --force alone. Where the file
+system keeps no such attributes, --force is needed to write an output again.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from medsyn import scratch
 from medsyn.errors import InputError
 
 _ATTRIBUTE = "user.medsyn"
+_MAX_HASHED = 64 << 20
+"""Bytes up to which the content of a file counts, not its time of modification, which Snakemake changes."""
 
 
 @dataclass
@@ -146,4 +149,8 @@ def _keeps_attributes(path: Path) -> bool:
 
 def _signature(path: Path) -> bytes:
     facts = path.stat()
-    return f"{WRITER.verb} {facts.st_size} {facts.st_mtime_ns}".encode()
+    content = str(facts.st_mtime_ns)
+    if facts.st_size <= _MAX_HASHED:
+        with path.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+    return f"{WRITER.verb} {facts.st_size} {content}".encode()
