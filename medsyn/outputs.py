@@ -1,9 +1,9 @@
 """What a verb may write: no input, nothing that another program or verb has written, only where it can be written.
 
 Every file that `medsyn.files.atomic_path` writes is signed: an extended attribute of the file system holds the verb,
-the size and the SHA-256 of the content (of large files the time of modification instead). A verb replaces a file that
-carries its own signature and has not been changed since. Any other file is replaced with --force alone. Where the file
-system keeps no such attributes, --force is needed to write an output again.
+the size, the time of modification and, of files up to 64 MiB, the SHA-256 of the content. A verb replaces a file that
+carries its own signature and has not been changed since: the time is the same, or the content is. Any other file is
+replaced with --force alone. Where the file system keeps no such attributes, --force is needed to write an output again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medsyn.errors import InputError
 
 _ATTRIBUTE = "user.medsyn"
 _MAX_HASHED = 64 << 20
-"""Bytes up to which the content of a file counts, not its time of modification, which Snakemake changes."""
+"""Bytes of a file whose content is hashed: Snakemake sets the time of every output at the end of a job."""
 
 
 @dataclass
@@ -64,8 +64,12 @@ def is_replaceable(path: Path) -> bool:
     if WRITER.force or not path.exists() or path.stat().st_size == 0:
         return True
     try:
-        return os.getxattr(path, _ATTRIBUTE) == _signature(path)
-    except OSError:
+        verb, size, time, content = os.getxattr(path, _ATTRIBUTE).decode().split()
+        facts = path.stat()
+        if (verb, size) != (WRITER.verb, str(facts.st_size)):
+            return False
+        return time == str(facts.st_mtime_ns) or (content != "-" and content == _content_hash(path))
+    except (OSError, ValueError):  # no signature, or that of an earlier version
         return False
 
 
@@ -149,8 +153,10 @@ def _keeps_attributes(path: Path) -> bool:
 
 def _signature(path: Path) -> bytes:
     facts = path.stat()
-    content = str(facts.st_mtime_ns)
-    if facts.st_size <= _MAX_HASHED:
-        with path.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-    return f"{WRITER.verb} {facts.st_size} {content}".encode()
+    content = _content_hash(path) if facts.st_size <= _MAX_HASHED else "-"
+    return f"{WRITER.verb} {facts.st_size} {facts.st_mtime_ns} {content}".encode()
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -76,7 +76,9 @@ def test_a_verb_replaces_its_own_output_unless_it_was_changed(reports, tmp_path,
     assert out.read_bytes() == first
     os.utime(out, (0, 0))  # Snakemake sets the time of every output at the end of a job
     assert run("label", reports, "--out", out) == 0
+    facts = out.stat()
     out.write_bytes(first.replace(b"1", b"0", 1))
+    os.utime(out, ns=(0, facts.st_mtime_ns + 1))
     assert "was changed since" in refused(capsys, "label", reports, "--out", out)
     assert run("phantom", "--reports-only", "--count", 2, "--out", tmp_path / "text.csv") == 0
     assert "was not written by `medsyn label`" in refused(capsys, "label", reports, "--out", tmp_path / "text.csv")
