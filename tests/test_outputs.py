@@ -171,6 +171,23 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(reports, tmp_pat
     assert stat.S_ISFIFO(Path("pipe").stat().st_mode)
 
 
+@pytest.mark.parametrize(
+    "verb", ["segment --volumes .", "evaluate --real . --synthetic .", "schema", "phantom --count 1"]
+)
+def test_a_name_that_is_none_is_told_before_the_work(tmp_path, capsys, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    for out in ["", ".", "/"] if verb.startswith(("segment", "evaluate")) else [""]:
+        assert f"--out '{out}': is not the name of" in refused(capsys, *verb.split(), "--out", out)
+
+
+def test_an_empty_working_folder_is_filled_and_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = tmp_path.stat().st_ino
+    assert run("phantom", "--count", 1, "--size", 16, "--out", ".") == 0
+    assert tmp_path.stat().st_ino == before
+    assert sorted(path.name for path in Path().iterdir()) == ["cohort.csv", "phantom-00000", "provenance.json"]
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(reports, tmp_path, capsys, monkeypatch):
     def denied(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -120,7 +120,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
     WRITER.verb, WRITER.force = args.verb, getattr(args, "force", False)
     if args.outputs is None:
         return
-    outputs = args.outputs(args)
+    try:
+        outputs = args.outputs(args)
+    except ValueError:  # pathlib's: "." and "/" have no name from which others could be made
+        outputs = None
+    if outputs is None or getattr(args, "out", None) == "":
+        raise InputError(f"--out '{args.out}': is not the name of a file or folder; give one")
     others = {name: value for name, value in vars(args).items() if name not in ("out", "state", "verb")}
     check_outputs(outputs, [path for value in others.values() for path in _existing(value)])
     if getattr(args, "state", None) is not None:

@@ -157,8 +157,10 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
     last = -1
     for raw in read_csv(path, [name for name in COLUMNS if name not in NOTES]):
         row = dict.fromkeys(NOTES, "") | raw
-        if not row["shard"].isdigit():
-            raise InputError(f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is no number; write it anew")
+        if not row["shard"].isdecimal():
+            raise InputError(
+                f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is not a number; write it again"
+            )
         last = max(last, int(row["shard"]))
         if shard is not None and int(row["shard"]) != shard:
             continue
