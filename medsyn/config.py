@@ -462,12 +462,6 @@ class Config(Section):
         check_config(self)
         return self
 
-    @model_validator(mode="after")
-    def _check_labels(self) -> Config:
-        if self.evaluation.label_source == "given" and self.cohort.source == "phantom":
-            raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
-        return self
-
 
 SectionType = TypeVar("SectionType", bound=Section)
 

@@ -149,6 +149,8 @@ def _check_steps(name: str, train: TrainConfig) -> None:
 
 def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
+    if evaluation.label_source == "given" and config.cohort.source == "phantom":
+        raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
     missing = [finding for finding in NEEDED_PAIRS if finding not in evaluation.prompt_pairs]
     if missing:
         raise ValueError(f"evaluation.prompt_pairs: {missing[0]} is missing, which Tables II to IV and VII need")

@@ -89,6 +89,7 @@ def _rename(source: Path, target: Path) -> None:
             _move_files(source, target)
         else:
             shutil.copyfile(source, target)
+            outputs.sign(target)
 
 
 def _move_files(source: Path, target: Path) -> None:

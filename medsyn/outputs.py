@@ -1,14 +1,15 @@
 """What a verb may write: no input, nothing that another program or verb has written, only where it can be written.
 
-Every file that `medsyn.files.atomic_path` writes is signed: an extended attribute of the file system names the verb,
-the size and the time of modification. A verb replaces a file that carries its own signature and has not been changed
-since. Any other file is replaced with --force alone. Where the file system keeps no such attributes, --force is needed
-to write an output again.
+Every file that `medsyn.files.atomic_path` writes is signed: an extended attribute of the file system holds the verb,
+the size, the time of modification and, of files up to 64 MiB, the SHA-256 of the content. A verb replaces a file that
+carries its own signature and has not been changed since: the time is the same, or the content is. Any other file is
+replaced with --force alone. Where the file system keeps no such attributes, --force is needed to write an output again.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from medsyn import scratch
 from medsyn.errors import InputError
 
 _ATTRIBUTE = "user.medsyn"
+_MAX_HASHED = 64 << 20
+"""Bytes of a file whose content is hashed: Snakemake sets the time of every output at the end of a job."""
 
 
 @dataclass
@@ -61,8 +64,12 @@ def is_replaceable(path: Path) -> bool:
     if WRITER.force or not path.exists() or path.stat().st_size == 0:
         return True
     try:
-        return os.getxattr(path, _ATTRIBUTE) == _signature(path)
-    except OSError:
+        verb, size, time, content = os.getxattr(path, _ATTRIBUTE).decode().split()
+        facts = path.stat()
+        if (verb, size) != (WRITER.verb, str(facts.st_size)):
+            return False
+        return time == str(facts.st_mtime_ns) or (content != "-" and content == _content_hash(path))
+    except (OSError, ValueError):  # no signature, or that of an earlier version
         return False
 
 
@@ -104,10 +111,10 @@ def check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is a device, pipe or socket, expected a regular file; name another --out")
     if not is_replaceable(path):
-        raise InputError(
-            f"{path}: exists and was not written by `medsyn {WRITER.verb}`, or was changed since; name another"
-            " --out, or give --force to replace it"
-        )
+        doubt = f"was not written by `medsyn {WRITER.verb}`, or was changed since"
+        if not _keeps_attributes(path):
+            doubt = f"its file system keeps no attribute that says whether `medsyn {WRITER.verb}` wrote it"
+        raise InputError(f"{path}: exists and {doubt}; name another --out, or give --force to replace it")
 
 
 def check_folder(path: Path) -> None:
@@ -136,6 +143,20 @@ def _check_place(real: Path, path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({folder}: {error.strerror}); name another --out") from None
 
 
+def _keeps_attributes(path: Path) -> bool:
+    try:
+        os.getxattr(path, _ATTRIBUTE)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
+
+
 def _signature(path: Path) -> bytes:
     facts = path.stat()
-    return f"{WRITER.verb} {facts.st_size} {facts.st_mtime_ns}".encode()
+    content = _content_hash(path) if facts.st_size <= _MAX_HASHED else "-"
+    return f"{WRITER.verb} {facts.st_size} {facts.st_mtime_ns} {content}".encode()
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -31,10 +31,12 @@ def is_own(folder: Path) -> bool:
 def beside(output: Path, *, clean: bool = False) -> Iterator[Path]:
     """Yield a new folder on the file system of `output`, removed at the end.
 
-    It lies in the parent folder of `output`, or in `output` itself where that is a mount point or the parent cannot be
-    written. clean: first remove those that killed processes left for the same output.
+    It lies in the parent folder of `output`, or in `output` itself where that is a mount point or the working folder,
+    or the parent cannot be written. clean: first remove those that killed processes left for the same output.
     """
-    inside = output.is_dir() and (os.path.ismount(output) or not os.access(output.parent, os.W_OK))
+    inside = output.is_dir() and (
+        os.path.ismount(output) or output.samefile(os.curdir) or not os.access(output.parent, os.W_OK)
+    )
     parent = output if inside else output.parent
     parent.mkdir(parents=True, exist_ok=True)
     if clean:

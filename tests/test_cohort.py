@@ -196,6 +196,22 @@ def test_a_dicom_folder_of_two_patients_is_refused(tmp_path: Path, images: list[
     assert [row["subject_id"] for row in cohort.rejects] == ["s03"]
 
 
+def test_a_dicom_folder_with_a_series_per_patient_is_used(tmp_path: Path, images: list[str]) -> None:
+    """Archives export many patients into one folder; the column `series` tells them apart."""
+    (tmp_path / "export").mkdir()
+    series = ("1.2.3", "1.2.4", "", "1.2.3")
+    rows = [row | {"image": "export", "series": uid} for row, uid in zip(rows_of(images[:4]), series, strict=True)]
+    rows = [{"findings": "Clear.", "impression": ""} | row for row in rows]
+    write_csv(tmp_path / "m.csv", rows, [*rows[0]])
+    cohort = build_cohort([tmp_path / "m.csv"], None, CohortConfig())
+    assert [row["subject_id"] for row in cohort.rejects] == ["s03"]
+    assert [subject.reading for subject in cohort.subjects] == [{"series": "1.2.3"}, {"series": "1.2.4"}, {}]
+    rows = [row | {"image": name} for row, name in zip(rows, [*images[:3], images[0]], strict=True)]
+    rows[3]["series"] = "1.2.5"  # a NIfTI file is one image, whatever the column says
+    write_csv(tmp_path / "m.csv", rows, [*rows[0]])
+    assert [row["subject_id"] for row in build_cohort([tmp_path / "m.csv"], None, CohortConfig()).rejects] == ["s03"]
+
+
 def test_given_labels_technique_and_clinic_go_through_the_cohort(tmp_path: Path, images: list[str]) -> None:
     given = ("nodule=1;emphysema=0", "emphysema=0; nodule=1", "", "nodule=0", "nodule=2", "nodule=0;emphysema=1")
     rows = [

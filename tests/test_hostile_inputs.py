@@ -352,3 +352,12 @@ def test_json_is_shown_in_one_line(tmp_path):
     with pytest.raises(InputError) as error:
         sampling_with(tmp_path, None)
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_whose_download_was_stopped_is_not_local(monkeypatch):
+    cached = {"config.json", "vocab.txt"}
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda _, name: f"/cache/{name}" if name in cached else None)
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: None)
+    assert not hub.is_local.__wrapped__("someone/bert")
+    cached.add("pytorch_model.bin")
+    assert hub.is_local.__wrapped__("someone/bert")

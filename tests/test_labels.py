@@ -103,6 +103,37 @@ def test_a_fast_expression_finds_what_the_phrases_find() -> None:
         assert [match.span() for match in fast.finditer(text)] == [match.span() for match in written.finditer(text)]
 
 
+def test_a_bracket_in_a_set_of_characters_begins_no_group() -> None:
+    phrase = union([r"effusion [(]?(small|large)[)]?", r"a\\(b|c)"])
+    assert phrase.search(" effusion (small)")
+    assert phrase.search(" a\\c")
+    assert not phrase.search(" effusion :small")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("findings",), []),
+        (("findings", "nodule"), None),
+        (("findings", "nodule", "present"), None),
+        (("findings", "nodule", "words"), [1]),
+        (("findings", "nodule", "present", 0, "phrase"), 3),
+        (("findings", "nodule", "present", 0, "phrase"), "("),
+        (("findings", "nodule", "present", 0, "label"), "yes"),
+        (("breaks",), None),
+        (("breaks", 0), "but"),
+    ],
+)
+def test_a_broken_file_of_rules_is_one_line(tmp_path: Path, place: tuple[str | int, ...], value: object) -> None:
+    rules = part = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    with pytest.raises(InputError, match=r"rules\.yaml: "):
+        load_labeler(tmp_path / "rules.yaml")
+
+
 def test_a_file_of_rules_without_the_later_sections_is_read(tmp_path: Path) -> None:
     rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
     del rules["echoes"]
@@ -199,13 +230,13 @@ def test_broken_rules_are_input_errors(tmp_path: Path) -> None:
     rules.write_text(
         empty + 'findings:\n  mass:\n    words: [mass]\n    present:\n      - {phrase: "mass(", example: m, label: 1}\n'
     )
-    with pytest.raises(InputError, match="no regular expression"):
+    with pytest.raises(InputError, match="not a regular expression"):
         load_labeler(rules)
     rules.write_text(empty + "findings:\n  mass:\n    present:\n      - {phrase: mass}\n")
     with pytest.raises(InputError, match="needs phrase, example and label"):
         load_labeler(rules)
     rules.write_text(empty + "findings:\n  mass:\n    present:\n      - {phrase: mass, example: mass, label: 1}\n")
-    with pytest.raises(InputError, match="mass has no words"):
+    with pytest.raises(InputError, match="mass has no list of words"):
         load_labeler(rules)
 
 

@@ -74,10 +74,23 @@ def test_a_verb_replaces_its_own_output_unless_it_was_changed(reports, tmp_path,
     first = out.read_bytes()
     assert run("label", reports, "--out", out) == 0
     assert out.read_bytes() == first
-    out.write_text(out.read_text() + "b,0\n")
+    os.utime(out, (0, 0))  # Snakemake sets the time of every output at the end of a job
+    assert run("label", reports, "--out", out) == 0
+    facts = out.stat()
+    out.write_bytes(first.replace(b"1", b"0", 1))
+    os.utime(out, ns=(0, facts.st_mtime_ns + 1))
     assert "was changed since" in refused(capsys, "label", reports, "--out", out)
     assert run("phantom", "--reports-only", "--count", 2, "--out", tmp_path / "text.csv") == 0
     assert "was not written by `medsyn label`" in refused(capsys, "label", reports, "--out", tmp_path / "text.csv")
+
+
+def test_of_a_large_file_the_time_counts(reports, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(outputs, "_MAX_HASHED", 10)
+    out = tmp_path / "labels.csv"
+    for _ in range(2):
+        assert run("label", reports, "--out", out) == 0
+    os.utime(out, (0, 0))
+    assert "was changed since" in refused(capsys, "label", reports, "--out", out)
 
 
 def test_without_attributes_of_files_force_is_needed(reports, tmp_path, capsys, monkeypatch):
@@ -85,9 +98,47 @@ def test_without_attributes_of_files_force_is_needed(reports, tmp_path, capsys, 
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
     monkeypatch.setattr(os, "setxattr", none)
+    monkeypatch.setattr(os, "getxattr", none)
     out = tmp_path / "labels.csv"
     assert run("label", reports, "--out", out) == 0
-    assert "--force" in refused(capsys, "label", reports, "--out", out)
+    said = refused(capsys, "label", reports, "--out", out)
+    assert "its file system keeps no attribute" in said
+    assert "--force" in said
+
+
+def test_a_list_of_rejects_never_stops_the_next_run(tmp_path, capsys):
+    """The workflow gives no --force, and Snakemake removes declared outputs alone."""
+    volumes, out, listed = (tmp_path / name for name in ("volumes", "masks", "masks.rejects.csv"))
+    (volumes / "a").mkdir(parents=True)
+    (volumes / "a/volume.nii.gz").write_text("not a volume")
+    command = ("segment", "--volumes", volumes, "--out", out, "--quiet")
+    assert main([*map(str, command)]) == 2
+    listed.write_bytes(listed.read_bytes())  # a copy without attributes, or a file system that keeps none
+    capsys.readouterr()
+    assert main([*map(str, command)]) == 2
+    assert "1 of 1 subjects are rejected" in capsys.readouterr().err
+    listed.write_text("subject_id,my notes\na,ask the ward\n")
+    assert "was not written by" in refused(capsys, *command)
+    assert "ask the ward" in listed.read_text()
+
+
+def test_a_file_that_is_a_mount_point_is_signed_too(reports, tmp_path, monkeypatch):
+    def busy(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "replace", busy)
+    for _ in range(2):
+        assert run("label", reports, "--out", tmp_path / "labels.csv") == 0
+
+
+def test_verbs_for_one_ct_run_twice(tmp_path):
+    scan = write_chest(tmp_path / "ct")
+    for _ in range(2):
+        assert run("preprocess", scan, "--out", tmp_path / "prepared") == 0
+        assert run("segment", scan, "--out", tmp_path / "masks") == 0
+        assert run("measure", scan, "--masks", tmp_path / "masks", "--out", tmp_path / "scan.json") == 0
+        assert run("atlas", "--out", tmp_path / "atlas.nii.gz") == 0
+        assert run("config", Path(__file__).parents[1] / "config/test.yaml", "--out", tmp_path / "config") == 0
 
 
 def test_an_empty_file_is_a_free_name(reports, tmp_path):
@@ -118,6 +169,23 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(reports, tmp_pat
     assert Path("file").read_text() == "mine"
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)  # noqa: PTH116
     assert stat.S_ISFIFO(Path("pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    "verb", ["segment --volumes .", "evaluate --real . --synthetic .", "schema", "phantom --count 1"]
+)
+def test_a_name_that_is_none_is_told_before_the_work(tmp_path, capsys, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    for out in ["", ".", "/"] if verb.startswith(("segment", "evaluate")) else [""]:
+        assert f"--out '{out}': is not the name of" in refused(capsys, *verb.split(), "--out", out)
+
+
+def test_an_empty_working_folder_is_filled_and_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = tmp_path.stat().st_ino
+    assert run("phantom", "--count", 1, "--size", 16, "--out", ".") == 0
+    assert tmp_path.stat().st_ino == before
+    assert sorted(path.name for path in Path().iterdir()) == ["cohort.csv", "phantom-00000", "provenance.json"]
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(reports, tmp_path, capsys, monkeypatch):

@@ -182,7 +182,7 @@ def test_one_image_has_one_patient(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path, rows, header=header)
     assert [row.subject_id for row in cohort.subjects] == ["s1", "s5", "s7"]
     assert [row["subject_id"] for row in cohort.rejects] == ["s2", "s3", "s4", "s6"]
-    assert "is that of subject s1 as well, who is patient p1" in cohort.rejects[0]["reason"]
+    assert "is that of subject s1, patient p1, expected one patient per image" in cohort.rejects[0]["reason"]
 
 
 @pytest.mark.parametrize(

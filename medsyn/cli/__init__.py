@@ -96,6 +96,13 @@ def add_state(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_options(args: argparse.Namespace, names: Sequence[str], *, chosen: str, other: str) -> None:
+    """InputError at the first of the options `names` that was given: the form `other` reads them, not `chosen`."""
+    given = next((name for name in names if getattr(args, name)), None)
+    if given is not None:
+        raise InputError(f"--{given.replace('_', '-')} goes with {other}, not with {chosen}; leave it out")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from medsyn.cli import data, evaluation, manifest, model, phantom, planning, settings, text, weights
@@ -113,7 +120,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
     WRITER.verb, WRITER.force = args.verb, getattr(args, "force", False)
     if args.outputs is None:
         return
-    outputs = args.outputs(args)
+    try:
+        outputs = args.outputs(args)
+    except ValueError:  # pathlib's: "." and "/" have no name from which others could be made
+        outputs = None
+    if outputs is None or getattr(args, "out", None) == "":
+        raise InputError(f"--out '{args.out}': is not the name of a file or folder; give one")
     others = {name: value for name, value in vars(args).items() if name not in ("out", "state", "verb")}
     check_outputs(outputs, [path for value in others.values() for path in _existing(value)])
     if getattr(args, "state", None) is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.cli import Verbs, add_split, add_state, one_folder
+from medsyn.cli import Verbs, add_split, add_state, one_folder, refuse_options
 from medsyn.errors import InputError
 from medsyn.outputs import Outputs
 
@@ -113,7 +113,10 @@ def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
     out = Path(args.out)
     if args.path is not None:
         return Outputs(files=[out / name for name in names])
-    return Outputs(files=[out.with_name(f"{out.name}.rejects.csv")], folders=[out])
+    from medsyn.stages.shards import is_rejects_file, rejects_file
+
+    listed = rejects_file(out)  # Snakemake, which gives no --force, does not remove it
+    return Outputs(files=[] if is_rejects_file(listed) else [listed], folders=[out])
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -243,12 +246,21 @@ def _inspect(args: argparse.Namespace) -> None:
     sys.stdout.flush()
 
 
-def _one_of(args: argparse.Namespace, first: str, second: str) -> bool:
-    """True for the form with `first`; neither or both is an InputError."""
-    a, b = getattr(args, first), getattr(args, second)
-    if (a is None) == (b is None):
-        raise InputError(f"give either {first.upper()} or --{second}")
-    return a is not None
+def _is_one_ct(args: argparse.Namespace, many: str, *, only_many: Sequence[str]) -> bool:
+    """Return whether one CT, PATH, is asked for and not the option `many`; neither or both is an InputError.
+
+    only_many: options of the form with `many` alone. An option that the chosen form does not read is an InputError.
+    """
+    from medsyn.reading import READING_COLUMNS
+
+    one = args.path is not None
+    if one == (getattr(args, many) is not None):
+        raise InputError(f"give either PATH or --{many}")
+    if one:
+        refuse_options(args, only_many, chosen="PATH", other=f"--{many}")
+    else:
+        refuse_options(args, READING_COLUMNS, chosen=f"--{many}", other="PATH")
+    return one
 
 
 def _preprocess_config(path: str | None) -> PreprocessConfig:
@@ -265,9 +277,7 @@ def _preprocess(args: argparse.Namespace) -> None:
 
     config = _preprocess_config(args.config)
     out = Path(args.out)
-    if _one_of(args, "path", "cohort"):
-        if args.shard is not None:
-            raise InputError("--shard chooses a part of --cohort; leave it away for one PATH")
+    if _is_one_ct(args, "cohort", only_many=("shard", "state")):
         with into_folder(out) as folder:
             preprocess_one(args.path, folder, config, reading=_reading(args))
     else:
@@ -286,7 +296,7 @@ def _segment(args: argparse.Namespace) -> None:
     if chosen:
         config = validate(MasksConfig, config.model_dump() | chosen, "command line")
     out = Path(args.out)
-    if _one_of(args, "path", "volumes"):
+    if _is_one_ct(args, "volumes", only_many=("state",)):
         with into_folder(out) as folder:
             segment_one(args.path, folder, config, _reading(args))
     else:
@@ -298,7 +308,7 @@ def _measure(args: argparse.Namespace) -> None:
     from medsyn.stages.tables import measure_json, measure_shard
 
     config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
-    if _one_of(args, "path", "volumes"):
+    if _is_one_ct(args, "volumes", only_many=("cohort", "split", "state")):
         measure_json(args.path, args.masks, args.out, config, _reading(args))
     else:
         masks = Path(args.masks) if args.masks else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs, add_state
+from medsyn.cli import Verbs, add_state, refuse_options
 from medsyn.errors import InputError
 from medsyn.outputs import Outputs, volume_name
 
@@ -95,7 +95,7 @@ def _add_generate(verbs: Verbs) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="radiology text; an empty string draws without text")
     what.add_argument("--prompts", type=Path, help="CSV: sample_id, text, seed, text_mode, guidance_scale, fix_*, ...")
-    parser.add_argument("--shard", default="0/1", help="k/N: rows k, k+N, k+2N, ... of --prompts (default %(default)s)")
+    parser.add_argument("--shard", metavar="K/N", help="rows K, K+N, K+2N, ... of --prompts (default 0/1, all)")
     add_state(parser)
     parser.add_argument("--config", type=Path, help="sampling.json in place of the run's own")
     parser.add_argument("--masks-root", type=Path, help="folder whose */SUBJECT/ hold lobes, airway, vessels to fix")
@@ -176,6 +176,8 @@ def _generate(args: argparse.Namespace) -> None:
 
     if args.prompts is not None and (args.seed is not None or args.fix):
         raise InputError("--seed and --fix go with --text; with --prompts they are columns of the table")
+    if args.prompts is None:
+        refuse_options(args, ("shard", "state", "masks_root", "volumes_root"), chosen="--text", other="--prompts")
     sampling = sampling_with(
         args.weights,
         args.config,
@@ -191,4 +193,4 @@ def _generate(args: argparse.Namespace) -> None:
         generate_one(run, args.text, args.seed, args.fix, args.out)
     else:
         roots = Roots(args.volumes_root, args.masks_root)
-        generate_shard(run, args.prompts, args.shard, roots, args.out, args.state)
+        generate_shard(run, args.prompts, "0/1" if args.shard is None else args.shard, roots, args.out, args.state)

@@ -92,7 +92,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
     seen: dict[str, set[str]] = {"subject_id": set()}
     texts: dict[str, tuple[str, str]] = {}
     given: dict[str, str] = {}
-    owners: dict[tuple[int, int], dict[str, str]] = {}
+    owners: dict[tuple[int, int, str], dict[str, str]] = {}
     for number, row in enumerate(rows, 1):
         reason = _fault(row, seen["subject_id"], texts, given, sections) or _shared_image(row, owners)
         if reason:
@@ -131,7 +131,7 @@ def split_patients(
 
 
 def write_cohort(cohort: Cohort, out: str | Path, max_reject_fraction: float) -> None:
-    """Write the three tables into folder `out`; too many rejects (nobody left) is an InputError after rejects.csv."""
+    """Write the four tables into folder `out`; too many rejects, or nobody left, is an InputError after rejects.csv."""
     out = Path(out)
     write_csv(out / "rejects.csv", cohort.rejects, REJECT_COLUMNS)
     refused = [row for row in cohort.rejects if row["stage"] == "cohort"]
@@ -157,8 +157,10 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
     last = -1
     for raw in read_csv(path, [name for name in COLUMNS if name not in NOTES]):
         row = dict.fromkeys(NOTES, "") | raw
-        if not row["shard"].isdigit():
-            raise InputError(f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is no number; write it anew")
+        if not row["shard"].isdecimal():
+            raise InputError(
+                f"{path}: subject {row['subject_id']}: shard '{row['shard']}' is not a number; write it again"
+            )
         last = max(last, int(row["shard"]))
         if shard is not None and int(row["shard"]) != shard:
             continue
@@ -269,14 +271,15 @@ def _fault(
     return None
 
 
-def _shared_image(row: dict[str, str], owners: dict[tuple[int, int], dict[str, str]]) -> str | None:
-    """Return why a row's image cannot be its own, or None; `owners` holds the row that first named each file.
+def _shared_image(row: dict[str, str], owners: dict[tuple[int, int, str], dict[str, str]]) -> str | None:
+    """Return why a row's image cannot be its own, or None; `owners` holds the row that first named each image.
 
     One image of two patients could stand in both splits. Files are compared by device and inode, so that links and
-    other spellings of a path are found.
+    other spellings of a path are found. Two series of one DICOM folder are two images.
     """
-    facts = Path(row["image"]).stat()
-    first = owners.setdefault((facts.st_dev, facts.st_ino), row)
+    image = Path(row["image"])
+    facts = image.stat()
+    first = owners.setdefault((facts.st_dev, facts.st_ino, row["series"] if image.is_dir() else ""), row)
     if first["patient_id"] == row["patient_id"]:
         return None
     return (

@@ -234,7 +234,7 @@ def identity_of(*parts: Any) -> str | None:
 def check_rejects(rows: list[dict[str, str]], limit: float, out: Path) -> None:
     """Raise InputError when more than the share `limit` is rejected; they are listed in <out>.rejects.csv."""
     rejected = [row for row in rows if row["status"] != "ok"]
-    listed = out.with_name(f"{out.name}.rejects.csv")
+    listed = rejects_file(out)
     listed.unlink(missing_ok=True)  # of an earlier run
     if rejected and len(rejected) > limit * len(rows):
         write_csv(listed, rejected, INDEX_COLUMNS)
@@ -242,6 +242,20 @@ def check_rejects(rows: list[dict[str, str]], limit: float, out: Path) -> None:
             f"{listed}: {len(rejected)} of {len(rows)} subjects are rejected (at most {limit:.0%} allowed by"
             f" max_reject_fraction); first: {rejected[0]['subject_id']}: {rejected[0]['reason']}"
         )
+
+
+def rejects_file(out: Path) -> Path:
+    """Return where `check_rejects` lists what is rejected of the shard `out`."""
+    return out.with_name(f"{out.name}.rejects.csv")
+
+
+def is_rejects_file(path: Path) -> bool:
+    """Return whether a file is a list of an earlier run: its header says so where its signature may be lost."""
+    if not path.is_file():
+        return False
+    header = ",".join(INDEX_COLUMNS).encode()
+    with path.open("rb") as handle:
+        return handle.readline(len(header) + 2).rstrip(b"\r\n") == header
 
 
 def accepted(folder: str | Path) -> list[str]:

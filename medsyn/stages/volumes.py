@@ -138,8 +138,9 @@ def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | N
         return identity_of(str(volumes), *(file for file in files if file.name == VOLUME or file.exists()))
 
     check_folder(out)
+    names = accepted(volumes)
     tools = {name: [tool.version, tool.weights_hash] for name, tool in open_tools(config).items()}
     with open_shard(out, state, provenance(config, stage="segment", tools=tools)) as shard:
-        rows = write_index(shard.folder, run_shard(shard, accepted(volumes), work, identify, "segment"))
+        rows = write_index(shard.folder, run_shard(shard, names, work, identify, "segment"))
         check_rejects(rows, config.max_reject_fraction, out)
         shard.publish(out)

@@ -11,6 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from medsyn.errors import InputError
 
 _TIMEOUT_S = 10
+_NEEDED = (("config.json",), ("vocab.txt", "tokenizer.json"), ("model.safetensors", "pytorch_model.bin"))
+"""Files of a BERT checkpoint, one of each group; a download that was stopped has left only some of them."""
 
 
 @cache
@@ -22,7 +24,7 @@ def is_local(source: str) -> bool:
     if Path(source).is_dir():
         return True
     try:
-        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+        if all(any(isinstance(try_to_load_from_cache(source, name), str) for name in group) for group in _NEEDED):
             return True
     except HFValidationError:
         raise InputError(f"{source}: no such folder, and not the name of a checkpoint on the hub") from None

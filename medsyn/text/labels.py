@@ -100,7 +100,9 @@ class Labeler:
             self._history = union([phrase for phrase in history if not phrase.startswith("^")])
             self._findings = {name: _compile(name, body, source) for name, body in rules["findings"].items()}
         except re.error as error:
-            raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
+            raise InputError(
+                f"{source}: {error.pattern!r} is not a regular expression ({error.msg}); correct it"
+            ) from None
         self.findings = tuple(self._findings)
         self._words = tuple((word, name) for name, finding in self._findings.items() for word in finding.words)
         self._includes = [(name, finding.includes) for name, finding in self._findings.items() if finding.includes]
@@ -208,8 +210,8 @@ def _blank(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _compile(name: str, body: Mapping[str, Any], source: str | Path) -> _Finding:
-    if not body.get("words"):
-        raise InputError(f"{source}: {name} has no words; list those of which its phrases have at least one")
+    if not body.get("words") or not all(isinstance(word, str) for word in body["words"]):
+        raise InputError(f"{source}: {name} has no list of words; list those of which its phrases have at least one")
     groups: dict[tuple[str | None, str | None], list[str]] = {}
     for rule in body["present"]:
         groups.setdefault((rule.get("with"), rule.get("without")), []).append(rule["phrase"])
@@ -235,7 +237,12 @@ def load_labeler(path: str | Path) -> Labeler:
         raise InputError(
             f"{path}: no section {', '.join(missing)}; see {RULES_FILE.name} of the package for the layout"
         )
-    return Labeler(rules, path)
+    try:
+        return Labeler(rules, path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not laid out as {RULES_FILE.name} of the package ({type(error).__name__}: {error}); correct it"
+        ) from None
 
 
 def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-_GROUP = re.compile(r"(?<!\\)\((?!\?)")  # nothing reads what a group matched, and not to keep it is faster
+_ESCAPE_SET_OR_GROUP = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(\((?!\?))", re.DOTALL)
 
 
 def union(phrases: Sequence[str]) -> re.Pattern[str]:
@@ -23,8 +23,13 @@ def _union(phrases: tuple[str, ...]) -> re.Pattern[str]:
     bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
     for body in bodies:
         re.compile(body)  # re.error names the phrase
-    bodies = [led for body in bodies for led in _led_by_words(_GROUP.sub("(?:", body))]
+    bodies = [led for body in bodies for led in _led_by_words(_without_captures(body))]
     return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
+
+
+def _without_captures(body: str) -> str:
+    """Return an expression whose groups keep nothing, which is faster; brackets in escapes and sets stay."""
+    return _ESCAPE_SET_OR_GROUP.sub(lambda match: "(?:" if match[1] else match[0], body)
 
 
 def _led_by_words(body: str) -> list[str]:

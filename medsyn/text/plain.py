@@ -50,13 +50,7 @@ _RTF_GROUP = re.compile(r"\{\\(?:\*|fonttbl|colortbl|stylesheet|info)(?:[^{}]|\{
 _RTF_BREAK = re.compile(r"\\(?:par|line|tab|cell|row|sect)\b ?")
 _RTF_WORD = re.compile(r"\\(?:'([0-9a-f]{2})|[a-z]+-?\d* ?|[{}\\])|[{}]")
 _HL7_BREAK = re.compile(r"\\\.(?:br|sp|ce|fi|nf|in|ti)[^\\\n]{0,8}\\", re.I)
-_HL7_ESCAPES = {
-    r"\T\ ".strip(): "&",
-    r"\F\ ".strip(): "|",
-    r"\S\ ".strip(): "^",
-    r"\R\ ".strip(): "~",
-    r"\E\ ".strip(): "\\",
-}
+_HL7_ESCAPES = {"\\T\\": "&", "\\F\\": "|", "\\S\\": "^", "\\R\\": "~", "\\E\\": "\\"}
 _HL7 = re.compile(r"\\[TFSREHN]\\")
 # **IMPRESSION**, __Impression:__, == Impression ==, [IMPRESSION], ### Impression ###
 _MARKED_HEADER = re.compile(
