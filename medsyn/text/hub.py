@@ -27,7 +27,9 @@ def is_local(source: str) -> bool:
         if all(any(isinstance(try_to_load_from_cache(source, name), str) for name in group) for group in _NEEDED):
             return True
     except HFValidationError:
-        raise InputError(f"{source}: no such folder, and not the name of a checkpoint on the hub") from None
+        raise InputError(
+            f"{source}: no such folder, and not the name of a checkpoint on the hub; give one of the two"
+        ) from None
     try:
         HfApi().model_info(source, timeout=_TIMEOUT_S)
     except Exception as error:  # whatever the library's HTTP client raises
