@@ -84,10 +84,10 @@ def run(case: Case, plain: NDArray | None) -> tuple[dict[str, object], NDArray |
     row |= {"case": case.name, "expected": case.expected, "tolerance_hu": case.tolerance_hu}
     started, array = time.process_time(), None
     try:
-        volume, faults = read_scan(case.path)
-        if faults:
-            raise InputError(f"{case.path}: rejected, {'; '.join(faults)}")
-        result = preprocess(volume, PreprocessConfig(alignment="atlas"), name=str(case.path))
+        scan = read_scan(case.path)
+        if scan.faults:
+            raise InputError(f"{case.path}: rejected, {'; '.join(scan.faults)}")
+        result = preprocess(scan.volume, PreprocessConfig(alignment="atlas"), name=str(case.path))
     except InputError as error:
         row |= {"verdict": "rejected", "reason": reason_of(error, case.path)}
     else:

@@ -1,8 +1,9 @@
 """Compare the report labeler with labels set by hand: `python benchmarks/labeler.py --reports CSV [--rules YAML]`.
 
-The table needs a text column (report_text or report) and one 0/1 column per finding, named as in CT-RATE. Prints per
-finding TP, FP, FN, TN, precision, recall and F1 over all reports, F1 of the even and of the odd rows (so that rules
-written from one half can be judged on the other), F1 of a few keywords with negation, the means, and reports/s on one
+The table needs a text column (report_text, report or text) and one 0/1 column per finding, named as in CT-RATE; where a
+label is open to judgement it is left empty. Prints per finding TP, FP, FN, TN, precision, recall and F1 over all
+reports, F1 of the even and of the odd rows (so that rules written from one half can be judged on the other), F1 of a
+few keywords with negation, the means over the findings that have one, the wrong labels in all, and reports/s on one
 core of both. `--misses FINDING` lists the reports where label and hand disagree.
 """
 
@@ -89,9 +90,9 @@ def main() -> None:
         parser.error(str(error))
     if args.misses and args.misses not in columns:
         parser.error(f"--misses {args.misses}: {args.reports} has {', '.join(columns)}")
-    text = next((name for name in ("report_text", "report") if name in rows[0]), None)
+    text = next((name for name in ("report_text", "report", "text") if name in rows[0]), None)
     if text is None:
-        parser.error(f"{args.reports}: no column report_text or report")
+        parser.error(f"{args.reports}: no column report_text, report or text")
     texts = [row[text] for row in rows]
     found, seconds = timed(lambda: load_labeler(args.rules or RULES_FILE).label, texts)
     if args.misses:
@@ -141,21 +142,29 @@ def print_table(
     """One row a finding: all reports, both halves, and the keywords on all reports."""
     print(f"{'finding':34} {'TP':>4} {'FP':>4} {'FN':>4} {'TN':>4} {'precision':>9} {'recall':>7} {'F1':>6}", end="")
     print(f" {'F1 even':>8} {'F1 odd':>7} {'keywords':>8}")
-    means = [0.0, 0.0, 0.0, 0.0]
+    means: list[tuple[float, ...]] = []
+    num_wrong = num_labels = 0
     for finding, column in columns.items():
         both = Counts(), Counts()
         baseline = Counts()
         for number, row in enumerate(rows):
+            if not row[column].strip():
+                continue
             both[number % 2].add(int(row[column]), found[number][finding])
             baseline.add(int(row[column]), plain[number].get(finding, 0))
         even, odd = both
         total = Counts(even.tp + odd.tp, even.fp + odd.fp, even.fn + odd.fn, even.tn + odd.tn)
         scores = total.f1(), even.f1(), odd.f1(), baseline.f1()
-        means = [mean + score / len(columns) for mean, score in zip(means, scores, strict=True)]
+        means.append(scores)
+        num_wrong, num_labels = num_wrong + total.fp + total.fn, num_labels + total.tp + total.tn + total.fp + total.fn
         print(f"{finding:34} {total.tp:4} {total.fp:4} {total.fn:4} {total.tn:4}", end="")
         print(f" {total.precision():9.3f} {total.recall():7.3f} {scores[0]:6.3f}", end="")
         print(f" {scores[1]:8.3f} {scores[2]:7.3f} {scores[3]:8.3f}")
-    print(f"{f'mean of {len(columns)}':72} {means[0]:6.3f} {means[1]:8.3f} {means[2]:7.3f} {means[3]:8.3f}")
+    mean = [
+        sum(known) / max(1, len(known)) for known in ([x for x in part if x == x] for part in zip(*means, strict=True))
+    ]
+    print(f"{f'mean of {len(columns)}':72} {mean[0]:6.3f} {mean[1]:8.3f} {mean[2]:7.3f} {mean[3]:8.3f}")
+    print(f"{num_wrong} of {num_labels} labels are not the hand's")
 
 
 def print_misses(
@@ -163,7 +172,7 @@ def print_misses(
 ) -> None:
     """Every report on which the labeler and the hand disagree."""
     for number, (row, labels) in enumerate(zip(rows, found, strict=True)):
-        if labels[finding] != int(row[column]) and half in (None, ("even", "odd")[number % 2]):
+        if row[column].strip() and labels[finding] != int(row[column]) and half in (None, ("even", "odd")[number % 2]):
             kind = "FP" if labels[finding] else "FN"
             print(f"{kind} row {number} {next(iter(row.values()))}: {row[text]}\n")
 

@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py
     python benchmarks/scale.py --times 10    # ten times the cohort in ten times the shards
+    python benchmarks/scale.py --config config/ct_rate.yaml --cts 25692 --reports 0
 
 Writes a manifest of 8,752 CTs and 217,411 reports without images (placeholders: a plan opens no CT), dry-runs
 config/paper.yaml with the SLURM profile and prints jobs, node hours, GPU hours and storage per rule. Hours are what the
@@ -34,49 +35,61 @@ from medsyn.volume import STRUCTURES
 ROOT = Path(__file__).parents[1]
 NUM_CTS, NUM_REPORTS = 8_752, 217_411
 PER_CT = ("preprocess", "segment", "build_store")
+MANIFEST, REPORTS, PLANNED = "config/cohort.csv", "config/reports.csv", "planned.yaml"
+"""Files that a plan is made from, in its folder."""
 MB_EACH = {
     "validate_cohort": 0.002,
     "preprocess": 20.2,
     "segment": 0.5,
     "build_store": 17.0,
     "pretrain_text": 440.0,
-    "embed_reports": 3 * 192 * 768 * 2 * NUM_CTS / 1e6,
+    "embed_reports": 3 * 192 * 768 * 2 / 1e6,
     "train_low_res": 2_870.0,
     "train_super_res": 220.0,
     "train_features": 190.0,
     "sample": 20.7,
 }
-"""MB on disk per CT (preprocess, segment, build_store), report (validate_cohort), volume (sample) or job.
+"""MB on disk per CT (preprocess, segment, build_store, embed_reports of each job), report (validate_cohort), volume
+(sample) or job.
 
 The three of a CT: two phantoms at 256^3 (docs/store.md), low resolution added. Embeddings: sections x tokens x widths x
 2 bytes. Networks: 4 bytes per parameter. A sample: taken to be as large as a CT and its masks; not measured.
 """
 
 
-def write_cohort(folder: Path, times: int) -> None:
-    """A manifest and a file of reports of the paper's size."""
+def write_cohort(folder: Path, num_cts: int, num_reports: int) -> None:
+    """Write a manifest of CTs and a file of reports without images."""
     text = {"findings": "The lungs are clear.", "impression": "No acute finding."}
     (folder / "config").mkdir(exist_ok=True)
     for name, number, columns in (
-        ("config/cohort.csv", NUM_CTS, ["subject_id", "image", *text]),
-        ("config/reports.csv", NUM_REPORTS, ["report_id", *text]),
+        (MANIFEST, num_cts, ["subject_id", "image", *text]),
+        (REPORTS, num_reports, ["report_id", *text]),
     ):
         with (folder / name).open("w", newline="", encoding="utf-8") as handle:
             writer = csv.DictWriter(handle, columns, extrasaction="ignore")
             writer.writeheader()
-            for k in range(number * times):
+            for k in range(number):
                 writer.writerow({"subject_id": f"s{k}", "image": f"ct/{k}.nii.gz", "report_id": f"r{k}"} | text)
 
 
-def plan(folder: Path, times: int) -> list[Any]:
+def plan(folder: Path, config: Path, with_reports: bool, times: int) -> list[Any]:
     """The jobs that `snakemake --profile slurm -n all` describes: log records with rule_name, threads, resources."""
-    values = yaml.safe_load((ROOT / "config/paper.yaml").read_text(encoding="utf-8"))
-    values["cohort"] = {"reports": "config/reports.csv"} | values["cohort"]
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["cohort"] |= {"manifest": MANIFEST, "reports": REPORTS if with_reports else None}
     for section in ("cohort", "sampling"):
         values[section]["num_shards"] *= times
-    (folder / "paper.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (folder / PLANNED).write_text(yaml.safe_dump(values), encoding="utf-8")
     command = ["--snakefile", str(ROOT / "workflow/Snakefile"), "--profile", str(ROOT / "slurm")]
-    command += ["--configfile", str(folder / "paper.yaml"), "--directory", str(folder), "--cores", "1000", "-n", "all"]
+    command += [
+        "--configfile",
+        str(folder / PLANNED),
+        "--directory",
+        str(folder),
+        "--cores",
+        "1000",
+        "-n",
+        "all",
+    ]
     jobs: list[Any] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -110,34 +123,44 @@ def volumes_in(prompt_set: str, config: Config) -> int:
     }[prompt_set]
 
 
-def storage_gb(jobs: list[Any], config: Config) -> float:
+def storage_gb(jobs: list[Any], config: Config, num_cts: int, num_reports: int) -> float:
     """GB that the jobs of one rule leave on disk."""
     rule = jobs[0].rule_name
     if rule == "sample":
         sets = {(job.wildcards["variant"], job.wildcards["set"]) for job in jobs}
         return sum(volumes_in(name, config) * MB_EACH["sample"] for _, name in sets) / 1000
-    number = NUM_CTS if rule in PER_CT else NUM_REPORTS + NUM_CTS if rule == "validate_cohort" else len(jobs)
+    number = len(jobs)
+    if rule in PER_CT:
+        number = num_cts
+    elif rule == "validate_cohort":
+        number = num_reports + num_cts
+    elif rule == "embed_reports":
+        number *= num_cts
     return number * MB_EACH.get(rule, 0.1) / 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--times", type=int, default=1, help="multiple of the paper's cohort")
-    times = parser.parse_args().times
+    parser.add_argument("--config", type=Path, default=ROOT / "config/paper.yaml", help="configuration to plan")
+    parser.add_argument("--cts", type=int, default=NUM_CTS, help="CTs of the cohort")
+    parser.add_argument("--reports", type=int, default=NUM_REPORTS, help="reports without images")
+    args = parser.parse_args()
+    num_cts, num_reports = args.cts * args.times, args.reports * args.times
     with tempfile.TemporaryDirectory() as name:
-        write_cohort(Path(name), times)
+        write_cohort(Path(name), num_cts, num_reports)
         started = time.monotonic()
-        jobs = plan(Path(name), times)
+        jobs = plan(Path(name), args.config, num_reports > 0, args.times)
         seconds = time.monotonic() - started
     print("| rule | jobs | threads | memory (GB) | GPUs | hours per job | node hours | GPU hours | storage (GB) |")
     print("|---|---|---|---|---|---|---|---|---|")
-    total, stored, config = [0.0, 0.0], 0.0, load_config(ROOT / "config/paper.yaml")
+    total, stored, config = [0.0, 0.0], 0.0, load_config(args.config)
     for rule in dict.fromkeys(job.rule_name for job in jobs):
         same = [job for job in jobs if job.rule_name == rule]
         hours = [job.resources.runtime * job.resources.get("nodes", 1) / 60 for job in same]
         gpus = same[0].resources.get("gpu", 0)
         total = [total[0] + sum(hours), total[1] + gpus * sum(hours)]
-        storage = storage_gb(same, config) * times
+        storage = storage_gb(same, config, num_cts, num_reports)
         stored += storage
         facts = f"{same[0].threads} | {same[0].resources.mem_mb / 1000:.1f} | {gpus} | {hours[0]:g}"
         print(f"| {rule} | {len(same)} | {facts} | {sum(hours):g} | {gpus * sum(hours):g} | {storage:.1f} |")

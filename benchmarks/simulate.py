@@ -27,7 +27,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scale import ROOT, plan, write_cohort
+from scale import NUM_CTS, NUM_REPORTS, PLANNED, ROOT, plan, write_cohort
 
 PATH = os.environ["PATH"]  # as it is before the workflow, planned in this process, puts its own commands first
 SBATCH = r"""#!{python}
@@ -64,7 +64,7 @@ def run(folder: Path, jobs: list[Any], limit: int, seconds: float) -> float:
     sbatch.write_text(SBATCH.format(**words), encoding="utf-8")
     sbatch.chmod(0o755)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
-    command += ["--profile", str(ROOT / "slurm"), "--configfile", str(folder / "paper.yaml")]
+    command += ["--profile", str(ROOT / "slurm"), "--configfile", str(folder / PLANNED)]
     command += ["--directory", str(folder), "--jobs", str(limit), "all"]
     environment = os.environ | {"PATH": f"{sbatch.parent}{os.pathsep}{PATH}"}
     started = time.monotonic()
@@ -127,8 +127,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_cohort(folder, 1)
-        jobs = plan(folder, 1)
+        write_cohort(folder, NUM_CTS, NUM_REPORTS)
+        jobs = plan(folder, ROOT / "config/paper.yaml", with_reports=True, times=1)
         seconds = run(folder, jobs, arguments.jobs, arguments.seconds)
         seen = records(folder / "snakemake.log")
     waited = sum(when(job, "StartTime") - when(job, "SubmitTime") for job in seen) / len(seen)

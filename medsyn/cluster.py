@@ -6,11 +6,32 @@ import os
 import re
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
+from packaging.version import Version
+
+from medsyn.errors import InputError
 from medsyn.progress import log
 
+LEAST_PLUGINS = {"slurm": Version("2.8.0")}
+"""Executor -> the oldest version of its plugin that the workflow has been run with. Version 2.6.1 of slurm starts a job
+with several GPUs once per GPU."""
 _PATIENCE_S = 60
+
+
+def check_executor(name: str) -> None:
+    """Raise InputError if the plugin of the executor `name` is older than the workflow needs."""
+    least = LEAST_PLUGINS.get(name)
+    if least is None:
+        return
+    package = f"snakemake-executor-plugin-{name}"
+    found = metadata.version(package)
+    if Version(found) < least:
+        raise InputError(
+            f"{package} {found} is too old: expected {least} or newer; pip install '{package}>={least}', or use the"
+            " environment of `make env`"
+        )
 
 
 def prefer_commands(folder: Path, *, scheduler: str) -> None:

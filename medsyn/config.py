@@ -7,57 +7,110 @@ else.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from medsyn.config_checks import check_config, unique
 from medsyn.errors import InputError
 from medsyn.files import read_json
+from medsyn.yaml_file import read_yaml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Seed = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Shards = Annotated[int, Field(ge=1, le=10_000)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Voxels = Annotated[int, Field(ge=1, le=4096)]
 OwnSeed = Annotated[Seed, Field(description="seed of this section; when left out, the configuration's seed")]
 DataSeed = Annotated[Seed, Field(description="seed of the data; does not follow the configuration's seed")]
-Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
-Millimetres3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Size3 = tuple[Voxels, Voxels, Voxels]
+Millimetres = Annotated[float, Field(gt=0, le=10_000)]
+Millimetres3 = tuple[Millimetres, Millimetres, Millimetres]
+Hounsfield = Annotated[float, Field(ge=-32768, le=32767)]
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
 ReportSection = Literal["report", "findings", "impression"]
 PromptSource = Literal["sentences", "reports"]
 LongReports = Literal["shorten_findings", "cut_end"]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+
+
+def _path(value: str) -> str:
+    """Return a path that a command line and a rule can hold; another one is a ValueError."""
+    if not value.strip() or value != value.strip() or not value.isprintable():
+        raise ValueError(f"{value!r} is empty, begins or ends with a space or holds a control character; rename it")
+    if value.startswith(("-", "~")):
+        raise ValueError(f"{value!r} begins with '{value[0]}', expected a plain path; write it in full")
+    if any(len(os.fsencode(part)) > 255 for part in value.split("/")):
+        raise ValueError("a name in it has more than 255 bytes, which no file system takes; shorten it")
+    return value
+
+
+def _results_dir(value: str) -> str:
+    """Return the path of the results, without slashes too many; one that Snakemake cannot hold is a ValueError."""
+    if not set(value).isdisjoint("{}<>"):
+        raise ValueError(f"{value!r} holds one of {{}}<>, which Snakemake reads as placeholders; rename it")
+    return os.path.normpath(_path(value))
+
+
+def _label(value: str) -> str:
+    """Return a name that a command line and a table can hold; another one is a ValueError."""
+    if not value.strip() or not value.isprintable() or value.startswith("-"):
+        raise ValueError(f"{value!r} is empty, begins with '-' or holds a control character; choose another")
+    return value
+
+
+LabelText = Annotated[str, Field(max_length=200), AfterValidator(_label)]
+Sentence = Annotated[str, Field(min_length=1, max_length=10_000)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+PathText = Annotated[str, AfterValidator(_path)]
+ResultsDir = Annotated[str, AfterValidator(_results_dir)]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys."""
+    """Base of all sections: immutable, no unknown keys, every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class CohortConfig(Section):
     """Who is in: the embedded phantoms or a manifest that the user brings."""
 
     source: Literal["phantom", "manifest"] = Field("phantom", description="embedded phantoms, or your own CSV")
-    manifest: str = Field("config/cohort.csv", description="CSV with subject_id, image, findings, impression")
-    reports: str | None = Field(
+    manifest: PathText = Field("config/cohort.csv", description="CSV with subject_id, image, findings, impression")
+    reports: PathText | None = Field(
         None,
         description="CSV with report_id, findings, impression and, if known, patient_id: reports without images, which"
         " train the text encoder as well (paper: 209,683); null: none",
     )
     validation_fraction: Fraction = Field(0.12, description="patient-level split; the paper holds out 12 %")
     max_reject_fraction: Fraction = Field(0.2, description="stop when more than this share of subjects is rejected")
-    num_shards: PositiveInt = Field(2, description="every per-volume stage runs as this many jobs")
+    num_shards: Shards = Field(2, description="every per-volume stage runs as this many jobs")
     seed: DataSeed = 0
 
 
 class PhantomConfig(Section):
     """The embedded cohort of procedural chest phantoms."""
 
-    num_subjects: PositiveInt = 360
-    num_text_only_reports: int = Field(1200, ge=0, description="reports without images, for the text encoder")
-    size: PositiveInt = Field(64, description="voxels along each axis; the field of view is fixed")
+    num_subjects: Count = 360
+    num_text_only_reports: int = Field(
+        1200, ge=0, le=10_000_000, description="reports without images, for the text encoder"
+    )
+    size: int = Field(64, ge=16, le=1024, description="voxels along each axis; the field of view is fixed")
     seed: DataSeed = 0
 
 
@@ -66,12 +119,14 @@ class PreprocessConfig(Section):
 
     size: Size3 = Field((64, 64, 64), description="voxels (D, H, W)")
     field_of_view_mm: Millimetres3 = Field((292.0, 316.0, 316.0), description="extent (z, y, x)")
-    window_hu: tuple[float, float] = (-1024.0, 600.0)
-    low_res_factor: PositiveInt = 4
+    window_hu: tuple[Hounsfield, Hounsfield] = (-1024.0, 600.0)
+    low_res_factor: int = Field(4, ge=1, le=64)
     alignment: Literal["lung_centre", "none", "atlas"] = Field(
         "lung_centre", description="grid centred on the lungs, left where it is, or affine registration to a lung atlas"
     )
-    atlas: str | None = Field(None, description="lung mask to register to (values above 0); null: mean phantom lung")
+    atlas: PathText | None = Field(
+        None, description="lung mask to register to (values above 0); null: mean phantom lung"
+    )
     interpolation: Literal["nearest", "linear", "cubic"] = Field(
         "linear", description="of the one resampling (cubic: B-splines, which may overshoot at edges)"
     )
@@ -98,37 +153,39 @@ class MasksConfig(Section):
     lungmask_model: Literal["LTRCLobes_R231", "LTRCLobes", "R231"] = Field(
         "LTRCLobes_R231", description="lobes filled with R231's lungs, lobes alone, or R231's lungs with our fissures"
     )
-    weights_dir: str = Field("weights", description="folder with the tools' weight files, see medsyn weights list")
+    weights_dir: PathText = Field("weights", description="folder with the tools' weight files, see medsyn weights list")
     max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this has no masks")
 
 
 class TextEncoderConfig(Section):
     """One language model: where it starts and how it is fine-tuned on the reports."""
 
-    init: str = Field("scratch", description="'scratch', or a local folder or hub name of a BERT checkpoint")
+    init: PathText = Field("scratch", description="'scratch', or a local folder or hub name of a BERT checkpoint")
     vocabulary: Literal["reports", "english"] = Field(
         "reports", description="from scratch: corpus of the tokenizer and, for english, of the pretraining"
     )
-    vocabulary_size: PositiveInt = 1000
-    hidden_size: PositiveInt = 96
-    num_layers: PositiveInt = 2
-    num_heads: PositiveInt = 4
+    vocabulary_size: int = Field(1000, ge=100, le=1_000_000)
+    hidden_size: Width = 96
+    num_layers: int = Field(2, ge=1, le=256)
+    num_heads: int = Field(4, ge=1, le=1024, description="from scratch: must divide hidden_size")
     num_english_steps: int = Field(0, ge=0, description="masked-language-model steps on general English first")
-    num_epochs: PositiveInt = Field(5, description="epochs over all reports of the training split (paper: 5)")
-    batch_size: PositiveInt = 8
+    num_epochs: Count = Field(5, description="epochs over all reports of the training split (paper: 5)")
+    batch_size: Count = 8
     learning_rate: PositiveFloat = 1e-3
-    dropout: Fraction = Field(0.0, description="from scratch only; a checkpoint keeps its own")
+    dropout: Share = Field(0.0, description="from scratch only; a checkpoint keeps its own")
     small_corpus: bool = Field(
         False,
         description="for hundreds of reports: from scratch, attention begins as a comparison of the sections; a batch"
         " holds every pair beside its swap (layers >= 2, heads and batch size multiples of 4)",
     )
     num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
-    mask_fraction: Fraction = 0.15
+    mask_fraction: float = Field(0.15, gt=0, lt=1)
     swap_fraction: Fraction = 0.5
     pairing_weight: PositiveFloat = Field(1.0, description="of the pairing loss beside that of the masked tokens")
-    max_tokens: PositiveInt = Field(
+    max_tokens: int = Field(
         192,
+        ge=4,
+        le=1_000_000,
         description="longest input of the language model in tokens (authors: 2,048; a shorter checkpoint is extended)",
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -138,6 +195,8 @@ class TextEncoderConfig(Section):
     def _check(self) -> TextEncoderConfig:
         if self.small_corpus and (self.num_layers < 2 or self.num_heads % 4 or self.batch_size % 4):
             raise ValueError("small_corpus needs num_layers of at least 2, num_heads and batch_size multiples of 4")
+        if self.init == "scratch" and self.hidden_size % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         return self
 
 
@@ -145,7 +204,7 @@ class TextConfig(Section):
     """Text encoders by name and what of their states conditions the image model."""
 
     encoders: dict[Name, TextEncoderConfig] = Field(default_factory=lambda: {"biomedical": TextEncoderConfig()})
-    num_tokens: PositiveInt = Field(96, description="hidden states kept (paper: 192)")
+    num_tokens: int = Field(96, ge=4, le=1_000_000, description="hidden states kept (paper: 192)")
     mask_padding: bool = Field(False, description="zero the states of padding positions (authors' code: false)")
     sections: Annotated[tuple[ReportSection, ...], Field(min_length=1)] = Field(
         ("report", "findings", "impression"),
@@ -161,16 +220,16 @@ class TextConfig(Section):
 class UNetConfig(Section):
     """The one U-Net (the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
 
-    dim: PositiveInt = 16
-    mults: tuple[PositiveInt, ...] = (1, 2, 4)
-    num_heads: PositiveInt = 4
-    num_groups: PositiveInt = 8
-    init_kernel: PositiveInt = Field(7, description="edge of the first convolution, odd")
-    num_bottom_blocks: PositiveInt = Field(4, description="attention blocks at the bottom (text-conditioned net)")
+    dim: Width = 16
+    mults: Annotated[tuple[Width, ...], Field(min_length=1, max_length=10)] = (1, 2, 4)
+    num_heads: int = Field(4, ge=1, le=1024)
+    num_groups: Width = 8
+    init_kernel: int = Field(7, ge=1, le=63, description="edge of the first convolution, odd")
+    num_bottom_blocks: int = Field(4, ge=1, le=256, description="attention blocks at the bottom (text-conditioned net)")
     mask_padding: bool = Field(
         False, description="ignore the padding of a text (needs text.mask_padding); the authors attend to it"
     )
-    patch_size: PositiveInt = Field(1, description="edge of the voxel cube that the network sees as one voxel")
+    patch_size: int = Field(1, ge=1, le=64, description="edge of the voxel cube that the network sees as one voxel")
     sigma_data: PositiveFloat | None = Field(
         None,
         description="standard deviation of what is to be drawn: the network then predicts only what the noise hides",
@@ -193,16 +252,16 @@ class UNetConfig(Section):
 class TrainConfig(Section):
     """The one training loop."""
 
-    num_steps: PositiveInt = 1000
-    batch_size: PositiveInt = Field(16, description="samples per optimiser step over all processes")
-    micro_batch_size: PositiveInt = Field(16, description="samples per process and forward pass")
+    num_steps: int = Field(1000, ge=1, le=1_000_000_000)
+    batch_size: Count = Field(16, description="samples per optimiser step over all processes")
+    micro_batch_size: Count = Field(16, description="samples per process and forward pass")
     learning_rate: PositiveFloat = 1e-4
     num_warmup_steps: int = Field(0, ge=0)
     learning_rate_decay: Literal["constant", "cosine"] = "constant"
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: PositiveFloat = 1.0
-    ema_decay: Fraction = 0.999
+    ema_decay: Share = 0.999
     ema_start_step: int = Field(0, ge=0, description="before this step the average is a plain copy")
     ema_every: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -239,31 +298,40 @@ class StageModelConfig(Section):
 class VariantConfig(Section):
     """One trained model of the experiment: the full model or an ablation."""
 
-    label: str = Field(description="name in tables and figures")
-    channels: tuple[Literal["image", "lobe", "airway", "vessel"], ...] = ("image", "lobe", "airway", "vessel")
+    label: LabelText = Field(description="name in tables and figures")
+    channels: tuple[Literal["image", "lobe", "airway", "vessel"], ...] = Field(
+        ("image", "lobe", "airway", "vessel"), description="image, and any of the others"
+    )
     text_encoder: Name = "biomedical"
     super_res_from: Name | None = Field(None, description="use another variant's super-resolution net")
+
+    @model_validator(mode="after")
+    def _check(self) -> VariantConfig:
+        if "image" not in self.channels:
+            raise ValueError(f"channels: {list(self.channels)} has no 'image', which is what the model draws; add it")
+        unique("channels", self.channels)
+        return self
 
 
 class SamplingConfig(Section):
     """How volumes are drawn (paper: 50 and 20 DDIM steps)."""
 
     solver: Literal["ddim", "dpmpp_2m"] = Field("ddim", description="dpmpp_2m: second order, for fewer steps")
-    num_steps_low_res: PositiveInt = 50
-    num_steps_super_res: PositiveInt = 20
+    num_steps_low_res: Steps = 50
+    num_steps_super_res: Steps = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
     null_text: Literal["learned", "zero"] = Field(
         "learned",
         description="states that stand for no text: the null text learned in training, or zeros (the paper's Table V)",
     )
     fix_super_res: bool = Field(False, description="keep given channels at both resolutions; the authors: low only")
-    batch_size: PositiveInt | Literal["auto"] = Field(
+    batch_size: Count | Literal["auto"] = Field(
         8,
         description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
     )
     compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    num_shards: PositiveInt = 2
+    num_shards: Shards = 2
     seed: OwnSeed = 0
 
 
@@ -271,21 +339,24 @@ class PromptPairConfig(Section):
     """A prompt, its reversal, and the measure that must tell them apart (Tables II to IV)."""
 
     measure: Measure
-    with_finding: str
-    without_finding: str
+    with_finding: Sentence
+    without_finding: Sentence
 
 
 class FeaturesConfig(Section):
     """The feature extractor of FID and MMD: Med3D's ResNet, trained on the cohort or read from a file."""
 
-    weights: str | None = Field(None, description="Med3D checkpoint; none: train the network on the cohort's labels")
+    weights: PathText | None = Field(
+        None, description="Med3D checkpoint; none: train the network on the cohort's labels"
+    )
     depth: Literal[10, 50] = 10
-    base_width: PositiveInt = Field(64, description="channels of the first layer (Med3D: 64)")
-    num_epochs: PositiveInt = 10
-    batch_size: PositiveInt = 8
+    base_width: Width = Field(64, description="channels of the first layer (Med3D: 64)")
+    num_epochs: Count = 10
+    batch_size: Count = 8
     learning_rate: PositiveFloat = 1e-3
-    findings: tuple[str, ...] = Field(
+    findings: tuple[Name, ...] = Field(
         ("pleural_effusion", "lung_opacity", "cardiomegaly", "emphysema", "consolidation", "nodule"),
+        min_length=1,
         description="labels that the network learns to predict, out of the labeler's",
     )
     seed: OwnSeed = 0
@@ -294,32 +365,43 @@ class FeaturesConfig(Section):
 class AugmentationConfig(Section):
     """Table VI: a classifier trained with and without synthetic volumes."""
 
-    findings: tuple[str, ...] = ("pleural_effusion", "lung_opacity")
-    num_reports_per_class: PositiveInt = Field(100, description="reports drawn per finding and per label")
-    num_folds: PositiveInt = Field(5, description="folds of the cross-validation, split by patient")
+    findings: tuple[Name, ...] = Field(("pleural_effusion", "lung_opacity"), min_length=1)
+    num_reports_per_class: Count = Field(100, description="reports drawn per finding and per label")
+    num_folds: int = Field(5, ge=2, le=1000, description="folds of the cross-validation, split by patient")
     input_size: PositiveInt | None = Field(
         32,
         description="average-pool volumes by whole factors to at most this many voxels per axis; null: not at all",
     )
-    num_epochs: PositiveInt = 15
-    base_width: PositiveInt = 8
-    batch_size: PositiveInt = 8
+    num_epochs: Count = 15
+    base_width: Width = 8
+    batch_size: Count = 8
     learning_rate: PositiveFloat = 1e-3
+    real_results: PathText | None = Field(
+        None,
+        description="results_dir of another cohort whose CTs, of both splits, are the real ones of Table VI (paper:"
+        " RAD-ChestCT); null: the validation split of this cohort",
+    )
     seed: OwnSeed = 0
 
 
 class EvaluationConfig(Section):
     """Sizes of the evaluations (paper: 1,024 volumes for Table I, 32 a prompt for Tables II to IV)."""
 
-    num_fid_samples: PositiveInt = 1024
-    num_per_prompt: PositiveInt = Field(32, description="volumes per prompt of Tables II to IV and VII")
-    num_segmentation_subjects: PositiveInt = 32
+    num_fid_samples: int = Field(1024, ge=2, le=10_000_000)
+    num_per_prompt: Count = Field(32, description="volumes per prompt of Tables II to IV and VII")
+    num_segmentation_subjects: Count = 32
     segmentation_guidance_scale: float = Field(
         1.0, description="Table V: guidance of its volumes; at 1 its two arms differ in the text alone"
     )
-    num_bootstrap: PositiveInt = 1000
+    num_bootstrap: Count = 1000
     anatomy_tool: Literal["classical", "totalsegmentator"] = Field(
         "classical", description="what finds lungs, airway, heart and effusion to be measured (paper: totalsegmentator)"
+    )
+    label_source: Literal["reports", "given"] = Field(
+        "reports",
+        description="labels of the real CTs in Table VI and for the feature extractor: parsed from the reports, or the"
+        " manifest's column given_labels (CT-RATE, RAD-ChestCT); given labels are compared with the parsed ones in"
+        " qc/labels.csv",
     )
     prompt_section: ReportSection = Field(
         "report", description="what of a report serves as prompt in Tables I, V and VI"
@@ -330,7 +412,7 @@ class EvaluationConfig(Section):
         description="Tables II to IV and VII: the sentences of prompt_pairs alone, or (paper) beside them sentences of"
         " validation reports and their reversals",
     )
-    num_report_sentences: PositiveInt = Field(
+    num_report_sentences: Count = Field(
         3, description="prompt_source reports: sentences of reports per finding, each with num_per_prompt volumes"
     )
     pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
@@ -343,16 +425,22 @@ class EvaluationConfig(Section):
 class ComputeConfig(Section):
     """What a job may use; the scheduler's own words (partition, account) live in the profile."""
 
-    num_gpus_training: int = Field(0, ge=0, description="GPUs of a training job on each of its nodes, one process each")
-    num_nodes_training: PositiveInt = Field(1, description="nodes of a training job; more than 1: on SLURM only")
-    num_gpus_inference: int = Field(0, ge=0, description="per sampling, embedding and feature job")
-    num_threads_training: PositiveInt = Field(1, description="CPU threads per training job; part of bit-identity")
+    num_gpus_training: int = Field(
+        0, ge=0, le=1024, description="GPUs of a training job on each of its nodes, one process each"
+    )
+    num_nodes_training: int = Field(
+        1, ge=1, le=10_000, description="nodes of a training job; more than 1: on SLURM only"
+    )
+    num_gpus_inference: int = Field(0, ge=0, le=1024, description="per sampling, embedding and feature job")
+    num_threads_training: int = Field(
+        1, ge=1, le=10_000, description="CPU threads per training job; part of bit-identity"
+    )
 
 
 class Config(Section):
     """The whole experiment."""
 
-    results_dir: str = "results"
+    results_dir: ResultsDir = "results"
     seed: Seed = Field(
         0,
         description="seed of all training runs, sampling and the bootstrap; cohort, phantoms and split keep theirs",
@@ -371,25 +459,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if "medsyn" not in self.variants:
-            raise ValueError("variants must contain 'medsyn', the full model")
-        for name, encoder in self.text.encoders.items():
-            if encoder.max_tokens < self.text.num_tokens:
-                raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
-        if self.low_res.unet.mask_padding and not self.text.mask_padding:
-            raise ValueError("low_res.unet.mask_padding needs text.mask_padding, which marks the padding")
-        if self.low_res.unet.mask_padding and self.sampling.null_text == "zero":
-            raise ValueError("sampling.null_text: zero is all padding to low_res.unet.mask_padding; expected learned")
-        for name, variant in self.variants.items():
-            if variant.text_encoder not in self.text.encoders:
-                raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
-            donor = variant.super_res_from
-            if donor is not None and (
-                donor not in self.variants
-                or self.variants[donor].super_res_from is not None
-                or self.variants[donor].channels != variant.channels
-            ):
-                raise ValueError(f"variants.{name}.super_res_from: '{donor}' must be a trained variant, same channels")
+        check_config(self)
         return self
 
 
@@ -398,13 +468,13 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 def load_config(path: str | Path) -> Config:
     """Read and validate a YAML configuration; the first mistake is an InputError that names file and key."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from None
-    return validate(Config, values, path)
+    return validate(Config, read_yaml(path), path)
+
+
+def check_keys(paths: Iterable[str | Path]) -> None:
+    """Refuse configuration files with a key that stands twice, of which Snakemake silently takes the last."""
+    for path in paths:
+        read_yaml(path)
 
 
 def load_stage(model: type[SectionType], path: str | Path) -> SectionType:
@@ -421,7 +491,9 @@ def validate(model: type[SectionType], values: Any, source: str | Path) -> Secti
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = "unknown key, remove or correct it" if first["type"] == "extra_forbidden" else first["msg"]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown key, remove or correct it"
         raise InputError(f"{source}: {where + ': ' if where else ''}{message}") from None
 
 
@@ -438,7 +510,7 @@ class MeasureStage(Section):
     """config/measure.json"""
 
     anatomy_tool: Literal["classical", "totalsegmentator"] = "classical"
-    weights_dir: str = "weights"
+    weights_dir: PathText = "weights"
 
 
 class TextEncoderStage(Section):

@@ -1,39 +1,46 @@
 """Atomic writing: an output appears whole under its final name or not at all.
 
-Everything is written under a temporary name in the target's own folder and renamed at the end, so a killed
-process, a full disk or an exception leaves no half-written file.
+Everything is written in a temporary folder beside the target (`medsyn.scratch`) and renamed at the end, so a killed
+process, a full disk or an exception leaves no half-written file. What may be replaced: `medsyn.outputs`.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medsyn import outputs, scratch
+from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 
-csv.field_size_limit(1 << 24)  # a report of 20,000 words is longer than Python's own limit
+NOT_RENAMED = (errno.EBUSY, errno.EXDEV, errno.ENOTEMPTY, errno.EEXIST)
+"""Why a finished folder cannot take its place at once: a mount point, another file system, a folder with files."""
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path with the same suffixes as `path`; rename it to `path` if the block succeeds."""
+    """Yield a temporary path with the same name as `path`; rename it to `path` if the block succeeds.
+
+    A link is followed: the file that it names is replaced. A device or pipe is an InputError.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: is not a regular file, expected one or a new name; name another output")
+    with scratch.beside(target) as folder:
         temporary = folder / path.name
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _let_others_read(temporary, folder)
+        outputs.sign(temporary)
+        _rename(temporary, target)
 
 
 @contextmanager
@@ -41,29 +48,65 @@ def atomic_dir(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block succeeds it becomes the folder `path`.
 
     A folder `path` with something in it is an InputError, so that no user's files are lost; with `replace` it is
-    replaced. Temporary folders that a killed process left for the same `path` are removed first.
+    replaced. A link is followed. Temporary folders that killed processes left for the same `path` are removed first.
     """
-    path = Path(path)
-    if not replace or path.is_file():
-        check_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.????????"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o777 & ~_umask())
-    try:
+    target = Path(os.path.realpath(path))
+    if not replace:
+        outputs.check_folder(target)
+    with scratch.beside(target, clean=True) as folder:
+        temporary = folder / target.name
+        temporary.mkdir()
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _let_others_read(temporary, folder)
+        if replace and target.exists():
+            shutil.rmtree(target)
+        outputs.check_folder(target)
+        _rename(temporary, target)
 
 
-def check_new(path: Path) -> None:
-    """InputError unless `path` is free or an empty folder."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(f"{path}: exists and is not an empty folder; name a new one, or remove it first")
+@contextmanager
+def into_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files move into `out` when the block succeeds; other files in `out` stay."""
+    target = Path(os.path.realpath(out))
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder; name another one")
+    with scratch.beside(target) as folder:
+        temporary = folder / "files"
+        temporary.mkdir()
+        yield temporary
+        _let_others_read(temporary, folder)
+        _move_files(temporary, target)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Give `source` the name `target`; where that is a mount point or a folder with files, move file by file."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in NOT_RENAMED:
+            raise
+        if source.is_dir():
+            _move_files(source, target)
+        else:
+            shutil.copyfile(source, target)
+            outputs.sign(target)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move all files below the folder `source` to the same places below `target`."""
+    for folder, _, names in os.walk(source):
+        place = target / Path(folder).relative_to(source)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in sorted(names):
+            shutil.move(Path(folder) / name, place / name)
+
+
+def _let_others_read(path: Path, folder: Path) -> None:
+    """Add the permissions of a new file (umask) to `path`, or to all files below it: some libraries write 0600."""
+    mode = scratch.file_mode(folder)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and file.stat().st_mode & mode != mode:
+            file.chmod(file.stat().st_mode & 0o777 | mode)
 
 
 def to_disk(folder: Path) -> None:
@@ -88,7 +131,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes, syntax, numbers of thousands of digits, endless nesting
         raise InputError(f"{path}: not valid JSON ({error}); write it again with the step that makes it") from None
 
 
@@ -102,20 +145,11 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
 
 
 def read_csv(path: str | Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Read a CSV into dicts of strings; a missing file or missing `required` columns is an InputError."""
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            rows = [{key: (value or "") for key, value in row.items() if key is not None} for row in reader]
-            columns = reader.fieldnames or []
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a UTF-8 CSV file ({error}); export it again as UTF-8") from None
-    missing = [name for name in required if name not in columns]
-    if missing:
-        raise InputError(f"{path}: missing column {', '.join(missing)}; it has {', '.join(columns) or 'no header'}")
-    return rows
+    """Read a CSV into dicts of strings; a missing file, column or a row that cannot be read is an InputError."""
+    table = read_table(path, required)
+    if table.faults:
+        raise InputError(f"{path}: {table.faults[0].reason}")
+    return table.rows
 
 
 def sha256(path: str | Path) -> str:
@@ -125,9 +159,3 @@ def sha256(path: str | Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

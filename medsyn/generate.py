@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
-from medsyn.files import check_new, read_csv, sha256, write_csv, write_json
+from medsyn.files import read_csv, sha256, write_csv, write_json
+from medsyn.masks.labels import as_labels
 from medsyn.models.channels import STRUCTURE_OF
+from medsyn.names import sample_fault
 from medsyn.orientation import reorient
+from medsyn.outputs import check_folder, volume_name
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.run import Prompt, Run, record, to_volumes
@@ -46,9 +49,7 @@ class Roots:
 
 def generate_one(run: Run, text: str, seed: int | None, fixes: Sequence[str], out: Path) -> None:
     """Draw one volume; write `out`, <stem>_<structure>.nii.gz and <stem>.json."""
-    suffix = next((end for end in (".nii.gz", ".nii", ".mha", ".nrrd") if out.name.endswith(end)), None)
-    if suffix is None:
-        raise InputError(f"--out {out}: name a .nii.gz, .nii, .mha or .nrrd file")
+    stem, suffix = volume_name(out)
     if seed is not None and seed < 0:
         raise InputError(f"--seed {seed}: give 0 or more")
     fixed: dict[str, NDArray] = {}
@@ -58,15 +59,14 @@ def generate_one(run: Run, text: str, seed: int | None, fixes: Sequence[str], ou
         if not separator:
             raise InputError(f"--fix {item}: write NAME=FILE, for example lobes=lobes.nii.gz")
         channel = _channel(run, name)
-        fixed[channel], sources[channel] = _read_fixed(run, Path(file)), file
+        fixed[channel], sources[channel] = _read_fixed(run, channel, Path(file)), file
     prompt = Prompt(
-        sample_id=out.name.removesuffix(suffix),
+        sample_id=stem,
         text=text or None,
         seed=run.settings.sampling.seed if seed is None else seed,
         fixed=fixed,
         facts={"fixed": sources},
     )
-    stem = out.name.removesuffix(suffix)
     array = run.draw([prompt])[0]
     for name, volume in to_volumes(run, array).items():
         path = out if name == "volume" else out.with_name(f"{stem}_{name}{suffix}")
@@ -80,7 +80,7 @@ def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path,
 
     state: where finished volumes lie until the end (`open_shard`).
     """
-    check_new(out)
+    check_folder(out)
     number, count = _parse_shard(shard)
     rows = read_csv(prompts, ("sample_id", "text", "seed"))
     if repeated := _repeated([row["sample_id"] for row in rows]):
@@ -125,7 +125,7 @@ def _generate_batch(run: Run, batch: list[dict[str, str]], roots: Roots, kept: S
 
 def _identity(run: Run, row: Mapping[str, str], roots: Roots) -> str | None:
     """Hash of a row and of the files that it fixes; None if one is missing, or the row's id names no folder."""
-    if not _is_folder_name(row["sample_id"]):
+    if sample_fault(row["sample_id"]):
         return None
     try:
         return identity_of(row, *(_find(_channel(run, name), value, roots) for name, value in _fixes(row).items()))
@@ -135,8 +135,8 @@ def _identity(run: Run, row: Mapping[str, str], roots: Roots) -> str | None:
 
 def _prompt(run: Run, row: Mapping[str, str], roots: Roots) -> Prompt:
     sample_id = row["sample_id"]
-    if not _is_folder_name(sample_id):
-        raise InputError(f"sample_id '{sample_id}' cannot be a folder name")
+    if fault := sample_fault(sample_id):
+        raise InputError(fault)
     if not row["seed"].isdecimal():
         raise InputError(f"seed '{row['seed']}' is not a whole number of 0 or more")
     mode = row.get("text_mode") or "text"
@@ -146,7 +146,7 @@ def _prompt(run: Run, row: Mapping[str, str], roots: Roots) -> Prompt:
     sources: dict[str, str] = {}
     for name, value in _fixes(row).items():
         channel = _channel(run, name)
-        fixed[channel] = _read_fixed(run, _find(channel, value, roots))
+        fixed[channel] = _read_fixed(run, channel, _find(channel, value, roots))
         sources[channel] = value
     facts = {key: row[key] for key in ("prompt_type", "section") if row.get(key)}
     text = row["text"] if mode == "text" and row["text"].strip() else None
@@ -162,10 +162,6 @@ def _guidance(row: Mapping[str, str]) -> float | None:
     if scale is not None and not math.isfinite(scale):
         raise InputError(f"guidance_scale '{value}' is not a number; give one, or leave the field empty")
     return scale
-
-
-def _is_folder_name(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and "/" not in name and "\\" not in name
 
 
 def _fixes(row: Mapping[str, str]) -> dict[str, str]:
@@ -209,7 +205,7 @@ def _find(channel: str, value: str, roots: Roots) -> Path:
     return found[0]
 
 
-def _read_fixed(run: Run, path: Path) -> NDArray:
+def _read_fixed(run: Run, channel: str, path: Path) -> NDArray:
     volume = reorient(read_volume(path))
     grid = run.settings.preprocess
     spacing = grid_spacing_mm(grid.size, grid.field_of_view_mm)
@@ -219,7 +215,7 @@ def _read_fixed(run: Run, path: Path) -> NDArray:
             for size, steps in ((volume.array.shape, volume.spacing_mm), (grid.size, spacing))
         )
         raise InputError(f"{path}: its grid is {have}, the model's {want}; run `medsyn preprocess` first")
-    return volume.array
+    return volume.array if channel == "image" else as_labels(volume.array, STRUCTURE_OF[channel], str(path))
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
+from medsyn.device import network_device
 from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
 from medsyn.diffusion.samplers import SOLVERS, Denoiser, volume_noise
 from medsyn.errors import InputError
@@ -235,7 +236,7 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
     folder = source.parent
     paths = {name: folder / record[name] for name in ("low_res", "super_res")}
     low, high, stage = load_pair(paths["low_res"], paths["super_res"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = network_device()
     return Run(
         label=record["label"],
         low_res=low.to(device),
@@ -275,4 +276,9 @@ def _run_record(weights: Path) -> tuple[Path, dict[str, Any]]:
     missing = [key for key in _RUN_KEYS if not isinstance(record, dict) or key not in record]
     if missing:
         raise InputError(f"{source}: not a run written by `medsyn assemble` ({missing[0]} is missing)")
+    for key in _RUN_KEYS[:-1]:
+        if not isinstance(record[key], str) or not record[key] or "\0" in record[key]:
+            raise InputError(
+                f"{source}: {key} is {str(record[key])[:80]!r}, expected text; run `medsyn assemble` again"
+            )
     return source, record

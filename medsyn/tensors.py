@@ -1,15 +1,22 @@
 """Files of tensors: safetensors written so that equal content gives equal bytes, and checkpoints of others read safely.
 
 The library keeps the metadata of a file in a hash map with a random order, so two identical runs differ in the header.
-Here the header is written again with sorted keys; offsets and data stay as they are.
+Here the header is written again with sorted keys and with the hash of the data, which `check_tensors` compares; offsets
+and data stay as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
+import re
+import struct
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,13 @@ from safetensors.torch import load_file, save_file
 
 from medsyn.errors import InputError
 from medsyn.files import atomic_path
+
+_UNREADABLE = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ImportError),
+    *(MemoryError, OverflowError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
+)
+"""What a damaged or foreign file of `torch.save` raises."""
+_DATA_HASH = "data_sha256"  # in the metadata of every file: hex SHA-256 of all tensors' bytes
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -31,13 +45,47 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
             value.clone() if value.data_ptr() in places else value
         )  # tied weights: one copy for each name
         places.add(value.data_ptr())
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata=dict(metadata))
-        _sort_header(temporary)
+    with atomic_path(path) as temporary, told_as_os_error(path):
+        save_file(contiguous, temporary, metadata={**metadata, _DATA_HASH: "0" * 64})
+        _finish_header(temporary)
+
+
+@contextmanager
+def told_as_os_error(path: str | Path) -> Iterator[None]:
+    """Raise what safetensors says of a full disk or another fault of the system as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def check_tensors(path: str | Path) -> None:
+    """InputError if the tensors of a safetensors file are not those that `save_tensors` wrote into it.
+
+    A file without a hash, of another program or of an earlier version, is not looked at.
+    """
+    expected = _all_metadata(path).get(_DATA_HASH)
+    if expected is None:
+        return
+    with Path(path).open("rb") as handle:
+        handle.seek(8 + int.from_bytes(handle.read(8), "little"))
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if found != expected:
+        raise InputError(
+            f"{path}: is damaged: its tensors have the SHA-256 {found[:16]}, expected {expected[:16]}; copy it again,"
+            " or remove it and run the step that makes it"
+        )
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file; a missing or broken file is an InputError."""
+    """The metadata that `save_tensors` was given for a file; a missing or broken file is an InputError."""
+    return {key: value for key, value in _all_metadata(path).items() if key != _DATA_HASH}
+
+
+def _all_metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as handle:
             return dict(handle.metadata() or {})
@@ -56,6 +104,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if Path(path).suffix != ".safetensors":
         return _load_pickled(path)
+    check_tensors(path)
     try:
         return dict(load_file(path))
     except FileNotFoundError:
@@ -75,7 +124,7 @@ def _load_pickled(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{path}: cannot be read as tensors ({reason[:160]}); if the file is whole, save its state dict alone"
@@ -85,12 +134,16 @@ def _load_pickled(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _sort_header(path: Path) -> None:
-    """Rewrite the JSON header in place: 8 bytes of length, JSON with trailing spaces, then the data."""
+def _finish_header(path: Path) -> None:
+    """Rewrite the JSON header in place, sorted and with the hash of the data.
+
+    A file is 8 bytes of length, JSON with trailing spaces, then the data.
+    """
     with path.open("r+b") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        header["__metadata__"][_DATA_HASH] = hashlib.file_digest(handle, "sha256").hexdigest()
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
         if len(ordered) > length:
             raise ValueError(f"{path}: sorted header is longer than the original")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import gzip
 import math
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from medsyn import nifti
 from medsyn.errors import InputError
 from medsyn.files import atomic_path
 
@@ -30,8 +32,8 @@ MODEL_DIRECTION = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 LOBE_NAMES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower")
 """Names of the lobe labels 1..5 (0 is background)."""
 STRUCTURES = ("lobes", "airway", "vessels")
-NIFTI_START = (348).to_bytes(4, "little")
-"""The size of a NIfTI-1 header, its first number: what a file of this byte order begins with."""
+EXACT_DEGREES = 0.005
+"""Axes that differ from right angles by less are rounded numbers."""
 
 
 @dataclass(frozen=True)
@@ -87,87 +89,140 @@ def from_sitk(image: sitk.Image) -> Volume:
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Read a 3-D NIfTI, MetaImage or NRRD file; an unreadable or non-3-D one is an InputError naming it."""
-    import SimpleITK as sitk
+    """Read a 3-D NIfTI, MetaImage or NRRD file; an unreadable or non-3-D one is an InputError naming it.
 
+    Axes that are not quite at right angles are made orthogonal; `read_image` keeps them.
+    """
+    return straightened(read_image(path))
+
+
+def read_image(path: str | Path) -> Volume:
+    """Read a file as `read_volume` does, with the axes of its header, which a tilted gantry leaves skewed."""
     path = Path(path)
-    name = path.name.lower()
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
+    check_regular(path)
     try:
-        if name.endswith(".nii.gz") and (volume := _read_plain(path)) is not None:
-            return volume
-        if name.endswith(".gz"):
-            _check_compression(path)
-        image = sitk.ReadImage(str(path))
-        if name.endswith(".nii"):
-            _check_length(path)
+        if nifti.is_nifti(path):
+            return _read_nifti(path)
+        return _read_itk(path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read, truncated or damaged ({error}); copy it again") from None
     except RuntimeError as error:
-        if name.endswith(".gz"):
-            _check_compression(path)
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{path}: cannot be read, the file is damaged or no image ({reason}); replace it") from None
+
+
+def check_regular(path: Path) -> None:
+    """InputError for a name that is no regular file: nothing, a folder, or a pipe or device, which can block."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe, socket or device"
+        raise InputError(f"{path}: is {kind}, expected a regular file; name an image file")
+
+
+def skew_degrees(volume: Volume) -> tuple[float, float]:
+    """Return by how much the axes differ from right angles: the slice axis to the slices, and within the slices.
+
+    The slice axis is the one nearest to the patient's long axis; a tilted gantry leaves it skewed.
+    """
+    direction = np.array(volume.direction).reshape(3, 3)
+    cosines = direction / np.linalg.norm(direction, axis=0)
+    along = int(np.argmax(np.abs(cosines[2])))
+    first, second = (cosines[:, axis] for axis in range(3) if axis != along)
+    normal = np.cross(first, second)
+    across = np.linalg.norm(np.cross(normal, cosines[:, along]))
+    tilt = math.degrees(math.atan2(float(across), abs(float(normal @ cosines[:, along]))))
+    return tilt, 90.0 - math.degrees(math.acos(min(abs(float(first @ second)), 1.0)))
+
+
+def straightened(volume: Volume) -> Volume:
+    """Return a volume with the orthogonal axes nearest to its own; axes that are orthogonal keep every bit."""
+    if max(skew_degrees(volume)) < EXACT_DEGREES:
+        return volume
+    left, _, right = np.linalg.svd(np.array(volume.direction).reshape(3, 3))
+    return replace(volume, direction=tuple(float(cosine) for cosine in (left @ right).ravel()))
+
+
+def _read_nifti(path: Path) -> Volume:
+    header = nifti.read_header(path)
+    nifti.check_size(path, header)
+    _check_memory(path, header.num_bytes, header.shape)
+    compressed = nifti.is_gzip(path)
+    usual = header.version == 1 and header.data == path and header.num_axes == 3 and header.dtype is not None
+    if usual and path.name.lower().endswith(".nii.gz" if compressed else ".nii"):
+        try:
+            return _read_plain(path, header) if compressed else _read_itk(path)
+        except RuntimeError:  # ITK refuses an sform whose axes are not at right angles
+            pass
+    array = nifti.read_voxels(path, header)
+    if header.affine is None:
+        x, y, z = (step or 1.0 for step in header.spacing_mm)
+        return Volume(array, (z, y, x), direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))  # as ITK reads it
+    return _on_affine(array, header.affine)
+
+
+def _on_affine(array: NDArray, affine: NDArray) -> Volume:
+    """Return voxels (z, y, x) with the geometry of an affine from index (x, y, z) to RAS millimetres."""
+    lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
+    x, y, z = (float(step) for step in np.linalg.norm(lps[:, :3], axis=0))
+    direction = tuple(float(cosine) for cosine in (lps[:, :3] / (x, y, z)).ravel())
+    origin = (float(lps[0, 3]), float(lps[1, 3]), float(lps[2, 3]))
+    return Volume(array, (z, y, x), origin, direction)
+
+
+def _read_itk(path: Path) -> Volume:
+    """Read an image with ITK; a RuntimeError where it finds none."""
+    import SimpleITK as sitk
+
+    if path.name.lower().endswith(".gz"):
+        _check_compression(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _check_memory(path, math.prod(reader.GetSize()), reader.GetSize())
+    image = reader.Execute()
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
-            f"{path}: {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} components a voxel;"
+            f"{path}: {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} components per voxel;"
             " give one 3-D scalar volume"
         )
     return from_sitk(image)
 
 
-def _read_plain(path: Path) -> Volume | None:
-    """A 3-D .nii.gz whose voxels need no conversion, in one pass of the decompressor; None: another file, for ITK.
+def _check_memory(path: Path, num_bytes: int, shape: Sequence[int]) -> None:
+    """InputError for an image that is larger than the memory of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if num_bytes > memory:
+        raise InputError(
+            f"{path}: its header claims {' x '.join(map(str, shape))} voxels, {num_bytes / 2**30:,.0f} GiB of"
+            f" {memory / 2**30:,.0f} GiB memory; check the file, or crop the image"
+        )
 
-    ITK reads the geometry. NIfTI-1 header (nifti1.h): data type at byte 70, offset of the voxels at 108, slope and
-    intercept at 112 and 116 (slope 0: none). A RuntimeError where ITK finds no image.
+
+def _read_plain(path: Path, header: nifti.Header) -> Volume:
+    """Read a 3-D .nii.gz in one pass of the decompressor where its voxels need no conversion, else with ITK.
+
+    ITK reads the geometry: a RuntimeError where it does not take it.
     """
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    with _decompressed(path) as handle:
-        header = handle.read(348)
-        kind = {2: "u1", 4: "<i2", 512: "<u2", 8: "<i4", 16: "<f4", 64: "<f8"}.get(
-            int.from_bytes(header[70:72], "little")
-        )
-        offset, slope, intercept = np.frombuffer(header, "<f4", 3, 108)
-        plain = offset >= len(header) and (slope == 0 or (slope == 1 and intercept == 0))
-        if header[:4] != NIFTI_START or kind is None or not plain or reader.GetDimension() != 3:
-            return None
-        array = np.empty(reader.GetSize()[::-1], kind)
-        handle.read(int(offset) - len(header))
-        if handle.readinto(array.data.cast("B")) != array.nbytes:
-            raise EOFError("voxels are missing")
-        while handle.read(1 << 22):  # to the checksum at the end
-            pass
+    plain = header.order == "<" and (header.slope, header.intercept) == (1.0, 0.0)
+    if not plain or str(header.dtype)[1:] not in ("u1", "i2", "u2", "i4", "f4", "f8") or reader.GetDimension() != 3:
+        return _read_itk(path)
+    array = nifti.read_voxels(path, header)
     x, y, z = reader.GetSpacing()
     origin = reader.GetOrigin()
     return Volume(array, (z, y, x), (origin[0], origin[1], origin[2]), reader.GetDirection())
 
 
 def _check_compression(path: Path) -> None:
-    """ITK's reader fills what is missing from a truncated .gz file with zeros in silence; refuse such a file."""
+    """Refuse a truncated .gz file: ITK's reader silently fills what is missing with zeros."""
     with _decompressed(path) as handle:
         while handle.read(1 << 22):
             pass
-
-
-def _check_length(path: Path) -> None:
-    """ITK's reader fills what is missing from a truncated .nii file with zeros in silence; refuse such a file.
-
-    NIfTI-1 header: number of axes and their lengths at byte 40, bits a voxel at 72, offset of the voxels at 108.
-    """
-    with path.open("rb") as handle:
-        header = handle.read(348)
-    if header[:4] not in (NIFTI_START, NIFTI_START[::-1]):
-        return
-    order = "<" if header[:4] == NIFTI_START else ">"
-    num_axes, *axes = (int(count) for count in np.frombuffer(header, f"{order}i2", 8, 40))
-    voxels = math.prod(axes[:num_axes]) * int(np.frombuffer(header, f"{order}i2", 1, 72)[0]) // 8
-    missing = int(np.frombuffer(header, f"{order}f4", 1, 108)[0]) + voxels - path.stat().st_size
-    if missing > 0:
-        raise InputError(f"{path}: cannot be read, truncated or damaged ({missing} bytes are missing); copy it again")
 
 
 @contextmanager

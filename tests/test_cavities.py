@@ -77,7 +77,7 @@ def test_half_a_chest_is_not_a_chest_with_one_lung() -> None:
     whole = render_extreme(SEED, 4).volume
     half = whole.array.copy()
     half[:, :, : int(0.45 * half.shape[2])] = -1000  # cut beside the midline: one lung, and air where the other was
-    reasons, _ = judge(whole.with_array(half))
+    reasons, *_ = judge(whole.with_array(half))
     assert reasons and "not a chest: one lung only found" in reasons[0]
     with pytest.raises(InputError, match="one lung only found"):
         preprocess(whole.with_array(half), PreprocessConfig(alignment="atlas"), name="half")
@@ -89,7 +89,7 @@ def test_a_body_without_ribs_is_not_a_chest_with_one_lung(white_out: ExtremeSubj
     columns = np.arange(array.shape[2])
     beside = np.abs(columns - columns.mean()) * white_out.volume.spacing_mm[2] > 40  # the spine and the sternum stay
     array[:, :, beside] = np.minimum(array[:, :, beside], 60)
-    reasons, _ = judge(white_out.volume.with_array(array))
+    reasons, *_ = judge(white_out.volume.with_array(array))
     assert len(reasons) == 1
     assert "ml of ribs, less than" in reasons[0]
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from medsyn.cli import build_parser, main
+from medsyn.reading import READING_COLUMNS
 
 VERBS = sorted(next(action for action in build_parser()._actions if action.dest == "verb").choices)
 
@@ -74,3 +75,35 @@ def test_a_shard_stops_at_a_fault_of_the_machine_and_not_at_one_of_a_scan(number
     for name in "cde":
         with pytest.raises(type(faults[name])):
             run(name)
+
+
+ONE_CT_OPTIONS = [f"--{name.replace('_', '-')}" for name in READING_COLUMNS]
+
+
+@pytest.mark.parametrize(
+    ("verb", "many", "only_many"),
+    [
+        ("preprocess", "--cohort", ["--shard", "--state"]),
+        ("segment", "--volumes", ["--state"]),
+        ("measure", "--volumes", ["--cohort", "--split", "--state"]),
+    ],
+)
+def test_an_option_of_the_other_form_is_refused(verb, many, only_many, tmp_path, capsys):
+    value = {"--split": "train"}
+    for form, options in ([str(tmp_path / "scan.nii.gz")], only_many), ([many, str(tmp_path / "x")], ONE_CT_OPTIONS):
+        for option in options:
+            command = [verb, *form, option, value.get(option, "1"), "--out", str(tmp_path / "out")]
+            assert main(command) == 2
+            assert f"medsyn {verb}: {option} goes with" in capsys.readouterr().err
+        assert main([verb, *form, "--out", str(tmp_path / "out")]) == 2  # there is no such file
+        assert "goes with" not in capsys.readouterr().err
+    assert main([verb, "--out", str(tmp_path / "out")]) == 2
+    assert f"give either PATH or {many}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--shard", "--state", "--masks-root", "--volumes-root"])
+def test_one_text_refuses_options_of_a_table_of_prompts(option, tmp_path, capsys):
+    command = ["generate", "--weights", str(tmp_path), "--text", "Clear.", "--out", str(tmp_path / "a.nii.gz")]
+    assert main([*command, option, "1/2"]) == 2
+    assert f"{option} goes with --prompts" in capsys.readouterr().err

@@ -9,10 +9,10 @@ from chests import write_manifest
 
 from medsyn.cli import main
 from medsyn.cohort import build_cohort, load_cohort, write_cohort
-from medsyn.cohort.manifest import split_patients
+from medsyn.cohort.manifest import COLUMNS, NOTES, split_patients
 from medsyn.config import CohortConfig, CohortStage
 from medsyn.errors import InputError
-from medsyn.files import read_csv
+from medsyn.files import read_csv, write_csv
 
 
 @pytest.fixture
@@ -128,6 +128,120 @@ def test_written_cohort_reads_back_and_paths_hold(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert build_cohort([manifest], None, CohortConfig()).subjects[0].image == str(tmp_path / "s00.nii.gz")
+
+
+@pytest.mark.parametrize("shard", ["4", "99", "-1", "4/4", "1/2", "x", "1/", "1/0"])
+def test_a_shard_that_the_cohort_does_not_have_is_refused(
+    tmp_path: Path, images: list[str], shard: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows_of(images))], None, CohortConfig(num_shards=4))
+    write_cohort(cohort, tmp_path / "out", 0.2)
+    verb = [
+        "preprocess",
+        "--cohort",
+        str(tmp_path / "out/cohort.csv"),
+        f"--shard={shard}",
+        "--out",
+        str(tmp_path / "p"),
+    ]
+    assert main([*verb, "--quiet"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "shard" in error
+    assert "\n" not in error
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_shard_without_subjects_is_empty_where_the_number_of_shards_is_given(
+    tmp_path: Path, images: list[str]
+) -> None:
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows_of(images[:3]))], None, CohortConfig(num_shards=5))
+    write_cohort(cohort, tmp_path / "out", 0.2)
+    assert [subject.shard for subject in cohort.subjects] == [0, 1, 3]
+    assert [len(load_cohort(tmp_path / "out/cohort.csv", k, 5)) for k in range(5)] == [1, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("spelling", ["same", "other spelling", "symbolic link", "linked folder", "hard link"])
+@pytest.mark.parametrize("splits", [("train", "validation"), ("", "")])
+def test_one_image_of_two_patients_is_refused(
+    tmp_path: Path, images: list[str], spelling: str, splits: tuple[str, str]
+) -> None:
+    rows = rows_of(images[:6])
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "soft.nii.gz").symlink_to(tmp_path / "s01.nii.gz")
+    (tmp_path / "hard.nii.gz").hardlink_to(tmp_path / "s01.nii.gz")
+    rows[4]["image"] = {
+        "same": "s01.nii.gz",
+        "other spelling": f"../{tmp_path.name}/./s01.nii.gz",
+        "symbolic link": "soft.nii.gz",
+        "linked folder": "link/s01.nii.gz",
+        "hard link": "hard.nii.gz",
+    }[spelling]
+    rows[1]["split"], rows[4]["split"] = splits
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    cohort = build_cohort([manifest], None, CohortConfig())
+    assert [row["subject_id"] for row in cohort.rejects] == ["s04"]
+    assert "is that of subject s01" in cohort.rejects[0]["reason"]
+    rows[1]["patient_id"] = rows[4]["patient_id"] = "one"
+    rows[4]["split"] = rows[1]["split"]
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows)], None, CohortConfig())
+    assert not cohort.rejects
+    assert len({subject.split for subject in cohort.subjects if subject.patient_id == "one"}) == 1
+
+
+def test_a_dicom_folder_of_two_patients_is_refused(tmp_path: Path, images: list[str]) -> None:
+    (tmp_path / "series").mkdir()
+    rows = rows_of(images[:4])
+    rows[0]["image"], rows[3]["image"] = "series", "series/"
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows)], None, CohortConfig())
+    assert [row["subject_id"] for row in cohort.rejects] == ["s03"]
+
+
+def test_a_dicom_folder_with_a_series_per_patient_is_used(tmp_path: Path, images: list[str]) -> None:
+    """Archives export many patients into one folder; the column `series` tells them apart."""
+    (tmp_path / "export").mkdir()
+    series = ("1.2.3", "1.2.4", "", "1.2.3")
+    rows = [row | {"image": "export", "series": uid} for row, uid in zip(rows_of(images[:4]), series, strict=True)]
+    rows = [{"findings": "Clear.", "impression": ""} | row for row in rows]
+    write_csv(tmp_path / "m.csv", rows, [*rows[0]])
+    cohort = build_cohort([tmp_path / "m.csv"], None, CohortConfig())
+    assert [row["subject_id"] for row in cohort.rejects] == ["s03"]
+    assert [subject.reading for subject in cohort.subjects] == [{"series": "1.2.3"}, {"series": "1.2.4"}, {}]
+    rows = [row | {"image": name} for row, name in zip(rows, [*images[:3], images[0]], strict=True)]
+    rows[3]["series"] = "1.2.5"  # a NIfTI file is one image, whatever the column says
+    write_csv(tmp_path / "m.csv", rows, [*rows[0]])
+    assert [row["subject_id"] for row in build_cohort([tmp_path / "m.csv"], None, CohortConfig()).rejects] == ["s03"]
+
+
+def test_given_labels_technique_and_clinic_go_through_the_cohort(tmp_path: Path, images: list[str]) -> None:
+    given = ("nodule=1;emphysema=0", "emphysema=0; nodule=1", "", "nodule=0", "nodule=2", "nodule=0;emphysema=1")
+    rows = [
+        row | {"given_labels": text, "technique": "Without contrast.", "clinical_information": "Cough, fever."}
+        for row, text in zip(rows_of(images[:6]), given, strict=True)
+    ]
+    rows[0]["report_id"] = rows[1]["report_id"] = "r0"
+    columns = list(rows[0] | {"findings": "", "impression": "", "report_id": ""})
+    write_csv(tmp_path / "m.csv", [{"findings": "Clear."} | row for row in rows], columns)
+    cohort = build_cohort([tmp_path / "m.csv"], None, CohortConfig())
+    assert [(row["subject_id"], row["reason"]) for row in cohort.rejects] == [
+        ("s04", "given_labels holds 'nodule=2', expected such as nodule=0 or nodule=1; correct it")
+    ]
+    write_cohort(cohort, tmp_path / "out", 0.5)
+    subjects = load_cohort(tmp_path / "out/cohort.csv")
+    assert subjects == cohort.subjects
+    assert {(s.technique, s.clinical_information) for s in subjects} == {("Without contrast.", "Cough, fever.")}
+    table = read_csv(tmp_path / "out/given_labels.csv")  # s02 has none, s03 lacks one
+    assert table == [
+        {"id": "r0", "emphysema": "0", "nodule": "1"},
+        {"id": "s05", "emphysema": "1", "nodule": "0"},
+    ]
+
+
+def test_a_cohort_of_an_earlier_version_is_read(tmp_path: Path, images: list[str]) -> None:
+    cohort = build_cohort([write_manifest(tmp_path / "m.csv", rows_of(images))], None, CohortConfig())
+    write_cohort(cohort, tmp_path / "out", 0.2)
+    rows = read_csv(tmp_path / "out/cohort.csv")
+    write_csv(tmp_path / "old.csv", [{k: row[k] for k in COLUMNS if k not in NOTES} for row in rows], COLUMNS[:-3])
+    assert load_cohort(tmp_path / "old.csv") == cohort.subjects
 
 
 def test_unknown_split_and_unsafe_id_are_rejected(tmp_path: Path, images: list[str]) -> None:

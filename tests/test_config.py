@@ -11,7 +11,7 @@ from medsyn.config import Config, ModelStage, load_config, load_stage, stage_con
 from medsyn.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ("config", "paper", "test")
+CONFIGS = ("config", "paper", "ct_rate", "rad_chest", "test")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -38,6 +38,7 @@ def test_schema_on_disk_is_current():
         ({"low_res": {"train": {"num_stps": 3}}}, "low_res.train.num_stps: unknown key"),
         ({"variants": {"medsyn": {"label": "x", "text_encoder": "clip"}}}, "no encoder named 'clip'"),
         ({"variants": {"other": {"label": "x"}}}, "medsyn"),
+        ({"evaluation": {"label_source": "given", "prompt_pairs": {}}}, "label_source: 'given' needs cohort.source"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_key(change, words, tmp_path, capsys):
@@ -120,3 +121,97 @@ def test_prompts_depend_on_nothing_but_what_they_are_made_of():
     values["evaluation"]["num_bootstrap"] = 7
     values["evaluation"]["features"]["num_epochs"] = 7
     assert stage_configs(validate(Config, values, "config.yaml"))["prompts"] == before
+
+
+def changed(key: str, value: object) -> dict:
+    """The test configuration with one value, named by its dotted key, replaced."""
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
+    *path, last = key.split(".")
+    section = values
+    for name in path:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return values
+
+
+IMPOSSIBLE = [
+    ("evaluation.augmentation.num_folds", 1),
+    ("variants.medsyn.channels", []),
+    ("variants.medsyn.channels", ["lobe"]),
+    ("variants.medsyn.channels", ["image", "lobe", "lobe"]),
+    ("variants.without_shape.label", "MedSyn"),
+    ("variants.medsyn.label", "--out"),
+    ("variants.medsyn.label", ""),
+    ("variants.medsyn.label", "a\nb"),
+    ("variants.real", {"label": "x"}),
+    ("text.encoders.biomedical.num_heads", 5),
+    ("text.encoders.biomedical.vocabulary_size", 1),
+    ("text.encoders.biomedical.mask_fraction", 0),
+    ("text.encoders.biomedical.dropout", 1.0),
+    ("text.encoders", {}),
+    ("text.sections", ["report", "report"]),
+    ("text.num_tokens", 1),
+    ("preprocess.size", [400000, 400000, 400000]),
+    ("preprocess.size", [4096, 4096, 4096]),
+    ("preprocess.size", [64, 64]),
+    ("preprocess.field_of_view_mm", [292.0, 316.0, 1e9]),
+    ("preprocess.field_of_view_mm", [292.0, 316.0, float("inf")]),
+    ("preprocess.window_hu", [float("nan"), 600.0]),
+    ("preprocess.window_hu", [-1e9, 600.0]),
+    ("cohort.num_shards", 1_000_000_000),
+    ("cohort.num_shards", 21),
+    ("cohort.validation_fraction", 0.0),
+    ("cohort.validation_fraction", float("nan")),
+    ("sampling.num_shards", 1_000_000_000),
+    ("sampling.guidance_scale", float("inf")),
+    ("sampling.num_steps_low_res", 1001),
+    ("sampling.batch_size", 0),
+    ("phantom.size", 1),
+    ("phantom.num_subjects", 1),
+    ("low_res.unet.mults", []),
+    ("low_res.unet.mults", [1, 2, 4, 8, 16, 32]),
+    ("low_res.unet.dim", 10**9),
+    ("low_res.unet.init_kernel", 4),
+    ("super_res.unet.patch_size", 3),
+    ("super_res.train.crop_size", [128, 16, 16]),
+    ("super_res.train.crop_size", [16, 18, 16]),
+    ("super_res.train.crop_size", [16, 16, 4]),
+    ("low_res.train.crop_size", [4, 4, 4]),
+    ("low_res.train.micro_batch_size", 3),
+    ("compute.num_gpus_training", 3),
+    ("low_res.train.learning_rate", float("nan")),
+    ("low_res.train.learning_rate", float("inf")),
+    ("low_res.train.betas", [0.9, 1.0]),
+    ("low_res.train.ema_decay", 1.0),
+    ("low_res.train.num_warmup_steps", 13),
+    ("low_res.train.weight_decay", float("inf")),
+    ("evaluation.prompt_pairs", {}),
+    ("evaluation.num_fid_samples", 1),
+    ("evaluation.features.findings", []),
+    ("evaluation.features.findings", ["nodule", "nodule"]),
+    ("evaluation.augmentation.findings", ["nodule", "../../etc/passwd"]),
+    ("evaluation.augmentation.findings", ["broken_heart"]),
+    ("seed", 2**32),
+    ("seed", -1),
+    ("masks.weights_dir", "a\x00b"),
+    ("cohort.manifest", ""),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE)
+def test_an_impossible_setting_is_refused_with_its_key(key, value):
+    values = changed(key, value)
+    assert Config(**yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8")))
+    with pytest.raises(InputError) as error:
+        validate(Config, values, "mine.yaml")
+    message = str(error.value)
+    assert message.startswith("mine.yaml: ")
+    asked = {"compute.num_gpus_training": "batch_size", "phantom.num_subjects": "validation_fraction"}
+    assert asked.get(key, key.split(".")[-1]) in message, message
+
+
+def test_an_output_of_the_workflow_is_not_its_manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = changed("cohort", {"source": "manifest", "manifest": "results/test/cohort/cohort.csv"})
+    with pytest.raises(InputError, match=r"cohort\.manifest: .* which the workflow writes"):
+        validate(Config, values, "mine.yaml")

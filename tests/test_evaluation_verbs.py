@@ -182,6 +182,8 @@ def test_classifier_learns_an_obvious_finding(run: Path, capsys: pytest.CaptureF
     assert verb("classify", "--finding", "dense", *arguments) == 0
     assert out.read_bytes() == first
     assert verb("classify", "--finding", "absent", *arguments) == 2
+    assert verb("classify", "--finding", "dense", *arguments, "--split", "all") == 0
+    assert sum(int(row["n_test"]) for row in read_csv(out)) == 24, "twelve volumes of both splits, two methods"
 
 
 def test_no_volume_is_tested_on_the_patient_whose_report_prompted_a_training_volume(run: Path) -> None:
@@ -289,13 +291,15 @@ def test_segmentation_scores(run: Path) -> None:
 def test_evaluate_two_folders_without_extractor(run: Path) -> None:
     for group, shift in (("real", 0), ("fake", 5)):
         for k in range(2):
-            write_volume(run / group / f"{k}.nii.gz", Volume(volume(shift + k, False), SPACING))
+            array = volume(shift + k, False)
+            array[0, 0, 0] = 700 if group == "real" else array[0, 0, 0]  # without bone it would be no CT
+            write_volume(run / group / f"{k}.nii.gz", Volume(array, SPACING))
     out = run / "compared.csv"
     assert verb("evaluate", "--real", run / "real", "--synthetic", run / "fake", "--out", out, "--quiet") == 0
     rows = {row["metric"]: row for row in read_csv(out)}
     assert rows["fid"]["value"] == "" and "--weights" in rows["fid"]["note"]
     lung = rows["lung_volume_ml"]
-    assert (lung["num_missing_real"], lung["num_refused_real"]) == ("2", "2")  # noise without bone is no CT
+    assert (lung["n_real"], lung["num_refused_real"], lung["not_chest_fraction_real"]) == ("2", "0", "1")
     assert (lung["n_synthetic"], lung["num_missing_synthetic"], lung["synthetic_mean"]) == ("2", "0", "0")
     assert (lung["num_found_synthetic"], lung["not_chest_fraction_synthetic"]) == ("0", "1")
     assert (run / "compared.json").exists()
@@ -326,6 +330,7 @@ def test_generated_volumes_enter_the_distances_whatever_they_show(run: Path) -> 
     write_json(run / "features.json", FeaturesStage(features=features, window_hu=WINDOW).model_dump(mode="json"))
     assert train(run, run / "e.safetensors") == 0
     folders = ["--real", run / "real", "--synthetic", run / "fake", "--weights", run / "e.safetensors"]
+    folders += ["--max-refused-fraction", 0.5]
     out = run / "t.csv"
     assert verb("evaluate", *folders, "--config", run / "preprocess.json", "--out", out, "--quiet") == 0
     rows = {row["metric"]: row for row in read_csv(out)}

@@ -29,13 +29,6 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / ".out.abcdefgh").mkdir()
-    with atomic_dir(tmp_path / "out") as temporary:
-        (temporary / "a").touch()
-    assert [file.name for file in tmp_path.iterdir()] == ["out"]
-
-
 def test_csv_round_trip_and_missing_column(tmp_path):
     path = tmp_path / "t.csv"
     write_csv(path, [{"a": 1, "b": None}], ["a", "b"])

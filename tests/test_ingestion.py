@@ -13,7 +13,7 @@ from chests import chest, write_chest, write_dicom
 
 from medsyn.cli import main
 from medsyn.cohort import build_cohort, load_cohort
-from medsyn.cohort.layouts import MANIFEST_COLUMNS, from_csv, from_ct_rate, from_rad_chestct
+from medsyn.cohort.layouts import MANIFEST_COLUMNS, from_csv
 from medsyn.config import CohortConfig, PreprocessConfig
 from medsyn.ct import preprocess as preprocessing
 from medsyn.ct.air import air_is_off, calibrate_air, measure_air
@@ -95,6 +95,7 @@ def test_ct_rate_layout(ct_rate: Path) -> None:
     out = ct_rate / "cohort.csv"
     verb = ["manifest", "--layout", "ct-rate", "--images", str(ct_rate / "dataset"), "--out", str(out), "--quiet"]
     verb += ["--reports", str(ct_rate / "train_reports.csv"), "--metadata", str(ct_rate / "metadata.csv")]
+    verb += ["--reconstructions", "all"]
     assert main([*verb, "--labels", str(ct_rate / "labels.csv")]) == 0
     rows = {row["subject_id"]: row for row in read_csv(out, MANIFEST_COLUMNS)}
     assert list(rows) == ["train_1_a_1", "train_1_a_2", "train_1_b_1", "valid_1_a_1"]
@@ -111,20 +112,18 @@ def test_ct_rate_layout(ct_rate: Path) -> None:
     assert volumes[0].spacing_mm == pytest.approx(volumes[1].spacing_mm, rel=1e-5)
 
 
-def test_a_table_of_ct_rate_in_another_ones_place_is_refused(ct_rate: Path) -> None:
-    tables = [ct_rate / f"{name}.csv" for name in ("train_reports", "metadata", "labels")]
-    with pytest.raises(InputError, match=r"labels\.csv: missing column RescaleSlope"):
-        from_ct_rate(ct_rate / "dataset", [tables[0]], [tables[2]], [])
-    with pytest.raises(InputError, match=r"metadata\.csv: missing column Findings_EN"):
-        from_ct_rate(ct_rate / "dataset", [tables[1]], [], [])
+def test_a_table_of_ct_rate_in_another_ones_place_is_refused(ct_rate: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verb = ["manifest", "ct-rate", str(ct_rate), "--out", str(ct_rate / "m.csv")]
+    assert main([*verb, "--metadata", str(ct_rate / "labels.csv")]) == 2
+    assert "labels.csv: missing column RescaleSlope" in capsys.readouterr().err
+    assert main([*verb, "--reports", str(ct_rate / "metadata.csv")]) == 2
+    assert "metadata.csv: missing column Findings_EN" in capsys.readouterr().err
+    assert not (ct_rate / "m.csv").exists()
 
 
 def test_a_cohort_with_reading_columns_reads_back_and_preprocesses(ct_rate: Path) -> None:
-    write_csv(
-        ct_rate / "m.csv",
-        from_ct_rate(ct_rate / "dataset", [ct_rate / "train_reports.csv"], [ct_rate / "metadata.csv"], []),
-        MANIFEST_COLUMNS,
-    )
+    verb = ["manifest", "ct-rate", str(ct_rate), "--reconstructions", "all", "--out", str(ct_rate / "m.csv")]
+    assert main([*verb, "--quiet"]) == 0
     assert main(["cohort", "--manifest", str(ct_rate / "m.csv"), "--out", str(ct_rate / "c"), "--quiet"]) == 0
     subjects = load_cohort(ct_rate / "c/cohort.csv")
     assert subjects == build_cohort([ct_rate / "m.csv"], None, CohortConfig()).subjects
@@ -136,38 +135,14 @@ def test_a_cohort_with_reading_columns_reads_back_and_preprocesses(ct_rate: Path
     np.testing.assert_array_equal(results[0], results[1])
 
 
-def test_rad_chestct_layout(tmp_path: Path) -> None:
-    (tmp_path / "npz").mkdir()
-    for name in ("trn00001", "trn00002", "val00001", "tst00001"):
-        (tmp_path / f"npz/{name}.npz").touch()
-    columns = ("NoteAcc_DEID", "nodule*right_upper", "nodule*left_lower", "emphysema*lung", "pleural_effusion")
-    marks = [["trn00001", 1, 1, 0, 1], ["trn00002", 0, 0, 0, 0], ["val00001", 0, 0, 1, 0]]
-    write_csv(tmp_path / "l.csv", [dict(zip(columns, row, strict=True)) for row in marks], columns)
-    rows = {row["subject_id"]: row for row in from_rad_chestct(tmp_path / "npz", [tmp_path / "l.csv"])}
-    assert rows["trn00001"]["findings"] == "Nodule: right upper, left lower. Pleural effusion."
-    assert rows["trn00002"]["findings"] == "No abnormality is labelled."
-    assert rows["tst00001"]["findings"] == ""  # no label row: the cohort rejects it as without a report
-    assert rows["val00001"]["labels"] == "emphysema*lung"
-    splits = {name: row["split"] for name, row in rows.items()}
-    assert [name for name in splits if splits[name] == "train"] == ["trn00001", "trn00002"]
-    assert set(splits.values()) == {"train", "validation"}
-    people = [{"NoteAcc_DEID": name, "person": "p1"} for name in ("trn00001", "trn00002")]
-    write_csv(tmp_path / "meta.csv", people, ("NoteAcc_DEID", "person"))
-    named = from_rad_chestct(tmp_path / "npz", [tmp_path / "l.csv"], [tmp_path / "meta.csv"], "person")
-    assert [row["patient_id"] for row in named if row["split"] == "train"] == ["p1", "p1"]
-    with pytest.raises(InputError, match="no file in it is named"):
-        from_ct_rate(tmp_path / "npz", [], [], [])
-
-
 def test_csv_layout_renames_columns(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("Scan,File,Findings,MRN\ns1,a.nii.gz,Clear.,p9\n")
-    rows = from_csv(
-        tmp_path / "t.csv", {"subject_id": "Scan", "image": "File", "findings": "Findings", "patient_id": "MRN"}
-    )
+    columns = {"subject_id": "Scan", "image": "File", "findings": "Findings", "patient_id": "MRN"}
+    rows = from_csv(tmp_path / "t.csv", columns).rows
     assert rows[0]["image"] == str(tmp_path / "a.nii.gz")
     assert (rows[0]["subject_id"], rows[0]["patient_id"], rows[0]["findings"]) == ("s1", "p9", "Clear.")
     (tmp_path / "m.csv").write_text("subject_id,image,findings,Lobes\ns1,a.nii.gz,Clear.,l.nii.gz\ns2,,Clear.,\n")
-    rows = from_csv(tmp_path / "m.csv", {"lobes": "Lobes"}, "/scans")
+    rows = from_csv(tmp_path / "m.csv", {"lobes": "Lobes"}, "/scans").rows
     assert [(row["image"], row["lobes"], row["airway"]) for row in rows] == [
         ("/scans/a.nii.gz", "/scans/l.nii.gz", ""),
         ("", "", ""),  # no image named: the cohort rejects it
@@ -176,6 +151,30 @@ def test_csv_layout_renames_columns(tmp_path: Path) -> None:
         from_csv(tmp_path / "t.csv", {"subject_id": "Nr"})
     verb = ["manifest", "--layout", "csv", "--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "o.csv")]
     assert main([*verb, "--columns", "nothing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "modality"),
+    [
+        ({"0008|0060": "MR"}, "MR"),
+        ({"0008|0060": "pt"}, "PT"),
+        ({"0008|0060": "", "0008|0016": "1.2.840.10008.5.1.4.1.1.4"}, "MR"),
+    ],
+)
+def test_dicom_of_another_modality_is_refused(
+    tmp_path: Path, tags: dict[str, str], modality: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = chest("normal").volume
+    write_dicom(tmp_path / "scan", volume, "9", tags=tags)
+    facts = inspect(tmp_path / "scan")
+    assert facts["verdict"] == "rejected"
+    assert f"modality {modality}, expected CT" in facts["reasons"][0]
+    assert main(["preprocess", str(tmp_path / "scan"), "--out", str(tmp_path / "p"), "--quiet"]) == 2
+    assert f"modality {modality}" in capsys.readouterr().err
+    write_dicom(tmp_path / "scan", volume, "2")  # a CT beside it is read instead
+    assert inspect(tmp_path / "scan")["verdict"] == "ok"
+    facts = inspect(tmp_path / "scan", Reading(series="1.2.826.0.1.3680043.2.1125.9"))
+    assert f"modality {modality}, expected CT" in facts["reasons"][0]
 
 
 @pytest.mark.parametrize("turn", ["as it is", "head first", "face down", "both"])
@@ -284,7 +283,7 @@ def test_a_header_that_takes_the_feet_for_the_head_is_found_out() -> None:
     base = chest("normal").volume
     assert judge(base)[0] == []
     assert judge(base.with_array(base.array[::-1]))[0][0].startswith("upside down")
-    assert judge(base.with_array(base.array[:, ::-1]))[0] == []  # front and back are not compared
+    assert judge(base.with_array(base.array[:, ::-1]))[0][0].startswith("front and back exchanged")
     below = Volume(base.array[:36], base.spacing_mm, base.origin_mm)  # cut below the carina: no trachea at either end
     assert judge(below)[0] == []
 

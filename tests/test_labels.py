@@ -1,6 +1,7 @@
 """The report labeler: every rule's example, the phantom's grammar without a miss, real reports reasonably well."""
 
 import csv
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from medsyn.cli import main
 from medsyn.errors import InputError
 from medsyn.files import read_csv
 from medsyn.text.labels import RULES_FILE, Example, Labeler, default_labeler, label_table, load_labeler
+from medsyn.text.phrases import union
 from medsyn.text.sections import find_sections, section_text
 
 LABELER = default_labeler()
@@ -26,7 +28,9 @@ def test_every_rule_has_an_example_that_holds(example: Example) -> None:
 
 def test_every_rule_is_needed_for_its_example() -> None:
     rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
-    groups = [(rules, name, None) for name in ("breaks", "asides", "denied_before", "denied_after", "history")]
+    groups = [
+        (rules, name, None) for name in ("breaks", "echoes", "asides", "denied_before", "denied_after", "history")
+    ]
     groups += [
         (body, kind, finding)
         for finding, body in rules["findings"].items()
@@ -83,6 +87,71 @@ def test_sentences_in_the_words_of_other_hospitals() -> None:
     ],
 )
 def test_sentences(text: str, positive: set[str]) -> None:
+    assert {name for name, label in LABELER.label(text).items() if label} == positive
+
+
+def test_a_fast_expression_finds_what_the_phrases_find() -> None:
+    """Every phrase of the rules file, in all sentences: the same places as the expression as it is written."""
+    rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
+    groups = [group for name, group in rules.items() if name != "findings"]
+    groups += [body.get(kind) or [] for body in rules["findings"].values() for kind in ("ignored", "present")]
+    text = "\n".join(f" {row['sentence'].lower()}" for row in read_csv(SENTENCES))
+    text += "\n".join(f" {example.text.lower()}" for example in LABELER.examples)
+    for rule in (rule for group in groups for rule in group if not rule["phrase"].startswith("^")):
+        written = re.compile(rf"\W(?:{rule['phrase']})(?!\w)")
+        fast = union([rule["phrase"]])
+        assert [match.span() for match in fast.finditer(text)] == [match.span() for match in written.finditer(text)]
+
+
+def test_a_bracket_in_a_set_of_characters_begins_no_group() -> None:
+    phrase = union([r"effusion [(]?(small|large)[)]?", r"a\\(b|c)"])
+    assert phrase.search(" effusion (small)")
+    assert phrase.search(" a\\c")
+    assert not phrase.search(" effusion :small")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("findings",), []),
+        (("findings", "nodule"), None),
+        (("findings", "nodule", "present"), None),
+        (("findings", "nodule", "words"), [1]),
+        (("findings", "nodule", "present", 0, "phrase"), 3),
+        (("findings", "nodule", "present", 0, "phrase"), "("),
+        (("findings", "nodule", "present", 0, "label"), "yes"),
+        (("breaks",), None),
+        (("breaks", 0), "but"),
+    ],
+)
+def test_a_broken_file_of_rules_is_one_line(tmp_path: Path, place: tuple[str | int, ...], value: object) -> None:
+    rules = part = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    with pytest.raises(InputError, match=r"rules\.yaml: "):
+        load_labeler(tmp_path / "rules.yaml")
+
+
+def test_a_file_of_rules_without_the_later_sections_is_read(tmp_path: Path) -> None:
+    rules = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))
+    del rules["echoes"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    assert load_labeler(tmp_path / "rules.yaml").label("No nodule, small effusion.")["pleural_effusion"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "positive"),
+    [
+        ("Indication: SOB, effusion? nodule? FINDINGS: Emphysema.", {"emphysema"}),
+        ("No effusion on the left; on the right there is one.", {"pleural_effusion"}),
+        ("No nodules on the left. One on the right.", {"nodule"}),
+        ("Effusion: right: none; left: trace.", {"pleural_effusion"}),
+        ("Pleural effusion? No. Nodule? Yes.", {"nodule"}),
+    ],
+)
+def test_what_one_sentence_says_of_the_next(text: str, positive: set[str]) -> None:
     assert {name for name, label in LABELER.label(text).items() if label} == positive
 
 
@@ -161,13 +230,13 @@ def test_broken_rules_are_input_errors(tmp_path: Path) -> None:
     rules.write_text(
         empty + 'findings:\n  mass:\n    words: [mass]\n    present:\n      - {phrase: "mass(", example: m, label: 1}\n'
     )
-    with pytest.raises(InputError, match="no regular expression"):
+    with pytest.raises(InputError, match="not a regular expression"):
         load_labeler(rules)
     rules.write_text(empty + "findings:\n  mass:\n    present:\n      - {phrase: mass}\n")
     with pytest.raises(InputError, match="needs phrase, example and label"):
         load_labeler(rules)
     rules.write_text(empty + "findings:\n  mass:\n    present:\n      - {phrase: mass, example: mass, label: 1}\n")
-    with pytest.raises(InputError, match="mass has no words"):
+    with pytest.raises(InputError, match="mass has no list of words"):
         load_labeler(rules)
 
 

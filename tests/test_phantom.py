@@ -217,6 +217,10 @@ def test_text_only_reports_and_bad_arguments(tmp_path, capsys):
     assert [row["report_id"] for row in rows] == [f"text-{i:05d}" for i in range(5)] and all(
         r["findings"] for r in rows
     )
-    assert main(["phantom", "--out", str(out)]) == 2
-    assert main(["phantom", "--out", str(out), "--count", "2", "--shard", "2/2"]) == 2
+    assert main(["phantom", "--out", str(tmp_path / "p")]) == 2
+    assert "give --count N" in capsys.readouterr().err
+    assert main(["phantom", "--out", str(tmp_path / "p"), "--count", "2", "--shard", "2/2"]) == 2
     assert "0 <= K < N" in capsys.readouterr().err
+    for option in ("--size", "--shard"):
+        assert main(["phantom", "--reports-only", "--count", "5", "--out", str(out), option, "64"]) == 2
+        assert f"{option} goes with volumes, not with --reports-only" in capsys.readouterr().err

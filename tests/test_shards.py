@@ -14,6 +14,7 @@ from chests import chest
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, MeasureStage, PreprocessConfig
 from medsyn.errors import InputError
+from medsyn.scratch import claim_state
 from medsyn.stages import shards, tables, volumes
 from medsyn.stages.shards import Outcome, identity_of, open_shard, run_shard, write_index
 from medsyn.volume import write_volume
@@ -169,7 +170,7 @@ def test_a_rejection_is_kept_only_if_the_fault_is_the_subjects(toy: Toy, error: 
 
 
 def test_two_processes_never_share_a_state(toy: Toy) -> None:
-    toy.state.mkdir(parents=True)
+    claim_state(toy.state, toy.out)
     with (toy.state / "lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="lock: another process works on this shard; wait for its end"):

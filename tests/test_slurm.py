@@ -308,7 +308,10 @@ def test_training_without_progress_fails_after_its_retries(cluster, start, exper
 def test_training_on_two_nodes_equals_one_process(cluster, start, experiment, finished):
     """One process on each GPU node, gradients exchanged by gloo: SLURM's GPUs are fake."""
     config = write_config(
-        experiment / "config.yaml", low_res={"train": {"micro_batch_size": 2}}, compute=GPUS | {"num_nodes_training": 2}
+        experiment / "config.yaml",
+        low_res={"train": {"micro_batch_size": 2}},
+        super_res={"train": {"micro_batch_size": 1}},
+        compute=GPUS | {"num_nodes_training": 2},
     )
     run = start(experiment, config, str(LOW_RES))
     assert run.wait() == 0, run.log.read_text()[-4000:]

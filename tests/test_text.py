@@ -412,7 +412,7 @@ def test_positions_are_extended_and_the_first_rows_kept(tmp_path: Path) -> None:
     ids = torch.arange(1, 7)[None]
     torch.testing.assert_close(extended.eval()(ids).logits, small.eval()(ids).logits)
     assert extended(torch.ones(1, 20, dtype=torch.long)).logits.shape == (1, 20, 50)
-    with pytest.raises(InputError, match="no BERT checkpoint"):
+    with pytest.raises(InputError, match="absent: no such folder"):
         load_language_model(tmp_path / "absent", 20)
 
 

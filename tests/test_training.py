@@ -181,6 +181,53 @@ def test_two_processes_stopped_by_sigterm_resume_exactly(data_folder, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+SLOW_MAIN_PROCESS = """
+import os, sys, time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import distributed_c10d
+
+TIMEOUT_S = 4.0
+distributed_c10d.default_pg_timeout = timedelta(seconds=TIMEOUT_S)  # gloo's, in place of half an hour
+
+from test_training import SETTINGS, quadratic
+from medsyn.training import loop
+
+here = Path(sys.argv[1])
+(here / os.environ["RANK"]).touch()
+while len(list(here.iterdir())) < 2:  # the start of Python does not count
+    time.sleep(0.1)
+save = loop.save_checkpoint
+loop.save_checkpoint = lambda *arguments: (time.sleep(TIMEOUT_S + 1), save(*arguments))
+slow = replace(
+    quadratic(),
+    preview=lambda network, step: time.sleep(TIMEOUT_S + 1),
+    flops=lambda: time.sleep(TIMEOUT_S + 1) or 1,
+)
+changes = {"num_steps": 4, "micro_batch_size": 1, "preview_every": 3, "checkpoint_every": 9}
+settings = SETTINGS.model_copy(update=changes)
+first = loop.train(slow, settings, here / "state")
+if first.is_main_process:
+    time.sleep(TIMEOUT_S + 1)
+loop.train(quadratic(), settings.model_copy(update={"num_steps": 6}), here / "state")
+"""
+
+
+def test_the_others_wait_for_the_main_process_beyond_the_time_out_of_a_collective(tmp_path):
+    """The main process counts operations, draws a preview, writes checkpoints and works between two training runs."""
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_MAIN_PROCESS, encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    words = [sys.executable, "-m", *LAUNCHER, str(script), str(folder)]
+    run = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert sorted(path.name for path in (folder / "state").glob("step_*")) == ["step_00000004", "step_00000006"]
+
+
 def test_sigterm_writes_a_checkpoint_and_exits_143(data_folder, tmp_path):
     out = tmp_path / "low_res.safetensors"
     arguments = command(data_folder, out, num_steps=4000, checkpoint_every=1000, log_every=1)
@@ -443,6 +490,28 @@ def test_previews_show_the_average_and_leave_the_training_alone(tmp_path):
     assert torch.equal(shown.network.weight, plain.network.weight)
     short = train(quadratic(), SETTINGS.model_copy(update={"num_steps": 8}), tmp_path / "c")
     assert torch.equal(seen[8], short.network.weight)  # the average after step 8
+
+
+def test_sigterm_during_a_preview_keeps_the_raw_weights(tmp_path):
+    """The signal arrives while the network holds the averaged weights; the checkpoint must hold the raw ones."""
+
+    def preview(network, step):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = SETTINGS.model_copy(update={"preview_every": 8, "ema_decay": 0.5})
+    with pytest.raises(SystemExit, match="143"):
+        train(replace(quadratic(), preview=preview), settings, tmp_path / "a")
+    stopped, _ = load_checkpoint(tmp_path / "a", _identity(tmp_path / "a"))
+    with pytest.raises(SystemExit, match="143"):
+        task = quadratic(on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None)
+        train(task, settings, tmp_path / "b")
+    undisturbed, _ = load_checkpoint(tmp_path / "b", _identity(tmp_path / "b"))
+    assert not torch.equal(stopped["network"]["weight"], stopped["ema"]["weight"])
+    for group, tensors in undisturbed.items():
+        assert all(torch.equal(stopped[group][name], value) for name, value in tensors.items()), group
+    resumed, fresh = (train(quadratic(), settings, tmp_path / name) for name in ("a", "c"))
+    assert torch.equal(resumed.network.weight, fresh.network.weight)
 
 
 def test_loss_watch_tells_explosions_from_scatter():

@@ -154,6 +154,45 @@ def test_an_unknown_key_stops_before_anything_runs(tmp_path):
     assert "sampling.guidance: unknown key" in run.stdout + run.stderr
 
 
+def test_a_key_that_stands_twice_stops_before_anything_runs(tmp_path):
+    (tmp_path / "twice.yaml").write_text((ROOT / "config/test.yaml").read_text() + "sampling: {num_shards: 2}\n")
+    run = run_snakemake("-n", "all", directory=tmp_path, config=tmp_path / "twice.yaml")
+    assert run.returncode != 0
+    assert "twice.yaml: key 'sampling' stands twice" in run.stdout + run.stderr
+
+
+def other_cohort(folder: Path) -> None:
+    """The files of another cohort's run that Table VI reads, empty."""
+    files = ("cohort/cohort.csv", "cohort/given_labels.csv", "labels.csv", "preprocessed/0/index.csv")
+    for name in (*files, "preprocessed/1/index.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("source", ["reports", "given"])
+def test_table_6_reads_the_cts_of_another_cohort(source, tmp_path):
+    other_cohort(tmp_path / "other")
+    evaluation = {"augmentation": {"real_results": "other"}, "label_source": source}
+    (tmp_path / "c.csv").touch()
+    cohort = {"source": "manifest", "manifest": "c.csv"}
+    config = write_config(tmp_path / "c.yaml", evaluation=evaluation, cohort=cohort)
+    run = run_snakemake("-n", "-p", "results/test/eval/table6.csv", directory=tmp_path, config=config)
+    assert run.returncode == 0, run.stderr
+    command = next(line for line in run.stdout.splitlines() if "medsyn classify" in line)
+    assert "--volumes other/preprocessed/0 other/preprocessed/1 --split all" in command
+    labels = "other/labels.csv" if source == "reports" else "other/cohort/given_labels.csv"
+    assert f"--cohort other/cohort/cohort.csv --labels {labels}" in command
+
+
+def test_another_cohort_that_has_not_been_run_is_named(tmp_path):
+    config = write_config(tmp_path / "c.yaml", evaluation={"augmentation": {"real_results": "other"}})
+    run = run_snakemake("-n", "results/test/eval/table6.csv", directory=tmp_path, config=config)
+    assert run.returncode != 0
+    assert (
+        "other/preprocessed: no shard in it, evaluation.augmentation.real_results names it" in run.stderr + run.stdout
+    )
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as handle:
         return list(csv.DictReader(handle))

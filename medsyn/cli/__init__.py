@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsyn import __version__
 from medsyn.errors import InputError
+from medsyn.outputs import WRITER, Outputs, check_outputs, check_state
 from medsyn.progress import configure
 
 OUT_OF_MEMORY = (
@@ -27,6 +29,24 @@ OUT_OF_MEMORY = (
 )
 
 
+def one_file(args: argparse.Namespace) -> Outputs:
+    """Return the outputs of a verb that writes the file --out."""
+    return Outputs(files=[Path(args.out)])
+
+
+def one_folder(args: argparse.Namespace) -> Outputs:
+    """Return the outputs of a verb that makes the folder --out."""
+    return Outputs(folders=[Path(args.out)])
+
+
+def table_and_json(args: argparse.Namespace) -> Outputs:
+    """Return the outputs of a verb that writes a table --out and its provenance, of the same name with .json."""
+    out = Path(args.out)
+    if out.suffix.lower() == ".json":
+        raise InputError(f"{out}: is the name of the provenance, expected a .csv file; name the table {out.stem}.csv")
+    return Outputs(files=[out, out.with_suffix(".json")])
+
+
 class Verbs:
     """Collects verbs; every verb gets --quiet and --progress."""
 
@@ -34,9 +54,18 @@ class Verbs:
         self._subparsers = subparsers
 
     def add(
-        self, name: str, run: Callable[[argparse.Namespace], None], *, summary: str, example: str
+        self,
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        *,
+        summary: str,
+        example: str,
+        outputs: Callable[[argparse.Namespace], Outputs] | None = one_file,
     ) -> argparse.ArgumentParser:
-        """Add verb `name`; `run` receives the parsed arguments. Returns the parser to add options to."""
+        """Add verb `name`; `run` receives the parsed arguments. Returns the parser to add options to.
+
+        outputs: what the verb writes, by default the file --out; None for a verb that writes nothing.
+        """
         parser: argparse.ArgumentParser = self._subparsers.add_parser(
             name,
             help=summary.replace("%", "%%"),
@@ -46,7 +75,9 @@ class Verbs:
         )
         parser.add_argument("--quiet", action="store_true", help="log warnings only, no progress bar")
         parser.add_argument("--progress", action="store_true", help="draw progress bars even if stderr is no terminal")
-        parser.set_defaults(run=run)
+        if outputs is not None:
+            parser.add_argument("--force", action="store_true", help="replace outputs that this verb did not write")
+        parser.set_defaults(run=run, outputs=outputs)
         return parser
 
 
@@ -65,16 +96,51 @@ def add_state(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_options(args: argparse.Namespace, names: Sequence[str], *, chosen: str, other: str) -> None:
+    """InputError at the first of the options `names` that was given: the form `other` reads them, not `chosen`."""
+    given = next((name for name in names if getattr(args, name)), None)
+    if given is not None:
+        raise InputError(f"--{given.replace('_', '-')} goes with {other}, not with {chosen}; leave it out")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, model, phantom, planning, settings, text, weights
+    from medsyn.cli import data, evaluation, manifest, model, phantom, planning, settings, text, weights
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, planning, phantom, data, text, model, evaluation, weights):
+    for group in (settings, planning, phantom, manifest, data, text, model, evaluation, weights):
         group.add_verbs(verbs)
     return parser
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """InputError unless the verb can write its outputs without loss of an input or of a file that it did not make."""
+    WRITER.verb, WRITER.force = args.verb, getattr(args, "force", False)
+    if args.outputs is None:
+        return
+    try:
+        outputs = args.outputs(args)
+    except ValueError:  # pathlib's: "." and "/" have no name from which others could be made
+        outputs = None
+    if outputs is None or getattr(args, "out", None) == "":
+        raise InputError(f"--out '{args.out}': is not the name of a file or folder; give one")
+    others = {name: value for name, value in vars(args).items() if name not in ("out", "state", "verb")}
+    check_outputs(outputs, [path for value in others.values() for path in _existing(value)])
+    if getattr(args, "state", None) is not None:
+        check_state(args.state, outputs)
+
+
+def _existing(value: object) -> Iterator[Path]:
+    """Yield the files and folders that the value of an option names, NAME=FILE included."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _existing(part)
+    elif isinstance(value, str | Path):
+        for text in {str(value), str(value).partition("=")[2]} - {""}:
+            if os.path.exists(text):  # noqa: PTH110 (a text that is too long for a path is none)
+                yield Path(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     configure(quiet=args.quiet, progress=args.progress)
     try:
+        _check_outputs(args)
         args.run(args)
     except InputError as error:
         print(f"medsyn {args.verb}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Verbs of the data group: manifest, cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
+"""Verbs of the data group: cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
 alignment-qc."""
 
 from __future__ import annotations
@@ -6,16 +6,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.cli import Verbs, add_split, add_state
+from medsyn.cli import Verbs, add_split, add_state, one_folder, refuse_options
 from medsyn.errors import InputError
+from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:
     from medsyn.config import PreprocessConfig
     from medsyn.reading import Reading
 
+MASKS = ("lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz")
 CT_HELP = "one CT in HU: .nii, .nii.gz, .mha, .nrrd, .npz, or a folder with DICOM slices"
 
 
@@ -30,8 +33,11 @@ def _add_cohort(verbs: Verbs) -> None:
     parser = verbs.add(
         "cohort",
         _cohort,
-        summary="Validate manifests; write cohort.csv, rejects.csv and reports.csv with splits and shards.",
+        summary="Validate manifests; write cohort.csv, rejects.csv, reports.csv (splits, shards) and given_labels.csv.",
         example="medsyn cohort --config results/config/cohort.json --manifest config/cohort.csv --out results/cohort",
+        outputs=lambda args: Outputs(
+            files=[Path(args.out) / f"{name}.csv" for name in ("cohort", "rejects", "reports", "given_labels")]
+        ),
     )
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument(
@@ -43,25 +49,7 @@ def _add_cohort(verbs: Verbs) -> None:
     parser.add_argument(
         "--reports", help="CSV with report_id, findings, impression (patient_id): reports without images"
     )
-    parser.add_argument("--out", required=True, help="folder for the three tables")
-
-    parser = verbs.add(
-        "manifest",
-        _manifest,
-        summary="Write the manifest of a data set: your own table, CT-RATE or RAD-ChestCT.",
-        example="medsyn manifest --layout ct-rate --images train --reports train_reports.csv --out config/cohort.csv",
-    )
-    parser.add_argument("--layout", required=True, choices=("csv", "ct-rate", "rad-chestct"))
-    parser.add_argument("--images", help="folder of the volumes (csv: what paths are relative to)")
-    parser.add_argument("--table", help="csv: the table to take rows from")
-    parser.add_argument(
-        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="csv: columns that have another name there"
-    )
-    parser.add_argument("--reports", nargs="*", default=[], help="ct-rate: tables with VolumeName, Findings_EN, ...")
-    parser.add_argument("--metadata", nargs="*", default=[], help="tables with rescaling and spacing, or patients")
-    parser.add_argument("--labels", nargs="*", default=[], help="tables of labels, one 0/1 column each")
-    parser.add_argument("--patient-column", default="", help="rad-chestct: column of --metadata that names the patient")
-    parser.add_argument("--out", required=True, help="CSV file, for `medsyn cohort` or cohort.manifest")
+    parser.add_argument("--out", required=True, help="folder for the four tables")
 
     parser = verbs.add(
         "atlas",
@@ -79,6 +67,7 @@ def _add_one_ct(verbs: Verbs) -> None:
         _inspect,
         summary="Say whether a file is a usable chest CT: size, spacing (mm), orientation, HU range, verdict.",
         example="medsyn inspect scan.nii.gz --json",
+        outputs=None,
     )
     parser.add_argument("path", help=CT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -89,10 +78,11 @@ def _add_one_ct(verbs: Verbs) -> None:
         _preprocess,
         summary="Bring one CT, or a shard of a cohort, to the model's grid (int16 HU, spacing in mm).",
         example="medsyn preprocess scan.nii.gz --out prepared",
+        outputs=lambda args: _shard_outputs(args, ("volume.nii.gz", "transform.tfm", "qc.json", "preview.png")),
     )
     parser.add_argument("path", nargs="?", help=CT_HELP)
     parser.add_argument("--cohort", help="cohort.csv (instead of PATH)")
-    parser.add_argument("--shard", type=int, help="shard of the cohort, from 0")
+    parser.add_argument("--shard", metavar="K/N", help="the K-th of the cohort's N shards, from 0 (/N may be left out)")
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
     add_state(parser)
@@ -103,6 +93,7 @@ def _add_one_ct(verbs: Verbs) -> None:
         _segment,
         summary="Lobes (0..5), airway and vessels (0/1) of one CT or of a folder of CTs, on the input's own grid.",
         example="medsyn segment scan.nii.gz --out masks --airway classical",
+        outputs=lambda args: _shard_outputs(args, (*MASKS, "segment.json", "preview.png")),
     )
     parser.add_argument("path", nargs="?", help=CT_HELP)
     parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
@@ -115,6 +106,17 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
     add_state(parser)
     _add_reading(parser)
+
+
+def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
+    """Return what a verb for one CT or a shard writes: the files `names` of one CT, or the folder of the shard."""
+    out = Path(args.out)
+    if args.path is not None:
+        return Outputs(files=[out / name for name in names])
+    from medsyn.stages.shards import is_rejects_file, rejects_file
+
+    listed = rejects_file(out)  # Snakemake, which gives no --force, does not remove it
+    return Outputs(files=[] if is_rejects_file(listed) else [listed], folders=[out])
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +155,7 @@ def _add_tables(verbs: Verbs) -> None:
         _store,
         summary="Pack preprocessed volumes and masks of a shard into compressed arrays for training.",
         example="medsyn store --volumes preprocessed/0 --masks masks/0 --cohort cohort.csv --out store/0",
+        outputs=one_folder,
     )
     for name, text in (("volumes", "preprocessed shard"), ("masks", "masks of it"), ("cohort", "cohort.csv")):
         parser.add_argument(f"--{name}", required=True, help=text)
@@ -162,12 +165,21 @@ def _add_tables(verbs: Verbs) -> None:
     parser = verbs.add(
         "export",
         _export,
-        summary="One subject of the training store as NIfTI: volume (HU) and masks on the model's grid, verified.",
-        example="medsyn export P0001 --store results/store/* --out P0001",
+        summary="Write a generated volume as a DICOM series, or one subject of the training store as NIfTI (HU, mm).",
+        example="medsyn export effusion.nii.gz --dicom --out effusion_dicom",
+        outputs=lambda args: (
+            Outputs(folders=[args.out])
+            if args.dicom
+            else Outputs(files=[args.out / name for name in ("volume.nii.gz", *MASKS)])
+        ),
     )
-    parser.add_argument("subject", help="subject_id")
-    parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
-    parser.add_argument("--out", required=True, type=Path, help="folder for volume, lobes, airway, vessels (.nii.gz)")
+    parser.add_argument("subject", help="with --dicom: the volume's file in HU; with --store: a subject_id")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--dicom", action="store_true", help="one derived CT series with new UIDs, marked as synthetic")
+    form.add_argument("--store", type=Path, nargs="+", help="shard folders of the training store")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder for the slices, or for volume, lobes, airway, vessels (.nii.gz)"
+    )
 
     parser = verbs.add(
         "mask-qc",
@@ -213,29 +225,6 @@ def _cohort(args: argparse.Namespace) -> None:
     )
 
 
-def _manifest(args: argparse.Namespace) -> None:
-    from medsyn.cohort.layouts import MANIFEST_COLUMNS, from_csv, from_ct_rate, from_rad_chestct
-    from medsyn.files import write_csv
-    from medsyn.progress import log
-
-    needed = "table" if args.layout == "csv" else "images"
-    if getattr(args, needed) is None:
-        raise InputError(f"--layout {args.layout} needs --{needed}")
-    if args.layout == "csv":
-        pairs = [pair.partition("=") for pair in args.columns]
-        if not all(ours and theirs for ours, _, theirs in pairs):
-            raise InputError("--columns takes OURS=THEIRS, such as subject_id=ScanID")
-        rows = from_csv(args.table, {ours: theirs for ours, _, theirs in pairs}, args.images)
-    elif args.layout == "ct-rate":
-        rows = from_ct_rate(args.images, args.reports, args.metadata, args.labels)
-    else:
-        rows = from_rad_chestct(args.images, args.labels, args.metadata, args.patient_column)
-    write_csv(args.out, rows, MANIFEST_COLUMNS)
-    patients = {row["patient_id"] or row["subject_id"] for row in rows}
-    silent = sum(not row["findings"] and not row["impression"] for row in rows)
-    log.info("manifest: %d volumes of %d patients, %d without a report", len(rows), len(patients), silent)
-
-
 def _atlas(args: argparse.Namespace) -> None:
     from medsyn.ct.atlas import load_atlas
     from medsyn.volume import write_volume
@@ -251,18 +240,27 @@ def _inspect(args: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=2))
     else:
         for key, value in facts.items():
-            text = "; ".join(value) if key == "reasons" else value
+            text = "; ".join(value) if key in ("reasons", "warnings") else value
             if text not in ("", None):
                 print(f"{key}: {text}")
     sys.stdout.flush()
 
 
-def _one_of(args: argparse.Namespace, first: str, second: str) -> bool:
-    """True for the form with `first`; neither or both is an InputError."""
-    a, b = getattr(args, first), getattr(args, second)
-    if (a is None) == (b is None):
-        raise InputError(f"give either {first.upper()} or --{second}")
-    return a is not None
+def _is_one_ct(args: argparse.Namespace, many: str, *, only_many: Sequence[str]) -> bool:
+    """Return whether one CT, PATH, is asked for and not the option `many`; neither or both is an InputError.
+
+    only_many: options of the form with `many` alone. An option that the chosen form does not read is an InputError.
+    """
+    from medsyn.reading import READING_COLUMNS
+
+    one = args.path is not None
+    if one == (getattr(args, many) is not None):
+        raise InputError(f"give either PATH or --{many}")
+    if one:
+        refuse_options(args, only_many, chosen="PATH", other=f"--{many}")
+    else:
+        refuse_options(args, READING_COLUMNS, chosen=f"--{many}", other="PATH")
+    return one
 
 
 def _preprocess_config(path: str | None) -> PreprocessConfig:
@@ -273,21 +271,23 @@ def _preprocess_config(path: str | None) -> PreprocessConfig:
 
 def _preprocess(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
-    from medsyn.stages.shards import into_folder
+    from medsyn.cohort.manifest import parse_shard
+    from medsyn.files import into_folder
     from medsyn.stages.volumes import preprocess_one, preprocess_shard
 
     config = _preprocess_config(args.config)
     out = Path(args.out)
-    if _one_of(args, "path", "cohort"):
+    if _is_one_ct(args, "cohort", only_many=("shard", "state")):
         with into_folder(out) as folder:
             preprocess_one(args.path, folder, config, reading=_reading(args))
     else:
-        preprocess_shard(load_cohort(args.cohort, args.shard), out, config, args.state)
+        shard, num_shards = parse_shard(args.shard) if args.shard is not None else (None, None)
+        preprocess_shard(load_cohort(args.cohort, shard, num_shards), out, config, args.state)
 
 
 def _segment(args: argparse.Namespace) -> None:
     from medsyn.config import MasksConfig, load_stage, validate
-    from medsyn.stages.shards import into_folder
+    from medsyn.files import into_folder
     from medsyn.stages.volumes import segment_one, segment_shard
 
     config = load_stage(MasksConfig, args.config) if args.config else MasksConfig()
@@ -296,7 +296,7 @@ def _segment(args: argparse.Namespace) -> None:
     if chosen:
         config = validate(MasksConfig, config.model_dump() | chosen, "command line")
     out = Path(args.out)
-    if _one_of(args, "path", "volumes"):
+    if _is_one_ct(args, "volumes", only_many=("state",)):
         with into_folder(out) as folder:
             segment_one(args.path, folder, config, _reading(args))
     else:
@@ -308,7 +308,7 @@ def _measure(args: argparse.Namespace) -> None:
     from medsyn.stages.tables import measure_json, measure_shard
 
     config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
-    if _one_of(args, "path", "volumes"):
+    if _is_one_ct(args, "volumes", only_many=("cohort", "split", "state")):
         measure_json(args.path, args.masks, args.out, config, _reading(args))
     else:
         masks = Path(args.masks) if args.masks else None
@@ -324,9 +324,14 @@ def _store(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from medsyn.stages.shards import into_folder
+    from medsyn.files import into_folder
     from medsyn.stages.store import export_subject
 
+    if args.dicom:
+        from medsyn.ct.dicom_export import export_dicom
+
+        export_dicom(args.subject, args.out)
+        return
     with into_folder(args.out) as folder:
         export_subject(args.store, args.subject, folder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs, add_split, add_state
+from medsyn.cli import Verbs, add_split, add_state, table_and_json
 from medsyn.errors import InputError
 
 VOLUMES_HELP = "folders <id>/volume.nii.gz, one a shard"
@@ -32,9 +32,29 @@ def add_verbs(verbs: Verbs) -> None:
         _evaluate,
         summary="Compare two folders of volumes from any system: FID, MMD, anatomical measures with 95 % bounds.",
         example="medsyn evaluate --real ct/ --synthetic fake/ --weights extractor.safetensors --out table.csv",
+        outputs=table_and_json,
     )
-    parser.add_argument("--real", required=True, help="folder of real volumes in HU (NIfTI, MetaImage, NRRD)")
+    parser.add_argument("--real", required=True, help="folder of real volumes in HU (NIfTI, MetaImage, NRRD, npz)")
     parser.add_argument("--synthetic", required=True, help="folder of generated volumes in HU")
+    for prefix, group in (("", "generated"), ("real-", "real")):
+        parser.add_argument(
+            f"--{prefix}spacing-mm",
+            metavar="'Z Y X'",
+            help=f"of the {group} volumes in mm, instead of the files' own",
+        )
+        parser.add_argument(
+            f"--{prefix}orientation",
+            metavar="CODE",
+            help=f"where x, y, z of the {group} volumes run to, such as LPS, instead of what the files say",
+        )
+    parser.add_argument(
+        "--max-refused-fraction",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="end with an error if more of a folder than this, and more than one volume, is refused (default"
+        " %(default)s)",
+    )
     parser.add_argument("--weights", help="extractor from train-features; without it FID and MMD stay empty")
     parser.add_argument("--config", help="preprocess.json: grid in voxels, field of view in mm (default: 64^3)")
     parser.add_argument("--seed", type=int, default=0, help="of subsets and bootstrap")
@@ -84,7 +104,12 @@ def _add_score_verbs(verbs: Verbs) -> None:
     parser.add_argument("--cohort", required=True, help="cohort.csv")
     parser.add_argument("--labels", required=True, help="labels.csv")
     parser.add_argument("--volumes", required=True, nargs="+", help=f"real: {VOLUMES_HELP}")
-    parser.add_argument("--split", default="validation", help="whose real volumes (default: validation)")
+    parser.add_argument(
+        "--split",
+        default="validation",
+        choices=("train", "validation", "all"),
+        help="whose real volumes (default: validation)",
+    )
     parser.add_argument("--prompts", required=True, help="prompt set 'augmentation'")
     parser.add_argument("--samples", required=True, nargs="+", help=f"generated: {VOLUMES_HELP}")
     parser.add_argument("--method-label", default="MedSyn", help="name of the generating model in the rows")
@@ -111,13 +136,14 @@ def _add_table_verb(verbs: Verbs) -> None:
         summary="Write one of the paper's tables I to VII as tidy CSV, with its provenance beside it.",
         example="medsyn table 2 --config results/config/evaluation.json --prompts results/prompts/pairs.csv"
         " --measures medsyn results/measures/medsyn_pairs/0.csv --out results/eval/table2.csv",
+        outputs=table_and_json,
     )
     parser.add_argument("number", type=int, choices=range(1, 8), help="1 to 7")
     parser.add_argument("--config", required=True, help="evaluation.json of the verb config")
     parser.add_argument("--features", nargs="+", action="append", metavar="LABEL FILE", help=f"1: {GROUP_HELP}")
     parser.add_argument("--measures", nargs="+", action="append", metavar="LABEL FILE", help=f"1-4, 7: {GROUP_HELP}")
     parser.add_argument("--against", help="1: method whose airway the others' must exceed (default: without_shape)")
-    parser.add_argument("--label", nargs=2, action="append", metavar=("KEY", "TEXT"), help="1: a method's full name")
+    parser.add_argument("--label", nargs=2, action="append", metavar=("KEY", "TEXT"), help="1, 6: a method's full name")
     parser.add_argument("--prompts", nargs="+", help="2-4, 7: prompt CSVs of the measured samples")
     parser.add_argument("--finding", help="2-4, 7: another finding than the paper's")
     parser.add_argument("--scores", nargs="+", help="5: score-segmentation CSVs; 6: classify CSVs")
@@ -209,7 +235,11 @@ def _table(args: argparse.Namespace) -> None:
     elif args.number in (5, 6):
         if not args.scores:
             raise InputError(f"table {args.number}: --scores is needed")
-        table = tables.table5(args.scores, config) if args.number == 5 else tables.table6(args.scores)
+        table = (
+            tables.table5(args.scores, config)
+            if args.number == 5
+            else tables.table6(args.scores, dict(args.label or []))
+        )
     else:
         if not args.prompts or not measures:
             raise InputError(f"table {args.number}: --prompts and --measures are needed")
@@ -313,7 +343,20 @@ def _report(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medsyn.config import PreprocessConfig, load_stage
-    from medsyn.stages.folders import evaluate_folders
+    from medsyn.reading import parse_reading
+    from medsyn.stages.folders import Folder, evaluate_folders
 
     config = load_stage(PreprocessConfig, args.config) if args.config else PreprocessConfig()
-    evaluate_folders(args.real, args.synthetic, args.weights, config, args.seed, args.out)
+    real, synthetic = (
+        parse_reading({name: getattr(args, f"{prefix}{name}") or "" for name in ("spacing_mm", "orientation")}, group)
+        for prefix, group in (("real_", "real volumes"), ("", "generated volumes"))
+    )
+    evaluate_folders(
+        Folder(args.real, real),
+        Folder(args.synthetic, synthetic),
+        args.weights,
+        config,
+        args.seed,
+        args.out,
+        args.max_refused_fraction,
+    )

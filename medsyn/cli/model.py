@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs, add_state
+from medsyn.cli import Verbs, add_state, refuse_options
+from medsyn.errors import InputError
+from medsyn.outputs import Outputs, volume_name
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -24,6 +26,7 @@ def _add_train(verbs: Verbs) -> None:
         example="medsyn train --config results/config/low_res_medsyn.json --store results/store/0 results/store/1"
         " --embeddings results/text/biomedical/embeddings.json --state results/state/low_res_medsyn"
         " --out results/models/medsyn/low_res.safetensors",
+        outputs=_train_outputs,
     )
     parser.add_argument("--config", required=True, type=Path, help="results/config/<low_res|super_res>_<variant>.json")
     parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
@@ -85,13 +88,14 @@ def _add_generate(verbs: Verbs) -> None:
         summary="Draw chest CTs (int16 HU with their affine) and their masks from text.",
         example='medsyn generate --weights results/models/medsyn --text "Large left pleural effusion."'
         " --seed 7 --out effusion.nii.gz",
+        outputs=_generate_outputs,
     )
     parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
     parser.add_argument("--out", required=True, type=Path, help="FILE.nii.gz with --text, a folder with --prompts")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="radiology text; an empty string draws without text")
     what.add_argument("--prompts", type=Path, help="CSV: sample_id, text, seed, text_mode, guidance_scale, fix_*, ...")
-    parser.add_argument("--shard", default="0/1", help="k/N: rows k, k+N, k+2N, ... of --prompts (default %(default)s)")
+    parser.add_argument("--shard", metavar="K/N", help="rows K, K+N, K+2N, ... of --prompts (default 0/1, all)")
     add_state(parser)
     parser.add_argument("--config", type=Path, help="sampling.json in place of the run's own")
     parser.add_argument("--masks-root", type=Path, help="folder whose */SUBJECT/ hold lobes, airway, vessels to fix")
@@ -114,6 +118,20 @@ def _add_generate(verbs: Verbs) -> None:
     )
 
 
+def _train_outputs(args: argparse.Namespace) -> Outputs:
+    out = args.out
+    return Outputs(files=[out, *(out.with_name(f"{out.stem}_{name}") for name in ("metrics.csv", "preview.png"))])
+
+
+def _generate_outputs(args: argparse.Namespace) -> Outputs:
+    out = args.out
+    if args.prompts is not None:
+        return Outputs(folders=[out])
+    stem, suffix = volume_name(out)
+    masks = (out.with_name(f"{stem}_{name}{suffix}") for name in ("lobes", "airway", "vessels"))
+    return Outputs(files=[out, out.with_name(f"{stem}.json"), *masks])
+
+
 def _batch_size(value: str) -> int | str:
     return value if value == "auto" else int(value)
 
@@ -132,7 +150,6 @@ def _import_checkpoint(args: argparse.Namespace) -> None:
 
         import_network(args.checkpoint, args.source, args.out)
         return
-    from medsyn.errors import InputError
     from medsyn.models.medsyn_checkpoint import import_medsyn
 
     if args.stage is None:
@@ -154,12 +171,13 @@ def _assemble(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from medsyn.errors import InputError
     from medsyn.generate import Roots, generate_one, generate_shard
     from medsyn.run import open_run, sampling_with
 
     if args.prompts is not None and (args.seed is not None or args.fix):
         raise InputError("--seed and --fix go with --text; with --prompts they are columns of the table")
+    if args.prompts is None:
+        refuse_options(args, ("shard", "state", "masks_root", "volumes_root"), chosen="--text", other="--prompts")
     sampling = sampling_with(
         args.weights,
         args.config,
@@ -175,4 +193,4 @@ def _generate(args: argparse.Namespace) -> None:
         generate_one(run, args.text, args.seed, args.fix, args.out)
     else:
         roots = Roots(args.volumes_root, args.masks_root)
-        generate_shard(run, args.prompts, args.shard, roots, args.out, args.state)
+        generate_shard(run, args.prompts, "0/1" if args.shard is None else args.shard, roots, args.out, args.state)

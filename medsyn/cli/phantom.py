@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from medsyn.cli import Verbs
+from medsyn.cli import Verbs, one_file, one_folder, refuse_options
 from medsyn.errors import InputError
 
 
@@ -15,13 +15,14 @@ def add_verbs(verbs: Verbs) -> None:
         _phantom,
         summary="Make procedural chest CTs with findings, reports, true masks and truth.",
         example="medsyn phantom --out phantoms --count 4 --size 64 --seed 1",
+        outputs=lambda args: one_file(args) if args.reports_only else one_folder(args),
     )
     parser.add_argument("--out", required=True, help="folder to write (with --reports-only: the CSV file)")
     parser.add_argument("--config", metavar="JSON", help="settings of the workflow; instead of --count, --size, --seed")
     parser.add_argument("--count", type=int, help="number of subjects")
     parser.add_argument("--size", type=int, help="voxels along each axis (64)")
     parser.add_argument("--seed", type=int, help="seed of the cohort (0)")
-    parser.add_argument("--shard", default="0/1", metavar="K/N", help="every N-th subject, from K (0/1: all)")
+    parser.add_argument("--shard", metavar="K/N", help="every N-th subject, from K (default 0/1, all)")
     parser.add_argument("--reports-only", action="store_true", help="reports without images, as CSV")
 
 
@@ -45,9 +46,10 @@ def _phantom(args: argparse.Namespace) -> None:
             seed=args.seed or 0,
         )
     if args.reports_only:
+        refuse_options(args, ("size", "shard"), chosen="--reports-only", other="volumes")
         write_reports(args.out, config.num_text_only_reports, seed=config.seed)
     else:
-        indices = shard_indices(config.num_subjects, _shard(args.shard))
+        indices = shard_indices(config.num_subjects, _shard("0/1" if args.shard is None else args.shard))
         write_cohort(args.out, indices, seed=config.seed, size=config.size)
 
 

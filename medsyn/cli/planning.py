@@ -17,6 +17,7 @@ def add_verbs(verbs: Verbs) -> None:
         _plan,
         summary="Count the GPU memory of every training and sampling job, and propose settings that fit.",
         example="medsyn plan --gpu-memory 48 --config config/paper.yaml",
+        outputs=None,
     )
     parser.add_argument("--gpu-memory", required=True, metavar="GIB", help="memory of one GPU in GiB, for example 48")
     parser.add_argument(

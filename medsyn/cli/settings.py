@@ -8,7 +8,8 @@ from pathlib import Path
 
 from medsyn.cli import Verbs
 from medsyn.errors import InputError
-from medsyn.files import atomic_path, write_json
+from medsyn.files import atomic_path, read_json, write_json
+from medsyn.outputs import Outputs, check_outputs
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -18,6 +19,7 @@ def add_verbs(verbs: Verbs) -> None:
         _config,
         summary="Validate a YAML configuration; write one JSON file per stage, or one named stage.",
         example="medsyn config config/config.yaml --stage cohort --out results/config/cohort.json",
+        outputs=_config_outputs,
     )
     parser.add_argument("path", help="YAML file")
     parser.add_argument("--stage", help="write only this stage")
@@ -28,8 +30,24 @@ def add_verbs(verbs: Verbs) -> None:
         _schema,
         summary="Write the JSON schema of the configuration.",
         example="medsyn schema --out config/schema.json",
+        outputs=_schema_outputs,
     )
     parser.add_argument("--out", required=True, help="JSON schema file")
+
+
+def _config_outputs(args: argparse.Namespace) -> Outputs:
+    """Return the file of one stage; those of all stages are known once the configuration is read."""
+    return Outputs(files=[Path(args.out)] if args.out is not None and args.stage is not None else [])
+
+
+def _schema_outputs(args: argparse.Namespace) -> Outputs:
+    """Return the file --out, unless it is an older schema of the configuration, which may be replaced."""
+    out = Path(args.out)
+    try:
+        is_schema = out.is_file() and read_json(out).get("title") == "Config"
+    except (InputError, AttributeError):
+        is_schema = False
+    return Outputs() if is_schema else Outputs(files=[out])
 
 
 def _config(args: argparse.Namespace) -> None:
@@ -44,6 +62,7 @@ def _config(args: argparse.Namespace) -> None:
     if args.stage is not None:
         write_json(args.out, stages[args.stage].model_dump(mode="json"))
         return
+    check_outputs(Outputs(files=[Path(args.out) / f"{name}.json" for name in stages]), [Path(args.path)])
     for name, stage in stages.items():
         write_json(Path(args.out) / f"{name}.json", stage.model_dump(mode="json"))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs
+from medsyn.cli import Verbs, one_folder
 from medsyn.text.corpus import SPLITS
 
 PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled")
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add pretrain-text, embed, label and prompts."""
+    """Add pretrain-text, embed, label, label-qc and prompts."""
     _add_pretrain(verbs)
     _add_embed(verbs)
     _add_label(verbs)
@@ -27,6 +27,7 @@ def _add_pretrain(verbs: Verbs) -> None:
         " continues a killed run.",
         example="medsyn pretrain-text --config results/config/text_biomedical.json --reports results/cohort/reports.csv"
         " --out results/text/biomedical/model",
+        outputs=one_folder,
     )
     parser.add_argument("--config", required=True, type=Path, help="results/config/text_<encoder>.json")
     parser.add_argument("--reports", required=True, type=Path, help="CSV: report_id, findings, impression, split")
@@ -59,6 +60,17 @@ def _add_label(verbs: Verbs) -> None:
     parser.add_argument("reports", type=Path, help="CSV: id or report_id, and report or findings/impression")
     parser.add_argument("--out", required=True, type=Path, help="CSV: id and the labels")
     parser.add_argument("--config", type=Path, help="rules, YAML (default: those of the package)")
+
+    parser = verbs.add(
+        "label-qc",
+        _label_qc,
+        summary="Compare labels parsed from reports with labels that came with the data set, per finding.",
+        example="medsyn label-qc results/labels.csv --given results/cohort/given_labels.csv"
+        " --out results/qc/labels.csv",
+    )
+    parser.add_argument("labels", type=Path, help="CSV of `medsyn label`")
+    parser.add_argument("--given", required=True, type=Path, help="CSV: id and one 0/1 column per finding")
+    parser.add_argument("--out", required=True, type=Path, help="CSV: counts, precision, recall and F1 per finding")
 
 
 def _add_prompts(verbs: Verbs) -> None:
@@ -101,6 +113,13 @@ def _label(args: argparse.Namespace) -> None:
     rows = label_table(args.reports, labeler)
     write_csv(args.out, rows, ("id", *labeler.findings))
     log.info("labelled %d reports: %s", len(rows), args.out)
+
+
+def _label_qc(args: argparse.Namespace) -> None:
+    from medsyn.evaluate.label_agreement import COLUMNS, compare_labels
+    from medsyn.files import write_csv
+
+    write_csv(args.out, compare_labels(args.labels, args.given), COLUMNS)
 
 
 def _prompts(args: argparse.Namespace) -> None:

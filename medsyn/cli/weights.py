@@ -16,6 +16,7 @@ def add_verbs(verbs: Verbs) -> None:
         _weights,
         summary="External weight files: what for, licence, size (MB), where they belong; or which are there and whole.",
         example="medsyn weights check --config config/paper.yaml",
+        outputs=None,
     )
     parser.add_argument("action", choices=("list", "check"), help="list: the table; check: files and their SHA-256")
     parser.add_argument("--config", help="YAML file: only what it needs; then a missing file is an error too")

@@ -1,17 +1,19 @@
-"""Adapters: the manifest of a cohort from the folders and tables of a data set.
+"""The manifest of a cohort from the folders and tables of a data set: what all adapters share, and that of any table.
 
-`csv` takes any table with renamed columns. `ct_rate` and `rad_chestct` know the naming of two public data sets. What a
-file does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.reading`; whether a rescaling
-is still needed is decided from each file's values when it is read, so raw and converted releases take the same path.
-Every adapter gives rows of MANIFEST_COLUMNS, with absolute paths; files on disk decide who is in.
+`from_csv` takes any table with renamed columns. `medsyn.cohort.ct_rate` and `medsyn.cohort.rad_chestct` know two public
+data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths; files on disk decide who is in. What a file
+does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.reading`.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from medsyn.cohort.manifest import NOTES
 from medsyn.errors import InputError
 from medsyn.files import read_csv
 from medsyn.reading import READING_COLUMNS
@@ -21,17 +23,29 @@ MANIFEST_COLUMNS = (
     *("subject_id", "image", "findings", "impression", "split", "patient_id", "report_id", "labels"),
     *STRUCTURES,
     *READING_COLUMNS,
+    *NOTES,
 )
-_CT_RATE_NAME = re.compile(r"(?P<split>train|valid)_(?P<patient>\d+)_(?P<scan>[a-z]+)_(?P<reconstruction>\d+)\.nii\.gz")
-_RAD_NAME = re.compile(r"(?P<split>trn|val|tst)(?P<number>\d+)\.npz")
-RAD_SPACING_MM = "0.8 0.8 0.8"
-"""RAD-ChestCT stores volumes resampled to 0.8 mm along every axis."""
+LEFT_OUT_COLUMNS = ("subject_id", "reason")
 Row = dict[str, str]
 
 
-def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path | None = None) -> list[Row]:
-    """Rows of `table`; `columns` maps manifest columns to its own names, those with the manifest's names need none.
+@dataclass(frozen=True)
+class Manifest:
+    """What an adapter gives.
 
+    rows: subjects (MANIFEST_COLUMNS); left_out: volumes on disk that are not in it (LEFT_OUT_COLUMNS, a reason begins
+    with its kind and a colon); notes: warnings, one line each.
+    """
+
+    rows: list[Row]
+    left_out: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path | None = None) -> Manifest:
+    """Return rows of `table`.
+
+    columns: its names of manifest columns; those that have the manifest's name need none;
     images: folder that the paths of images and masks are relative to (none: the table's own).
     """
     unknown = sorted(set(columns) - set(MANIFEST_COLUMNS))
@@ -44,144 +58,90 @@ def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path |
         row = {name: raw.get(columns.get(name, name), "").strip() for name in MANIFEST_COLUMNS}
         row |= {name: str((folder / row[name]).absolute()) for name in ("image", *STRUCTURES) if row[name]}
         rows.append(row)
-    return rows
+    return Manifest(rows)
 
 
-def from_ct_rate(
-    images: str | Path, reports: Sequence[str | Path], metadata: Sequence[str | Path], labels: Sequence[str | Path]
-) -> list[Row]:
-    """Rows of CT-RATE: every train_1_a_1.nii.gz below `images` (patient 1, scan a, reconstruction 1).
-
-    reports: tables with VolumeName, Findings_EN, Impressions_EN; metadata: RescaleSlope, RescaleIntercept, XYSpacing
-    ("[x, y]" mm), ZSpacing (mm); labels: VolumeName and one 0/1 column a finding. The patient is train_1, the report
-    belongs to the scan train_1_a, the split is the data set's. A volume without report is left for the cohort to
-    reject.
-    """
-    texts = _by_name(reports, "VolumeName", "Findings_EN", "Impressions_EN")
-    facts = _by_name(metadata, "VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
-    marks = _by_name(labels, "VolumeName")
-    rows = []
-    for path in _files(images, _CT_RATE_NAME):
-        name = _CT_RATE_NAME.fullmatch(path.name)
-        assert name is not None
-        text, fact = texts.get(path.name, {}), facts.get(path.name, {})
-        rows.append(
-            _row(
-                subject_id=path.name.removesuffix(".nii.gz"),
-                image=str(path),
-                findings=text.get("Findings_EN", ""),
-                impression=text.get("Impressions_EN", ""),
-                split="train" if name["split"] == "train" else "validation",
-                patient_id=f"{name['split']}_{name['patient']}",
-                report_id=f"{name['split']}_{name['patient']}_{name['scan']}",
-                labels=_positive(marks.get(path.name, {}), "VolumeName"),
-                spacing_mm=_ct_rate_spacing(fact, path.name),
-                rescale_slope=fact.get("RescaleSlope", ""),
-                rescale_intercept=fact.get("RescaleIntercept", ""),
-            )
-        )
-    return rows
-
-
-def from_rad_chestct(
-    images: str | Path, labels: Sequence[str | Path], metadata: Sequence[str | Path] = (), patient_column: str = ""
-) -> list[Row]:
-    """Rows of RAD-ChestCT: every trn00001.npz below `images`, with the findings of its label tables as text.
-
-    labels: tables with NoteAcc_DEID and 0/1 columns named `finding*location` (or `finding`). The data set has no report
-    texts; `findings` is composed from the labels ("Nodule: right upper lobe."), a scan without any gets "No abnormality
-    is labelled.". metadata with `patient_column`: NoteAcc_DEID to patient; without it a scan counts as its own patient
-    and the data set's own split, made by patient, keeps scans of one patient together (trn: train; val, tst:
-    validation).
-    """
-    if bool(metadata) != bool(patient_column):
-        raise InputError("RAD-ChestCT: give the metadata table and the name of its patient column together")
-    marks, facts = _by_name(labels, "NoteAcc_DEID"), _by_name(metadata, "NoteAcc_DEID", patient_column)
-    rows = []
-    for path in _files(images, _RAD_NAME):
-        accession = path.name.removesuffix(".npz")
-        mark = marks.get(accession, marks.get(path.name))
-        patient = facts.get(accession, facts.get(path.name, {})).get(patient_column, "") if patient_column else ""
-        rows.append(
-            _row(
-                subject_id=accession,
-                image=str(path),
-                findings=_sentences(mark) if mark is not None else "",
-                split="train" if path.name.startswith("trn") else "validation",
-                patient_id=patient or accession,
-                report_id=accession,
-                labels=_positive(mark or {}, "NoteAcc_DEID"),
-                spacing_mm=RAD_SPACING_MM,
-                orientation="auto",
-            )
-        )
-    return rows
-
-
-def _row(**values: str) -> Row:
+def manifest_row(**values: str) -> Row:
+    """Return a row of MANIFEST_COLUMNS; columns that are not given are empty."""
     return dict.fromkeys(MANIFEST_COLUMNS, "") | {name: value.strip() for name, value in values.items()}
 
 
-def _files(folder: str | Path, pattern: re.Pattern[str]) -> list[Path]:
-    """Files below `folder` whose whole name fits `pattern`, sorted by name; none is an InputError."""
-    folder = Path(folder)
-    if not folder.is_dir():
+def walk(folder: str | Path) -> Iterator[Path]:
+    """Yield the files below `folder`, also through linked folders, without hidden folders; no folder: InputError."""
+    if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; name the one that holds the volumes")
-    found = sorted((path.absolute() for path in folder.rglob("*") if pattern.fullmatch(path.name)), key=_natural)
-    if not found:
-        raise InputError(f"{folder}: no file in it is named as {pattern.pattern}; is this the data set's folder?")
-    return found
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        facts = Path(place).stat()
+        if (facts.st_dev, facts.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name).absolute() for name in sorted(files) if not name.startswith("."))
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """train_2 before train_10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _by_name(paths: Sequence[str | Path], key: str, *columns: str) -> dict[str, Row]:
-    """Rows of several tables, which must have `columns`, by their column `key`."""
-    return {row[key].strip(): row for path in paths for row in read_csv(path, [key, *filter(None, columns)])}
-
-
-def _number(text: str) -> bool:
+def header_of(table: Path) -> set[str]:
+    """Return the columns of a CSV file; the empty set for a file that is none."""
     try:
-        float(text)
+        with table.open(encoding="utf-8-sig") as handle:
+            return {name.strip().strip('"') for name in handle.readline(1 << 20).split(",")}
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def by_name(tables: Sequence[Path], key: str, columns: Sequence[str] = ()) -> dict[str, Row]:
+    """Return rows of several tables, which must have `columns`, by `stem` of their column `key`.
+
+    Two tables that differ in `columns` (none: in any) of one name are an InputError.
+    """
+    rows: dict[str, tuple[Row, Path]] = {}
+    for table in tables:
+        for raw in read_csv(table, [key, *columns]):
+            name = stem(raw[key])
+            row, first = rows.setdefault(name, (raw, table))
+            if first != table and any(row.get(column) != raw.get(column) for column in columns or raw):
+                raise InputError(
+                    f"{table}: {name} has other values than in {first}; keep or name one of the two tables"
+                )
+    return {name: row for name, (row, _) in rows.items()}
+
+
+def stem(name: str) -> str:
+    """Return the name of a volume without folder and suffix."""
+    return re.sub(r"\.(nii\.gz|nii|npz|mha|nrrd)$", "", name.strip().replace("\\", "/").rpartition("/")[2])
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts train_2 before train_10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def number(text: str) -> float | None:
+    """Return a finite number, or None for text that is none."""
+    try:
+        value = float(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return value if abs(value) < float("inf") else None
 
 
-def _ct_rate_spacing(fact: Mapping[str, str], name: str) -> str:
-    """'z y x' from XYSpacing "[0.71, 0.71]" and ZSpacing "1.5"; empty where the table says nothing."""
-    plane, step = re.findall(r"[\d.eE+-]+", fact.get("XYSpacing", "")), fact.get("ZSpacing", "").strip()
-    if not plane or not step:
-        return ""
-    if not all(_number(part) for part in (*plane, step)):
-        raise InputError(
-            f"{name}: XYSpacing '{fact['XYSpacing']}' or ZSpacing '{step}' is no number; correct the table"
-        )
-    return f"{step} {plane[-1]} {plane[0]}"  # x and y are equal in CT
+def is_positive(text: str) -> bool:
+    """Return whether a label field says that the finding is there."""
+    return (number(text) or 0.0) > 0.5
 
 
-def _is_positive(text: str) -> bool:
-    return _number(text) and float(text) > 0.5
+def label_columns(marks: Mapping[str, str], key: str) -> list[str]:
+    """Return the columns of a row that are labels: not `key`, not the index that pandas writes."""
+    return [name for name in marks if name not in ("", key) and not name.startswith("Unnamed")]
 
 
-def _positive(marks: Mapping[str, str], key: str) -> str:
-    """Names of the columns that are 1, joined by semicolons."""
-    return ";".join(name for name, value in marks.items() if name != key and _is_positive(value))
+def positive(marks: Mapping[str, str], key: str) -> str:
+    """Return the names of the columns that are 1, joined by semicolons."""
+    return ";".join(name for name in label_columns(marks, key) if is_positive(marks[name]))
 
 
-def _sentences(marks: Mapping[str, str]) -> str:
-    """Findings composed from labels: one sentence a finding with its places."""
-    places: dict[str, list[str]] = {}
-    for column in _positive(marks, "NoteAcc_DEID").split(";"):
-        finding, _, place = column.partition("*")
-        if finding:
-            places.setdefault(finding.replace("_", " "), []).append(place.replace("_", " "))
-    if not places:
-        return "No abnormality is labelled."
-    return " ".join(
-        f"{finding[:1].upper()}{finding[1:]}{': ' if any(where) else ''}{', '.join(filter(None, where))}."
-        for finding, where in places.items()
-    )
+def none_named(folder: str | Path, pattern: str, names: Collection[str]) -> InputError:
+    """Return the error of a folder without a volume of the data set; names: files that were seen."""
+    seen = f"found {len(names)} other files, such as {min(names)}" if names else "found no file"
+    return InputError(f"{folder}: no file in it is named as {pattern}, {seen}; name the folder of the download")

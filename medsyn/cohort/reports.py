@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
-from medsyn.files import read_csv
 from medsyn.progress import log
+from medsyn.text.plain import plain_text
 from medsyn.text.sections import text_fingerprints
 
 REPORT_COLUMNS = ("report_id", "patient_id", "findings", "impression", "split")
@@ -40,8 +41,9 @@ def collect_reports(
         return list(reports.values())
     held_out = _HeldOut([subject for subject in subjects if subject["split"] == "validation"])
     num_leaks = 0
-    for number, raw in enumerate(_read(path), 1):
+    for number, raw in enumerate(_read(path, rejects), 1):
         row = {name: raw.get(name, "").strip() for name in (*REPORT_COLUMNS[:4], "subject_id")}
+        row |= {name: plain_text(row[name]) for name in ("findings", "impression")}
         reason = _fault(row, reports) or held_out.leak(row)
         if reason is None:
             row["patient_id"] = row["patient_id"] or row["subject_id"] or row["report_id"]
@@ -56,20 +58,24 @@ def collect_reports(
     return list(reports.values())
 
 
-def _read(path: str | Path) -> list[dict[str, str]]:
+def _read(path: str | Path, rejects: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows of a table of reports; those that cannot be read are added to `rejects`."""
     if not Path(path).exists():
         raise InputError(
             f"{path}: no such file, cohort.reports names it; write the reports without images there as CSV with the"
             f" columns {','.join(_REQUIRED)} (optional: patient_id, subject_id), or set cohort.reports to null"
         )
-    rows = read_csv(path, _REQUIRED)
-    if rows and "patient_id" not in rows[0]:
+    table = read_table(path, _REQUIRED)
+    for fault in table.faults:
+        name = fault.fields.get("report_id", "").strip() or f"line {fault.line}"
+        rejects.append({"subject_id": name, "stage": "reports", "reason": f"{path}: {fault.reason}"})
+    if table.rows and "patient_id" not in table.columns:
         log.warning(
             "%s: no column patient_id; reports of validation patients are recognised by report_id and by identical text"
             " alone; add patient_id",
             path,
         )
-    return rows
+    return table.rows
 
 
 def _fault(row: Mapping[str, str], reports: Mapping[str, object]) -> str | None:

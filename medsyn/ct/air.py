@@ -39,9 +39,12 @@ def measure_air(hu: NDArray) -> float | None:
     return float(np.median(values[np.abs(values - peak) <= 30]))
 
 
-def air_is_off(hu: NDArray) -> float | None:
-    """Where the air lies if that is not near -1000 HU, nor any other air of the volume; else None."""
-    air = measure_air(hu)
+def air_is_off(hu: NDArray, air: float | None = None) -> float | None:
+    """Where the air lies if that is not near -1000 HU, nor any other air of the volume; else None.
+
+    air: what `measure_air` says of the volume, if it is known.
+    """
+    air = measure_air(hu) if air is None else air
     if air is None or abs(air - AIR_HU) <= TOLERANCE_HU:
         return None
     sample = _sample(hu)

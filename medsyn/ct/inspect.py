@@ -10,13 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medsyn.ct.air import air_is_off, measure_air
 from medsyn.ct.cavities import Cavities, find_cavities
+from medsyn.ct.doubts import (
+    air_warnings,
+    cut_warnings,
+    mirrored_warnings,
+    range_warnings,
+    slice_warnings,
+    spine_in_front,
+)
+from medsyn.ct.padding import is_padded
 from medsyn.ct.reading import read_scan
+from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
 from medsyn.masks.morphology import coarsened
@@ -24,8 +34,6 @@ from medsyn.orientation import orientation_code, reorient
 from medsyn.reading import Reading
 from medsyn.volume import Volume
 
-PADDING_HU = (-3024.0, -2048.0, -2000.0)
-"""Values that scanners and archives write outside the reconstruction circle."""
 COARSEST_MM = 10.0
 MOST_OBLIQUE_DEGREES = 35.0
 MINIMUM_VOXELS = 16
@@ -56,6 +64,16 @@ class Chest:
         return find_cavities(self.volume, self.lungs)
 
 
+class Verdict(NamedTuple):
+    """reasons: why a volume is refused (none: it is a chest CT in HU); chest: its lungs, if it came that far;
+    warnings: lines of `medsyn.scan_warnings`.
+    """
+
+    reasons: list[str]
+    chest: Chest | None = None
+    warnings: tuple[str, ...] = ()
+
+
 def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
     """Return facts and verdict on one file; one that cannot be read is `rejected` with that reason.
 
@@ -65,16 +83,17 @@ def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        volume, faults = read_scan(path, reading)
+        scan = read_scan(path, reading)
     except InputError as error:
-        return {"path": str(path), "verdict": "rejected", "reasons": [str(error)]}
-    return {"path": str(path)} | describe(volume, faults)
+        return {"path": str(path), "verdict": "rejected", "reasons": [str(error)], "warnings": []}
+    return {"path": str(path)} | describe(scan)
 
 
-def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
-    """Return facts and verdict on a volume; `faults` are reasons found while reading."""
-    reasons, chest = judge(volume)
-    reasons = [*(faults or []), *reasons]
+def describe(scan: Scan) -> dict[str, Any]:
+    """Return facts and verdict on a scan."""
+    volume = scan.volume
+    reasons, chest, warnings = judge(volume)
+    reasons = [*scan.faults, *reasons]
     finite = np.isfinite(volume.array).all() if volume.array.dtype.kind == "f" else True
     facts: dict[str, Any] = {
         "size": list(reversed(volume.array.shape)),
@@ -85,7 +104,8 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
         "air_hu": measure_air(volume.array) if finite else None,
         "verdict": "rejected" if reasons else "ok",
         "reasons": reasons,
-    }
+        "warnings": [*scan.warnings, *warnings],
+    } | scan.facts
     if chest is not None:
         facts["lung_volume_ml"] = {
             side: round(float((chest.lungs.label == value).sum()) * chest.volume.voxel_mm3 / 1000, 1)
@@ -96,25 +116,34 @@ def describe(volume: Volume, faults: list[str] | None = None) -> dict[str, Any]:
 
 def read_hu(path: str | Path, reading: Reading | None = None) -> Volume:
     """Read one CT; a series that is not straight and complete and values that cannot be HU are an InputError."""
-    volume, faults = read_scan(path, reading)
-    faults = faults + value_faults(volume.array)
+    return read_hu_scan(path, reading).volume
+
+
+def read_hu_scan(path: str | Path, reading: Reading | None = None) -> Scan:
+    """Read one CT as `read_hu` does, with its warnings."""
+    scan = read_scan(path, reading)
+    faults = scan.faults + value_faults(scan.volume.array)
     if faults:
         raise InputError(f"{path}: {'; '.join(faults)}; give a whole CT in HU")
-    return volume
+    return scan
 
 
-def judge(volume: Volume) -> tuple[list[str], Chest | None]:
-    """Return the reasons to refuse a volume (none: it is a chest CT in HU), and its lungs.
-
-    The lungs are None where the grid or the values are at fault already.
-    """
+def judge(volume: Volume) -> Verdict:
+    """Judge whether a volume is a chest CT in HU."""
     model = reorient(volume)
-    reasons = _grid_faults(model) + (value_faults(model.array) or _air_faults(model.array))
+    values = value_faults(model.array)
+    air = None if values else measure_air(model.array)
+    reasons = _grid_faults(model) + (values or _air_faults(model.array, air))
     if reasons:
-        return reasons, None
+        return Verdict(reasons)
     coarse = coarsened(model, WORKING_MM)
     chest = Chest(coarse, segment_lungs(coarse.array, coarse.spacing_mm))
-    return lung_faults(chest) or _turned_faults(chest), chest
+    warnings = [*range_warnings(model.array), *air_warnings(air), *slice_warnings(model.array)]
+    if reasons := lung_faults(chest) or _turned_faults(chest):
+        return Verdict(reasons, chest, tuple(warnings))
+    label = chest.lungs.label
+    warnings += [*cut_warnings(label > 0, coarse.spacing_mm), *mirrored_warnings(coarse, label)]
+    return Verdict([], chest, tuple(warnings))
 
 
 def _grid_faults(volume: Volume) -> list[str]:
@@ -174,20 +203,18 @@ def scale_faults(array: np.ndarray) -> list[str]:
         return [f"not HU: values lie in [{low:g}, {high:g}], an 8-bit picture"]
     if low >= -200:
         return [f"not HU: nothing is below {low:g}, air should be near -1000 (an intercept of -1024 was not applied?)"]
-    padding = sum(int((array == value).sum()) for value in PADDING_HU) if low < -1500 else 0
-    twice = (int((array < -1500).sum()) - padding) / max(array.size - padding, 1) if low < -1500 else 0.0
-    if twice > 0.05:
-        lowest = array[~np.isin(array, PADDING_HU)].min()
+    twice = float((array < -1500).mean()) if low < -1500 else 0.0
+    if twice > 0.05 and not is_padded(array):
         return [
-            f"rescaled twice: {twice:.0%} of the voxels are below -1500 HU (lowest {lowest:g}), air"
+            f"rescaled twice: {twice:.0%} of the voxels are below -1500 HU (lowest {low:g}), in the body too; air"
             " should be near -1000 (the file held HU already and the intercept was applied again)"
         ]
     return []
 
 
-def _air_faults(array: np.ndarray) -> list[str]:
+def _air_faults(array: np.ndarray, measured: float | None) -> list[str]:
     """Reasons from the air around the patient: a scanner's drift is small, another slope or intercept is not."""
-    air = air_is_off(array)
+    air = None if measured is None else air_is_off(array, measured)
     if air is None:
         return []
     return [f"not HU: the air lies at {air:.0f}, it should be near -1000 (a wrong slope or intercept?)"]
@@ -229,7 +256,13 @@ def _one_lung_faults(chest: Chest, missing: int) -> list[str]:
 
 
 def _turned_faults(chest: Chest) -> list[str]:
-    """Return a reason if the volume is upside down: a trachea is found only when head and feet change places."""
+    """Return a reason if the volume is upside down, or front and back are exchanged.
+
+    The first: no trachea where the header says that the head is, but one when head and feet change places. The second:
+    the spine in front of the lungs.
+    """
+    if spine_in_front(chest.volume, chest.lungs.label):
+        return ["front and back exchanged: the spine lies where the header calls the front; give the orientation"]
     if chest.lungs.airway.any():
         return []
     turned = segment_lungs(chest.volume.array[::-1], chest.volume.spacing_mm).airway

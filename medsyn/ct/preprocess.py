@@ -26,14 +26,16 @@ from medsyn.config import PreprocessConfig
 from medsyn.ct.air import calibrate_air
 from medsyn.ct.atlas import load_atlas
 from medsyn.ct.inspect import Chest, judge
+from medsyn.ct.padding import FILL_HU
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
+from medsyn.masks.labels import as_labels
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.masks.morphology import bounds
 from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.scan_warnings import AIR, NOT_A_CHEST, topic_of, warn
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
-FILL_HU = -1024
 INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSpline}
 SMOOTH_RATIO = 1.5
 """Smooth along an axis when the grid is coarser than the source by at least this factor."""
@@ -75,7 +77,7 @@ def preprocess(
     and qc holds the reasons as `warnings`.
     """
     model = reorient(source)
-    reasons, chest = judge(model)
+    reasons, chest, warnings = judge(model)
     if reasons or chest is None:
         if require_chest:
             raise InputError(f"{name}: rejected, {'; '.join(reasons)}")
@@ -89,6 +91,8 @@ def preprocess(
         model = model.with_array(array)
     volume, given = _to_grid(model, transform, config, masks or {}, name, on_grid)
     qc = _quality(source, model, chest, volume, transform, on_grid, config) | alignment.qc | air
+    calibrated = air.get("air_factor", 1.0) != 1.0
+    qc["warnings"] = [line for line in warnings if not (calibrated and topic_of(line) == AIR)]
     return Preprocessed(volume, transform, given, qc)
 
 
@@ -98,7 +102,8 @@ def _centred(
     """Bring a volume that is not a chest to the grid, its middle on the grid's; its air is not calibrated."""
     transform = sitk.TranslationTransform(3, [float(c) for c in _middle_mm(model)])
     volume, given = _to_grid(model, transform, config, masks, name, lies_on_grid(model, config))
-    return Preprocessed(volume, transform, given, {"alignment_used": "none", "warnings": reasons})
+    warnings = [warn(NOT_A_CHEST, reason.removeprefix(f"{NOT_A_CHEST}: ")) for reason in reasons]
+    return Preprocessed(volume, transform, given, {"alignment_used": "none", "warnings": warnings})
 
 
 def _to_grid(
@@ -232,9 +237,9 @@ def _resample(
 def _given_mask(
     mask: Volume, source: Volume, transform: sitk.Transform, config: PreprocessConfig, on_grid: bool, name: str
 ) -> Volume:
-    """Return a mask on the model's grid: nearest neighbour with the CT's transform."""
+    """Return a mask on the model's grid: nearest neighbour with the CT's transform. `name` ends with the structure."""
     mask = laid_on(mask, source, name)
-    mask = mask.with_array(mask.array.astype(np.uint8))
+    mask = mask.with_array(as_labels(mask.array, name.rpartition(" ")[2], name, may_be_empty=False))
     if on_grid:
         spacing, origin = model_grid(config)
         return Volume(mask.array, spacing, origin)

@@ -8,21 +8,29 @@ only where the values show that they have not been applied yet.
 
 from __future__ import annotations
 
-import gzip
+import math
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.ct.arrays import orient_by_anatomy, with_code
-from medsyn.ct.dicom import read_series
+from medsyn.ct.dicom import read_series, refuse_dicom_file
+from medsyn.ct.geometry import GIVE_SPACING, check_geometry, nifti_facts, text_facts
+from medsyn.ct.padding import clip_padding
+from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
+from medsyn.nifti import SUFFIXES as NIFTI_SUFFIXES
+from medsyn.nifti import count_non_finite, is_nifti, read_header
 from medsyn.reading import Reading
-from medsyn.volume import Volume, read_volume
+from medsyn.volume import Volume, check_regular, read_image
 
-SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".npz")
+SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".mhd", ".nrrd", ".npz")
+KNOWN_KEY = "ct"
+"""Array of an .npz file that is taken if there are several (RAD-ChestCT's name)."""
 AIR_BAND_HU, SOFT_BAND_HU = (-1100.0, -850.0), (-150.0, 150.0)
 """Where air, and fat with soft tissue, lie on the scale of Hounsfield: every chest CT holds much of both."""
 MINIMUM_SHARE = 0.02
@@ -30,29 +38,30 @@ MINIMUM_SHARE = 0.02
 
 def read_ct(path: str | Path, reading: Reading | None = None) -> Volume:
     """Read one CT; a file of no known format, a damaged one or a folder without a series is an InputError."""
-    return read_scan(path, reading)[0]
+    return read_scan(path, reading).volume
 
 
-def read_scan(path: str | Path, reading: Reading | None = None) -> tuple[Volume, list[str]]:
-    """The same with the reasons, found while reading, not to trust its geometry."""
+def read_scan(path: str | Path, reading: Reading | None = None) -> Scan:
+    """Read one CT with the faults and warnings that its file gives rise to."""
     path, reading = Path(path), reading or Reading()
-    faults: list[str] = []
     if path.is_dir():
-        volume, faults = read_series(path, reading.series)
+        scan = read_series(path, reading)
     elif path.name.lower().endswith(".npz"):
-        volume = _read_npz(path, reading)
+        scan = Scan(_read_npz(path, reading))
     else:
-        volume = _read_file(path)
+        scan = _read_file(path, reading)
+    volume = scan.volume
     if reading.spacing_mm is not None:
-        volume = Volume(volume.array, reading.spacing_mm, volume.origin_mm, volume.direction)
+        volume = replace(volume, spacing_mm=reading.spacing_mm)
     if reading.slope is not None or reading.intercept is not None:
         array, _ = rescale_once(volume.array, 1.0 if reading.slope is None else reading.slope, reading.intercept or 0.0)
         volume = volume.with_array(array)
     if reading.orientation != "auto":
         volume = with_code(volume, reading.orientation)
-    elif path.name.lower().endswith(".npz"):
+    volume, facts = clip_padding(volume)
+    if reading.orientation == "auto" and path.name.lower().endswith(".npz"):
         volume = orient_by_anatomy(volume, str(path))
-    return volume, faults
+    return replace(scan, volume=volume, facts=scan.facts | facts)
 
 
 def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArray, bool]:
@@ -76,51 +85,72 @@ def _fit(hu: NDArray) -> float:
     return min(float(((hu >= low) & (hu <= high)).mean()) for low, high in (AIR_BAND_HU, SOFT_BAND_HU))
 
 
-def _read_file(path: Path) -> Volume:
-    if path.exists() and not path.name.lower().endswith(SUFFIXES):
+def _read_file(path: Path, reading: Reading) -> Scan:
+    check_regular(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        refuse_dicom_file(path)
         raise InputError(f"{path}: not a format read here; give {', '.join(SUFFIXES)} or a folder of DICOM slices")
-    volume = read_volume(path)
-    if path.name.lower().endswith(SUFFIXES[:2]):
-        count = nifti_non_finite(path)
+    volume = read_image(path)
+    if is_nifti(path):
+        header = read_header(path)
+        count = count_non_finite(header)
         if count:
             raise InputError(f"{path}: {count} voxels are NaN or infinite; write the file again from its source")
-    return volume
+        facts = nifti_facts(header)
+    else:
+        facts = text_facts(path)
+    return Scan(*check_geometry(volume, facts, reading, str(path)))
 
 
 def _read_npz(path: Path, reading: Reading) -> Volume:
-    """The one 3-D array of an .npz file, (D, H, W); its spacing must come with it."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
+    """Read the 3-D array of an .npz file, (D, H, W); its spacing must come with it."""
+    check_regular(path)
     if reading.spacing_mm is None:
-        raise InputError(f"{path}: npz arrays carry no spacing; give spacing_mm 'z y x' (manifest or --spacing-mm)")
+        raise InputError(f"{path}: npz arrays carry no spacing; {GIVE_SPACING}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read, the file is damaged or no npz ({error}); copy it again") from None
-    volumes = [array for array in arrays.values() if array.ndim == 3 and array.dtype.kind in "iuf"]
+    found = {name: _without_single_axes(array) for name, array in arrays.items() if array.dtype.kind in "iuf"}
+    volumes = {name: array for name, array in found.items() if array.ndim == 3 and array.size}
+    if len(volumes) > 1 and KNOWN_KEY in volumes:
+        volumes = {KNOWN_KEY: volumes[KNOWN_KEY]}
     if len(volumes) != 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise InputError(f"{path}: expected one 3-D array of numbers, found {shapes or 'nothing'}")
-    array = volumes[0].astype(np.float32) if volumes[0].dtype == np.float16 else volumes[0]
+        raise InputError(
+            f"{path}: expected one 3-D array of numbers, or one named '{KNOWN_KEY}', found {shapes or 'nothing'}"
+        )
+    array = next(iter(volumes.values()))
+    kind = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
+    array = array.astype(kind, copy=False)
     return with_code(Volume(array, reading.spacing_mm), "LPS")
 
 
-def nifti_non_finite(path: Path) -> int:
-    """Voxels of a NIfTI file of floats that are NaN or infinite: ITK's reader turns them into 0 in silence.
+def _without_single_axes(array: NDArray) -> NDArray:
+    """Drop leading axes of one: a batch or a channel around a volume."""
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    return array
 
-    NIfTI-1 header: its size (348) tells the byte order, the data type is at byte 70 (16 float32, 64 float64), the
-    offset of the voxels a float at byte 108.
+
+def _check_members(archive: zipfile.ZipFile) -> None:
+    """ValueError where the header of an array claims another size than its member of the archive has.
+
+    NumPy allocates what a header claims before it reads.
     """
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
-        header = handle.read(348)
-        order = "<" if header[:4] == (348).to_bytes(4, "little") else ">"
-        kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
-        if kind is None:
-            return 0
-        handle.read(max(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]) - len(header), 0))
-        count = 0
-        while block := handle.read(1 << 22):
-            values = np.frombuffer(block[: len(block) // int(kind[1]) * int(kind[1])], order + kind)
-            count += int(values.size - np.isfinite(values).sum())
-    return count
+    for member in archive.infolist():
+        with archive.open(member) as handle:
+            version = np.lib.format.read_magic(handle)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(handle)
+        needed = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds objects, not numbers")
+        if not 0 <= member.file_size - needed <= 1 << 16:
+            raise ValueError(
+                f"the header of {member.filename} claims {' x '.join(map(str, shape))} numbers, {needed:,} bytes,"
+                f" and its data are {member.file_size:,}"
+            )

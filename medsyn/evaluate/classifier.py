@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsyn.config import AugmentationConfig, AugmentationStage
+from medsyn.device import network_device
 from medsyn.errors import InputError
 from medsyn.evaluate.features import Rows, fit, num_batches, scores_of
 from medsyn.evaluate.inputs import labels_of, list_volumes, read_labels, read_prompts, split_prompt_type
@@ -30,8 +31,10 @@ from medsyn.evaluate.statistics import accuracy_and_f1
 from medsyn.files import read_csv, write_csv
 from medsyn.models.resnet3d import ResNetClassifier, one_finding_classifier
 from medsyn.progress import log, track
+from medsyn.scratch import beside
 from medsyn.volume import read_volume
 
+ALL_SPLITS = "all"
 COLUMNS = ("method", "finding", "fold", "accuracy", "f1", "n_train_real", "n_test", "n_synthetic")
 
 
@@ -62,9 +65,10 @@ def classify(
 ) -> None:
     """Cross-validate both classifiers of `finding` and write one row per method and fold.
 
-    Real volumes are those of `split` in cohort.csv that have a label; synthetic ones those whose prompt_type is
-    `<finding>/positive` or `<finding>/negative`, made by the model `method_label`. The column patient_id of the prompts
-    names whose report prompted a volume. Real volumes of fewer than two patients leave the table empty, with a warning.
+    Real volumes are those of `split` (or "all") in cohort.csv that have a label; synthetic ones those whose prompt_type
+    is `<finding>/positive` or `<finding>/negative`, made by the model `method_label`. The column patient_id of the
+    prompts names whose report prompted a volume. Real volumes of fewer than two patients leave the table empty, with a
+    warning.
     """
     real = _real(finding, cohort, labels, volumes, split)
     synthetic = _synthetic(finding, prompts, samples)
@@ -72,12 +76,10 @@ def classify(
     if len(set(real.patients)) < 2:
         log.warning("classify: %d labelled volumes in the split %s, nothing to cross-validate", len(real), split)
     else:
-        scratch = out.with_name(f".{out.name}.volumes.npy")
-        try:
-            pool = pool_volumes([*real.files, *synthetic.files], stage.augmentation.input_size, scratch)
+        with beside(out) as folder:
+            files, size = [*real.files, *synthetic.files], stage.augmentation.input_size
+            pool = pool_volumes(files, size, folder / "volumes.npy")
             rows = cross_validate(pool, real, synthetic, finding, stage.augmentation, stage.window_hu)
-        finally:
-            scratch.unlink(missing_ok=True)
         for row in rows:
             row["method"] += f" with {method_label}" if row["method"] == "augmented" else ""
     write_csv(out, rows, COLUMNS)
@@ -209,7 +211,7 @@ class Subset:
 
 
 def _new_classifier(config: AugmentationConfig, seed: int) -> ResNetClassifier:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = network_device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return one_finding_classifier(config.base_width).to(device)
@@ -223,7 +225,7 @@ def _real(finding: str, cohort: Path, labels: Path, volumes: Sequence[str], spli
     chosen = []
     for row in read_csv(cohort, ["subject_id", "split"]):
         known = labels_of(row, by_id)
-        if row["split"] == split and row["subject_id"] in files and known is not None:
+        if split in (ALL_SPLITS, row["split"]) and row["subject_id"] in files and known is not None:
             chosen.append((files[row["subject_id"]], known[finding], row.get("patient_id") or row["subject_id"]))
     return _labelled(chosen)
 

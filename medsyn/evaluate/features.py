@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from medsyn.config import FeaturesConfig, FeaturesStage
 from medsyn.ct.store import Chunked, open_high, read_index
+from medsyn.device import network_device
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import labels_of, read_labels
 from medsyn.evaluate.statistics import area_under_roc
@@ -30,7 +31,7 @@ from medsyn.files import sha256
 from medsyn.models.resnet3d import BLOCKS_PER_LAYER, ResNet3d, ResNetClassifier, to_unit
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.tensors import load_checkpoint, save_tensors
+from medsyn.tensors import check_tensors, load_checkpoint, save_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -74,6 +75,7 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
     try:
         with safe_open(str(path), framework="pt") as handle:
             metadata = handle.metadata() or {}
+        check_tensors(path)
         info = json.loads(metadata["extractor"])
         net = ResNet3d(info["depth"], info["base_width"])
         net.load_state_dict(load_file(path))
@@ -95,18 +97,25 @@ def read_med3d(path: str | Path, depth: int | None = None, base_width: int | Non
     Without `depth` and `base_width` they are read from its tensors.
     """
     content = load_checkpoint(path)
-    names = {str(name).removeprefix("module."): tensor for name, tensor in content.get("state_dict", content).items()}
+    wrapped = content.get("state_dict", content)
+    if not isinstance(wrapped, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in wrapped.values()):
+        raise InputError(
+            f"{path}: is no Med3D checkpoint: expected tensors by name; give the file that Med3D published"
+        )
+    names = {str(name).removeprefix("module."): tensor for name, tensor in wrapped.items()}
     trunk = {name: tensor for name, tensor in names.items() if not name.startswith("conv_seg.")}
     if depth is None:
         blocks = tuple(len({n.split(".")[1] for n in trunk if n.startswith(f"layer{k}.")}) for k in range(1, 5))
         depth = next((known for known, wanted in BLOCKS_PER_LAYER.items() if wanted == blocks), 50)
     if base_width is None:
-        base_width = len(trunk["conv1.weight"]) if "conv1.weight" in trunk else 64
+        first = trunk.get("conv1.weight", torch.empty(64))
+        base_width = len(first) if first.ndim else 64
     net = ResNet3d(depth, base_width)
     try:
         net.load_state_dict(trunk)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()[:160]
+        lines = str(error).splitlines()
+        reason = (lines[1:] or lines)[0].strip()[:160]
         raise InputError(f"{path}: is no Med3D ResNet-{depth} of width {base_width}: {reason}") from None
     return net.eval()
 
@@ -115,7 +124,7 @@ def features_of(
     net: ResNet3d, volumes: Iterable[NDArray], window_hu: tuple[float, float], batch_size: int = 4
 ) -> NDArray[np.float32]:
     """Features (n, F) of volumes (D, H, W) in HU that all have one shape, on the accelerator if there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = network_device()
     net = _channels_last(net.to(device)).eval()
     rows = [np.empty((0, net.num_features), dtype=np.float32)]
     with torch.no_grad():
@@ -264,7 +273,7 @@ def _train(stage: FeaturesStage, stores: Sequence[Path], labels: Path) -> tuple[
             f"{labels}: no label varies over the {len(matrix)} labelled training volumes; the feature extractor needs"
             " at least one such label, or set evaluation.features.weights to a Med3D checkpoint"
         )
-    model = new_network(config, len(usable)).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = new_network(config, len(usable)).to(network_device())
     loss = fit(
         model,
         _Stores(parts, chosen["train"]),

@@ -7,6 +7,9 @@ InputErrors that name the file.
 from __future__ import annotations
 
 import math
+import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,8 @@ from medsyn.volume import STRUCTURES
 
 VALIDITY = (*(f"{name}_found" for name in ANATOMIES), "chest")
 """Columns beside the measures: 1 yes, 0 no, empty where the measurement failed."""
+_DAMAGED = (LookupError, ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What a damaged or foreign .npz raises."""
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 WITH, WITHOUT = ("positive", "with"), ("negative", "without")
 
@@ -39,15 +44,19 @@ class FeatureSet:
 def list_volumes(folders: Iterable[str | Path]) -> dict[str, Path]:
     """Volume file by id, sorted: `<folder>/<id>/volume.nii.gz`, or `<folder>/<id>.nii.gz` (.nii, .mha, .nrrd).
 
+    Hidden files are left out.
+
     The same id twice, or a folder that does not exist, is an InputError; an empty folder gives nothing.
     """
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder of volumes")
-        entries = [(path.parent.name, path) for path in folder.glob("*/volume.nii.gz")]
+        paths = (child / "volume.nii.gz" for child in folder.iterdir())
+        entries = [(path.parent.name, path) for path in paths if os.path.lexists(path)]  # a broken link is named later
         if not entries:
-            files = [(_stem(path), path) for path in folder.iterdir() if path.name.endswith(SUFFIXES)]
+            files = [(_stem(path), path) for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES)]
+            files = [(stem, path) for stem, path in files if not path.name.startswith(".")]
             masks = {f"{stem}_{structure}" for stem, _ in files for structure in STRUCTURES}  # as `generate` names them
             entries = [(stem, path) for stem, path in files if stem not in masks]
         for identity, path in entries:
@@ -119,7 +128,9 @@ def read_labels(path: str | Path) -> tuple[list[str], dict[str, dict[str, int]]]
     """Names of the label columns and 0/1 labels by id."""
     rows = read_csv(path, ["id"])
     if not rows:
-        raise InputError(f"{path}: no labels in it; run `medsyn label` on the reports")
+        raise InputError(
+            f"{path}: no labels in it; run `medsyn label` on the reports, or give the manifest labels (given_labels)"
+        )
     names = [name for name in rows[0] if name != "id"]
     try:
         return names, {row["id"]: {name: int(row[name]) for name in names} for row in rows}
@@ -140,10 +151,19 @@ def read_features(paths: Sequence[str | Path]) -> FeatureSet:
             with np.load(path, allow_pickle=False) as archive:
                 names = [str(name) for name in archive["ids"]]
                 part = FeatureSet(names, archive["features"].astype(np.float32), str(archive["extractor"]))
+            if part.features.ndim != 2 or len(part.features) != len(names):
+                raise ValueError(f"{len(names)} ids, features of shape {part.features.shape}, expected one row per id")
+            if not np.isfinite(part.features).all():
+                raise ValueError("features that are not finite")
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except (KeyError, ValueError, OSError) as error:
+        except _DAMAGED as error:
             raise InputError(f"{path}: no feature file ({error}); write it with `medsyn features`") from None
+        if parts and part.features.shape[1:] != parts[0].features.shape[1:]:
+            raise InputError(
+                f"{path}: {part.features.shape[1]} features per volume, {paths[0]} has {parts[0].features.shape[1]};"
+                " extract both with one extractor"
+            )
         if parts and part.extractor != parts[0].extractor:
             raise InputError(f"{path}: made by another feature extractor than {paths[0]}; extract both with one")
         parts.append(part)
@@ -182,5 +202,5 @@ def parse_number(text: str, name: str, path: str | Path) -> float | None:
 
 
 def _stem(path: Path) -> str:
-    suffix = next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
+    suffix = next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
     return path.name[: -len(suffix)]

@@ -116,6 +116,7 @@ def drawing(out: str | Path, width: float, height: float, title: str, footer: st
     """A white figure of width x height inches with a title and a footer, written to `out` as PNG at the end."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False  # a prompt may hold dollar signs
         figure = Figure(figsize=(width, height), facecolor="white", dpi=dpi)
         FigureCanvasAgg(figure)
         yield figure

@@ -22,6 +22,7 @@ from medsyn.evaluate.paper_values import CAPTIONS, FIGURES, PAPER
 from medsyn.evaluate.report_tables import alignment_table, display_table, number, p_value
 from medsyn.files import atomic_path, read_csv, read_json
 from medsyn.provenance import provenance
+from medsyn.scan_warnings import TOPICS, count_topics, split_warnings, topic_of
 
 Facts = dict[str, Any]
 FINDINGS = {2: "Pleural effusion", 3: "Bullous emphysema", 4: "Cardiomegaly"}
@@ -43,6 +44,7 @@ def write_report(results: Path, out: Path, *, phantom: bool) -> None:
         "settings": _settings(stages),
         "cohort": _cohort(results),
         "rejects": _rejects(results),
+        "warnings": _warnings(results),
         "sheets": _sheets(results),
         "alignment": _alignment(results / "qc/alignment.csv"),
         "masks": _masks(results / "qc/masks.csv"),
@@ -189,6 +191,20 @@ def _rejects(results: Path) -> list[tuple[str, str, str]]:
             if row.get("status", "ok") not in ("ok", ""):
                 rows.append((row.get("sample_id") or row.get("subject_id", ""), stage, row.get("reason", "")))
     return rows
+
+
+def _warnings(results: Path) -> Facts | None:
+    """Number of preprocessed CTs with at least one warning of each topic, and one of the warnings as an example."""
+    indices = sorted(results.glob("preprocessed/*/index.csv"))
+    used = [row for index in indices for row in read_csv(index, ["subject_id", "status"]) if row["status"] == "ok"]
+    scans = {row["subject_id"]: split_warnings(row.get("warnings", "")) for row in used}
+    examples: dict[str, str] = {}
+    for subject, warnings in scans.items():
+        for warning in warnings:
+            examples.setdefault(topic_of(warning), f"{subject}: {warning.partition(': ')[2]}")
+    counts = count_topics(scans.values())
+    rows = [(topic, number(str(count)), TOPICS.get(topic, ""), examples[topic]) for topic, count in counts.items()]
+    return {"rows": rows, "count": sum(map(bool, scans.values())), "total": len(scans)} if scans else None
 
 
 def _sheets(results: Path) -> list[Facts]:

@@ -14,6 +14,7 @@ from medsyn.errors import InputError
 from medsyn.evaluate.inputs import is_prompted, list_volumes, read_prompts
 from medsyn.evaluate.statistics import dice, mean_label_dice
 from medsyn.files import write_csv
+from medsyn.masks.labels import as_labels
 from medsyn.volume import read_volume
 
 COLUMNS = ("sample_id", "subject_id", "seed", "text", "airway_dice", "lobe_dice", "reason")
@@ -72,7 +73,7 @@ def _score(generated: Path, reference: Path, name: str) -> float | None:
     missing = next((path for path in (generated, reference) if not path.exists()), None)
     if missing is not None:
         raise InputError(f"no {missing.parent.name}/{missing.name}")
-    first, second = read_volume(generated).array, read_volume(reference).array
+    first, second = (as_labels(read_volume(path).array, name, str(path)) for path in (generated, reference))
     if first.shape != second.shape:
         raise InputError(f"{name}: the generated and the reference mask lie on different grids")
     return dice(first > 0, second > 0) if name == "airway" else mean_label_dice(first, second, range(1, 6))

@@ -40,6 +40,8 @@ Table = tuple[list[str], Rows]
 MeasureRows = Mapping[str, Mapping[str, float | None]]
 REAL = "real"
 FINDING_OF_TABLE = {2: "pleural_effusion", 3: "emphysema", 4: "cardiomegaly"}
+AUGMENTED_WITH = "augmented with "
+"""What `classify` writes before the name of the model whose volumes were added."""
 MEASURE_OF_FINDING = {
     "pleural_effusion": "effusion_volume_ml",
     "emphysema": "laa950_percent",
@@ -233,8 +235,10 @@ def _paired_by_subject(entries: Sequence[Mapping[str, Any]], structure: str) -> 
     return paired_test((subject, pair.get("with"), pair.get("without")) for (subject, _), pair in pairs.items())
 
 
-def table6(scores: Sequence[str | Path]) -> Table:
+def table6(scores: Sequence[str | Path], labels: Mapping[str, str] | None = None) -> Table:
     """Data augmentation: accuracy and F1 over the folds, one row per method and finding, from `classify`.
+
+    labels: full names of the generating models, by the name that `classify` was given.
 
     p_paired: over the folds, the method is better than the first one, the baseline. n_synthetic and n_synthetic_min:
     the most and the fewest generated volumes in the training set of a fold.
@@ -246,6 +250,10 @@ def table6(scores: Sequence[str | Path]) -> Table:
     columns += ["folds", "n_real", "n_synthetic", "n_synthetic_min"]
     columns += [*paired_columns("accuracy_"), *paired_columns("f1_")]
     rows: Rows = []
+    for name, label in (labels or {}).items():
+        for entry in entries:
+            if entry["method"] == f"{AUGMENTED_WITH}{name}":
+                entry["method"] = f"{AUGMENTED_WITH}{label}"
     methods = list(dict.fromkeys(entry["method"] for entry in entries)) or ["baseline", "augmented"]
     for method in methods:
         for finding in dict.fromkeys(findings):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medsyn import __version__
+from medsyn.device import network_device
 from medsyn.masks.naviairway import NaviAirway
 from medsyn.volume import Volume
 from medsyn.weight_files import find_weights, hash_weights
@@ -23,8 +23,7 @@ class NaviAirwayTool:
     def __init__(self, root: Path) -> None:
         supervised, semi_supervised = files = find_weights("naviairway", ["airway"], root)
         self.weights_hash = hash_weights(files, root)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._networks = NaviAirway.load(supervised, semi_supervised, device)
+        self._networks = NaviAirway.load(supervised, semi_supervised, network_device().type)
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
         """The airway of a CT in HU."""

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from medsyn.config import MasksConfig
 from medsyn.errors import InputError
 from medsyn.masks.classical import Classical
+from medsyn.masks.labels import as_labels
 from medsyn.orientation import laid_on, orientation_code, reorient
 from medsyn.progress import log
-from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume
+from medsyn.volume import STRUCTURES, Volume
 
 GIVEN = "given"
 RIGHT_LOBES, LEFT_LOBES = (3, 4, 5), (1, 2)
@@ -168,8 +169,4 @@ def _record(tool: str, mask: Volume, made_by: Tool | None, seconds: float) -> di
 def _on_grid(mask: Volume, target: Volume, name: str) -> Volume:
     """A given mask as uint8 on the grid of `target`; another grid is an InputError."""
     mask = laid_on(mask, target, name)
-    if mask.array.min() < 0 or mask.array.max() > len(LOBE_NAMES):
-        raise InputError(
-            f"{name}: labels run from {mask.array.min()} to {mask.array.max()}, not 0 to {len(LOBE_NAMES)}"
-        )
-    return mask.with_array(mask.array.astype(np.uint8))
+    return mask.with_array(as_labels(mask.array, name.rpartition(" ")[2], name))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsyn.device import network_device
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.files import write_json
 from medsyn.volume import LOBE_NAMES, Volume
@@ -93,7 +94,7 @@ class TotalSegmentator:
                     task=task,
                     roi_subset_robust=list(classes) if task == "total" else None,
                     robust_crop=True,  # one model for every crop
-                    device="gpu" if torch.cuda.is_available() else "cpu",
+                    device="gpu" if network_device().type == "cuda" else "cpu",
                     quiet=True,
                 )
         except SystemExit as stop:

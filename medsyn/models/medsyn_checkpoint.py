@@ -39,6 +39,8 @@ _FILES: dict[str, tuple[str, ...]] = {
 _KEYS = {"raw": "model", "ema": "ema"}  # of a .pt file that holds both
 _WRAPPERS = ("state_dict", "model", "ema", "module")  # names under which programs put a state dict into a file
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_ODD_SHAPES = (ValueError, RuntimeError, ZeroDivisionError, KeyError, IndexError, TypeError, AttributeError)
+"""What tensors of other shapes than expected raise, on the way to a network of theirs."""
 _WINDOW_HU = (-1024.0, 600.0)
 _LOW_RES_FACTOR = 4
 _DEFAULT_TOKENS = 192
@@ -78,7 +80,10 @@ def convert(
 ) -> tuple[ModelStage, dict[str, Tensor]]:
     """Settings and float32 tensors under our names of the authors' state dict (prefixes allowed)."""
     plain = strip_prefixes(state)
-    config, arguments = read_shape(plain, up_order, source)
+    try:
+        config, arguments = read_shape(plain, up_order, source)
+    except _ODD_SHAPES as error:
+        raise InputError(f"{source}: not a checkpoint of the authors' networks ({_first_line(error)})") from None
     found: Stage = "low_res" if "cond_dim" in arguments else "super_res"
     if found != stage:
         raise InputError(f"{source}: is a {found} network; import it with --stage {found}")
@@ -86,13 +91,17 @@ def convert(
     try:
         with torch.device("meta"):
             network: UNet = build(settings, arguments.get("cond_dim"))
-    except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"{source}: not a checkpoint of the authors' networks ({error})") from None
+    except _ODD_SHAPES as error:
+        raise InputError(f"{source}: not a checkpoint of the authors' networks ({_first_line(error)})") from None
     result = {name: value.float() for name, value in from_medsyn_keys(plain, network, source).items()}
     for name, value in result.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{source}: tensor {name} holds values that are not finite; take another checkpoint")
     return settings, result
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def _settings(stage: Stage, config: UNetConfig, arguments: Mapping[str, int], source: str) -> ModelStage:

@@ -18,7 +18,7 @@ from torch import Tensor
 from medsyn.config import ModelStage, TrainConfig
 from medsyn.errors import InputError
 from medsyn.models.unet import UNet
-from medsyn.tensors import save_tensors
+from medsyn.tensors import check_tensors, save_tensors
 
 
 def build(stage: ModelStage, cond_dim: int | None) -> UNet:
@@ -47,6 +47,7 @@ def load(path: str | Path) -> tuple[UNet, ModelStage]:
 
     Settings of the training that this version does not know are dropped: they do not concern the trained network.
     """
+    check_tensors(path)
     try:
         with safe_open(path, framework="pt") as handle:
             settings = json.loads((handle.metadata() or {})["config"])

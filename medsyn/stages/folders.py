@@ -3,14 +3,18 @@
 Files are CTs in HU on any grid. For FID and MMD each is brought to the model's grid as the cohort's volumes are; the
 measures are taken on the file's own grid with the classical tools. A real file that is not a chest CT is left
 out of FID and MMD. A generated one never is: it is brought to the grid by its middle and scored like the others;
-`not_chest_fraction_synthetic` is their share. A file that cannot be read, or is not in HU, is refused, counted in
-`num_refused_*`, and costs only itself.
+`not_chest_fraction_synthetic` is their share.
+
+A file that cannot be read, is not in HU, or cannot be brought to the grid is refused and costs only itself. A system
+whose failed volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number,
+and more than a limit of refused volumes makes the comparison an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.config import PreprocessConfig
-from medsyn.ct.inspect import judge, read_hu, scale_faults
+from medsyn.ct.inspect import judge, read_hu_scan, scale_faults
 from medsyn.ct.preprocess import preprocess
-from medsyn.ct.reading import read_ct
+from medsyn.ct.reading import SUFFIXES, read_ct, read_scan
+from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
 from medsyn.evaluate.features import features_of, load_extractor
@@ -30,111 +35,239 @@ from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
+from medsyn.reading import Reading
+from medsyn.scan_warnings import count_topics, of_measures
+from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
 from medsyn.stages.tables import measure_volume
-from medsyn.volume import Volume
 
 NUM_BOOTSTRAP = 1000
+GROUPS = ("real", "synthetic")
 _PARTS = ("mean", "std", "ci_low", "ci_high")
-COLUMNS = ("metric", "value", "ci_low", "ci_high", "n_real", "n_synthetic", "num_missing_real", "num_missing_synthetic")
-COLUMNS += tuple(f"{group}_{part}" for group in ("real", "synthetic") for part in _PARTS)  # type: ignore[assignment]
-_COUNTS = ("num_volumes", "num_refused", "num_found", "not_chest_fraction")
-COLUMNS += tuple(f"{name}_{group}" for name in _COUNTS for group in ("real", "synthetic"))  # type: ignore[assignment]
-COLUMNS += ("feature_extractor", "note")  # type: ignore[assignment]
+_COUNTS = (
+    "num_volumes",
+    "num_refused",
+    "refused_fraction",
+    "num_found",
+    "not_chest_fraction",
+    "num_warned",
+    "warnings",
+)
+COLUMNS = (
+    *("metric", "value", "ci_low", "ci_high", "n_real", "n_synthetic", "num_missing_real", "num_missing_synthetic"),
+    *(f"{group}_{part}" for group in GROUPS for part in _PARTS),
+    *(f"{name}_{group}" for name in _COUNTS for group in GROUPS),
+    *("feature_extractor", "note"),
+)
+_SUFFIXES = tuple(end for end in sorted(SUFFIXES, key=len, reverse=True) if not end.startswith(".img"))
+"""The longest first; a pair is named by its .hdr."""
+_VOLUME_FAULTS = (*SUBJECT_FAULTS, ArithmeticError, EOFError, MemoryError)
+"""What a volume may raise that is damaged or whose header claims nonsense."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Volumes to compare, and what their files do not say themselves or say wrongly."""
+
+    path: str | Path
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass
+class _Entry:
+    """One file: whether it is refused, what failed by stage, and why `medsyn inspect` would reject it."""
+
+    path: Path
+    sha256: str | None = None
+    refused: bool = False
+    faults: dict[str, str] = field(default_factory=dict)
+    not_chest: str = ""
+    warnings: list[str] = field(default_factory=list)
+    measured: Measured | None = None
+
+    def note(self, stage: str, error: Exception) -> None:
+        """Keep and log why the file is left out of a stage; a fault of the machine is raised again."""
+        if is_machine_fault(error):
+            raise error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self.faults[stage] = reason.removeprefix(f"{self.path}: ")
+        log.warning("evaluate: %s left out of the %s: %s", self.path, stage, self.faults[stage])
 
 
 @dataclass(frozen=True)
 class _Group:
-    """The volumes of one folder: files in HU by id, and of all files the measures (None: refused or failed)."""
+    """The volumes of one folder by id."""
 
-    files: dict[str, Path]
-    measured: list[Measured | None]
-    num_not_chest: int
+    name: str
+    folder: Folder
+    entries: dict[str, _Entry]
 
-    def counts(self, name: str) -> dict[str, Any]:
-        """Return the columns that count the volumes of the group `name`."""
-        return {
-            f"num_volumes_{name}": len(self.measured),
-            f"num_refused_{name}": len(self.measured) - len(self.files),
-            f"not_chest_fraction_{name}": self.num_not_chest / len(self.files) if self.files else None,
+    def used(self) -> dict[str, _Entry]:
+        """Return the entries that are not refused."""
+        return {name: entry for name, entry in self.entries.items() if not entry.refused}
+
+    def counts(self) -> dict[str, Any]:
+        """Return the columns that count the volumes."""
+        used = self.used()
+        num_refused = len(self.entries) - len(used)
+        warnings = [of_measures(entry.warnings) for entry in used.values()]
+        counts = {
+            "num_volumes": len(self.entries),
+            "num_refused": num_refused,
+            "refused_fraction": num_refused / len(self.entries),
+            "not_chest_fraction": sum(bool(e.not_chest) for e in used.values()) / len(used) if used else None,
+            "num_warned": sum(map(bool, warnings)),
+            "warnings": ", ".join(f"{topic} ({count})" for topic, count in count_topics(warnings).items()),
         }
+        return {f"{key}_{self.name}": value for key, value in counts.items()}
 
 
 def evaluate_folders(
-    real: str, synthetic: str, weights: str | None, config: PreprocessConfig, seed: int, out: str
+    real: Folder,
+    synthetic: Folder,
+    weights: str | None,
+    config: PreprocessConfig,
+    seed: int,
+    out: str,
+    max_refused_fraction: float,
 ) -> None:
     """Write one row per metric: FID and MMD with jackknife bounds; for every measure its means and, as `value`, the
     difference synthetic - real of the means with bootstrap bounds (95 %). Provenance goes to `out` with .json.
+
+    A folder of which more than `max_refused_fraction` (and more than one volume) is refused is an InputError.
     """
-    files = {"real": list_volumes([real]), "synthetic": list_volumes([synthetic])}
-    for group, folder in (("real", real), ("synthetic", synthetic)):
-        if not files[group]:
-            raise InputError(
-                f"{folder}: no volume in it; give .nii.gz, .nii, .mha or .nrrd files, or <id>/volume.nii.gz"
-            )
-    rejects: list[dict[str, str]] = []
-    groups = {group: _measure_group(paths, group, rejects) for group, paths in files.items()}
-    rows = _distance_rows(groups, weights, config, seed, rejects) + _measure_rows(groups, seed)
-    counts = groups["real"].counts("real") | groups["synthetic"].counts("synthetic")
+    if not 0 <= max_refused_fraction <= 1:
+        raise InputError(f"--max-refused-fraction {max_refused_fraction:g}: expected a share from 0 to 1")
+    extractor = None if weights is None else load_extractor(weights, config.window_hu)
+    groups = {
+        name: _Group(name, folder, {key: _Entry(path) for key, path in find_volumes(folder.path).items()})
+        for name, folder in zip(GROUPS, (real, synthetic), strict=True)
+    }
+    for group in groups.values():
+        _measure_group(group)
+        _check_refused(group, max_refused_fraction)
+    features = {}
+    if extractor is not None:
+        for name, group in groups.items():
+            features[name] = features_of(extractor[0], _on_grid(group, config), config.window_hu)
+            _check_refused(group, max_refused_fraction)
+    rows = _distance_rows(groups, features, extractor[1]["name"] if extractor else None, seed)
+    rows += _measure_rows(groups, seed)
+    counts = groups["real"].counts() | groups["synthetic"].counts()
+    for name, group in groups.items():
+        if topics := counts[f"warnings_{name}"]:
+            log.warning("evaluate: %s: volumes with warnings: %s", group.folder.path, topics)
     write_csv(out, (text_fields(row | counts, COLUMNS) for row in rows), COLUMNS)
-    inputs = {str(path): sha256(path) for group in files.values() for path in group.values()}
-    facts = {"inputs": inputs, "rejects": rejects, "seed": seed}
+    facts = _facts(groups) | {"seed": seed, "max_refused_fraction": max_refused_fraction}
     if weights is not None:
         facts["weights_sha256"] = sha256(weights)
     write_json(Path(out).with_suffix(".json"), provenance(config, **facts))
 
 
-def _measure_group(paths: dict[str, Path], group: str, rejects: list[dict[str, str]]) -> _Group:
-    files: dict[str, Path] = {}
-    measured: list[Measured | None] = []
-    num_not_chest = 0
-    for name, path in track(paths.items(), what=f"measure, {group}", total=len(paths)):
-        stage = "evaluation"
-        result = None
+def find_volumes(folder: str | Path) -> dict[str, Path]:
+    """Return volume files by id: as `list_volumes` finds them, else every file of a known format at any depth.
+
+    The id of a file further down is its path without the suffix. No volume at all is an InputError.
+    """
+    found = list_volumes([folder])
+    if not found:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), None)
+                if suffix is None or name.startswith("."):
+                    continue
+                path = Path(parent) / name
+                identity = str(path.relative_to(folder))[: -len(suffix)]
+                if identity in found:
+                    raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
+                found[identity] = path
+    if not found:
+        raise InputError(
+            f"{folder}: no volume in it; give {', '.join(_SUFFIXES)} files, at any depth, or <id>/volume.nii.gz"
+        )
+    return dict(sorted(found.items()))
+
+
+def _measure_group(group: _Group) -> None:
+    """Read and measure every volume of a group; one that cannot be read is refused."""
+    for entry in track(group.entries.values(), what=f"measure, {group.name}", total=len(group.entries)):
         try:
-            volume = read_hu(path) if group == "real" else _read_generated(path)
-            files[name] = path
-            stage = "measures"
-            num_not_chest += bool(judge(volume)[0])
-            result = measure_volume(volume)
-        except (InputError, RuntimeError, ValueError) as error:
-            _reject(rejects, path, stage, error)
-        measured.append(result)
-    return _Group(files, measured, num_not_chest)
+            scan = _read(entry.path, group)
+            entry.sha256 = sha256(entry.path)
+        except _VOLUME_FAULTS as error:
+            entry.refused = True
+            entry.note("evaluation", error)
+            continue
+        entry.warnings = list(scan.warnings)
+        try:
+            reasons, _, warnings = judge(scan.volume)
+            entry.not_chest = "; ".join(reasons)
+            entry.warnings += warnings
+            entry.measured = measure_volume(scan.volume)
+        except _VOLUME_FAULTS as error:
+            entry.note("measures", error)
 
 
-def _read_generated(path: Path) -> Volume:
-    """Read a generated volume, whatever it shows; one that is not on the scale of HU is an InputError."""
-    volume = read_ct(path)
-    if faults := scale_faults(volume.array):
+def _read(path: Path, group: _Group) -> Scan:
+    """Read a real CT, or a generated volume whatever it shows; one that is not on the scale of HU is an InputError."""
+    if group.name == "real":
+        return read_hu_scan(path, group.folder.reading)
+    scan = read_scan(path, group.folder.reading)
+    if faults := scale_faults(scan.volume.array):
         raise InputError(f"{path}: {'; '.join(faults)}; give volumes in HU")
-    return volume
+    return scan
+
+
+def _check_refused(group: _Group, limit: float) -> None:
+    """Raise InputError if nothing of a group is left, or more of it is refused than `limit` and than one volume."""
+    total = len(group.entries)
+    refused = [entry for entry in group.entries.values() if entry.refused]
+    if len(refused) == total or len(refused) > max(1, limit * total):
+        path, reason = refused[0].path, next(iter(refused[0].faults.values()))
+        raise InputError(
+            f"{group.folder.path}: {len(refused)} of {total} {group.name} volumes are refused"
+            f" ({len(refused) / total:.0%}), at most {limit:.0%} may be; first: {path}:"
+            f" {reason}; repair them, or raise --max-refused-fraction and say so where the"
+            " numbers are shown"
+        )
+
+
+def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
+    """Yield the volumes of a group on the model's grid; one that cannot be brought there is refused.
+
+    A real volume that is not a chest is left out.
+    """
+    used = group.used()
+    for name, entry in track(used.items(), what=f"features, {group.name}", total=len(used)):
+        real = group.name == "real"
+        if real and entry.not_chest:
+            entry.note("features", InputError(f"{name}: rejected, {entry.not_chest}"))
+            continue
+        try:
+            volume = read_ct(entry.path, group.folder.reading)
+            array = preprocess(volume, config, name=name, require_chest=real).volume.array
+        except _VOLUME_FAULTS as error:
+            entry.refused = True
+            entry.note("features", error)
+            continue
+        yield array
 
 
 def _distance_rows(
-    groups: dict[str, _Group],
-    weights: str | None,
-    config: PreprocessConfig,
-    seed: int,
-    rejects: list[dict[str, str]],
+    groups: Mapping[str, _Group], features: Mapping[str, NDArray], extractor: str | None, seed: int
 ) -> list[dict[str, Any]]:
     metrics: dict[str, Callable[[NDArray, NDArray], float]] = {
         "fid": frechet_distance,
         "mmd": maximum_mean_discrepancy,
     }
-    if weights is None:
+    if extractor is None:
         reason = "no feature extractor given (--weights)"
         return [{"metric": name, "n_real": 0, "n_synthetic": 0, "note": reason} for name in metrics]
-    net, info = load_extractor(weights, config.window_hu)
-    features = {
-        name: features_of(net, _on_grid(group.files, config, name, rejects), config.window_hu)
-        for name, group in groups.items()
-    }
     a, b = equal_numbers(features["real"], features["synthetic"], 10**9, seed)
     rows = []
     for name, distance in metrics.items():
         row: dict[str, Any] = {"metric": name, "n_real": len(a), "n_synthetic": len(b)}
-        row |= {f"num_missing_{key}": len(group.measured) - len(features[key]) for key, group in groups.items()}
-        row["feature_extractor"] = info["name"]
+        row |= {f"num_missing_{key}": len(group.entries) - len(features[key]) for key, group in groups.items()}
+        row["feature_extractor"] = extractor
         try:
             row["value"] = distance(a, b)
             low, high = jackknife_interval(distance, a, b, seed=seed)
@@ -145,29 +278,18 @@ def _distance_rows(
     return rows
 
 
-def _on_grid(
-    files: dict[str, Path], config: PreprocessConfig, group: str, rejects: list[dict[str, str]]
-) -> Iterator[NDArray]:
-    for name, path in track(files.items(), what=f"features, {group}", total=len(files)):
-        try:
-            yield preprocess(read_ct(path), config, name=name, require_chest=group == "real").volume.array
-        except (InputError, RuntimeError, ValueError) as error:
-            _reject(rejects, path, "features", error)
-
-
-def _measure_rows(groups: dict[str, _Group], seed: int) -> list[dict[str, Any]]:
+def _measure_rows(groups: Mapping[str, _Group], seed: int) -> list[dict[str, Any]]:
     rows = []
     for name in MEASURES:
         row: dict[str, Any] = {"metric": name}
         values: dict[str, list[float | None]] = {}
         for key, group in groups.items():
-            values[key] = [None if result is None else result.values[name] for result in group.measured]
+            measured = [entry.measured for entry in group.entries.values()]
+            values[key] = [None if result is None else result.values[name] for result in measured]
             summary = summarise(values[key], num_bootstrap=NUM_BOOTSTRAP, seed=seed)
             row |= {f"n_{key}": summary.n, f"num_missing_{key}": summary.num_missing}
             row |= {f"{key}_{part}": getattr(summary, part) for part in _PARTS}
-            row[f"num_found_{key}"] = sum(
-                result is not None and bool(result.found[NEEDS[name]]) for result in group.measured
-            )
+            row[f"num_found_{key}"] = sum(result is not None and bool(result.found[NEEDS[name]]) for result in measured)
         row |= _difference(known_values(values["synthetic"]), known_values(values["real"]), seed)
         rows.append(row)
     return rows
@@ -189,7 +311,16 @@ def _difference(synthetic: NDArray, real: NDArray, seed: int) -> dict[str, float
     return result
 
 
-def _reject(rejects: list[dict[str, str]], path: Path, stage: str, error: Exception) -> None:
-    reason = " ".join(str(error).split())
-    log.warning("evaluate: %s left out of the %s: %s", path, stage, reason)
-    rejects.append({"file": str(path), "stage": stage, "reason": reason})
+def _facts(groups: Mapping[str, _Group]) -> dict[str, Any]:
+    """Return what the sidecar says of the files: hashes, what was given for them, faults and warnings."""
+    entries = [entry for group in groups.values() for entry in group.entries.values()]
+    return {
+        "inputs": {str(entry.path): entry.sha256 for entry in entries},
+        "reading": {name: asdict(group.folder.reading) for name, group in groups.items()},
+        "rejects": [
+            {"file": str(entry.path), "stage": stage, "reason": reason}
+            for entry in entries
+            for stage, reason in entry.faults.items()
+        ],
+        "warnings": {str(entry.path): entry.warnings for entry in entries if entry.warnings},
+    }

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,11 +23,14 @@ from typing import Any
 
 from medsyn.cluster import requeue_job
 from medsyn.errors import InputError
-from medsyn.files import atomic_dir, check_new, read_csv, read_json, sha256, to_disk, write_csv, write_json
+from medsyn.files import NOT_RENAMED, atomic_dir, read_csv, read_json, sha256, to_disk, write_csv, write_json
+from medsyn.outputs import check_folder
 from medsyn.progress import log, track
 from medsyn.provenance import hash_json, installation
+from medsyn.scan_warnings import join_warnings
+from medsyn.scratch import MARK, claim_state, remove_state
 
-INDEX_COLUMNS = ("subject_id", "status", "reason")
+INDEX_COLUMNS = ("subject_id", "status", "reason", "warnings")
 VOLUME = "volume.nii.gz"
 SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
 """What a bad file may raise. Faults of the machine (`is_machine_fault`) are among them and stop the run."""
@@ -38,12 +40,20 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems mo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item: status "ok" or "rejected", the reason, and what its work returned (JSON)."""
+    """What became of an item: status "ok" or "rejected", the reason, and what its work returned (JSON).
+
+    Work that finds warnings returns a mapping with the list `warnings` (`medsyn.scan_warnings`).
+    """
 
     name: str
     status: str
     reason: str = ""
     result: Any = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings of an item that is ok."""
+        return list(self.result.get("warnings", ())) if isinstance(self.result, dict) else []
 
 
 class Shard:
@@ -76,22 +86,24 @@ class Shard:
 
     def reject(self, name: str, identity: str | None, reason: str) -> Outcome:
         """Keep that the input of an item cannot be used."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        if Path(name).name == name and name != "..":  # an id that is no folder name may be what is rejected
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         return self._keep(Outcome(name, "rejected", reason), identity)
 
     def publish(self, out: Path) -> None:
         """Rename `folder`, with the items that were recalled or made and files beside them, to `out`."""
-        check_new(out)
+        check_folder(out)
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in self._ok:
                 shutil.rmtree(path)
+        out = Path(os.path.realpath(out))
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.replace(self.folder, out)
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno not in NOT_RENAMED:
                 raise
-            with atomic_dir(out) as copy:  # the state lies on another file system
+            with atomic_dir(out) as copy:  # the state lies on another file system, or `out` is a mount point
                 shutil.copytree(self.folder, copy, dirs_exist_ok=True)
 
     def _keep(self, outcome: Outcome, identity: str | None) -> Outcome:
@@ -128,8 +140,7 @@ def open_shard(out: Path, state: Path | None, settings: Mapping[str, Any]) -> It
     another process works in is an InputError. Of the code its content counts, not the commit that `settings` may name.
     SLURM is asked to requeue a job that SIGTERM stops after at least one new item.
     """
-    state = state or out.with_name(f".{out.name}.state")
-    state.mkdir(parents=True, exist_ok=True)
+    state = claim_state(state or out.with_name(f".{out.name}.state"), out)
     with _locked(state):
         key = {"key": hash_json([{**settings, "commit": None}, installation()])}
         try:
@@ -147,7 +158,7 @@ def open_shard(out: Path, state: Path | None, settings: Mapping[str, Any]) -> It
                 requeue_job()
             raise
         _empty(state)
-    shutil.rmtree(state, ignore_errors=True)
+    remove_state(state)
 
 
 def is_machine_fault(error: Exception) -> bool:
@@ -193,7 +204,15 @@ def run_shard(
 
 def write_index(folder: Path, outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
     """Write folder/index.csv and return its rows."""
-    rows = [{"subject_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]
+    rows = [
+        {
+            "subject_id": item.name,
+            "status": item.status,
+            "reason": item.reason,
+            "warnings": join_warnings(item.warnings),
+        }
+        for item in outcomes
+    ]
     write_csv(folder / "index.csv", rows, INDEX_COLUMNS)
     return rows
 
@@ -215,7 +234,7 @@ def identity_of(*parts: Any) -> str | None:
 def check_rejects(rows: list[dict[str, str]], limit: float, out: Path) -> None:
     """Raise InputError when more than the share `limit` is rejected; they are listed in <out>.rejects.csv."""
     rejected = [row for row in rows if row["status"] != "ok"]
-    listed = out.with_name(f"{out.name}.rejects.csv")
+    listed = rejects_file(out)
     listed.unlink(missing_ok=True)  # of an earlier run
     if rejected and len(rejected) > limit * len(rows):
         write_csv(listed, rejected, INDEX_COLUMNS)
@@ -223,6 +242,20 @@ def check_rejects(rows: list[dict[str, str]], limit: float, out: Path) -> None:
             f"{listed}: {len(rejected)} of {len(rows)} subjects are rejected (at most {limit:.0%} allowed by"
             f" max_reject_fraction); first: {rejected[0]['subject_id']}: {rejected[0]['reason']}"
         )
+
+
+def rejects_file(out: Path) -> Path:
+    """Return where `check_rejects` lists what is rejected of the shard `out`."""
+    return out.with_name(f"{out.name}.rejects.csv")
+
+
+def is_rejects_file(path: Path) -> bool:
+    """Return whether a file is a list of an earlier run: its header says so where its signature may be lost."""
+    if not path.is_file():
+        return False
+    header = ",".join(INDEX_COLUMNS).encode()
+    with path.open("rb") as handle:
+        return handle.readline(len(header) + 2).rstrip(b"\r\n") == header
 
 
 def accepted(folder: str | Path) -> list[str]:
@@ -240,36 +273,22 @@ def accepted(folder: str | Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"*/{VOLUME}"))
 
 
-@contextmanager
-def into_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder whose files move into `out` when the block succeeds; other files in `out` stay."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-        out.mkdir(exist_ok=True)
-        for file in sorted(folder.iterdir()):
-            file.replace(out / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _hash_path(path: Path) -> str:
-    """Hash the name and content of a file, or of all files of a folder."""
+    """Hash the name and content of a file, or of all files of a folder; OSError for a pipe, which can block."""
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         return f"{path.name} {sha256(path)}\n"
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
 
 
 def _empty(state: Path) -> None:
-    """Remove everything but the lock."""
+    """Remove everything but the lock and the mark."""
     for path in state.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name not in ("lock", MARK):
             path.unlink()
 
 

@@ -14,6 +14,7 @@ from medsyn.ct.preprocess import lies_on_grid, model_grid
 from medsyn.ct.store import checksum, open_high, pack_labels, read_index, unpack_labels, write_shard
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir, read_json, write_json
+from medsyn.masks.labels import as_labels
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.stages.shards import VOLUME, accepted
@@ -57,9 +58,10 @@ def read_subject(volume: Path, masks: Path, config: PreprocessConfig) -> tuple[N
                 f"{path}: its grid (shape {found.array.shape}, spacing {found.spacing_mm} mm, origin"
                 f" {found.origin_mm} mm) is not the model's {tuple(config.size)}; preprocess and segment it again"
             )
-    if labels[0].array.max() > 5:
-        raise InputError(f"{files[1]}: label {labels[0].array.max()}, lobes are labelled 0 to 5; correct the mask")
-    return image.array.astype(np.int16), pack_labels(*(label.array for label in labels))
+    masks_of = zip(labels, STRUCTURES, files[1:], strict=True)
+    return image.array.astype(np.int16), pack_labels(
+        *(as_labels(v.array, name, str(path)) for v, name, path in masks_of)
+    )
 
 
 def export_subject(shards: Sequence[Path], subject_id: str, out: Path) -> None:

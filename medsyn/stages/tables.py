@@ -11,18 +11,20 @@ import SimpleITK as sitk
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, MeasureStage
-from medsyn.ct.inspect import judge, read_hu
+from medsyn.ct.inspect import judge, read_hu, read_hu_scan
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.inputs import VALIDITY, keep_split
 from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.evaluate.statistics import dice
 from medsyn.files import read_json, write_csv, write_json
+from medsyn.masks.labels import as_labels
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import laid_on, reorient
 from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.reading import Reading
+from medsyn.scan_warnings import join_warnings, of_measures
 from medsyn.stages.shards import (
     SUBJECT_FAULTS,
     VOLUME,
@@ -35,7 +37,7 @@ from medsyn.stages.shards import (
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
 from medsyn.weight_files import ANATOMY
 
-MEASURE_COLUMNS = ("subject_id", *MEASURES, *VALIDITY, "reason")
+MEASURE_COLUMNS = ("subject_id", *MEASURES, *VALIDITY, "reason", "warnings")
 GIVEN_STRUCTURES = ("lobes", "airway")
 """Masks that `measure --masks` reads."""
 QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")
@@ -78,7 +80,8 @@ def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[st
         try:
             if not file.exists():
                 raise InputError(f"{file}: no such mask; run `medsyn segment` into that folder, or leave --masks away")
-            masks[name] = laid_on(read_volume(file), model, str(file))
+            mask = laid_on(read_volume(file), model, str(file))
+            masks[name] = mask.with_array(as_labels(mask.array, name, str(file)))
         except InputError as error:
             failures[name] = str(error)
     if not masks:
@@ -116,14 +119,18 @@ def measure_json(
     path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage, reading: Reading | None = None
 ) -> None:
     """Write one CT's measures: a number or null each, whether lung, airway and heart were found (null: their
-    segmentation failed), the verdict `chest`, `reasons` for what is absent or failed, provenance.
+    segmentation failed), the verdict `chest`, `reasons` for what is absent or failed, `warnings` whose cause may change
+    a measure, provenance.
     """
-    volume = read_hu(path, reading)
+    scan = read_hu_scan(path, reading)
+    volume = scan.volume
     result = measure_volume(volume, masks, open_anatomy_tool(config) if masks is None else None)
-    faults = judge(volume)[0]
+    faults, _, warnings = judge(volume)
     reasons = result.reasons | ({"chest": "; ".join(faults)} if faults else {})
+    seen = _noted_warnings(Path(path))
+    repeated = of_measures([*scan.warnings, *warnings] if seen is None else seen)
     facts = {"image": Path(path).name, "masks": "given" if masks is not None else config.anatomy_tool}
-    entries = {"found": result.found, "chest": not faults, "reasons": reasons}
+    entries = {"found": result.found, "chest": not faults, "reasons": reasons, "warnings": repeated}
     write_json(out, result.values | entries | {"provenance": provenance(None, input=facts)})
 
 
@@ -163,7 +170,8 @@ def measure_shard(
 def _measure_row(path: Path, masks: Path | None, tool: Tool | None) -> dict[str, Any]:
     volume = read_ct(path)
     result = measure_volume(volume, masks, tool)
-    faults = judge(volume)[0]
+    faults, _, warnings = judge(volume)
+    seen = _noted_warnings(path)
     row: dict[str, Any] = {
         key: None if value is None else round(float(value), 4) for key, value in result.values.items()
     }
@@ -172,7 +180,14 @@ def _measure_row(path: Path, masks: Path | None, tool: Tool | None) -> dict[str,
     return row | {
         "chest": int(not faults),
         "reason": "; ".join(f"{key}: {reason}" for key, reason in sorted(reasons.items())),
+        "warnings": join_warnings(of_measures(warnings if seen is None else seen)),
     }
+
+
+def _noted_warnings(path: Path) -> list[str] | None:
+    """Return the warnings that preprocessing noted of the scan behind a volume; None: not a preprocessed volume."""
+    qc = path.parent / "qc.json"
+    return list(read_json(qc).get("warnings", [])) if path.name == VOLUME and qc.exists() else None
 
 
 def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) -> None:

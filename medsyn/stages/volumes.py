@@ -15,13 +15,17 @@ from medsyn.ct.preprocess import preprocess
 from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_png
 from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
-from medsyn.files import atomic_path, check_new, read_json, sha256, write_json
+from medsyn.files import atomic_path, read_json, sha256, write_json
 from medsyn.masks.segment import open_tools, segment
+from medsyn.nifti import files_of
 from medsyn.orientation import reorient
+from medsyn.outputs import check_folder
+from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.reading import Reading, parse_reading
+from medsyn.scan_warnings import count_topics
 from medsyn.stages.shards import VOLUME, accepted, check_rejects, identity_of, open_shard, run_shard, write_index
-from medsyn.volume import STRUCTURES, Volume, read_volume, write_volume
+from medsyn.volume import STRUCTURES, read_volume, write_volume
 
 CONTACT_SHEET_SUBJECTS = 64
 
@@ -32,24 +36,32 @@ def preprocess_one(
     config: PreprocessConfig,
     masks: Mapping[str, str | Path] | None = None,
     reading: Reading | None = None,
-) -> Volume:
-    """Write volume.nii.gz, transform.tfm, qc.json, preview.png (and given_*.nii.gz) of one CT into folder `out`."""
-    source, faults = read_scan(path, reading)
-    if faults:
-        raise InputError(f"{path}: rejected, {'; '.join(faults)}")
-    result = preprocess(source, config, {name: read_volume(mask) for name, mask in (masks or {}).items()}, str(path))
+) -> list[str]:
+    """Write volume.nii.gz, transform.tfm, qc.json, preview.png (and given_*.nii.gz) of one CT into folder `out`.
+
+    Return the warnings that qc.json holds.
+    """
+    scan = read_scan(path, reading)
+    if scan.faults:
+        raise InputError(f"{path}: rejected, {'; '.join(scan.faults)}")
+    given = {name: read_volume(mask) for name, mask in (masks or {}).items()}
+    try:
+        result = preprocess(scan.volume, config, given, str(path))
+    except InputError as error:
+        raise InputError("; ".join([str(error), *scan.warnings])) from None  # what the header leaves open may be why
     write_volume(out / VOLUME, result.volume)
     with atomic_path(out / "transform.tfm") as temporary:
         sitk.WriteTransform(result.transform, str(temporary))
     for name, mask in result.given.items():
         write_volume(out / f"given_{name}.nii.gz", mask)
     facts = {"image": Path(path).name, "sha256": sha256(path) if Path(path).is_file() else None}
-    write_json(
-        out / "qc.json",
-        result.qc | {"given_masks": sorted(result.given), "provenance": provenance(config, input=facts)},
-    )
+    warnings = [*scan.warnings, *result.qc["warnings"]]
+    qc = result.qc | scan.facts | {"warnings": warnings, "given_masks": sorted(result.given)}
+    write_json(out / "qc.json", qc | {"provenance": provenance(config, input=facts)})
     write_png(out / "preview.png", three_views(result.volume))
-    return result.volume
+    for warning in warnings:
+        log.warning("%s: warning, %s", path, warning)
+    return warnings
 
 
 def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfig, state: Path | None = None) -> None:
@@ -59,22 +71,27 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
     """
     by_name = {subject.subject_id: subject for subject in subjects}
 
-    def work(name: str, target: Path) -> None:
+    def work(name: str, target: Path) -> dict[str, list[str]]:
         subject = by_name[name]
-        preprocess_one(subject.image, target, config, subject.masks, parse_reading(subject.reading))
+        reading = parse_reading(subject.reading)
+        return {"warnings": preprocess_one(subject.image, target, config, subject.masks, reading)}
 
     def identify(name: str) -> str | None:
         subject = by_name[name]
-        files = [Path(subject.image), *(Path(mask) for mask in subject.masks.values())]
+        files = [*files_of(Path(subject.image)), *(Path(mask) for mask in subject.masks.values())]
         return identity_of(subject.image, subject.masks, subject.reading, *files)
 
-    check_new(out)
+    check_folder(out)
     settings = provenance(config, stage="preprocess")
     if config.alignment == "atlas":
         load_atlas(config.atlas)  # a wrong one is found before the first scan
         settings["atlas"] = identity_of(Path(config.atlas)) if config.atlas else None
     with open_shard(out, state, settings) as shard:
-        rows = write_index(shard.folder, run_shard(shard, by_name, work, identify, "preprocess"))
+        outcomes = run_shard(shard, by_name, work, identify, "preprocess")
+        rows = write_index(shard.folder, outcomes)
+        counts = count_topics(outcome.warnings for outcome in outcomes)
+        if counts:
+            log.info("preprocess: warnings: %s", ", ".join(f"{topic} ({n})" for topic, n in counts.items()))
         check_rejects(rows, config.max_reject_fraction, out)
         names = [row["subject_id"] for row in rows if row["status"] == "ok"][:CONTACT_SHEET_SUBJECTS]
         views = [coronal_view(read_volume(shard.folder / name / VOLUME)) for name in names]
@@ -120,9 +137,10 @@ def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | N
         files = [volumes / name / VOLUME, *sorted((volumes / name).glob("given_*")), volumes / name / "qc.json"]
         return identity_of(str(volumes), *(file for file in files if file.name == VOLUME or file.exists()))
 
-    check_new(out)
+    check_folder(out)
+    names = accepted(volumes)
     tools = {name: [tool.version, tool.weights_hash] for name, tool in open_tools(config).items()}
     with open_shard(out, state, provenance(config, stage="segment", tools=tools)) as shard:
-        rows = write_index(shard.folder, run_shard(shard, accepted(volumes), work, identify, "segment"))
+        rows = write_index(shard.folder, run_shard(shard, names, work, identify, "segment"))
         check_rejects(rows, config.max_reject_fraction, out)
         shard.publish(out)

@@ -16,6 +16,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from medsyn.config import TextEncoderConfig
 from medsyn.errors import InputError
+from medsyn.text.hub import is_local
 
 IGNORED = -100
 """Label of what has no target: unmasked tokens, texts that are no pair."""
@@ -112,7 +113,8 @@ def load_language_model(source: str | Path, max_tokens: int) -> BertForMaskedLM:
     A shorter position table keeps its rows and gets new, untrained ones, as the authors do (512 to 2,048).
     """
     try:
-        loaded: BertForMaskedLM = BertForMaskedLM.from_pretrained(str(source))
+        local = is_local(str(source))
+        loaded: BertForMaskedLM = BertForMaskedLM.from_pretrained(str(source), local_files_only=local)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medsyn.errors import InputError
 from medsyn.files import read_csv
+from medsyn.text.plain import plain_text
 from medsyn.text.sections import section_text, text_fingerprints
 
 REPORT_COLUMNS = ("report_id", "findings", "impression", "split")
@@ -38,9 +39,10 @@ def read_reports(path: str | Path) -> list[ReportRow]:
     seen: set[str] = set()
     for row in read_csv(path, REPORT_COLUMNS):
         name = row["report_id"]
+        row |= {section: plain_text(row[section]) for section in ("findings", "impression")}
         if name in seen:
             raise InputError(f"{path}: report {name} is listed twice; keep one of them")
-        if not (row["findings"].strip() or row["impression"].strip()):
+        if not (row["findings"] or row["impression"]):
             raise InputError(f"{path}: report {name} is empty; give it findings or an impression, or leave the row out")
         if row["split"] not in SPLITS:
             raise InputError(f"{path}: report {name} has split '{row['split']}'; it must be one of {', '.join(SPLITS)}")

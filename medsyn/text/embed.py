@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from medsyn.errors import InputError
 from medsyn.files import sha256, write_json
 from medsyn.progress import log, track
 from medsyn.provenance import hash_json, provenance
-from medsyn.tensors import read_metadata, save_tensors
+from medsyn.tensors import check_tensors, read_metadata, save_tensors
 from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.encoder import SETTINGS_FILE, TextEncoder
 
 IMAGE_SPLITS = ("train", "validation")
 _SHARD_BYTES = 256 << 20
+_SHARD_NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 
 
 def embed_reports(
@@ -100,10 +102,18 @@ def _identity(folder: Path) -> str:
 
 
 def _usable_shards(folder: Path, identity: str, wanted: Set[str]) -> dict[str, list[str]]:
-    """Hashes of the texts in every shard of this encoder that has a wanted one; other shards are removed."""
+    """Hashes of the texts in every whole shard of this encoder that has a wanted one; other shards are removed."""
     usable: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        metadata = read_metadata(path)
+        try:
+            metadata = read_metadata(path)
+            check_tensors(path)
+        except InputError as error:
+            if not _SHARD_NAME.fullmatch(path.name):
+                raise
+            log.warning("%s; it is made again", error)
+            path.unlink()
+            continue
         if "keys" not in metadata:  # not a shard
             continue
         keys: list[str] = json.loads(metadata["keys"])

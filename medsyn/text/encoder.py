@@ -20,13 +20,14 @@ from transformers import BertModel
 
 from medsyn.config import LongReports
 from medsyn.errors import InputError
-from medsyn.files import read_json
+from medsyn.files import read_json, sha256
 from medsyn.text.budget import shares, shorten
 from medsyn.text.sections import split_sections
 from medsyn.text.tokenizer import Special, TokenIds, load_tokenizer, token_ids
 
 Positions = NDArray[np.int64]
 SETTINGS_FILE = "medsyn_text.json"
+MODEL_FILE = "model.safetensors"
 _LENGTH_STEP = 32
 
 
@@ -59,7 +60,20 @@ class TextEncoder:
     @classmethod
     def from_folder(cls, folder: str | Path) -> TextEncoder:
         """Open an encoder with the settings stored beside its weights."""
-        return cls(folder, **read_json(Path(folder) / SETTINGS_FILE))
+        settings = read_json(Path(folder) / SETTINGS_FILE)
+        try:
+            expected = settings.pop("model_sha256", None)
+            known = {name: settings.pop(name) for name in ("num_tokens", "mask_padding", "max_tokens")}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{Path(folder) / SETTINGS_FILE}: not the settings of a text encoder ({error}); run pretrain-text again"
+            ) from None
+        if expected is not None and sha256(Path(folder) / MODEL_FILE) != expected:
+            raise InputError(
+                f"{Path(folder) / MODEL_FILE}: is damaged: its SHA-256 is not that in {SETTINGS_FILE}; copy it again,"
+                " or run pretrain-text again"
+            )
+        return cls(folder, **known, long_reports=settings.get("long_reports", "shorten_findings"))
 
     @property
     def hidden_size(self) -> int:

@@ -14,21 +14,36 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
-from medsyn.files import read_csv
 from medsyn.progress import log
+from medsyn.text.phrases import union
+from medsyn.text.plain import plain_text
 from medsyn.text.sections import find_sections, section_text
+from medsyn.yaml_file import read_yaml
 
 RULES_FILE = Path(__file__).with_name("label_rules.yaml")
-# A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule").
+# A full stop ends a sentence unless it is a decimal point or stands behind the number of an item ("1. Nodule"). What
+# says the same of the other side stays with its sentence ("No effusion on the left; on the right there is one").
+_AMOUNT = "(?:trace|tiny|small|mild|minimal|moderate|large|yes|present)"
+_OTHER_SIDE = (
+    rf"\s?(?:(?:on the )?(?:left|right|lt|rt|l|r)(?: side)?(?: ?[-:=])? {_AMOUNT}\s*(?:[.;,\n]|$)"
+    rf"|{_AMOUNT} (?:on|in) the (?:left|right))"
+)
+_THE_OTHER = r"one (?:on|in|is)\b|(?:on|in) the (?:left|right)[^.;]{0,25} one\b"
 _SENTENCE = re.compile(
-    r"[!?;:\n\"•·“”.](?:(?<![.:])|(?<=findings:)|(?<=impression:)"
-    r"|(?<!\d\.)(?<=\.)(?=\s|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{3}\.)(?=[a-z]{2}))"
+    r"[!?;:\n\"•·“”.](?:(?<![.:;?])|(?<=findings:)|(?<=impression:)"
+    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$))"
+    rf"|(?<!\d\.)(?<=\.)(?=\s(?!{_THE_OTHER})|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{{3}}\.)(?=[a-z]{{2}}))"
+)
+# Questions of the one who asks for the examination: the whole line is one sentence.
+_QUESTIONS = re.compile(
+    r"(?:clinical \w+|info|indications?|question|query|request|history|reason for [\w ]{2,20}?) ?:"
+    r"[^.\n]*?(?=findings:|\?\s+[a-z/ ]{3,25}:|[.\n]|$)"
 )
 _WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
 _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
+_OPTIONAL_SCOPES = ("echoes",)
 _FEW_WORDS = 15
 _ENGLISH = frozenset(
     (
@@ -40,7 +55,6 @@ _RULE_KEYS = {"phrase", "example", "label"}
 _CACHED_SENTENCES = 50_000
 _LONGEST_SENTENCE = 2_000
 _SHORTEST_PHRASE = 3
-_GROUP = re.compile(r"(?<!\\)\((?!\?)")  # nothing reads what a group matched, and not to keep it is faster
 
 
 @dataclass(frozen=True)
@@ -80,10 +94,15 @@ class Labeler:
     def __init__(self, rules: Mapping[str, Any], source: str | Path = "rules") -> None:
         self.examples = _examples(rules, source)
         try:
-            self._scopes = {name: _union([rule["phrase"] for rule in rules[name]]) for name in _SCOPES}
+            self._scopes = {name: union([rule["phrase"] for rule in body]) for name, body in _scopes(rules)}
+            history = [rule["phrase"] for rule in rules["history"]]
+            self._opening = union([phrase for phrase in history if phrase.startswith("^")])  # looked for once
+            self._history = union([phrase for phrase in history if not phrase.startswith("^")])
             self._findings = {name: _compile(name, body, source) for name, body in rules["findings"].items()}
         except re.error as error:
-            raise InputError(f"{source}: '{error.pattern!r}' is no regular expression ({error.msg})") from None
+            raise InputError(
+                f"{source}: {error.pattern!r} is not a regular expression ({error.msg}); correct it"
+            ) from None
         self.findings = tuple(self._findings)
         self._words = tuple((word, name) for name, finding in self._findings.items() for word in finding.words)
         self._includes = [(name, finding.includes) for name, finding in self._findings.items() if finding.includes]
@@ -131,8 +150,11 @@ class Labeler:
         """Those findings that one sentence states, out of those that it may name."""
         text = _blank(self._scopes["asides"], sentence)
         free = self._free(text)
+        echo = self._scopes["echoes"].search(text) if free != [(0, len(text))] else None
+        if echo is not None:  # "No effusion on the left; on the right there is one."
+            free.append((0, echo.start()))
         stated = {name for name in named if free and _affirmed(self._findings[name], text, free)}
-        if not stated or self._scopes["history"].search(sentence):
+        if not stated or self._opening.match(sentence) or self._history.search(sentence):
             return ()
         return (*stated, *(name for name, others in self._includes if not stated.isdisjoint(others)))
 
@@ -156,7 +178,10 @@ def sentences(text: str) -> list[str]:
     """Lower-case sentences behind a space; what is too long for one is cut, so that time grows with length only."""
     if "\n" in text:
         text = _WRAPPED.sub(" ", text)
-    pieces = [" " + piece for part in _SENTENCE.split(text.lower()) if (piece := part.strip())]
+    text = text.lower()
+    if "?" in text and ":" in text:
+        text = _QUESTIONS.sub(lambda match: match.group().replace("?", ",").replace(";", ","), text)
+    pieces = [" " + piece for part in _SENTENCE.split(text) if (piece := part.strip())]
     if len(max(pieces, key=len, default="")) <= _LONGEST_SENTENCE:
         return pieces
     return [
@@ -185,16 +210,16 @@ def _blank(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _compile(name: str, body: Mapping[str, Any], source: str | Path) -> _Finding:
-    if not body.get("words"):
-        raise InputError(f"{source}: {name} has no words; list those of which its phrases have at least one")
+    if not body.get("words") or not all(isinstance(word, str) for word in body["words"]):
+        raise InputError(f"{source}: {name} has no list of words; list those of which its phrases have at least one")
     groups: dict[tuple[str | None, str | None], list[str]] = {}
     for rule in body["present"]:
         groups.setdefault((rule.get("with"), rule.get("without")), []).append(rule["phrase"])
     present = tuple(
-        _Phrases(_union(group), _union([needs]) if needs else None, _union([excludes]) if excludes else None)
+        _Phrases(union(group), union([needs]) if needs else None, union([excludes]) if excludes else None)
         for (needs, excludes), group in groups.items()
     )
-    ignored = _union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None
+    ignored = union([rule["phrase"] for rule in body["ignored"]]) if body.get("ignored") else None
     return _Finding(tuple(body["words"]), present, ignored, tuple(body.get("includes", ())))
 
 
@@ -206,48 +231,49 @@ def default_labeler() -> Labeler:
 
 def load_labeler(path: str | Path) -> Labeler:
     """A labeler with the rules of a YAML file; a broken file is an InputError."""
-    try:
-        rules = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from None
+    rules = read_yaml(path)
     missing = [name for name in (*_SCOPES, "findings") if not isinstance(rules, dict) or name not in rules]
     if missing:
         raise InputError(
             f"{path}: no section {', '.join(missing)}; see {RULES_FILE.name} of the package for the layout"
         )
-    return Labeler(rules, path)
+    try:
+        return Labeler(rules, path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not laid out as {RULES_FILE.name} of the package ({type(error).__name__}: {error}); correct it"
+        ) from None
 
 
 def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
     """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`.
 
-    Empty reports are left out, those in another language labelled 0, both with a warning.
+    Empty reports and rows that cannot be read are left out, reports in another language labelled 0, with a warning.
     """
-    rows = read_csv(path)
-    columns = set(rows[0]) if rows else set()
+    table = read_table(path)
+    rows, columns = table.rows, set(table.columns)
     key = next((name for name in ("id", "report_id") if name in columns), None)
     if not rows:
-        raise InputError(f"{path}: no reports in it")
+        raise InputError(f"{path}: {table.faults[0].reason if table.faults else 'no reports in it'}")
     if key is None or not columns & {"report", "findings", "impression"}:
         raise InputError(
             f"{path}: missing column {'id' if key is None else 'report'}; give id or report_id, and report or"
-            f" findings/impression; it has {', '.join(rows[0])}"
+            f" findings/impression; it has {', '.join(table.columns)}"
         )
     labelled: list[dict[str, Any]] = []
     empty: list[str] = []
     foreign: list[str] = []
     counts: Counter[str] = Counter()
     for row in rows:
-        text = row.get("report", "").strip()
+        text = plain_text(row.get("report", ""))
         if text:
             sections = find_sections(text)
             counts.update(sections.counts)
             counts.update(findings=bool(sections.findings), impression=bool(sections.impression))
             text = "\n\n".join(part for part in (sections.findings, sections.impression) if part)
         else:
-            text = section_text(row.get("findings", ""), row.get("impression", ""), "report")
+            findings, impression = (plain_text(row.get(name, "")) for name in ("findings", "impression"))
+            text = section_text(findings, impression, "report")
         if not text:
             empty.append(row[key])
             continue
@@ -258,6 +284,9 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
         log.info("%s: sections found and left out: %s", path, ", ".join(f"{n} {name}" for name, n in counts.items()))
     if not labelled:
         raise InputError(f"{path}: all {len(rows)} reports are empty; give them findings or an impression")
+    if table.faults:
+        left_out = table.faults[0].reason + (f", and {len(table.faults) - 1} more" if len(table.faults) > 1 else "")
+        log.warning("%s: %d rows cannot be read and get no labels: %s", path, len(table.faults), left_out)
     _warn(path, empty, len(rows), "are empty and get no labels; give them findings or an impression")
     _warn(path, foreign, len(rows), "have no English that the rules know and are labelled 0; translate them")
     return labelled
@@ -270,19 +299,14 @@ def _warn(path: str | Path, names: Sequence[str], total: int, what: str) -> None
         log.warning("%s: %d of %d reports (%s) %s", path, len(names), total, shown, what)
 
 
-def _union(phrases: Sequence[str]) -> re.Pattern[str]:
-    """One expression for all phrases, from the beginning to the end of words; "^" is the beginning of a sentence.
-
-    A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
-    """
-    bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
-    bodies = [_GROUP.sub("(?:", body) for body in bodies]
-    return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
+def _scopes(rules: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Return the rules that hold for all findings, by section; a file of rules may lack those added later."""
+    return [*((name, rules[name]) for name in _SCOPES), *((name, rules.get(name) or ()) for name in _OPTIONAL_SCOPES)]
 
 
 def _examples(rules: Mapping[str, Any], source: str | Path) -> tuple[Example, ...]:
     examples: list[Example] = []
-    groups = [(None, rule) for name in _SCOPES for rule in rules[name]]
+    groups = [(None, rule) for _, body in _scopes(rules) for rule in body]
     for name, body in rules["findings"].items():
         groups += [(name, rule) for kind in ("ignored", "present") for rule in body.get(kind) or ()]
     for finding, rule in groups:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +28,15 @@ from transformers import BertForMaskedLM
 
 from medsyn.config import TextEncoderConfig, TextEncoderStage, TrainConfig
 from medsyn.errors import InputError
-from medsyn.files import atomic_dir, read_json, write_csv, write_json
+from medsyn.files import atomic_dir, read_json, sha256, write_csv, write_json
+from medsyn.outputs import check_folder
 from medsyn.progress import log
 from medsyn.provenance import hash_json, provenance
-from medsyn.tensors import save_tensors
+from medsyn.scratch import claim_state, remove_state, remove_states
+from medsyn.tensors import save_tensors, told_as_os_error
 from medsyn.text.bert import IGNORED, ReportBert, load_language_model, new_language_model
 from medsyn.text.corpus import ReportRow, of_split, read_reports, without_leaks
-from medsyn.text.encoder import SETTINGS_FILE
+from medsyn.text.encoder import MODEL_FILE, SETTINGS_FILE
 from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Texts, cut
 from medsyn.text.sections import SECTIONS
@@ -69,7 +70,8 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
     config = stage.encoder
     corpus = read_corpus(config, reports_path)
     identity = {"text": config.model_dump(mode="json"), **corpus.hashes}
-    state = state or out.parent / f".{out.name}.{hash_json(identity)}"
+    check_folder(out)
+    state = claim_state(state or out.parent / f".{out.name}.{hash_json(identity)}", out)
     start = _starting_point(config, corpus, state, identity)
     batches = Batches(corpus.training, config.batch_size, crossed=config.small_corpus)
     task = Task(
@@ -90,8 +92,8 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
             write_json(curve, rows)
         else:
             _write(out, stage, corpus, trained.network, rows)
-            for old in (state, *out.parent.glob(f".{out.name}.*")):
-                shutil.rmtree(old, ignore_errors=True)
+            remove_state(state)
+            remove_states(out)
     return rows[-1] if rows else {}
 
 
@@ -262,10 +264,11 @@ def _write(out: Path, stage: TextEncoderStage, corpus: Corpus, network: nn.Modul
         "long_reports": stage.long_reports,
     }
     with atomic_dir(out) as folder:
-        network.language.float().save_pretrained(folder)
+        with told_as_os_error(out):
+            network.language.float().save_pretrained(folder)
         corpus.tokenizer.save_pretrained(folder)
         save_tensors(folder / "pairing_head.safetensors", dict(network.pairing.named_parameters()), {})
-        write_json(folder / SETTINGS_FILE, encoder)
+        write_json(folder / SETTINGS_FILE, encoder | {"model_sha256": sha256(folder / MODEL_FILE)})
         write_csv(folder / "metrics.csv", rows, CURVE_COLUMNS)
         record = provenance(stage, **corpus.hashes)
         write_json(folder / "heldout.json", {"held_out": rows[-1], **facts, "provenance": record})

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, get_args
+
+from medsyn.text.headers import HEADER_LINE, HEADERS, section_of
+from medsyn.text.plain import is_placeholder, plain_text
 
 Section = Literal["report", "findings", "impression"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
@@ -29,20 +33,6 @@ def section_text(findings: str, impression: str, section: str) -> str:
     return parts[section]
 
 
-# Headers of free text, and the section that what follows belongs to; other headers end a section.
-_HEADERS = {
-    "findings": "findings?|description|report|observations?",
-    "impression": "impressions?|conclusions?|opinion|results?|summary",
-    "rejected": "(?:clinical |patient )?(?:history|information|indications?|data)|indications?|reason for exam"
-    "|(?:examination|exam|study)(?: type| date)?|technique|procedure|protocol|comparisons?|recommendations?|dose"
-    "|(?:electronically )?(?:signed|dictated|transcribed|verified|approved)(?: by)?|radiologist|attending|addendum",
-}
-# A header begins a line or a sentence; those of `section_text` stand anywhere.
-_HEADER_LINE = re.compile(
-    r"(?:^|(?<=[.!?]\s)|(?<=\n)|(?<=\s)(?=(?-i:FINDINGS|IMPRESSION):))[ \t]*"
-    rf"(?P<name>{'|'.join(_HEADERS.values())})[ \t]*(?::|-{{1,2}}[ \t]|(?=\n))[ \t]*",
-    re.IGNORECASE,
-)
 # ___ and [**Name**] as in MIMIC, XXXX as in Open-i, [DATE], <NAME>.
 _DEIDENTIFIED = re.compile(r"\[\*\*[^\]\n]{0,80}\*\*\]|_{2,}|\bX{3,}\b|[\[<][A-Z][A-Z _-]{1,30}\d*[\]>]")
 _NOISE = re.compile(
@@ -70,25 +60,24 @@ def find_sections(report: str) -> Sections:
     """Sections of a free-text report: by headers; else the Impression is what stands behind the first quotation mark.
 
     The reports of CT-RATE have no headers: every item of their Impression begins with a quotation mark, or with a
-    bullet behind a text of whole sentences. A text with none of these is all Findings.
+    bullet behind a text of whole sentences. A text with none of these is all Findings. Mark-up is removed, an addendum
+    ends the Impression.
     """
-    text, noise = _NOISE.subn(" ", report.replace("\r\n", "\n").replace("\r", "\n"))
+    text = plain_text(report.replace("\r\n", "\n").replace("\r", "\n"))
+    text, noise = _NOISE.subn(" ", text)
     text, deidentified = _DEIDENTIFIED.subn(" ", text)
     counts = Counter({"noise": noise, "deidentified": deidentified})
-    parts: dict[str, list[str]] = {"findings": [], "impression": [], "rejected": []}
-    headers = list(_HEADER_LINE.finditer(text))
-    if any(_section_of(header["name"]) != "rejected" for header in headers):
+    parts: dict[str, list[str]] = {name: [] for name in HEADERS}
+    headers = list(HEADER_LINE.finditer(text))
+    names = [section_of(header["name"]) for header in headers]
+    if "findings" in names or "impression" in names:
         parts["findings"].append(text[: headers[0].start()])
         ends = [header.start() for header in headers[1:]] + [len(text)]
         counts["headers"] = len(headers)
-        counts["rejected"] = sum(_section_of(header["name"]) == "rejected" for header in headers)
-        for header, end in zip(headers, ends, strict=True):
-            parts[_section_of(header["name"])].append(text[header.end() : end])
+        for name, header, end in zip(names, headers, ends, strict=True):
+            parts[name].append(text[header.end() : end])
     else:
-        for header in reversed(headers):  # "Technique: ..." in a text without Findings: that sentence or line goes
-            sentence_end = _SENTENCE_END.search(text, header.end())
-            text = text[: header.start()] + text[sentence_end.start() if sentence_end else len(text) :]
-        counts["rejected"] = len(headers)
+        text = _without_headed(text, headers, parts["addendum"])
         findings, *items = _QUOTES.split(text)
         if items and not findings.strip() and len(items) > 1:  # the whole text stands in quotation marks
             findings, *items = items
@@ -98,18 +87,37 @@ def find_sections(report: str) -> Sections:
             findings, items = before, bullets
             counts["bullets"] = 1
         parts["findings"], parts["impression"] = [findings], items
-    findings, impression = (_lines(parts[name]) for name in ("findings", "impression"))
+    counts["rejected"] = names.count("rejected")
+    findings, impression = _lines(parts["findings"]), _lines(parts["impression"] + parts["addendum"])
     return Sections(findings, impression, +counts)
+
+
+def _without_headed(text: str, headers: Sequence[re.Match[str]], addenda: list[str]) -> str:
+    """Return a text that has neither Findings nor Impression as headers without what other headers begin.
+
+    An addendum runs to the next header and goes to `addenda`; of a section of another kind ("Technique: ...") the
+    sentence or line goes.
+    """
+    end = len(text)
+    for header in reversed(headers):
+        sentence_end = _SENTENCE_END.search(text, header.end())
+        stop = sentence_end.start() if sentence_end else len(text)
+        if section_of(header["name"]) == "addendum":
+            stop = end
+            addenda.insert(0, text[header.end() : stop])
+        text, end = text[: header.start()] + text[stop:], header.start()
+    return text
 
 
 def split_sections(text: str, first: str = "findings") -> list[tuple[str, str]]:
     """Return the parts of a text that headers begin, as (findings, impression or rejected; the part with its header).
 
-    The parts joined are the text. What stands before the first header counts as section `first`.
+    The parts joined are the text. What stands before the first header counts as section `first`, an addendum as
+    Impression.
     """
-    headers = list(_HEADER_LINE.finditer(text))
+    headers = list(HEADER_LINE.finditer(text))
     starts = [0, *(header.start() for header in headers), len(text)]
-    names = [first, *(_section_of(header["name"]) for header in headers)]
+    names = [first, *(section_of(header["name"]).replace("addendum", "impression") for header in headers)]
     parts = [text[start:end] for start, end in pairwise(starts)]
     return [(name, part) for name, part in zip(names, parts, strict=True) if part]
 
@@ -124,16 +132,13 @@ def text_fingerprints(findings: str, impression: str) -> set[str]:
     parts: dict[str, list[str]] = {"findings": [], "impression": [], "rejected": []}
     for column, text in (("findings", findings), ("impression", impression)):
         for name, part in split_sections(text, column):
-            parts[name] += _WORD.findall(_HEADER_LINE.sub(" ", part).casefold())
+            parts[name] += _WORD.findall(HEADER_LINE.sub(" ", part).casefold())
     whole = parts["findings"] + parts["impression"] or parts["rejected"]
     long = [parts[name] for name in ("findings", "impression") if len(parts[name]) >= _NUM_TELLING_WORDS]
     return {" ".join(words) for words in (whole, *long) if words}
 
 
-def _section_of(header: str) -> str:
-    return next(name for name, names in _HEADERS.items() if re.fullmatch(names, header.strip(), re.IGNORECASE))
-
-
 def _lines(parts: list[str]) -> str:
     items = (" ".join(item.replace('"', " ").split()) for part in parts for item in part.split("\n\n"))
-    return "\n".join(item for item in items if item.strip(" .,;"))
+    text = "\n".join(item for item in items if item.strip(" .,;"))
+    return "" if is_placeholder(text) else text

@@ -19,6 +19,7 @@ from transformers import BertTokenizer
 from transformers.utils import logging
 
 from medsyn.errors import InputError
+from medsyn.text.hub import is_local
 
 logging.set_verbosity_error()  # every module that opens a language model opens a tokenizer
 logging.disable_progress_bar()
@@ -69,7 +70,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> BertTokenizer
 def load_tokenizer(source: str | Path) -> BertTokenizer:
     """The tokenizer of a local folder or hub name; InputError if there is none."""
     try:
-        return BertTokenizer.from_pretrained(str(source))
+        return BertTokenizer.from_pretrained(str(source), local_files_only=is_local(str(source)))
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: no BERT tokenizer there ({_first_line(error)})") from None
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir, read_json, to_disk, write_json
 from medsyn.progress import log
-from medsyn.tensors import save_tensors
+from medsyn.tensors import check_tensors, save_tensors
 
 _KEPT = 2
 Tensors = dict[str, dict[str, Tensor]]  # group -> name -> tensor
@@ -64,8 +64,13 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors,
     steps = _checkpoints(folder)
     for step in sorted(steps, reverse=True):
         try:
-            facts, flat = read_json(steps[step] / "facts.json"), load_file(steps[step] / "tensors.safetensors")
-        except (InputError, SafetensorError, FileNotFoundError) as error:
+            file = steps[step] / "tensors.safetensors"
+            check_tensors(file)
+            facts, flat = read_json(steps[step] / "facts.json"), load_file(file)
+            missing = {"identity", "step"} - set(facts)
+            if missing or not all("/" in name for name in flat):
+                raise InputError(f"{file}: not what a training run writes")
+        except (InputError, SafetensorError, FileNotFoundError, TypeError) as error:
             log.warning("%s: damaged checkpoint ignored (%s)", steps[step], error)
             continue
         _check_identity(folder, facts["identity"], identity)
@@ -97,7 +102,8 @@ def _name(step: int) -> str:
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> folder."""
-    return {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.is_dir()}
+    found = ((path.name.removeprefix("step_"), path) for path in folder.glob("step_*"))
+    return {int(number): path for number, path in found if number.isdecimal() and path.is_dir()}
 
 
 def _check_identity(folder: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:

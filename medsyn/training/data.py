@@ -30,7 +30,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel
 from medsyn.provenance import hash_json
-from medsyn.tensors import read_metadata
+from medsyn.tensors import check_tensors, read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 
 _IN_MEMORY_BYTES = 2 << 30
@@ -116,6 +116,8 @@ class Embeddings:
                 for shard in [path.with_suffix("") / name for name in index["shards"]]
                 for row, key in enumerate(json.loads(read_metadata(shard)["keys"]))
             }
+            for name in index["shards"]:
+                check_tensors(path.with_suffix("") / name)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: not the text embeddings of these sections ({error}); run `medsyn embed`"

@@ -40,6 +40,7 @@ from medsyn.training.processes import (
     sigterm_event,
     synchronise,
     to_device,
+    wait_for_main_process,
 )
 from medsyn.training.watch import FACTOR, NUM_STEPS, LossWatch
 
@@ -99,6 +100,7 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     """
     keep_freed_memory()
     accelerator = make_accelerator(config.precision)
+    wait_for_main_process(accelerator)  # which may still be busy with the result of the training run before
     run = _Run(task, config, state, accelerator)
     run.resume()
     run.start()
@@ -200,6 +202,7 @@ class _Run:
             self._count_memory()
             if self.config.tensorboard:
                 self.events = Events(self.state / "tensorboard", self.step + 1)
+        wait_for_main_process(self.accelerator)
         self.started = self.logged = (time.monotonic(), self.step)
 
     def _count_memory(self) -> None:
@@ -273,7 +276,7 @@ class _Run:
             with _averaged(self.bare, self.ema), torch.no_grad():
                 self.task.preview(self.bare.eval(), self.step)
             self.bare.train(training)
-        self.accelerator.wait_for_everyone()
+        wait_for_main_process(self.accelerator)
 
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
@@ -294,7 +297,7 @@ class _Run:
             }
             save_checkpoint(self.state, self.step, tensors, facts)
         self.saved_step = self.step
-        self.accelerator.wait_for_everyone()
+        wait_for_main_process(self.accelerator)
 
     def finish(self) -> Trained:
         """Write the last checkpoint and hand out the averaged weights."""

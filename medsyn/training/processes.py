@@ -1,4 +1,9 @@
-"""The processes and the device of a training: accelerate set up, batches made ahead, gradients exchanged, SIGTERM."""
+"""The processes and the device of a training: accelerate set up, batches made ahead, gradients exchanged, SIGTERM.
+
+A process that reaches a collective operation fails when the others are not there within the time-out of its backend (10
+minutes with NCCL). What the main process does alone may take longer, so the others wait for it with
+`wait_for_main_process`, outside of any collective.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +24,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
+from medsyn.device import check_convolutions
 from medsyn.progress import log
 
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 _MOST_THREADS = 8
+MAIN_PROCESS_TIMEOUT = timedelta(hours=2)
+"""How long the other processes wait for what the main process does alone: a checkpoint or a preview."""
+_WAITS = count()
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -42,6 +54,7 @@ def make_accelerator(precision: str) -> Accelerator:
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     if not accelerator.is_main_process:
         log.setLevel("ERROR")  # one line of each message, not one per process
+    check_convolutions(accelerator.device)
     return accelerator
 
 
@@ -112,6 +125,21 @@ def sigterm_event() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def wait_for_main_process(accelerator: Accelerator) -> None:
+    """Hold the other processes until the main process gets here, for at most MAIN_PROCESS_TIMEOUT.
+
+    They wait for a key in the store of the process group, which no time-out of a collective concerns. Every process
+    calls this equally often, so that the number of the call is the same in all of them.
+    """
+    if accelerator.num_processes == 1:
+        return
+    store, key = distributed_c10d._get_default_store(), f"medsyn/main/{next(_WAITS)}"
+    if accelerator.is_main_process:
+        store.set(key, "")
+    else:
+        store.wait([key], MAIN_PROCESS_TIMEOUT)
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

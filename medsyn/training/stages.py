@@ -27,9 +27,10 @@ from medsyn.files import atomic_path, write_csv
 from medsyn.live_bytes import on_meta
 from medsyn.models.blocks import set_activation_checkpointing
 from medsyn.models.unet import UNet
-from medsyn.models.weights import build, save
+from medsyn.models.weights import build, load, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
+from medsyn.scratch import claim_state, remove_state
 from medsyn.training.checkpoint import flatten
 from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData
@@ -45,8 +46,9 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     """Train the network of `stage`; `state` holds its checkpoints and is removed when `out` is complete."""
     if stage.stage == "super_res" and embeddings is not None:
         raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
-    if out.exists():
+    if out.exists() and _is_whole(out):
         raise InputError(f"{out}: this network is trained; remove the file to train it anew")
+    claim_state(state, out)
     store = Store(shards, "high" if stage.stage == "super_res" else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
     data = TrainingData(stage, store, texts)
@@ -62,7 +64,17 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     save(out, trained.network.state_dict(), stage, record)
     write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
-    shutil.rmtree(state)
+    remove_state(state)
+
+
+def _is_whole(out: Path) -> bool:
+    """Return whether a file holds a network; a damaged one, of a disk or a copy that failed, is trained again."""
+    try:
+        load(out)
+    except InputError as error:
+        log.warning("%s; it is trained again", error)
+        return False
+    return True
 
 
 def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None = None) -> Task:
@@ -159,10 +171,9 @@ def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor
 
 
 def _keep_events(source: Path, target: Path) -> None:
-    """Move the event files out of the state, in place of those of an earlier training."""
+    """Copy the event files out of the state, to those of earlier trainings."""
     if source.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(source, target)
+        shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def _row(sample: NDArray) -> NDArray:

@@ -19,8 +19,8 @@ rule render_phantoms:
     message:
         "rendering phantoms and their reports, shard {wildcards.shard}"
     shell:
-        "python -m medsyn phantom --config {input.config} --shard {wildcards.shard}/{params.num_shards}"
-        " --out {output} 2> {log}"
+        "python -m medsyn phantom --config {input.config:q} --shard {wildcards.shard:q}/{params.num_shards:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule write_text_only_reports:
@@ -39,7 +39,7 @@ rule write_text_only_reports:
     message:
         "writing reports without images"
     shell:
-        "python -m medsyn phantom --config {input.config} --reports-only --out {output} 2> {log}"
+        "python -m medsyn phantom --config {input.config:q} --reports-only --out {output:q} 2> {log:q}"
 
 
 rule validate_cohort:
@@ -50,6 +50,7 @@ rule validate_cohort:
         cohort="<results>/cohort/cohort.csv",
         rejects="<results>/cohort/rejects.csv",
         reports="<results>/cohort/reports.csv",
+        given="<results>/cohort/given_labels.csv",
     log:
         "<logs>/validate_cohort.log",
     conda:
@@ -62,8 +63,9 @@ rule validate_cohort:
         manifests=manifests,
         reports=lambda wildcards: text_only_reports(),
         folder=lambda wildcards, output: Path(output.cohort).parent,
+        files=files_of_manifest,
     message:
         "checking the cohort and splitting it by patient"
     shell:
-        "python -m medsyn cohort --config {input.config} --manifest {params.manifests:q} {params.reports:q}"
-        " --out {params.folder} 2> {log}"
+        "python -m medsyn cohort --config {input.config:q} --manifest {params.manifests:q} {params.reports:q}"
+        " --out {params.folder:q} 2> {log:q}"

@@ -1,16 +1,17 @@
 """The validated configuration and the helper functions of all rules."""
 
 import math
-import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from medsyn.cluster import prefer_commands
-from medsyn.config import Config, stage_configs, validate
+from medsyn.cluster import check_executor, prefer_commands
+from medsyn.config import Config, check_keys, stage_configs, validate
 from medsyn.errors import InputError
+from medsyn.manifest_files import manifest_state, shard_state
 
 try:
+    check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
     CONFIG = validate(
         Config,
         config,
@@ -37,6 +38,14 @@ if (
         "the columns report_id, findings, impression (optional: patient_id, subject_id), which train the text encoder as "
         "well; or set cohort.reports to null in the configuration to train it on the subjects' reports alone."
     )
+
+
+onstart:
+    try:
+        check_executor(workflow.executor_plugin.name)
+    except InputError as error:
+        raise WorkflowError(str(error))
+
 
 # On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
 prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
@@ -161,12 +170,33 @@ def manifests(wildcards=None):
 
 
 def cohort_inputs(wildcards):
-    """What `validate_cohort` depends on: the user's files, or the folders of the phantoms."""
+    """What `validate_cohort` depends on: the user's files, or the folders of the phantoms.
+
+    Snakemake reads braces in a path as a wildcard. A file of such a name is watched by `files_of_manifest` alone.
+    """
     if CONFIG.cohort.source == "manifest":
-        return manifests() + ([CONFIG.cohort.reports] if CONFIG.cohort.reports else [])
+        given = [CONFIG.cohort.manifest, CONFIG.cohort.reports]
+        return [path for path in given if path and "{" not in path]
     return [f"{RESULTS}/phantom/{shard}" for shard in SHARDS] + [
         f"{RESULTS}/phantom/text_only.csv"
     ]
+
+
+def files_of_manifest(wildcards):
+    """State of the manifest and which of its files are missing: a file that is added later changes it."""
+    if CONFIG.cohort.source == "phantom":
+        return ""
+    return manifest_state([CONFIG.cohort.manifest], CONFIG.cohort.reports)
+
+
+def files_of_shard(wildcards):
+    """State of the CTs of a shard: a CT that is replaced, as a rejection advises, changes it.
+
+    Snakemake evaluates it again when the job starts, and does not compare functions that take `input` with the last run.
+    """
+    if CONFIG.cohort.source == "phantom":
+        return ""
+    return shard_state(f"{RESULTS}/cohort/cohort.csv", wildcards.shard)
 
 
 def text_only_reports():
@@ -213,13 +243,51 @@ def features(variant, prompt_set):
 
 
 def group(option, label, paths):
-    """A repeated option of a verb: a label and its files."""
-    return f"{option} {label} {' '.join(paths)}"
+    """Words of a repeated option of a verb: a label and its files."""
+    return [option, label, *paths]
+
+
+def full_names(variants):
+    """Words that give variants the names under which tables print them.
+
+    Rules call it in a lambda: a plain string in `params:` would have its braces read as wildcards.
+    """
+    return [
+        word
+        for name in variants
+        for word in ("--label", name, CONFIG.variants[name].label)
+    ]
 
 
 def report_prompts(variant):
     """The set of prompts that a language-model variant answers for Table VII."""
     return "pairs" if variant == "medsyn" else "effusion_pairs"
+
+
+GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
+REAL_LABELS = (
+    f"{RESULTS}/cohort/given_labels.csv" if GIVEN_LABELS else f"{RESULTS}/labels.csv"
+)  # of the CTs that the feature extractor and Table VI's classifiers learn from
+# The real CTs of Table VI: those of this cohort, or of a run of another one.
+TABLE6_RESULTS = CONFIG.evaluation.augmentation.real_results or RESULTS
+TABLE6_LABELS = (
+    f"{TABLE6_RESULTS}/{'cohort/given_labels.csv' if GIVEN_LABELS else 'labels.csv'}"
+)
+TABLE6_SPLIT = "validation" if TABLE6_RESULTS == RESULTS else "all"
+
+
+def table6_volumes(wildcards):
+    """Folders of the preprocessed CTs that Table VI's classifiers learn from and are tested on."""
+    if TABLE6_RESULTS == RESULTS:
+        return real_volumes()
+    folders = sorted(Path(TABLE6_RESULTS, "preprocessed").glob("[0-9]*/index.csv"))
+    if not folders:
+        raise WorkflowError(
+            f"{TABLE6_RESULTS}/preprocessed: no shard in it, evaluation.augmentation.real_results names it. Run "
+            "preprocessing and labels of that cohort first, such as: snakemake --configfile config/rad_chest.yaml "
+            f"{TABLE6_RESULTS}/preprocessed/0 {TABLE6_RESULTS}/labels.csv; or set real_results to null."
+        )
+    return [str(path.parent) for path in folders]
 
 
 PHANTOM_FLAG = "--phantom" if CONFIG.cohort.source == "phantom" else ""

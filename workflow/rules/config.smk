@@ -21,4 +21,4 @@ rule write_config:
     message:
         "settings of {wildcards.stage}"
     shell:
-        "printf '%s\n' {params.text:q} > {output} 2> {log}"
+        "printf '%s\n' {params.text:q} > {output:q} 2> {log:q}"

@@ -23,8 +23,8 @@ rule measure_cohort:
     message:
         "measuring the CTs of the validation split, shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn measure --volumes {input.volumes} --config {input.config}"
-        " --cohort {input.cohort} --split validation --state {params.state} --out {output} 2> {log}"
+        "exec python -m medsyn measure --volumes {input.volumes:q} --config {input.config:q}"
+        " --cohort {input.cohort:q} --split validation --state {params.state:q} --out {output:q} 2> {log:q}"
 
 
 rule measure_samples:
@@ -48,14 +48,14 @@ rule measure_samples:
     message:
         "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn measure --volumes {input.volumes} --config {input.config} --state {params.state}"
-        " --out {output} 2> {log}"
+        "exec python -m medsyn measure --volumes {input.volumes:q} --config {input.config:q} --state {params.state:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule train_features:
     input:
         store=expand("<results>/store/{shard}", shard=SHARDS),
-        labels="<results>/labels.csv",
+        labels=REAL_LABELS,
         config="<results>/config/features.json",
     output:
         "<results>/features/extractor.safetensors",
@@ -72,8 +72,8 @@ rule train_features:
     message:
         "training the feature extractor of FID and MMD (progress: {log})"
     shell:
-        "python -m medsyn train-features --config {input.config} --store {input.store} --labels {input.labels}"
-        " --out {output} 2> {log}"
+        "python -m medsyn train-features --config {input.config:q} --store {input.store:q} --labels {input.labels:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule extract_cohort_features:
@@ -99,8 +99,8 @@ rule extract_cohort_features:
     message:
         "extracting features of the CTs of the validation split, shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
-        " --cohort {input.cohort} --split validation --state {params.state} --out {output} 2> {log}"
+        "exec python -m medsyn features --weights {input.weights:q} --volumes {input.volumes:q} --config {input.config:q}"
+        " --cohort {input.cohort:q} --split validation --state {params.state:q} --out {output:q} 2> {log:q}"
 
 
 rule extract_sample_features:
@@ -125,15 +125,15 @@ rule extract_sample_features:
     message:
         "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn features --weights {input.weights} --volumes {input.volumes} --config {input.config}"
-        " --state {params.state} --out {output} 2> {log}"
+        "exec python -m medsyn features --weights {input.weights:q} --volumes {input.volumes:q} --config {input.config:q}"
+        " --state {params.state:q} --out {output:q} 2> {log:q}"
 
 
 rule classify:
     input:
-        cohort="<results>/cohort/cohort.csv",
-        labels="<results>/labels.csv",
-        volumes=real_volumes,
+        cohort=f"{TABLE6_RESULTS}/cohort/cohort.csv",
+        labels=TABLE6_LABELS,
+        volumes=table6_volumes,
         prompts="<results>/prompts/augmentation.csv",
         samples=samples("medsyn", "augmentation"),
         config="<results>/config/augmentation.json",
@@ -150,13 +150,13 @@ rule classify:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
-        label=MAIN.label,
+        split=TABLE6_SPLIT,
     message:
         "cross-validating classifiers of {wildcards.finding} with and without generated volumes"
     shell:
-        "python -m medsyn classify --finding {wildcards.finding} --config {input.config} --cohort {input.cohort}"
-        " --labels {input.labels} --volumes {input.volumes} --prompts {input.prompts} --samples {input.samples}"
-        " --method-label {params.label:q} --out {output} 2> {log}"
+        "python -m medsyn classify --finding {wildcards.finding:q} --config {input.config:q} --cohort {input.cohort:q}"
+        " --labels {input.labels:q} --volumes {input.volumes:q} --split {params.split:q} --prompts {input.prompts:q}"
+        " --samples {input.samples:q} --method-label medsyn --out {output:q} 2> {log:q}"
 
 
 rule score_segmentation:
@@ -177,8 +177,8 @@ rule score_segmentation:
     message:
         "scoring generated masks of given images"
     shell:
-        "python -m medsyn score-segmentation --prompts {input.prompts} --samples {input.samples} --masks {input.masks}"
-        " --out {output} 2> {log}"
+        "python -m medsyn score-segmentation --prompts {input.prompts:q} --samples {input.samples:q} --masks {input.masks:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule table1:
@@ -205,29 +205,26 @@ rule table1:
         mem_mb=memory_mb(1000),
         runtime=minutes(60),
     params:
-        groups=" ".join(
-            [
-                group("--features", "real", REAL_FEATURES),
-                group("--measures", "real", REAL_MEASURES),
-            ]
-            + [
-                group("--features", name, features(name, "reports"))
+        groups=[
+            *group("--features", "real", REAL_FEATURES),
+            *group("--measures", "real", REAL_MEASURES),
+            *(
+                word
                 for name in SHAPE_VARIANTS
-            ]
-            + [
-                group("--measures", name, measures(name, "reports"))
+                for word in group("--features", name, features(name, "reports"))
+            ),
+            *(
+                word
                 for name in SHAPE_VARIANTS
-            ]
-            + [
-                f"--label {name} {shlex.quote(CONFIG.variants[name].label)}"
-                for name in SHAPE_VARIANTS
-            ]
-        ),
+                for word in group("--measures", name, measures(name, "reports"))
+            ),
+        ],
+        labels=lambda wildcards: full_names(SHAPE_VARIANTS),
     message:
         "Table I: FID, MMD, airway volume"
     shell:
-        "python -m medsyn table 1 --config {input.config} --cohort {input.cohort} --split validation {params.groups}"
-        " --out {output.table} 2> {log}"
+        "python -m medsyn table 1 --config {input.config:q} --cohort {input.cohort:q} --split validation {params.groups:q}"
+        " {params.labels:q} --out {output.table:q} 2> {log:q}"
 
 
 rule finding_table:
@@ -255,8 +252,8 @@ rule finding_table:
     message:
         "Table {wildcards.number}: prompt pairs of one finding"
     shell:
-        "python -m medsyn table {wildcards.number} --config {input.config} --prompts {input.prompts}"
-        " --measures medsyn {input.measures} --out {output.table} 2> {log}"
+        "python -m medsyn table {wildcards.number:q} --config {input.config:q} --prompts {input.prompts:q}"
+        " --measures medsyn {input.measures:q} --out {output.table:q} 2> {log:q}"
 
 
 rule table5:
@@ -281,7 +278,7 @@ rule table5:
     message:
         "Table V: Dice with and without text"
     shell:
-        "python -m medsyn table 5 --config {input.config} --scores {input.scores} --out {output.table} 2> {log}"
+        "python -m medsyn table 5 --config {input.config:q} --scores {input.scores:q} --out {output.table:q} 2> {log:q}"
 
 
 rule table6:
@@ -306,10 +303,12 @@ rule table6:
     resources:
         mem_mb=memory_mb(1000),
         runtime=minutes(60),
+    params:
+        labels=lambda wildcards: full_names(["medsyn"]),
     message:
         "Table VI: data augmentation"
     shell:
-        "python -m medsyn table 6 --config {input.config} --scores {input.scores} --out {output.table} 2> {log}"
+        "python -m medsyn table 6 --config {input.config:q} --scores {input.scores:q} {params.labels:q} --out {output.table:q} 2> {log:q}"
 
 
 rule table7:
@@ -340,19 +339,20 @@ rule table7:
         mem_mb=memory_mb(1000),
         runtime=minutes(60),
     params:
-        groups=" ".join(
-            group(
+        groups=[
+            word
+            for name in TEXT_VARIANTS
+            for word in group(
                 "--measures",
                 CONFIG.variants[name].text_encoder,
                 measures(name, report_prompts(name)),
             )
-            for name in TEXT_VARIANTS
-        ),
+        ],
     message:
         "Table VII: language models"
     shell:
-        "python -m medsyn table 7 --config {input.config} --prompts {input.prompts} {params.groups}"
-        " --out {output.table} 2> {log}"
+        "python -m medsyn table 7 --config {input.config:q} --prompts {input.prompts:q} {params.groups:q}"
+        " --out {output.table:q} 2> {log:q}"
 
 
 rule figure3:
@@ -375,19 +375,20 @@ rule figure3:
         mem_mb=memory_mb(1000),
         runtime=minutes(60),
     params:
-        groups=" ".join(
-            [group("--volumes", "real", real_volumes())]
-            + [
-                group("--volumes", name, samples(name, "reports"))
+        groups=[
+            *group("--volumes", "real", real_volumes()),
+            *(
+                word
                 for name in SHAPE_VARIANTS
-            ]
-        ),
+                for word in group("--volumes", name, samples(name, "reports"))
+            ),
+        ],
         phantom=PHANTOM_FLAG,
     message:
         "Figure 3"
     shell:
-        "python -m medsyn figure 3 --cohort {input.cohort} --split validation {params.groups} {params.phantom}"
-        " --out {output} 2> {log}"
+        "python -m medsyn figure 3 --cohort {input.cohort:q} --split validation {params.groups:q} {params.phantom:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule figure4:
@@ -416,8 +417,8 @@ rule figure4:
     message:
         "Figure 4"
     shell:
-        "python -m medsyn figure 4 --cohort {input.cohort} --labels {input.labels} --volumes real {input.volumes}"
-        " --volumes medsyn {input.samples} --prompts {input.prompts} {params.phantom} --out {output} 2> {log}"
+        "python -m medsyn figure 4 --cohort {input.cohort:q} --labels {input.labels:q} --volumes real {input.volumes:q}"
+        " --volumes medsyn {input.samples:q} --prompts {input.prompts:q} {params.phantom:q} --out {output:q} 2> {log:q}"
 
 
 rule figure5:
@@ -443,8 +444,8 @@ rule figure5:
     message:
         "Figure 5"
     shell:
-        "python -m medsyn figure 5 --prompts {input.prompts} --measures medsyn {input.measures} {params.phantom}"
-        " --out {output} 2> {log}"
+        "python -m medsyn figure 5 --prompts {input.prompts:q} --measures medsyn {input.measures:q} {params.phantom:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule figure6:
@@ -472,8 +473,8 @@ rule figure6:
     message:
         "Figure 6"
     shell:
-        "python -m medsyn figure 6 --prompts {input.prompts} --volumes real {input.volumes} --volumes medsyn {input.samples}"
-        " --masks {input.masks} {params.phantom} --out {output} 2> {log}"
+        "python -m medsyn figure 6 --prompts {input.prompts:q} --volumes real {input.volumes:q} --volumes medsyn {input.samples:q}"
+        " --masks {input.masks:q} {params.phantom:q} --out {output:q} 2> {log:q}"
 
 
 rule hero_figure:
@@ -500,8 +501,8 @@ rule hero_figure:
     message:
         "the README's picture"
     shell:
-        "python -m medsyn figure hero --cohort {input.cohort} --split validation --volumes real {input.volumes}"
-        " --volumes medsyn {input.samples} {params.phantom} --out {output} 2> {log}"
+        "python -m medsyn figure hero --cohort {input.cohort:q} --split validation --volumes real {input.volumes:q}"
+        " --volumes medsyn {input.samples:q} {params.phantom:q} --out {output:q} 2> {log:q}"
 
 
 rule report:
@@ -528,4 +529,4 @@ rule report:
     message:
         "writing the report"
     shell:
-        "python -m medsyn report --results {params.results} {params.phantom} --out {output} 2> {log}"
+        "python -m medsyn report --results {params.results:q} {params.phantom:q} --out {output:q} 2> {log:q}"

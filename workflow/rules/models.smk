@@ -14,6 +14,7 @@ rule train_low_res:
     output:
         weights="<results>/models/{variant}/low_res.safetensors",
         metrics="<results>/models/{variant}/low_res_metrics.csv",
+        preview="<results>/models/{variant}/low_res_preview.png",
     log:
         "<logs>/train_low_res/{variant}.log",
     conda:
@@ -29,8 +30,8 @@ rule train_low_res:
     message:
         "training the low-resolution network of {wildcards.variant} (progress: {log})"
     shell:
-        "{params.launcher} -m medsyn train --config {input.config} --store {input.store}"
-        " --embeddings {input.embeddings} --state {params.state} --out {output.weights} 2>> {log}"
+        "{params.launcher} -m medsyn train --config {input.config:q} --store {input.store:q}"
+        " --embeddings {input.embeddings:q} --state {params.state:q} --out {output.weights:q} 2>> {log:q}"
 
 
 rule train_super_res:
@@ -40,6 +41,7 @@ rule train_super_res:
     output:
         weights="<results>/models/{variant}/super_res.safetensors",
         metrics="<results>/models/{variant}/super_res_metrics.csv",
+        preview="<results>/models/{variant}/super_res_preview.png",
     log:
         "<logs>/train_super_res/{variant}.log",
     conda:
@@ -55,8 +57,8 @@ rule train_super_res:
     message:
         "training the super-resolution network of {wildcards.variant} (progress: {log})"
     shell:
-        "{params.launcher} -m medsyn train --config {input.config} --store {input.store}"
-        " --state {params.state} --out {output.weights} 2>> {log}"
+        "{params.launcher} -m medsyn train --config {input.config:q} --store {input.store:q}"
+        " --state {params.state:q} --out {output.weights:q} 2>> {log:q}"
 
 
 rule assemble_model:
@@ -75,10 +77,8 @@ rule assemble_model:
     resources:
         mem_mb=memory_mb(1000),
         runtime=minutes(10),
-    params:
-        label=lambda wildcards: CONFIG.variants[wildcards.variant].label,
     message:
         "assembling {wildcards.variant}"
     shell:
-        "python -m medsyn assemble --label {params.label:q} --low-res {input.low_res} --super-res {input.super_res}"
-        " --text-encoder {input.text_encoder} --sampling {input.config} --out {output} 2> {log}"
+        "python -m medsyn assemble --label {wildcards.variant:q} --low-res {input.low_res:q} --super-res {input.super_res:q}"
+        " --text-encoder {input.text_encoder:q} --sampling {input.config:q} --out {output:q} 2> {log:q}"

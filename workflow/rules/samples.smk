@@ -20,8 +20,8 @@ rule write_prompts:
     message:
         "writing the prompts '{wildcards.set}'"
     shell:
-        "python -m medsyn prompts --set {wildcards.set} --cohort {input.cohort} --reports {input.reports}"
-        " --masks {input.masks} --config {input.config} --out {output} 2> {log}"
+        "python -m medsyn prompts --set {wildcards.set:q} --cohort {input.cohort:q} --reports {input.reports:q}"
+        " --masks {input.masks:q} --config {input.config:q} --out {output:q} 2> {log:q}"
 
 
 rule sample:
@@ -52,7 +52,7 @@ rule sample:
     message:
         "generating volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
     shell:
-        "exec python -m medsyn generate --weights {params.weights} --prompts {input.prompts}"
-        " --shard {wildcards.shard}/{params.num_shards} --config {input.config}"
-        " --volumes-root {params.volumes_root} --masks-root {params.masks_root} --state {params.state}"
-        " --out {output} 2> {log}"
+        "exec python -m medsyn generate --weights {params.weights:q} --prompts {input.prompts:q}"
+        " --shard {wildcards.shard:q}/{params.num_shards:q} --config {input.config:q}"
+        " --volumes-root {params.volumes_root:q} --masks-root {params.masks_root:q} --state {params.state:q}"
+        " --out {output:q} 2> {log:q}"

@@ -21,7 +21,7 @@ rule pretrain_text:
     message:
         "pretraining the {wildcards.encoder} text encoder"
     shell:
-        "{params.launcher} -m medsyn pretrain-text --config {input.config} --reports {input.reports} --out {output} 2> {log}"
+        "{params.launcher} -m medsyn pretrain-text --config {input.config:q} --reports {input.reports:q} --out {output:q} 2> {log:q}"
 
 
 rule embed_reports:
@@ -44,8 +44,8 @@ rule embed_reports:
     message:
         "embedding every report with the {wildcards.encoder} text encoder"
     shell:
-        "python -m medsyn embed --encoder {input.encoder} --config {input.config} --reports {input.reports}"
-        " --out {output} 2> {log}"
+        "python -m medsyn embed --encoder {input.encoder:q} --config {input.config:q} --reports {input.reports:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule label_reports:
@@ -64,4 +64,4 @@ rule label_reports:
     message:
         "labelling the reports by rule"
     shell:
-        "python -m medsyn label {input.reports} --out {output} 2> {log}"
+        "python -m medsyn label {input.reports:q} --out {output:q} 2> {log:q}"

@@ -21,11 +21,13 @@ rule preprocess:
         runtime=shard_minutes(MINUTES_PREPROCESS, CTS_PER_SHARD),
     params:
         state=f"{RESULTS}/state/preprocess/{{shard}}",
+        files=files_of_shard,
+        num_shards=len(SHARDS),
     message:
         "bringing CTs to the model's grid, shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn preprocess --cohort {input.cohort} --shard {wildcards.shard}"
-        " --config {input.config} --state {params.state} --out {output} 2> {log}"
+        "exec python -m medsyn preprocess --cohort {input.cohort:q} --shard {wildcards.shard:q}/{params.num_shards:q}"
+        " --config {input.config:q} --state {params.state:q} --out {output:q} 2> {log:q}"
 
 
 rule segment:
@@ -49,8 +51,8 @@ rule segment:
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
-        "exec python -m medsyn segment --volumes {input.volumes} --config {input.config} --state {params.state}"
-        " --out {output} 2> {log}"
+        "exec python -m medsyn segment --volumes {input.volumes:q} --config {input.config:q} --state {params.state:q}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule score_masks:
@@ -74,7 +76,7 @@ rule score_masks:
     message:
         "scoring the masks against the truth"
     shell:
-        "python -m medsyn mask-qc --masks {input.masks} --cohort {input.cohort} --out {output} 2> {log}"
+        "python -m medsyn mask-qc --masks {input.masks:q} --cohort {input.cohort:q} --out {output:q} 2> {log:q}"
 
 
 rule score_alignment:
@@ -100,8 +102,8 @@ rule score_alignment:
     message:
         "counting registered and rejected CTs by finding"
     shell:
-        "python -m medsyn alignment-qc --volumes {input.volumes} --masks {input.masks} --cohort {input.cohort}"
-        " --labels {input.labels} --out {output} 2> {log}"
+        "python -m medsyn alignment-qc --volumes {input.volumes:q} --masks {input.masks:q} --cohort {input.cohort:q}"
+        " --labels {input.labels:q} --out {output:q} 2> {log:q}"
 
 
 rule build_store:
@@ -123,5 +125,5 @@ rule build_store:
     message:
         "packing training arrays, shard {wildcards.shard}"
     shell:
-        "python -m medsyn store --volumes {input.volumes} --masks {input.masks} --cohort {input.cohort}"
-        " --config {input.config} --out {output} 2> {log}"
+        "python -m medsyn store --volumes {input.volumes:q} --masks {input.masks:q} --cohort {input.cohort:q}"
+        " --config {input.config:q} --out {output:q} 2> {log:q}"

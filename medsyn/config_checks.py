@@ -1,0 +1,179 @@
+"""What sections of the configuration ask of each other: settings that would fail, or train nonsense, hours later.
+
+Every fault is a ValueError that begins with the key. Limits of single values stand at their fields in `medsyn.config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    from medsyn.config import Config, StageModelConfig, TrainConfig
+
+MAX_VOXELS = 1 << 30
+"""Of one volume: 1,024 x 1,024 x 1,024, four times the number of the largest clinical CTs."""
+NEEDED_PAIRS = ("pleural_effusion", "emphysema", "cardiomegaly")
+"""Findings of Tables II to IV; the first is that of Table VII as well."""
+
+
+def check_config(config: Config) -> None:
+    """ValueError at the first setting that does not fit another one."""
+    _check_cohort(config)
+    _check_text(config)
+    _check_variants(config)
+    _check_grids(config)
+    _check_batches(config)
+    _check_evaluation(config)
+
+
+def unique(key: str, values: Sequence[str]) -> None:
+    """ValueError if a value stands twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{key}: '{value}' stands {values.count(value)} times, expected once")
+
+
+def _check_cohort(config: Config) -> None:
+    cohort, phantom = config.cohort, config.phantom
+    if cohort.source == "phantom":
+        if cohort.num_shards > phantom.num_subjects:
+            raise ValueError(
+                f"cohort.num_shards: {cohort.num_shards} is more than the {phantom.num_subjects} subjects of"
+                " phantom.num_subjects; expected at most one shard per subject"
+            )
+        if not 0 < cohort.validation_fraction < 1 or phantom.num_subjects < 2:
+            raise ValueError(
+                f"cohort.validation_fraction: {cohort.validation_fraction} of {phantom.num_subjects} phantoms leaves a"
+                " split empty; expected training and validation subjects"
+            )
+    else:
+        folder = Path(config.results_dir).resolve()
+        for key, path in (("manifest", cohort.manifest), ("reports", cohort.reports)):
+            if path is not None and folder / "cohort" in Path(path).resolve().parents:
+                raise ValueError(
+                    f"cohort.{key}: {path} lies in {config.results_dir}/cohort, which the workflow writes; move it"
+                )
+
+
+def _check_text(config: Config) -> None:
+    if not config.text.encoders:
+        raise ValueError("text.encoders: is empty, expected at least one text encoder")
+    unique("text.sections", config.text.sections)
+    processes = _num_processes(config)
+    for name, encoder in config.text.encoders.items():
+        if encoder.max_tokens < config.text.num_tokens:
+            raise ValueError(f"text.encoders.{name}.max_tokens must be at least text.num_tokens")
+        if encoder.batch_size % processes:
+            raise ValueError(
+                f"text.encoders.{name}.batch_size: {encoder.batch_size} is not a multiple of the {processes} processes"
+                " that compute asks for"
+            )
+    if config.low_res.unet.mask_padding and not config.text.mask_padding:
+        raise ValueError("low_res.unet.mask_padding needs text.mask_padding, which marks the padding")
+    if config.low_res.unet.mask_padding and config.sampling.null_text == "zero":
+        raise ValueError("sampling.null_text: zero is all padding to low_res.unet.mask_padding; expected learned")
+
+
+def _check_variants(config: Config) -> None:
+    if "medsyn" not in config.variants:
+        raise ValueError("variants must contain 'medsyn', the full model")
+    unique("variants.*.label", [variant.label for variant in config.variants.values()])
+    for name, variant in config.variants.items():
+        if name == "real":
+            raise ValueError("variants.real: this name is that of the real CTs in tables and folders; choose another")
+        if variant.text_encoder not in config.text.encoders:
+            raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
+        donor = variant.super_res_from
+        if donor is not None and (
+            donor not in config.variants
+            or config.variants[donor].super_res_from is not None
+            or config.variants[donor].channels != variant.channels
+        ):
+            raise ValueError(f"variants.{name}.super_res_from: '{donor}' must be a trained variant, same channels")
+
+
+def _check_grids(config: Config) -> None:
+    size, factor = config.preprocess.size, config.preprocess.low_res_factor
+    if size[0] * size[1] * size[2] > MAX_VOXELS:
+        raise ValueError(f"preprocess.size: {list(size)} is more than 2^30 voxels, expected [D, H, W] of a CT")
+    _check_levels("preprocess.size", "low_res", [edge // factor for edge in size], config.low_res)
+    crop = config.super_res.train.crop_size
+    if config.low_res.train.crop_size is not None:
+        raise ValueError("low_res.train.crop_size: only the super-resolution network trains on crops; leave it out")
+    if crop is not None and any(part > whole for part, whole in zip(crop, size, strict=True)):
+        raise ValueError(f"super_res.train.crop_size: {list(crop)} is larger than preprocess.size {list(size)}")
+    if crop is not None and any(part % factor for part in crop):
+        raise ValueError(
+            f"super_res.train.crop_size: {list(crop)} must be divisible by preprocess.low_res_factor {factor}"
+        )
+    _check_levels("preprocess.size", "super_res", size, config.super_res)
+    if crop is not None:
+        _check_levels("super_res.train.crop_size", "super_res", crop, config.super_res)
+
+
+def _check_levels(key: str, name: str, grid: Sequence[int], model: StageModelConfig) -> None:
+    """The grid that a network sees must be divisible by its patches, and in-plane by 2 at every level."""
+    patch, levels = model.unet.patch_size, len(model.unet.mults)
+    multiple = patch * 2 ** (levels - 1)
+    if grid[1] % multiple or grid[2] % multiple or grid[0] % patch:
+        raise ValueError(
+            f"{key}: the grid {list(grid)} of {name} does not fit unet.patch_size {patch} and {levels} levels"
+            f" (unet.mults): the in-plane size must be divisible by {multiple}, the depth by {patch}"
+        )
+
+
+def _check_batches(config: Config) -> None:
+    processes = _num_processes(config)
+    for name, model in (("low_res", config.low_res), ("super_res", config.super_res)):
+        train = model.train
+        micro = min(train.micro_batch_size, train.batch_size)
+        if train.batch_size % (micro * processes):
+            raise ValueError(
+                f"{name}.train.batch_size: {train.batch_size} is not a multiple of micro_batch_size {micro} times the"
+                f" {processes} processes that compute asks for"
+            )
+        _check_steps(name, train)
+
+
+def _check_steps(name: str, train: TrainConfig) -> None:
+    if train.num_warmup_steps > train.num_steps:
+        raise ValueError(
+            f"{name}.train.num_warmup_steps: {train.num_warmup_steps} is more than num_steps {train.num_steps}"
+        )
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluation = config.evaluation
+    if evaluation.label_source == "given" and config.cohort.source == "phantom":
+        raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
+    missing = [finding for finding in NEEDED_PAIRS if finding not in evaluation.prompt_pairs]
+    if missing:
+        raise ValueError(f"evaluation.prompt_pairs: {missing[0]} is missing, which Tables II to IV and VII need")
+    known = _labels()
+    for key, findings in (
+        ("features", evaluation.features.findings),
+        ("augmentation", evaluation.augmentation.findings),
+    ):
+        unique(f"evaluation.{key}.findings", findings)
+        for finding in findings:
+            if finding not in known:
+                raise ValueError(
+                    f"evaluation.{key}.findings: '{finding}' is not a label of `medsyn label`; expected out of"
+                    f" {', '.join(known)}"
+                )
+
+
+def _num_processes(config: Config) -> int:
+    return max(config.compute.num_gpus_training, 1) * config.compute.num_nodes_training
+
+
+@cache
+def _labels() -> tuple[str, ...]:
+    """Return the names of the report labels, from the rules."""
+    rules = Path(__file__).parent / "text/label_rules.yaml"
+    return tuple(yaml.safe_load(rules.read_text(encoding="utf-8"))["findings"])

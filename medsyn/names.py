@@ -1,0 +1,41 @@
+"""Which ids of subjects and samples can name a folder among the files that a stage writes."""
+
+from __future__ import annotations
+
+import re
+
+MAX_ID = 100
+"""Characters of an id: file systems take 255 bytes of a name, and stages add prefixes and suffixes."""
+_SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED = {
+    *("index.csv", "cohort.csv", "rejects.csv", "reports.csv", "contact_sheet.png", "preview.png"),
+    *("provenance.json", "store.json", "qc.json", "segment.json", "lock", "medsyn-unfinished.txt"),
+}
+
+
+def subject_fault(name: str) -> str | None:
+    """Return why `name` cannot be a subject_id, or None."""
+    if not _SUBJECT.fullmatch(name):
+        return (
+            f"subject_id '{_shown(name)}' is empty or has characters other than letters, digits, dot, dash, underscore"
+        )
+    return _fault("subject_id", name)
+
+
+def sample_fault(name: str) -> str | None:
+    """Return why `name` cannot be a sample_id, or None: any text that is the plain name of a folder."""
+    if not name.strip() or name.startswith(".") or not name.isprintable() or not {"/", "\\"}.isdisjoint(name):
+        return f"sample_id '{_shown(name)}' cannot be a folder name; use letters, digits, dash, underscore"
+    return _fault("sample_id", name)
+
+
+def _fault(what: str, name: str) -> str | None:
+    if len(name) > MAX_ID or len(name.encode(errors="replace")) > 2 * MAX_ID:
+        return f"{what} '{_shown(name)}' has {len(name)} characters, expected at most {MAX_ID}; shorten it"
+    if name.lower() in _RESERVED:
+        return f"{what} '{name}' is the name of a file that a stage writes; choose another"
+    return None
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:40]}..."
