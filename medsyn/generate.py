@@ -20,7 +20,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.masks.labels import as_labels
 from medsyn.models.channels import STRUCTURE_OF
-from medsyn.names import sample_fault
+from medsyn.names import parse_shard, sample_fault
 from medsyn.orientation import reorient
 from medsyn.outputs import check_folder, volume_name
 from medsyn.progress import log, track
@@ -81,7 +81,7 @@ def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path,
     state: where finished volumes lie until the end (`open_shard`).
     """
     check_folder(out)
-    number, count = _parse_shard(shard)
+    number, count = parse_shard(shard)
     rows = read_csv(prompts, ("sample_id", "text", "seed"))
     if repeated := _repeated([row["sample_id"] for row in rows]):
         raise InputError(f"{prompts}: sample_id {repeated} appears twice; make the ids unique")
@@ -216,13 +216,6 @@ def _read_fixed(run: Run, channel: str, path: Path) -> NDArray:
         )
         raise InputError(f"{path}: its grid is {have}, the model's {want}; run `medsyn preprocess` first")
     return volume.array if channel == "image" else as_labels(volume.array, STRUCTURE_OF[channel], str(path))
-
-
-def _parse_shard(shard: str) -> tuple[int, int]:
-    number, _, count = shard.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise InputError(f"--shard {shard}: write k/N with 0 <= k < N")
-    return int(number), int(count)
 
 
 def _repeated(names: Sequence[str]) -> str | None:

@@ -1,8 +1,10 @@
-"""Which ids of subjects and samples can name a folder among the files that a stage writes."""
+"""Names: ids of subjects and samples that can name a folder among a stage's files, and the word that names a shard."""
 
 from __future__ import annotations
 
 import re
+
+from medsyn.errors import InputError
 
 MAX_ID = 100
 """Characters of an id: file systems take 255 bytes of a name, and stages add prefixes and suffixes."""
@@ -11,6 +13,14 @@ _RESERVED = {
     *("index.csv", "cohort.csv", "rejects.csv", "reports.csv", "contact_sheet.png", "preview.png"),
     *("provenance.json", "store.json", "qc.json", "segment.json", "lock", "medsyn-unfinished.txt"),
 }
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return K and N of "K/N", the K-th of N shards from 0; other text is an InputError."""
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise InputError(f"--shard {text}: expected K/N with 0 <= K < N, such as 0/2")
+    return int(index), int(number)
 
 
 def subject_fault(name: str) -> str | None:

@@ -49,6 +49,11 @@ def test_lint_is_clean():
             {"cohort": {"source": "manifest"}},
             {"render_phantoms": 0, "preprocess": 2, "score_alignment": 1},
         ),
+        (
+            "own_results_by_another_name",
+            {"evaluation": {"augmentation": {"real_results": "./results/"}}},
+            {"classify": 2},
+        ),
     ],
 )
 def test_dry_run(name, changes, expected, tmp_path):

@@ -271,8 +271,8 @@ def _preprocess_config(path: str | None) -> PreprocessConfig:
 
 def _preprocess(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
-    from medsyn.cohort.manifest import parse_shard
     from medsyn.files import into_folder
+    from medsyn.names import parse_shard
     from medsyn.stages.volumes import preprocess_one, preprocess_shard
 
     config = _preprocess_config(args.config)
@@ -281,7 +281,12 @@ def _preprocess(args: argparse.Namespace) -> None:
         with into_folder(out) as folder:
             preprocess_one(args.path, folder, config, reading=_reading(args))
     else:
-        shard, num_shards = parse_shard(args.shard) if args.shard is not None else (None, None)
+        shard: int | None = None
+        num_shards: int | None = None
+        if args.shard is not None and args.shard.isdecimal():
+            shard = int(args.shard)
+        elif args.shard is not None:
+            shard, num_shards = parse_shard(args.shard)
         preprocess_shard(load_cohort(args.cohort, shard, num_shards), out, config, args.state)
 
 

@@ -28,6 +28,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _phantom(args: argparse.Namespace) -> None:
     from medsyn.config import PhantomConfig, load_stage
+    from medsyn.names import parse_shard
     from medsyn.phantom.cohort import shard_indices, write_cohort, write_reports
 
     if args.config:
@@ -49,12 +50,5 @@ def _phantom(args: argparse.Namespace) -> None:
         refuse_options(args, ("size", "shard"), chosen="--reports-only", other="volumes")
         write_reports(args.out, config.num_text_only_reports, seed=config.seed)
     else:
-        indices = shard_indices(config.num_subjects, _shard("0/1" if args.shard is None else args.shard))
+        indices = shard_indices(config.num_subjects, parse_shard("0/1" if args.shard is None else args.shard))
         write_cohort(args.out, indices, seed=config.seed, size=config.size)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    k, _, n = text.partition("/")
-    if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
-        raise InputError(f"--shard {text}: expected K/N with 0 <= K < N, such as 0/2")
-    return int(k), int(n)

@@ -176,14 +176,6 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
     return subjects
 
 
-def parse_shard(text: str) -> tuple[int, int | None]:
-    """Return K and N of "K/N", the K-th of N shards from 0, or K and None of "K"; other text is an InputError."""
-    index, slash, number = text.partition("/")
-    if not index.isdecimal() or (slash and not (number.isdecimal() and int(index) < int(number))):
-        raise InputError(f"--shard {text}: expected K or K/N with 0 <= K < N, such as 0/2")
-    return int(index), int(number) if slash else None
-
-
 def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, str]]:
     """Rows of one manifest with every optional column present and paths made independent of the CSV's place.
 

@@ -19,9 +19,9 @@ from medsyn.phantom.bones import cover
 from medsyn.phantom.fields import Shell
 from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.grid import Grid, Noise
-from medsyn.phantom.pathology import FLUID_HU, SOLID_HU, effusion_score, place
-from medsyn.phantom.plan import PLAN_GRID, Plan, lungs_on, make_plan
-from medsyn.phantom.render import calibrate_emphysema, render, tube_layers
+from medsyn.phantom.pathology import FLUID_HU, SOLID_HU, effusion_score
+from medsyn.phantom.plan import Plan, lungs_on
+from medsyn.phantom.subject import render_findings
 from medsyn.volume import LOBE_NAMES, Volume, centred_origin_mm
 
 Array = NDArray[np.float32]
@@ -64,15 +64,7 @@ def render_extreme(
     seed: int, index: int, size: int = 64, specs: Sequence[FindingSpec] = (), extremes: Sequence[Extreme] = ()
 ) -> ExtremeSubject:
     """Subject `index` of the cohort with `seed` with the findings `specs` and `extremes`; without either, healthy."""
-    findings = tuple(specs)
-    plan = make_plan((seed, index), findings)
-    lesions = place(plan.seed, findings, plan.lungs.shell, plan.lungs.lung, plan.labels, PLAN_GRID)
-    grid = Grid((size, size, size))
-    layers = tube_layers(plan, grid)
-    for spec in findings:
-        if spec.kind == "emphysema":
-            calibrate_emphysema(plan, lesions, spec.amount, grid, layers)
-    rendering = render(plan, lesions, grid, layers)
+    plan, grid, layers, rendering = render_findings(seed, index, size, tuple(specs))
     lungs = lungs_on(plan.body, grid, slice(None), layers.around)
     space, shell = cover(lungs.lung, grid.width), lungs.shell
     sides = {name: space * ((shell.x > 0) == (name == "left")) for name in ("right", "left")}

@@ -12,8 +12,8 @@ from medsyn.phantom.fields import Body, shell
 from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.grid import Grid
 from medsyn.phantom.pathology import place
-from medsyn.phantom.plan import PLAN_GRID, make_plan
-from medsyn.phantom.render import Rendering, calibrate_emphysema, render, tube_layers
+from medsyn.phantom.plan import PLAN_GRID, Plan, make_plan
+from medsyn.phantom.render import Layers, Rendering, calibrate_emphysema, render, tube_layers
 from medsyn.phantom.sampling import sample_findings
 from medsyn.volume import LOBE_NAMES, Volume, centred_origin_mm
 
@@ -49,14 +49,7 @@ def render_subject(
     size gives the same person. The volume's centre is the world's origin.
     """
     findings = tuple(specs) if specs is not None else subject_findings(seed, index)
-    plan = make_plan((seed, index), findings)
-    lesions = place(plan.seed, findings, plan.lungs.shell, plan.lungs.lung, plan.labels, PLAN_GRID)
-    grid = Grid((size, size, size))
-    layers = tube_layers(plan, grid)
-    for spec in findings:
-        if spec.kind == "emphysema":
-            calibrate_emphysema(plan, lesions, spec.amount, grid, layers)
-    rendering = render(plan, lesions, grid, layers)
+    plan, grid, _, rendering = render_findings(seed, index, size, findings)
     origin = centred_origin_mm(grid.size, grid.spacing)
     volume = Volume(rendering.hu, grid.spacing, origin)
     truth = {
@@ -69,6 +62,20 @@ def render_subject(
         **_measures(plan.body, rendering, grid),
     }
     return RenderedSubject(volume, rendering.masks, truth)
+
+
+def render_findings(
+    seed: int, index: int, size: int, findings: tuple[FindingSpec, ...]
+) -> tuple[Plan, Grid, Layers, Rendering]:
+    """Return plan, grid, tube layers and rendering of subject `index` with these findings on a size^3 grid."""
+    plan = make_plan((seed, index), findings)
+    lesions = place(plan.seed, findings, plan.lungs.shell, plan.lungs.lung, plan.labels, PLAN_GRID)
+    grid = Grid((size, size, size))
+    layers = tube_layers(plan, grid)
+    for spec in findings:
+        if spec.kind == "emphysema":
+            calibrate_emphysema(plan, lesions, spec.amount, grid, layers)
+    return plan, grid, layers, render(plan, lesions, grid, layers)
 
 
 def _measures(body: Body, rendering: Rendering, grid: Grid) -> dict[str, object]:

@@ -270,6 +270,10 @@ REAL_LABELS = (
 )  # of the CTs that the feature extractor and Table VI's classifiers learn from
 # The real CTs of Table VI: those of this cohort, or of a run of another one.
 TABLE6_RESULTS = CONFIG.evaluation.augmentation.real_results or RESULTS
+if Path(TABLE6_RESULTS).resolve() == Path(RESULTS).resolve():
+    TABLE6_RESULTS = (
+        RESULTS  # by another name, or the training split would be tested on
+    )
 TABLE6_LABELS = (
     f"{TABLE6_RESULTS}/{'cohort/given_labels.csv' if GIVEN_LABELS else 'labels.csv'}"
 )
