@@ -103,7 +103,7 @@ def load_plugins(modules: Iterable[str]) -> None:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"plugins: '{name}' cannot be imported ({type(error).__name__}: {reason}); expected a module of the"
+                f"plugin '{name}' cannot be imported ({type(error).__name__}: {reason}); expected a module of the"
                 " Python environment or of the working directory, or the path of a .py file"
             ) from error
         finally:
