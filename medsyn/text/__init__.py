@@ -1,0 +1,2 @@
+SPLITS = ("train", "validation", "text_only")
+"""Splits of reports; a text_only report has no image."""
