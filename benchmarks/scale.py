@@ -127,7 +127,7 @@ def storage_gb(jobs: list[Any], config: Config, num_cts: int, num_reports: int) 
     """GB that the jobs of one rule leave on disk."""
     rule = jobs[0].rule_name
     if rule == "sample":
-        sets = {(job.wildcards["variant"], job.wildcards["set"]) for job in jobs}
+        sets = {(job.wildcards["method"], job.wildcards["set"]) for job in jobs}
         return sum(volumes_in(name, config) * MB_EACH["sample"] for _, name in sets) / 1000
     number = len(jobs)
     if rule in PER_CT:

@@ -20,9 +20,10 @@ from medsyn.cohort import build_cohort
 from medsyn.config import CohortConfig, MasksConfig, PreprocessConfig
 from medsyn.errors import InputError
 from medsyn.evaluate.features import read_med3d
-from medsyn.evaluate.figures import figure4
 from medsyn.evaluate.inputs import read_features
-from medsyn.evaluate.tables import table6
+from medsyn.exhibits.figure4 import figure4
+from medsyn.exhibits.panels import write_figure
+from medsyn.exhibits.table6 import table6
 from medsyn.files import read_csv, read_json, write_csv, write_json
 from medsyn.generate import Roots, generate_shard
 from medsyn.masks.labels import as_labels
@@ -193,12 +194,13 @@ def test_a_prompt_with_dollar_signs_is_plain_text_in_a_figure(tmp_path):
     path = tmp_path / "s.nii.gz"
     write_volume(path, Volume(volume.array, volume.spacing_mm, volume.origin_mm))
     rows = [
-        {"sample_id": "s", "prompt_type": "pleural_effusion/positive", "text": "Effusion of $x_{y$ ml."},
-        {"sample_id": "t", "prompt_type": "pleural_effusion/negative", "text": r"No $\frac{1$ effusion."},
+        {"sample_id": "s", "prompt_type": "pleural_effusion/with", "text": "Effusion of $x_{y$ ml."},
+        {"sample_id": "t", "prompt_type": "pleural_effusion/without", "text": r"No $\frac{1$ effusion."},
     ]
     write_csv(tmp_path / "p.csv", rows, ["sample_id", "prompt_type", "text"])
     samples = {"s": path, "t": path}
-    figure4(tmp_path / "f.png", {"r": path}, samples, {"pleural_effusion": ["r"]}, [tmp_path / "p.csv"], False)
+    figure = figure4({"r": path}, samples, {"pleural_effusion": ["r"]}, [tmp_path / "p.csv"], False)
+    write_figure(tmp_path / "f.png", figure)
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 

@@ -32,7 +32,7 @@ from medsyn.masks.heart import ratio_of_heart
 from medsyn.masks.segment import check_sides, open_tools, segment
 from medsyn.masks.totalsegmentator_tool import _crop
 from medsyn.orientation import orientation_code, reorient
-from medsyn.stages.tables import measure_one, measure_volume, open_anatomy_tool
+from medsyn.stages.measures import measure_one, measure_volume, open_anatomy_tool
 from medsyn.stages.volumes import segment_shard
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, write_volume
 from medsyn.weight_files import hash_weights, needed_weights, weight_files, weights_of

@@ -310,7 +310,7 @@ def _segment(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> None:
     from medsyn.config import MeasureStage, load_stage
-    from medsyn.stages.tables import measure_json, measure_shard
+    from medsyn.stages.measures import measure_json, measure_shard
 
     config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
     if _is_one_ct(args, "volumes", only_many=("cohort", "split", "state")):
@@ -343,7 +343,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _mask_qc(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
-    from medsyn.stages.tables import mask_quality
+    from medsyn.stages.measures import mask_quality
 
     mask_quality([Path(folder) for folder in args.masks], load_cohort(args.cohort), Path(args.out))
 

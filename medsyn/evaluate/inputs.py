@@ -29,7 +29,6 @@ VALIDITY = (*(f"{name}_found" for name in ANATOMIES), "chest")
 _DAMAGED = (LookupError, ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 """What a damaged or foreign .npz raises."""
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
-WITH, WITHOUT = ("positive", "with"), ("negative", "without")
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,9 @@ def is_prompted(row: dict[str, str]) -> bool:
 
 
 def split_prompt_type(prompt_type: str) -> tuple[str, bool] | None:
-    """("pleural_effusion", True) for "pleural_effusion/positive"; None for a type that is not of a pair."""
+    """Return ("pleural_effusion", True) for "pleural_effusion/with"; None for a type that is not of a pair."""
     finding, _, sign = prompt_type.partition("/")
-    if sign in WITH:
-        return finding, True
-    return (finding, False) if sign in WITHOUT else None
+    return (finding, sign == "with") if sign in ("with", "without") else None
 
 
 def read_measures(paths: Iterable[str | Path]) -> dict[str, dict[str, float | None]]:

@@ -37,8 +37,8 @@ from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.reading import Reading
 from medsyn.scan_warnings import count_topics, of_measures
+from medsyn.stages.measures import measure_volume
 from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
-from medsyn.stages.tables import measure_volume
 
 NUM_BOOTSTRAP = 1000
 GROUPS = ("real", "synthetic")

@@ -245,9 +245,8 @@ def _augmentation(sources: Sources) -> list[Row]:
     ]
     rows: list[Row] = []
     for finding in settings.augmentation_findings:
-        for side, label in (("positive", 1), ("negative", 0)):
+        for side, word, label in (("positive", "with", 1), ("negative", "without", 0)):
             pool = [report for report, labels in labelled if all(each[finding] == label for each in labels)]
-            kind = f"{finding}/{side}"
             if not pool:
                 log.warning("augmentation: no validation report is %s for %s", side, finding)
             if 0 < len(pool) < settings.num_reports_per_class:
@@ -255,9 +254,10 @@ def _augmentation(sources: Sources) -> list[Row]:
                     "augmentation: %d validation reports are %s for %s, num_reports_per_class asks for %d; they repeat",
                     *(len(pool), side, finding, settings.num_reports_per_class),
                 )
-            for number, report in enumerate(sources.draw(pool, settings.num_reports_per_class if pool else 0, kind)):
+            count = settings.num_reports_per_class if pool else 0
+            for number, report in enumerate(sources.draw(pool, count, f"{finding}/{side}")):
                 name = f"{finding}_{side}_{number:03d}"
-                rows.append(sources.row(name, kind, report, sources.seed("augmentation", name)))
+                rows.append(sources.row(name, f"{finding}/{word}", report, sources.seed("augmentation", name)))
     return rows
 
 

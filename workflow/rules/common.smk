@@ -8,8 +8,11 @@ from snakemake.exceptions import WorkflowError
 from medsyn.cluster import check_executor, prefer_commands
 from medsyn.config import Config, check_keys, stage_texts, validate
 from medsyn.errors import InputError
+from medsyn.exhibits.base import exhibits_of, inputs_of, words_of
+from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
+from medsyn.report.files import report_needs
 
 try:
     check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
@@ -57,14 +60,6 @@ SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
 METHODS = list(CONFIG.methods)
 REFERENCE = CONFIG.reference
-MAIN = CONFIG.methods[REFERENCE]
-SHAPE_METHODS = [REFERENCE] + [
-    name for name in METHODS if CONFIG.methods[name].channels != MAIN.channels
-]
-TEXT_METHODS = [REFERENCE] + [
-    name for name in METHODS if CONFIG.methods[name].text_encoder != MAIN.text_encoder
-]
-FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
 # networks that segment want a GPU and more memory and time than the classical tools
@@ -229,44 +224,6 @@ def samples(method, prompt_set):
     ]
 
 
-def measures(method, prompt_set):
-    """Measures of the volumes that `method` drew for `prompt_set`."""
-    return [
-        f"{RESULTS}/measures/{method}/{prompt_set}/{shard}.csv"
-        for shard in SAMPLE_SHARDS
-    ]
-
-
-def features(method, prompt_set):
-    """Features of the volumes that `method` drew for `prompt_set`."""
-    return [
-        f"{RESULTS}/features/{method}/{prompt_set}/{shard}.npz"
-        for shard in SAMPLE_SHARDS
-    ]
-
-
-def group(option, label, paths):
-    """Words of a repeated option of a verb: a label and its files."""
-    return [option, label, *paths]
-
-
-def full_names(methods):
-    """Words that give methods the names under which tables print them.
-
-    Rules call it in a lambda: a plain string in `params:` would have its braces read as wildcards.
-    """
-    return [
-        word
-        for name in methods
-        for word in ("--label", name, CONFIG.methods[name].label)
-    ]
-
-
-def report_prompts(method):
-    """The set of prompts that a language-model method answers for Table VII."""
-    return "pairs" if method == REFERENCE else "effusion_pairs"
-
-
 GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
 REAL_LABELS = (
     f"{RESULTS}/cohort/given_labels.csv" if GIVEN_LABELS else f"{RESULTS}/labels.csv"
@@ -297,6 +254,19 @@ def table6_volumes(wildcards):
     return [str(path.parent) for path in folders]
 
 
-PHANTOM_FLAG = "--phantom" if CONFIG.cohort.source == "phantom" else ""
-REAL_MEASURES = [f"{RESULTS}/measures/real/{shard}.csv" for shard in SHARDS]
-REAL_FEATURES = [f"{RESULTS}/features/real/{shard}.npz" for shard in SHARDS]
+SOURCES = Sources(CONFIG)
+try:
+    EXHIBITS = exhibits_of(CONFIG, only_in_all=False)
+    REPORT_NEEDS = report_needs(SOURCES)
+except InputError as error:
+    raise WorkflowError(str(error))
+IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
+
+
+def exhibit_outputs(exhibit):
+    """Files that an exhibit writes; Snakemake's report shows the table or figure."""
+    files = SOURCES.files(exhibit)
+    category = "Tables" if exhibit.kind == "table" else "Figures"
+    caption = "../report/exhibit.rst"
+    files["exhibit"] = report(files["exhibit"], caption=caption, category=category)
+    return files
