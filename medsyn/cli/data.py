@@ -16,7 +16,7 @@ from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:
     from medsyn.config import PreprocessConfig
-    from medsyn.reading import Reading
+    from medsyn.header_hints import HeaderHints
 
 MASKS = ("lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz")
 CT_HELP = "one CT in HU: .nii, .nii.gz, .mha, .nrrd, .npz, or a folder with DICOM slices"
@@ -71,7 +71,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     )
     parser.add_argument("path", help=CT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    _add_reading(parser)
+    _add_hints(parser)
 
     parser = verbs.add(
         "preprocess",
@@ -86,7 +86,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
     add_state(parser)
-    _add_reading(parser)
+    _add_hints(parser)
 
     parser = verbs.add(
         "segment",
@@ -105,7 +105,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--weights", help="folder with the tools' weights, instead of the configured one")
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
     add_state(parser)
-    _add_reading(parser)
+    _add_hints(parser)
 
 
 def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
@@ -119,7 +119,7 @@ def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
     return Outputs(files=[] if is_rejects_file(listed) else [listed], folders=[out])
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
+def _add_hints(parser: argparse.ArgumentParser) -> None:
     """What one file does not say itself; in a manifest these are columns."""
     parser.add_argument("--series", help="DICOM: SeriesInstanceUID or SeriesDescription; none: chosen by rules")
     parser.add_argument("--spacing-mm", help="'z y x' in mm, for npz or instead of a wrong header")
@@ -128,10 +128,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rescale-intercept", help="of raw values, HU")
 
 
-def _reading(args: argparse.Namespace) -> Reading:
-    from medsyn.reading import READING_COLUMNS, parse_reading
+def _hints(args: argparse.Namespace) -> HeaderHints:
+    from medsyn.header_hints import HINT_COLUMNS, parse_hints
 
-    return parse_reading({name: getattr(args, name) or "" for name in READING_COLUMNS}, "command line")
+    return parse_hints({name: getattr(args, name) or "" for name in HINT_COLUMNS}, "command line")
 
 
 def _add_tables(verbs: Verbs) -> None:
@@ -148,7 +148,7 @@ def _add_tables(verbs: Verbs) -> None:
     add_split(parser)
     parser.add_argument("--out", required=True, help="JSON file (one CT) or CSV file (--volumes)")
     add_state(parser)
-    _add_reading(parser)
+    _add_hints(parser)
 
     parser = verbs.add(
         "store",
@@ -235,7 +235,7 @@ def _atlas(args: argparse.Namespace) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     from medsyn.ct.inspect import inspect
 
-    facts = inspect(args.path, _reading(args))
+    facts = inspect(args.path, _hints(args))
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -251,7 +251,7 @@ def _is_one_ct(args: argparse.Namespace, many: str, *, only_many: Sequence[str])
 
     only_many: options of the form with `many` alone. An option that the chosen form does not read is an InputError.
     """
-    from medsyn.reading import READING_COLUMNS
+    from medsyn.header_hints import HINT_COLUMNS
 
     one = args.path is not None
     if one == (getattr(args, many) is not None):
@@ -259,7 +259,7 @@ def _is_one_ct(args: argparse.Namespace, many: str, *, only_many: Sequence[str])
     if one:
         refuse_options(args, only_many, chosen="PATH", other=f"--{many}")
     else:
-        refuse_options(args, READING_COLUMNS, chosen=f"--{many}", other="PATH")
+        refuse_options(args, HINT_COLUMNS, chosen=f"--{many}", other="PATH")
     return one
 
 
@@ -279,7 +279,7 @@ def _preprocess(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if _is_one_ct(args, "cohort", only_many=("shard", "state")):
         with into_folder(out) as folder:
-            preprocess_one(args.path, folder, config, reading=_reading(args))
+            preprocess_one(args.path, folder, config, hints=_hints(args))
     else:
         shard: int | None = None
         num_shards: int | None = None
@@ -303,7 +303,7 @@ def _segment(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if _is_one_ct(args, "volumes", only_many=("state",)):
         with into_folder(out) as folder:
-            segment_one(args.path, folder, config, _reading(args))
+            segment_one(args.path, folder, config, _hints(args))
     else:
         segment_shard(Path(args.volumes), out, config, args.state)
 
@@ -314,7 +314,7 @@ def _measure(args: argparse.Namespace) -> None:
 
     config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
     if _is_one_ct(args, "volumes", only_many=("cohort", "split", "state")):
-        measure_json(args.path, args.masks, args.out, config, _reading(args))
+        measure_json(args.path, args.masks, args.out, config, _hints(args))
     else:
         masks = Path(args.masks) if args.masks else None
         measure_shard(Path(args.volumes), masks, Path(args.out), config, args.cohort, args.split, args.state)

@@ -2,7 +2,7 @@
 
 `from_csv` takes any table with renamed columns. `medsyn.cohort.ct_rate` and `medsyn.cohort.rad_chestct` know two public
 data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths; files on disk decide who is in. What a file
-does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.reading`.
+does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.header_hints`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from medsyn.cohort.manifest import NOTES
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.reading import READING_COLUMNS
+from medsyn.header_hints import HINT_COLUMNS
 from medsyn.volume import STRUCTURES
 
 MANIFEST_COLUMNS = (
     *("subject_id", "image", "findings", "impression", "split", "patient_id", "report_id", "labels"),
     *STRUCTURES,
-    *READING_COLUMNS,
+    *HINT_COLUMNS,
     *NOTES,
 )
 LEFT_OUT_COLUMNS = ("subject_id", "reason")

@@ -1,11 +1,13 @@
 """The cohort manifest: who is in, which split and shard, where files lie.
 
-A user writes CSV files with subject_id, image, findings, impression (optionally split, patient_id, report_id, labels,
-given_labels, technique, clinical_information, paths of masks he already has: lobes, airway, vessels; what an image file
-does not say itself: `medsyn.reading`; `truth` names a phantom's truth.json). Paths in them are relative to the CSV. One
-image belongs to one patient. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of
-the patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv,
-reports.csv (medsyn.cohort.reports) and given_labels.csv (medsyn.cohort.given_labels); `load_cohort` reads cohort.csv.
+A user writes CSV files with the columns subject_id, image, findings, impression. Optional columns are split,
+patient_id, report_id, labels, given_labels, technique, clinical_information; lobes, airway and vessels (paths of masks
+that exist already); those of `medsyn.header_hints` (what an image file does not say itself); and truth (a phantom's
+truth.json). Paths are relative to the CSV. An image belongs to one patient.
+
+`build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of the patients) and each subject
+a shard, and lists the rows that it refuses. `write_cohort` writes cohort.csv, rejects.csv, reports.csv
+(`medsyn.cohort.reports`) and given_labels.csv (`medsyn.cohort.given_labels`). `load_cohort` reads cohort.csv.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from medsyn.config import CohortConfig, CohortStage
 from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
+from medsyn.header_hints import HINT_COLUMNS, parse_hints
 from medsyn.names import subject_fault
-from medsyn.reading import READING_COLUMNS, parse_reading
 from medsyn.text.plain import plain_text
 from medsyn.text.sections import SECTIONS, section_text
 from medsyn.volume import STRUCTURES
@@ -32,7 +34,7 @@ REQUIRED = ("subject_id", "image", "findings", "impression")
 NOTES = ("given_labels", "technique", "clinical_information")
 """Columns that a cohort.csv need not have: labels that came with the data set, report fields beside the sections."""
 COLUMNS = (
-    *(*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS),
+    *(*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *HINT_COLUMNS),
     *NOTES,
 )
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
@@ -43,7 +45,7 @@ EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disea
 @dataclass(frozen=True)
 class Subject:
     """One row of cohort.csv; `masks` holds the paths of masks that came with the image, `labels` is free text,
-    `reading` what the image's file does not say (READING_COLUMNS), `given_labels` labels that came with the data set
+    `hints` what the image's file does not say (HINT_COLUMNS), `given_labels` labels that came with the data set
     (medsyn.cohort.given_labels).
     """
 
@@ -58,7 +60,7 @@ class Subject:
     shard: int = 0
     masks: dict[str, str] = field(default_factory=dict)
     truth: str = ""
-    reading: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
     given_labels: str = ""
     technique: str = ""
     clinical_information: str = ""
@@ -66,8 +68,8 @@ class Subject:
     def row(self) -> dict[str, object]:
         """The subject as a row of cohort.csv."""
         values = dict(vars(self))
-        given = values.pop("masks") | values.pop("reading")
-        return values | {name: given.get(name, "") for name in (*STRUCTURES, *READING_COLUMNS)}
+        given = values.pop("masks") | values.pop("hints")
+        return values | {name: given.get(name, "") for name in (*STRUCTURES, *HINT_COLUMNS)}
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
             split=splits[row["patient_id"]],
             shard=index * config.num_shards // len(accepted),
             masks={name: row[name] for name in STRUCTURES if row[name]},
-            reading={name: row[name] for name in READING_COLUMNS if row[name]},
+            hints={name: row[name] for name in HINT_COLUMNS if row[name]},
         )
         for index, row in enumerate(accepted)
     ]
@@ -164,9 +166,9 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
         last = max(last, int(row["shard"]))
         if shard is not None and int(row["shard"]) != shard:
             continue
-        plain = {name: row[name] for name in COLUMNS if name not in (*STRUCTURES, *READING_COLUMNS, "shard")}
-        masks, reading = ({name: row[name] for name in names if row[name]} for names in (STRUCTURES, READING_COLUMNS))
-        subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks, reading=reading))
+        plain = {name: row[name] for name in COLUMNS if name not in (*STRUCTURES, *HINT_COLUMNS, "shard")}
+        masks, hints = ({name: row[name] for name in names if row[name]} for names in (STRUCTURES, HINT_COLUMNS))
+        subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks, hints=hints))
     if num_shards is not None and last >= num_shards:
         raise InputError(
             f"{path}: shard {last} in it, expected shards 0 to {num_shards - 1}; give its number of shards"
@@ -254,8 +256,8 @@ def _fault(
         return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
     try:
         parse_given(row["given_labels"])
-        if any(row[name] for name in READING_COLUMNS):
-            parse_reading(row, subject_id)
+        if any(row[name] for name in HINT_COLUMNS):
+            parse_hints(row, subject_id)
     except InputError as error:
         return str(error)
     if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):

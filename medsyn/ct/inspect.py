@@ -28,10 +28,10 @@ from medsyn.ct.padding import is_padded
 from medsyn.ct.reading import read_scan
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
+from medsyn.header_hints import HeaderHints
 from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
 from medsyn.masks.morphology import coarsened
 from medsyn.orientation import orientation_code, reorient
-from medsyn.reading import Reading
 from medsyn.volume import Volume
 
 COARSEST_MM = 10.0
@@ -74,7 +74,7 @@ class Verdict(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
+def inspect(path: str | Path, hints: HeaderHints | None = None) -> dict[str, Any]:
     """Return facts and verdict on one file; one that cannot be read is `rejected` with that reason.
 
     A path that does not exist is an InputError.
@@ -83,7 +83,7 @@ def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        scan = read_scan(path, reading)
+        scan = read_scan(path, hints)
     except InputError as error:
         return {"path": str(path), "verdict": "rejected", "reasons": [str(error)], "warnings": []}
     return {"path": str(path)} | describe(scan)
@@ -114,14 +114,14 @@ def describe(scan: Scan) -> dict[str, Any]:
     return facts
 
 
-def read_hu(path: str | Path, reading: Reading | None = None) -> Volume:
+def read_hu(path: str | Path, hints: HeaderHints | None = None) -> Volume:
     """Read one CT; a series that is not straight and complete and values that cannot be HU are an InputError."""
-    return read_hu_scan(path, reading).volume
+    return read_hu_scan(path, hints).volume
 
 
-def read_hu_scan(path: str | Path, reading: Reading | None = None) -> Scan:
+def read_hu_scan(path: str | Path, hints: HeaderHints | None = None) -> Scan:
     """Read one CT as `read_hu` does, with its warnings."""
-    scan = read_scan(path, reading)
+    scan = read_scan(path, hints)
     faults = scan.faults + value_faults(scan.volume.array)
     if faults:
         raise InputError(f"{path}: {'; '.join(faults)}; give a whole CT in HU")

@@ -33,9 +33,9 @@ from medsyn.evaluate.inputs import list_volumes, text_fields
 from medsyn.evaluate.measures import MEASURES, NEEDS, Measured
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
+from medsyn.header_hints import HeaderHints
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.reading import Reading
 from medsyn.scan_warnings import count_topics, of_measures
 from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
 from medsyn.stages.tables import measure_volume
@@ -69,7 +69,7 @@ class Folder:
     """Volumes to compare, and what their files do not say themselves or say wrongly."""
 
     path: str | Path
-    reading: Reading = field(default_factory=Reading)
+    hints: HeaderHints = field(default_factory=HeaderHints)
 
 
 @dataclass
@@ -210,8 +210,8 @@ def _measure_group(group: _Group) -> None:
 def _read(path: Path, group: _Group) -> Scan:
     """Read a real CT, or a generated volume whatever it shows; one that is not on the scale of HU is an InputError."""
     if group.name == "real":
-        return read_hu_scan(path, group.folder.reading)
-    scan = read_scan(path, group.folder.reading)
+        return read_hu_scan(path, group.folder.hints)
+    scan = read_scan(path, group.folder.hints)
     if faults := scale_faults(scan.volume.array):
         raise InputError(f"{path}: {'; '.join(faults)}; give volumes in HU")
     return scan
@@ -243,7 +243,7 @@ def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
             entry.note("features", InputError(f"{name}: rejected, {entry.not_chest}"))
             continue
         try:
-            volume = read_ct(entry.path, group.folder.reading)
+            volume = read_ct(entry.path, group.folder.hints)
             array = preprocess(volume, config, name=name, require_chest=real).volume.array
         except _VOLUME_FAULTS as error:
             entry.refused = True
@@ -316,7 +316,7 @@ def _facts(groups: Mapping[str, _Group]) -> dict[str, Any]:
     entries = [entry for group in groups.values() for entry in group.entries.values()]
     return {
         "inputs": {str(entry.path): entry.sha256 for entry in entries},
-        "reading": {name: asdict(group.folder.reading) for name, group in groups.items()},
+        "reading": {name: asdict(group.folder.hints) for name, group in groups.items()},
         "rejects": [
             {"file": str(entry.path), "stage": stage, "reason": reason}
             for entry in entries

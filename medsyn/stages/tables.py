@@ -18,12 +18,12 @@ from medsyn.evaluate.inputs import VALIDITY, keep_split
 from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.evaluate.statistics import dice
 from medsyn.files import read_json, write_csv, write_json
+from medsyn.header_hints import HeaderHints
 from medsyn.masks.labels import as_labels
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import laid_on, reorient
 from medsyn.progress import log
 from medsyn.provenance import provenance
-from medsyn.reading import Reading
 from medsyn.scan_warnings import join_warnings, of_measures
 from medsyn.stages.shards import (
     SUBJECT_FAULTS,
@@ -51,14 +51,14 @@ def open_anatomy_tool(config: MeasureStage) -> Tool | None:
 
 
 def measure_one(
-    path: str | Path, masks: str | Path | None = None, tool: Tool | None = None, reading: Reading | None = None
+    path: str | Path, masks: str | Path | None = None, tool: Tool | None = None, hints: HeaderHints | None = None
 ) -> Measured:
     """Return the measures of one CT file; values that cannot be those of a CT are an InputError.
 
     masks: folder with lobes.nii.gz and airway.nii.gz on its grid; without them, what `tool` finds, or the classical
     segmentation.
     """
-    return measure_volume(read_hu(path, reading), masks, tool)
+    return measure_volume(read_hu(path, hints), masks, tool)
 
 
 def measure_volume(volume: Volume, masks: str | Path | None = None, tool: Tool | None = None) -> Measured:
@@ -116,13 +116,13 @@ def _find_anatomy(tool: Tool, model: Volume) -> tuple[dict[str, Volume], dict[st
 
 
 def measure_json(
-    path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage, reading: Reading | None = None
+    path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage, hints: HeaderHints | None = None
 ) -> None:
     """Write one CT's measures: a number or null each, whether lung, airway and heart were found (null: their
     segmentation failed), the verdict `chest`, `reasons` for what is absent or failed, `warnings` whose cause may change
     a measure, provenance.
     """
-    scan = read_hu_scan(path, reading)
+    scan = read_hu_scan(path, hints)
     volume = scan.volume
     result = measure_volume(volume, masks, open_anatomy_tool(config) if masks is None else None)
     faults, _, warnings = judge(volume)
