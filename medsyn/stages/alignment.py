@@ -25,7 +25,7 @@ OUTCOMES = ("registered", "fell_back", "not_registered", "rejected", "unknown")
 """registered to the atlas; fell back to centre alignment; accepted where no registration was asked for; rejected by
 preprocessing; no record of what happened."""
 OK = ("ok", "")
-"""Status of a subject that a stage accepted, as `medsyn.stages.shards.accepted` reads it."""
+"""Status of a subject that a stage accepted, as `medsyn.stages.shards.accepted_ids` reads it."""
 ALL, NO_FINDING, UNLABELLED = "all", "no finding", "no labels"
 COLUMNS = (
     *("finding", "n", "alignment_asked", *OUTCOMES, "masks_rejected"),

@@ -258,8 +258,8 @@ def is_rejects_file(path: Path) -> bool:
         return handle.readline(len(header) + 2).rstrip(b"\r\n") == header
 
 
-def accepted(folder: str | Path) -> list[str]:
-    """Subjects of a stage's folder that are ok: from its index.csv, else every sub-folder that holds a volume."""
+def accepted_ids(folder: str | Path) -> list[str]:
+    """Return the ids that a stage accepted: those with status ok in index.csv, else sub-folders that hold a volume."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; run the stage that makes it")

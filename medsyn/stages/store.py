@@ -17,7 +17,7 @@ from medsyn.files import atomic_dir, read_json, write_json
 from medsyn.masks.labels import as_labels
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.stages.shards import VOLUME, accepted
+from medsyn.stages.shards import VOLUME, accepted_ids
 from medsyn.volume import MODEL_DIRECTION, STRUCTURES, Volume, read_volume, write_volume
 
 _TOLERANCE_MM = 0.01
@@ -25,7 +25,7 @@ _TOLERANCE_MM = 0.01
 
 def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, config: PreprocessConfig) -> None:
     """Write the store of the subjects that both preprocessing and segmentation accepted."""
-    ready = set(accepted(volumes)) & set(accepted(masks))
+    ready = set(accepted_ids(volumes)) & set(accepted_ids(masks))
     chosen = [subject for subject in subjects if subject.subject_id in ready]
     unknown = ready - {subject.subject_id for subject in subjects}
     if unknown:

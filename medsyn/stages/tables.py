@@ -28,7 +28,7 @@ from medsyn.scan_warnings import join_warnings, of_measures
 from medsyn.stages.shards import (
     SUBJECT_FAULTS,
     VOLUME,
-    accepted,
+    accepted_ids,
     identity_of,
     is_machine_fault,
     open_shard,
@@ -151,7 +151,7 @@ def measure_shard(
     state: where finished rows lie until the end (`open_shard`).
     """
     tool = open_anatomy_tool(config) if masks is None else None
-    names = accepted(volumes)
+    names = accepted_ids(volumes)
     kept = keep_split(names, cohort, split)
 
     def work(name: str, _: Path) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) ->
 
 def accepted_masks(folder: Path) -> list[str]:
     """Subjects with masks in a stage folder."""
-    names = accepted(folder)
+    names = accepted_ids(folder)
     return names or sorted(path.parent.name for path in folder.glob("*/lobes.nii.gz"))
 
 

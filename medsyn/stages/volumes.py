@@ -24,7 +24,7 @@ from medsyn.outputs import check_folder
 from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.scan_warnings import count_topics
-from medsyn.stages.shards import VOLUME, accepted, check_rejects, identity_of, open_shard, run_shard, write_index
+from medsyn.stages.shards import VOLUME, accepted_ids, check_rejects, identity_of, open_shard, run_shard, write_index
 from medsyn.volume import STRUCTURES, read_volume, write_volume
 
 CONTACT_SHEET_SUBJECTS = 64
@@ -138,7 +138,7 @@ def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | N
         return identity_of(str(volumes), *(file for file in files if file.name == VOLUME or file.exists()))
 
     check_folder(out)
-    names = accepted(volumes)
+    names = accepted_ids(volumes)
     tools = {name: [tool.version, tool.weights_hash] for name, tool in open_tools(config).items()}
     with open_shard(out, state, provenance(config, stage="segment", tools=tools)) as shard:
         rows = write_index(shard.folder, run_shard(shard, names, work, identify, "segment"))
