@@ -42,8 +42,11 @@ def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
     return Volume(np.ascontiguousarray(array), (sz, sy, sx), (float(x), float(y), float(z)), turned)
 
 
-def laid_on(mask: Volume, target: Volume, name: str) -> Volume:
-    """`mask` with its axes turned to those of `target`; one that then lies on other voxels is an InputError."""
+def reorient_to(mask: Volume, target: Volume, name: str) -> Volume:
+    """Return `mask` with its axes turned to those of `target`; InputError if it then lies on other voxels.
+
+    Nothing is resampled. `name` begins the message.
+    """
     turned = reorient(mask, orientation_code(target))
     if not (
         turned.array.shape == target.array.shape

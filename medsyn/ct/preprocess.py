@@ -32,7 +32,7 @@ from medsyn.errors import InputError
 from medsyn.masks.labels import as_labels
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.masks.morphology import bounds
-from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.orientation import orientation_code, reorient, reorient_to
 from medsyn.scan_warnings import AIR, NOT_A_CHEST, topic_of, warn
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
@@ -238,7 +238,7 @@ def _given_mask(
     mask: Volume, source: Volume, transform: sitk.Transform, config: PreprocessConfig, on_grid: bool, name: str
 ) -> Volume:
     """Return a mask on the model's grid: nearest neighbour with the CT's transform. `name` ends with the structure."""
-    mask = laid_on(mask, source, name)
+    mask = reorient_to(mask, source, name)
     mask = mask.with_array(as_labels(mask.array, name.rpartition(" ")[2], name, may_be_empty=False))
     if on_grid:
         spacing, origin = model_grid(config)

@@ -23,7 +23,7 @@ from medsyn.config import MasksConfig
 from medsyn.errors import InputError
 from medsyn.masks.classical import Classical
 from medsyn.masks.labels import as_labels
-from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.orientation import orientation_code, reorient, reorient_to
 from medsyn.progress import log
 from medsyn.volume import STRUCTURES, Volume
 
@@ -168,5 +168,5 @@ def _record(tool: str, mask: Volume, made_by: Tool | None, seconds: float) -> di
 
 def _on_grid(mask: Volume, target: Volume, name: str) -> Volume:
     """A given mask as uint8 on the grid of `target`; another grid is an InputError."""
-    mask = laid_on(mask, target, name)
+    mask = reorient_to(mask, target, name)
     return mask.with_array(as_labels(mask.array, name.rpartition(" ")[2], name))

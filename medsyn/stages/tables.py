@@ -21,7 +21,7 @@ from medsyn.files import read_json, write_csv, write_json
 from medsyn.header_hints import HeaderHints
 from medsyn.masks.labels import as_labels
 from medsyn.masks.segment import Tool, open_tool
-from medsyn.orientation import laid_on, reorient
+from medsyn.orientation import reorient, reorient_to
 from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.scan_warnings import join_warnings, of_measures
@@ -80,7 +80,7 @@ def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[st
         try:
             if not file.exists():
                 raise InputError(f"{file}: no such mask; run `medsyn segment` into that folder, or leave --masks away")
-            mask = laid_on(read_volume(file), model, str(file))
+            mask = reorient_to(read_volume(file), model, str(file))
             masks[name] = mask.with_array(as_labels(mask.array, name, str(file)))
         except InputError as error:
             failures[name] = str(error)
