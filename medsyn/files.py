@@ -65,7 +65,7 @@ def atomic_dir(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def into_folder(out: Path) -> Iterator[Path]:
+def staging_dir(out: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move into `out` when the block succeeds; other files in `out` stay."""
     target = Path(os.path.realpath(out))
     if target.exists() and not target.is_dir():

@@ -271,14 +271,14 @@ def _preprocess_config(path: str | None) -> PreprocessConfig:
 
 def _preprocess(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
-    from medsyn.files import into_folder
+    from medsyn.files import staging_dir
     from medsyn.names import parse_shard
     from medsyn.stages.volumes import preprocess_one, preprocess_shard
 
     config = _preprocess_config(args.config)
     out = Path(args.out)
     if _is_one_ct(args, "cohort", only_many=("shard", "state")):
-        with into_folder(out) as folder:
+        with staging_dir(out) as folder:
             preprocess_one(args.path, folder, config, hints=_hints(args))
     else:
         shard: int | None = None
@@ -292,7 +292,7 @@ def _preprocess(args: argparse.Namespace) -> None:
 
 def _segment(args: argparse.Namespace) -> None:
     from medsyn.config import MasksConfig, load_stage, validate
-    from medsyn.files import into_folder
+    from medsyn.files import staging_dir
     from medsyn.stages.volumes import segment_one, segment_shard
 
     config = load_stage(MasksConfig, args.config) if args.config else MasksConfig()
@@ -302,7 +302,7 @@ def _segment(args: argparse.Namespace) -> None:
         config = validate(MasksConfig, config.model_dump() | chosen, "command line")
     out = Path(args.out)
     if _is_one_ct(args, "volumes", only_many=("state",)):
-        with into_folder(out) as folder:
+        with staging_dir(out) as folder:
             segment_one(args.path, folder, config, _hints(args))
     else:
         segment_shard(Path(args.volumes), out, config, args.state)
@@ -329,7 +329,7 @@ def _store(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from medsyn.files import into_folder
+    from medsyn.files import staging_dir
     from medsyn.stages.store import export_subject
 
     if args.dicom:
@@ -337,7 +337,7 @@ def _export(args: argparse.Namespace) -> None:
 
         export_dicom(args.subject, args.out)
         return
-    with into_folder(args.out) as folder:
+    with staging_dir(args.out) as folder:
         export_subject(args.store, args.subject, folder)
 
 
