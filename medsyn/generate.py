@@ -90,7 +90,7 @@ def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path,
     facts: dict[str, Any] = {"weights": run.hashes, "encoder": identity_of(run.text_encoder), "device": run.device.type}
     facts |= {"prompts": sha256(prompts), "shard": shard, "label": run.label}
     with open_shard(out, state, provenance(run.settings, stage="sample", **facts)) as kept:
-        for batch in track(list(_batches(run, chosen)), what="generating volumes"):
+        for batch in track(list(_batches(run, chosen)), description="generating volumes"):
             outcomes += _generate_batch(run, batch, roots, kept)
             log.info("generated %d of %d volumes", len(outcomes), len(chosen))
         index = [{"sample_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]

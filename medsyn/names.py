@@ -39,11 +39,11 @@ def sample_fault(name: str) -> str | None:
     return _fault("sample_id", name)
 
 
-def _fault(what: str, name: str) -> str | None:
+def _fault(column: str, name: str) -> str | None:
     if len(name) > MAX_ID or len(name.encode(errors="replace")) > 2 * MAX_ID:
-        return f"{what} '{_shown(name)}' has {len(name)} characters, expected at most {MAX_ID}; shorten it"
+        return f"{column} '{_shown(name)}' has {len(name)} characters, expected at most {MAX_ID}; shorten it"
     if name.lower() in _RESERVED:
-        return f"{what} '{name}' is the name of a file that a stage writes; choose another"
+        return f"{column} '{name}' is the name of a file that a stage writes; choose another"
     return None
 
 

@@ -125,6 +125,7 @@ def _label_qc(args: argparse.Namespace) -> None:
 def _prompts(args: argparse.Namespace) -> None:
     from medsyn.config import PromptsStage, load_stage
     from medsyn.progress import log
+    from medsyn.stages.shards import accepted_ids
     from medsyn.text.prompts import write_prompts
 
     config = load_stage(PromptsStage, args.config)

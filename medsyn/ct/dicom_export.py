@@ -67,7 +67,7 @@ def export_dicom(path: str | Path, out: str | Path) -> None:
     series = _Series(_stem(path), datetime.now(UTC), *(str(generate_uid(prefix=None)) for _ in range(3)))
     width = max(4, len(str(len(values))))
     with atomic_dir(out) as folder:
-        for k in track(range(len(values)), what="export", total=len(values)):
+        for k in track(range(len(values)), description="export", total=len(values)):
             dataset = _slice(volume, values, k, series)
             dataset.save_as(folder / f"{k + 1:0{width}d}.dcm", enforce_file_format=True)
     log.info("%s: %d slices, series %s", out, len(values), series.series_uid)

@@ -159,7 +159,7 @@ def sliding_window(
     order = [(y, x) for y in ys for x in xs]
     number = {start: i for i, start in enumerate(dict.fromkeys(order))}
     maps = blended = np.empty(0, np.float32)
-    for step, z in enumerate(track(zs, what="NaviAirway")):
+    for step, z in enumerate(track(zs, description="NaviAirway")):
         if step == 0 or z != zs[step - 1]:
             maps = predict(np.stack([normalise(volume[_window((z, y, x), crop)]) for y, x in number]))
         if step == 0:

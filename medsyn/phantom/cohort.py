@@ -30,7 +30,7 @@ def write_cohort(out: str | Path, indices: Iterable[int], *, seed: int, size: in
     indices = list(indices)
     rows = []
     with atomic_dir(out) as folder:
-        for index in track(indices, what="phantoms"):
+        for index in track(indices, description="phantoms"):
             rows.append(write_subject(folder, index, seed=seed, size=size))
         write_csv(folder / "cohort.csv", rows, COHORT_COLUMNS)
         write_json(folder / "provenance.json", provenance(None, seed=seed, size=size, num_subjects=len(indices)))

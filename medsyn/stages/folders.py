@@ -189,7 +189,7 @@ def find_volumes(folder: str | Path) -> dict[str, Path]:
 
 def _measure_group(group: _Group) -> None:
     """Read and measure every volume of a group; one that cannot be read is refused."""
-    for entry in track(group.entries.values(), what=f"measure, {group.name}", total=len(group.entries)):
+    for entry in track(group.entries.values(), description=f"measure, {group.name}", total=len(group.entries)):
         try:
             scan = _read(entry.path, group)
             entry.sha256 = sha256(entry.path)
@@ -237,7 +237,7 @@ def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
     A real volume that is not a chest is left out.
     """
     used = group.used()
-    for name, entry in track(used.items(), what=f"features, {group.name}", total=len(used)):
+    for name, entry in track(used.items(), description=f"features, {group.name}", total=len(used)):
         real = group.name == "real"
         if real and entry.not_chest:
             entry.note("features", InputError(f"{name}: rejected, {entry.not_chest}"))

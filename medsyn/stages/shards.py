@@ -173,7 +173,7 @@ def run_shard(
     names: Iterable[str],
     work: Callable[[str, Path], Any],
     identify: Callable[[str], str | None],
-    what: str,
+    description: str,
 ) -> list[Outcome]:
     """Return the outcome of each item: kept from an earlier job, or of `work(name, its new sub-folder)` now.
 
@@ -182,7 +182,7 @@ def run_shard(
     """
     names = list(names)
     outcomes, num_kept = [], 0
-    for name in track(names, what=what, total=len(names)):
+    for name in track(names, description=description, total=len(names)):
         identity = identify(name)
         outcome = shard.recall(name, identity)
         if outcome is not None:
@@ -194,11 +194,11 @@ def run_shard(
                 if is_machine_fault(error):
                     raise
                 reason = " ".join(str(error).split())
-                log.warning("%s: subject %s rejected: %s", what, name, reason)
+                log.warning("%s: subject %s rejected: %s", description, name, reason)
                 outcome = shard.reject(name, identity if isinstance(error, InputError) else None, reason)
         outcomes.append(outcome)
     if num_kept:
-        log.info("%s: %d of %d were finished by an earlier job", what, num_kept, len(names))
+        log.info("%s: %d of %d were finished by an earlier job", description, num_kept, len(names))
     return outcomes
 
 

@@ -37,7 +37,7 @@ def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, 
     rows = [{"subject_id": s.subject_id, "report_id": s.report_id, "split": s.split} for s in chosen]
     arrays = (
         read_subject(volumes / s.subject_id / VOLUME, masks / s.subject_id, config)
-        for s in track(chosen, what="store", total=len(chosen))
+        for s in track(chosen, description="store", total=len(chosen))
     )
     spacing, origin = model_grid(config)
     with atomic_dir(out) as folder:
