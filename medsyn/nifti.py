@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
+from medsyn.names import NIFTI_SUFFIXES
 
-SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 """NIfTI data types of one real number per voxel."""
 SCANNER = 1
@@ -84,7 +84,7 @@ class Header:
 
 def is_nifti(path: Path) -> bool:
     """Return whether the name says that a file is a NIfTI image."""
-    return path.name.lower().endswith(SUFFIXES)
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def files_of(path: Path) -> list[Path]:

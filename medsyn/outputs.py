@@ -18,6 +18,7 @@ from pathlib import Path
 
 from medsyn import scratch
 from medsyn.errors import InputError
+from medsyn.names import VOLUME_SUFFIXES
 
 _ATTRIBUTE = "user.medsyn"
 _MAX_HASHED = 64 << 20
@@ -45,7 +46,7 @@ class Outputs:
 
 def volume_name(out: Path) -> tuple[str, str]:
     """Split the name of a volume's file into stem and suffix; another suffix is an InputError."""
-    suffix = next((end for end in (".nii.gz", ".nii", ".mha", ".nrrd") if out.name.endswith(end)), None)
+    suffix = next((end for end in VOLUME_SUFFIXES if out.name.endswith(end)), None)
     if suffix is None:
         raise InputError(f"--out {out}: name a .nii.gz, .nii, .mha or .nrrd file")
     return out.name.removesuffix(suffix), suffix

@@ -22,9 +22,10 @@ from pydicom.valuerep import DSfloat
 
 from medsyn import __version__
 from medsyn.ct.inspect import scale_faults
-from medsyn.ct.reading import SUFFIXES, read_scan
+from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir
+from medsyn.names import CT_SUFFIXES, split_suffix
 from medsyn.orientation import reorient
 from medsyn.progress import log, track
 from medsyn.volume import Volume
@@ -175,6 +176,5 @@ def _plain(name: str) -> str:
 
 def _stem(path: Path) -> str:
     """Return the name of a volume: of its file, or of its folder where the file is volume.nii.gz."""
-    suffix = next(end for end in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(end))
-    stem = path.name[: -len(suffix)]
+    stem, _ = split_suffix(path.name, CT_SUFFIXES)
     return path.resolve().parent.name if stem == "volume" else stem

@@ -24,11 +24,10 @@ from medsyn.ct.padding import clip_padding
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.header_hints import HeaderHints
-from medsyn.nifti import SUFFIXES as NIFTI_SUFFIXES
+from medsyn.names import CT_SUFFIXES
 from medsyn.nifti import count_non_finite, is_nifti, read_header
 from medsyn.volume import Volume, check_regular, read_image
 
-SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".mhd", ".nrrd", ".npz")
 KNOWN_KEY = "ct"
 """Array of an .npz file that is taken if there are several (RAD-ChestCT's name)."""
 AIR_BAND_HU, SOFT_BAND_HU = (-1100.0, -850.0), (-150.0, 150.0)
@@ -87,9 +86,9 @@ def _fit(hu: NDArray) -> float:
 
 def _read_file(path: Path, hints: HeaderHints) -> Scan:
     check_regular(path)
-    if not path.name.lower().endswith(SUFFIXES):
+    if not path.name.lower().endswith(CT_SUFFIXES):
         refuse_dicom_file(path)
-        raise InputError(f"{path}: not a format read here; give {', '.join(SUFFIXES)} or a folder of DICOM slices")
+        raise InputError(f"{path}: not a format read here; give {', '.join(CT_SUFFIXES)} or a folder of DICOM slices")
     volume = read_image(path)
     if is_nifti(path):
         header = read_header(path)

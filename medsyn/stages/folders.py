@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medsyn.config import PreprocessConfig
 from medsyn.ct.inspect import judge, read_hu_scan, scale_faults
 from medsyn.ct.preprocess import preprocess
-from medsyn.ct.reading import SUFFIXES, read_ct, read_scan
+from medsyn.ct.reading import read_ct, read_scan
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
@@ -34,6 +34,7 @@ from medsyn.evaluate.measures import MEASURES, NEEDS, Measured
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.header_hints import HeaderHints
+from medsyn.names import CT_SUFFIXES, split_suffix
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.scan_warnings import count_topics, of_measures
@@ -58,8 +59,8 @@ COLUMNS = (
     *(f"{name}_{group}" for name in _COUNTS for group in GROUPS),
     *("feature_extractor", "note"),
 )
-_SUFFIXES = tuple(end for end in sorted(SUFFIXES, key=len, reverse=True) if not end.startswith(".img"))
-"""The longest first; a pair is named by its .hdr."""
+_SUFFIXES = tuple(end for end in CT_SUFFIXES if not end.startswith(".img"))
+"""A pair is named by its .hdr."""
 _VOLUME_FAULTS = (*SUBJECT_FAULTS, ArithmeticError, EOFError, MemoryError)
 """What a volume may raise that is damaged or whose header claims nonsense."""
 
@@ -172,11 +173,11 @@ def find_volumes(folder: str | Path) -> dict[str, Path]:
     if not found:
         for parent, _, names in os.walk(folder):
             for name in names:
-                suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), None)
-                if suffix is None or name.startswith("."):
+                stem, suffix = split_suffix(name, _SUFFIXES)
+                if not suffix or name.startswith("."):
                     continue
                 path = Path(parent) / name
-                identity = str(path.relative_to(folder))[: -len(suffix)]
+                identity = str(path.with_name(stem).relative_to(folder))
                 if identity in found:
                     raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
                 found[identity] = path
