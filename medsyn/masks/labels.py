@@ -1,6 +1,8 @@
-"""Masks that a user gives: whole numbers within the labels of their structure, whatever type they are stored in."""
+"""Label maps: checks of masks that a user gives, and the Dice coefficient of two masks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,3 +39,17 @@ def as_labels(array: NDArray, structure: str, name: str, *, may_be_empty: bool =
     if not may_be_empty and not labels.any():
         raise InputError(f"{name}: is empty; correct the mask, or leave it out to have {structure} segmented")
     return labels.astype(np.uint8)
+
+
+def dice(first: NDArray, second: NDArray) -> float | None:
+    """Return 2 |A and B| / (|A| + |B|) of two boolean masks of one shape, None if both are empty."""
+    a, b = first.astype(bool), second.astype(bool)
+    total = int(a.sum()) + int(b.sum())
+    return None if total == 0 else 2.0 * int((a & b).sum()) / total
+
+
+def mean_label_dice(first: NDArray, second: NDArray, labels: Sequence[int]) -> float | None:
+    """Return the mean Dice over those `labels` that occur in either label map, None if none does."""
+    scores = [dice(first == label, second == label) for label in labels]
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known else None

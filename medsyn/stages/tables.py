@@ -16,10 +16,9 @@ from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.inputs import VALIDITY, keep_split
 from medsyn.evaluate.measures import MEASURES, Measured, measure
-from medsyn.evaluate.statistics import dice
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.header_hints import HeaderHints
-from medsyn.masks.labels import as_labels
+from medsyn.masks.labels import as_labels, dice
 from medsyn.masks.segment import Tool, open_tool
 from medsyn.orientation import reorient, reorient_to
 from medsyn.progress import log
