@@ -17,10 +17,9 @@ import yaml
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.files import sha256
+from medsyn.masks.tools import ANATOMY, MASK_TOOLS
 from medsyn.volume import STRUCTURES
 
-ANATOMY = ("lobes", "airway", "heart", "effusion")
-"""What a network finds in a CT in order to measure it."""
 TABLE_FILE = Path(__file__).with_name("weight_files.yaml")
 
 
@@ -72,9 +71,13 @@ class WeightFile:
         return [path for path in (target, target.with_suffix(".safetensors")) if path.is_file()][:1]
 
 
-@cache
 def weight_files() -> list[WeightFile]:
-    """The table."""
+    """Return the rows of weight_files.yaml, and those that mask tools of other packages and plugins bring."""
+    return [*_own_files(), *(row for name in MASK_TOOLS.names() for row in MASK_TOOLS[name].weight_files)]
+
+
+@cache
+def _own_files() -> list[WeightFile]:
     rows = yaml.safe_load(TABLE_FILE.read_text(encoding="utf-8"))
     return [WeightFile(**row | {key: tuple(row.get(key, ())) for key in ("parts", "files")}) for row in rows]
 
@@ -91,17 +94,17 @@ def find_weights(tool: str, parts: Iterable[str], root: Path) -> list[Path]:
 
 
 def needed_weights(config: Config) -> list[WeightFile]:
-    """What a configuration needs: for its mask tools and measures, and what else it names under its weights folder."""
+    """Return the rows that a configuration needs: for its mask tools and measures, and what else it names."""
     root = Path(config.masks.weights_dir)
-    needs = [(getattr(config.masks, structure), structure) for structure in STRUCTURES]
-    needs += [("lungmask", model) for model in config.masks.lungmask_model.split("_") if ("lungmask", "lobes") in needs]
-    needs += [(config.evaluation.anatomy_tool, structure) for structure in ANATOMY]
+    wanted = [(getattr(config.masks, structure), structure) for structure in STRUCTURES]
+    wanted += [(config.evaluation.anatomy_tool, structure) for structure in ANATOMY]
+    needs = {(tool, part) for tool, name in wanted for part in MASK_TOOLS[tool].weight_parts(config.masks, [name])}
     named = {Path(encoder.init) for encoder in config.text.encoders.values()}
     named |= {Path(config.evaluation.features.weights)} if config.evaluation.features.weights else set()
     return [
         row
         for row in weight_files()
-        if root / row.path in named or any(row.tool == tool and part in row.parts for tool, part in needs)
+        if root / row.path in named or any((row.tool, part) in needs for part in row.parts)
     ]
 
 

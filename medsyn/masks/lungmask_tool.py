@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsyn.config import MasksConfig
 from medsyn.errors import InputError
 from medsyn.masks.classical import lobes_of_lungs
 from medsyn.masks.lungs import LEFT, RIGHT
@@ -32,17 +33,18 @@ CPU_BATCH, GPU_BATCH = 4, 20
 
 
 class Lungmask:
-    """See `medsyn.masks.segment.Tool`."""
+    """Find lobes with lungmask; see `medsyn.masks.tools.Segmenter`."""
 
-    def __init__(self, root: Path, model: str) -> None:
-        self._model = model
-        files = find_weights("lungmask", model.split("_"), root)
+    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+        self._model = config.lungmask_model
+        root = Path(config.weights_dir)
+        files = find_weights("lungmask", config.lungmask_model.split("_"), root)
         self.version = metadata.version("lungmask")
         self.weights_hash = hash_weights(files, root)
         self._inferer = _load(files)
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        """The lobes of a CT in HU in model orientation."""
+        """Return the lobes of a CT in HU in model orientation."""
         labels = self._inferer.apply(to_sitk(volume))
         if self._model == "R231":
             return {"lobes": lobes_of_lungs(volume, _relabel(labels, LUNGS))}

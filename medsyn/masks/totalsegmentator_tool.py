@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsyn.config import MasksConfig
 from medsyn.device import network_device
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.files import write_json
@@ -51,9 +52,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class TotalSegmentator:
-    """See `medsyn.masks.segment.Tool`; structures are those of CLASSES."""
+    """Find the structures of CLASSES with TotalSegmentator; see `medsyn.masks.tools.Segmenter`."""
 
-    def __init__(self, root: Path, structures: Sequence[str]) -> None:
+    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+        root = Path(config.weights_dir)
         files = find_weights("totalsegmentator", structures, root)
         self.version = metadata.version("TotalSegmentator")
         self.weights_hash = hash_weights(files, root)

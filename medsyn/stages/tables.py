@@ -19,7 +19,7 @@ from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.header_hints import HeaderHints
 from medsyn.masks.labels import as_labels, dice
-from medsyn.masks.segment import Tool, open_tool
+from medsyn.masks.tools import ANATOMY, MASK_TOOLS, Segmenter, open_tool
 from medsyn.orientation import reorient, reorient_to
 from medsyn.progress import log
 from medsyn.provenance import provenance
@@ -34,7 +34,6 @@ from medsyn.stages.shards import (
     run_shard,
 )
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
-from medsyn.weight_files import ANATOMY
 
 MEASURE_COLUMNS = ("subject_id", *MEASURES, *VALIDITY, "reason", "warnings")
 GIVEN_STRUCTURES = ("lobes", "airway")
@@ -42,15 +41,15 @@ GIVEN_STRUCTURES = ("lobes", "airway")
 QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")
 
 
-def open_anatomy_tool(config: MeasureStage) -> Tool | None:
-    """The tool that finds the anatomy to be measured; None: the classical way of `measure`."""
-    if config.anatomy_tool == "classical":
+def open_anatomy_tool(config: MeasureStage) -> Segmenter | None:
+    """Return the tool that finds the anatomy to be measured, or None where `measure` has the tool's method itself."""
+    if MASK_TOOLS[config.anatomy_tool].measures_itself:
         return None
     return open_tool(config.anatomy_tool, MasksConfig(weights_dir=config.weights_dir), ANATOMY)
 
 
 def measure_one(
-    path: str | Path, masks: str | Path | None = None, tool: Tool | None = None, hints: HeaderHints | None = None
+    path: str | Path, masks: str | Path | None = None, tool: Segmenter | None = None, hints: HeaderHints | None = None
 ) -> Measured:
     """Return the measures of one CT file; values that cannot be those of a CT are an InputError.
 
@@ -60,7 +59,7 @@ def measure_one(
     return measure_volume(read_hu(path, hints), masks, tool)
 
 
-def measure_volume(volume: Volume, masks: str | Path | None = None, tool: Tool | None = None) -> Measured:
+def measure_volume(volume: Volume, masks: str | Path | None = None, tool: Segmenter | None = None) -> Measured:
     """Return the measures of a volume in HU, whatever it shows; see `measure_one`."""
     model = reorient(volume)
     if masks is not None:
@@ -90,7 +89,7 @@ def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[st
     return masks, failures
 
 
-def _find_anatomy(tool: Tool, model: Volume) -> tuple[dict[str, Volume], dict[str, str]]:
+def _find_anatomy(tool: Segmenter, model: Volume) -> tuple[dict[str, Volume], dict[str, str]]:
     """Return what the tool finds, and by structure why it failed.
 
     A tool that fails is run again for each structure alone, so that the others are not lost.
@@ -166,7 +165,7 @@ def measure_shard(
         write_csv(out, rows, MEASURE_COLUMNS)
 
 
-def _measure_row(path: Path, masks: Path | None, tool: Tool | None) -> dict[str, Any]:
+def _measure_row(path: Path, masks: Path | None, tool: Segmenter | None) -> dict[str, Any]:
     volume = read_ct(path)
     result = measure_volume(volume, masks, tool)
     faults, _, warnings = judge(volume)
