@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from medsyn.errors import InputError
 from medsyn.registry import Registry
-from medsyn.volume import Volume
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medsyn.config import MasksConfig
+    from medsyn.volume import Volume
     from medsyn.weight_files import WeightFile
 
 ANATOMY = ("lobes", "airway", "heart", "effusion")
