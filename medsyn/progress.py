@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
-
 Item = TypeVar("Item")
 log = logging.getLogger("medsyn")
 _bars = False
@@ -24,6 +22,8 @@ def configure(*, quiet: bool, progress: bool) -> None:
 
 def track(items: Iterable[Item], *, description: str, total: int | None = None, initial: int = 0) -> Iterator[Item]:
     """Iterate over `items` behind a progress bar labelled `description`."""
+    from tqdm import tqdm  # slow to import
+
     yield from tqdm(
         items, desc=description, total=total, initial=initial, disable=not _bars, file=sys.stderr, leave=False
     )
