@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import Verbs, add_split, add_state, one_folder, refuse_options
 from medsyn.errors import InputError
+from medsyn.masks.tools import MASK_TOOLS, tools_for
 from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     for structure in ("lobes", "airway", "vessels"):
-        parser.add_argument(
-            f"--{structure}", metavar="TOOL", help=f"tool for the {structure}, instead of the configured one"
-        )
+        own = ", ".join(tools_for(structure, MASK_TOOLS.builtin))
+        text = f"tool for the {structure}, instead of the configured one: {own}, or one of a plugin"
+        parser.add_argument(f"--{structure}", metavar="TOOL", help=text)
     parser.add_argument("--weights", help="folder with the tools' weights, instead of the configured one")
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
     add_state(parser)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,29 +95,28 @@ class MaskTool:
         return self.measures_itself or set(ANATOMY) <= set(self.structures)
 
 
-OWN_TOOLS = ("classical", "lungmask", "totalsegmentator", "naviairway")
+_OWN = ("classical", "lungmask", "totalsegmentator", "naviairway")
 MASK_TOOLS: Registry[MaskTool] = Registry(
-    "mask tool", "medsyn.mask_tools", {name: f"medsyn.masks.own_tools:{name.upper()}" for name in OWN_TOOLS}
+    "mask tool", "medsyn.mask_tools", {name: f"medsyn.masks.own_tools:{name.upper()}" for name in _OWN}
 )
 
 
-def tools_for(structure: str, names: Sequence[str] | None = None) -> list[str]:
+def tools_for(structure: str, names: Iterable[str] | None = None) -> list[str]:
     """Return the names of the tools (out of `names`, by default of all) that find `structure`.
 
-    structure: lobes, airway, vessels; or anatomy for the tools that serve as evaluation.anatomy_tool.
+    structure: lobes, airway, vessels; or anatomy, for the tools that can be evaluation.anatomy_tool.
     """
     return [name for name in (MASK_TOOLS.names() if names is None else names) if _finds(MASK_TOOLS[name], structure)]
 
 
-def check_tool(name: str, structure: str) -> str:
-    """Return `name`; InputError unless it is a known mask tool that finds `structure` (see `tools_for`)."""
-    if name not in MASK_TOOLS or not _finds(MASK_TOOLS[name], structure):
-        fault = f"does not find {structure}" if name in MASK_TOOLS else "is not a known mask tool"
-        raise InputError(
-            f"'{name}' {fault}; expected one of {', '.join(tools_for(structure))}, or one that a module under plugins"
-            " registers"
-        )
-    return name
+def tool_fault(name: str, structure: str) -> str | None:
+    """Return why `name` is not a mask tool that finds `structure` (see `tools_for`), or None."""
+    if name in MASK_TOOLS and _finds(MASK_TOOLS[name], structure):
+        return None
+    missing = f"all of {', '.join(ANATOMY)}" if structure == "anatomy" else structure
+    fault = f"does not find {missing}" if name in MASK_TOOLS else "is not a known mask tool"
+    known = ", ".join(tools_for(structure))
+    return f"'{name}' {fault}; expected one of {known}, or one that a module under plugins registers"
 
 
 def use_network(*names: str) -> bool:
