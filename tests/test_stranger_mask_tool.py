@@ -19,7 +19,8 @@ from medsyn.cli import main
 from medsyn.config import Config, MasksConfig, load_config, stage_texts, validate
 from medsyn.errors import InputError
 from medsyn.masks.segment import open_tools
-from medsyn.masks.tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for
+from medsyn.masks.tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_network
+from medsyn.registry import load_plugins
 from medsyn.volume import STRUCTURES, read_volume
 from medsyn.weight_files import WeightFile, needed_weights
 
@@ -93,16 +94,25 @@ def test_the_workflow_plans_and_runs_the_tool_of_a_plugin(tmp_path: Path) -> Non
     assert "masks.airway: 'dark_middle' is not a known mask tool" in run.stdout + run.stderr
 
     module = plugin(tmp_path)
-    module.write_text(module.read_text().replace("uses_network=False", "uses_network=True"))
     config.write_text(config.read_text() + f"plugins: ['{module}']\n")
     write_chest(tmp_path / "results/test/preprocessed/0/p0")
     for options in (["-n"], ["--allowed-rules", "segment", "write_config", "--show-failed-logs"]):
         run = run_snakemake("results/test/masks/0", *options, directory=tmp_path, config=config)
         assert run.returncode == 0, run.stdout + run.stderr
-        memory = re.search(r"rule segment:.*?mem_mb=(\d+)", run.stdout, re.DOTALL)
-        assert memory is not None
-        assert int(memory[1]) > 9000, "the tool asks for a network's memory"
     assert_its_airway(tmp_path / "results/test/masks/0/p0")
+
+
+def test_the_workflow_asks_the_tool_whether_it_needs_a_network(tmp_path: Path) -> None:
+    for name, needed in (("False", False), ("True", True)):
+        module = tmp_path / f"{name}.py"
+        module.write_text(
+            MODULE.replace("uses_network=False", f"uses_network={name}").replace('"dark_middle"', f'"{name}"')
+        )
+        load_plugins([str(module)])
+        assert use_network("classical", name, "classical") is needed
+    rules = (ROOT / "workflow/rules/common.smk").read_text(encoding="utf-8")
+    assert "NETWORKS_MEASURE = use_network(" in rules
+    assert "NETWORKS_SEGMENT = use_network(" in rules
 
 
 def test_the_stage_that_uses_a_plugin_names_it(tmp_path: Path) -> None:
@@ -118,7 +128,7 @@ def test_the_stage_that_uses_a_plugin_names_it(tmp_path: Path) -> None:
     [
         ("{}", r"broken gave no mask for airway, expected \(64, 64, 64\) voxels"),
         ("{'airway': volume.array[1:] < -900}", r"gave an array of shape \(63, 64, 64\) for airway"),
-        ("{'airway': (volume.array < -900) * 7}", "broken's airway: labels run from 0 to 7, not 0 to 1"),
+        ("{'airway': (volume.array < -900) * 7}", "broken's airway: labels run from 0 to 7, expected 0 to 1"),
         ("{'airway': volume.array < -9000}", "broken found no airway"),
     ],
 )

@@ -11,7 +11,7 @@ from medsyn.errors import InputError
 from medsyn.volume import LOBE_NAMES
 
 TOLERANCE = 1e-3
-"""Scaled storage (a slope in the header) turns 3 into 2.999997; farther from a whole number is no label."""
+"""Scaled storage (a slope in the header) turns 3 into 2.999997; a value farther from a whole number is not a label."""
 _FULL = 255
 """What many programs write for 1 in a mask of one structure."""
 
@@ -34,7 +34,7 @@ def as_labels(array: NDArray, structure: str, name: str, *, may_be_empty: bool =
         labels = np.where(labels == _FULL, 1, labels)
     if labels.size and (labels.min() < 0 or labels.max() > highest):
         raise InputError(
-            f"{name}: labels run from {labels.min():g} to {labels.max():g}, not 0 to {highest}; correct the mask"
+            f"{name}: labels run from {labels.min():g} to {labels.max():g}, expected 0 to {highest}; correct the mask"
         )
     if not may_be_empty and not labels.any():
         raise InputError(f"{name}: is empty; correct the mask, or leave it out to have {structure} segmented")

@@ -52,7 +52,7 @@ class Lungmask:
 
 
 def _load(files: Sequence[Path]) -> Any:
-    """lungmask's inference object with its networks, from the state dicts of a model and of the one that fills."""
+    """Return lungmask's inference object with the networks of a model and, if asked for, of the one that fills it."""
     from lungmask import LMInferer
 
     logging.getLogger("lungmask").setLevel(logging.WARNING)  # it writes to standard output
@@ -66,12 +66,12 @@ def _load(files: Sequence[Path]) -> Any:
     for path, net in zip(files, (inferer.model, inferer.fillmodelm), strict=False):
         expected = 1 + len(LOBES if "lobes" in path.name else LUNGS)
         if net.last.out_channels != expected:
-            raise InputError(f"{path}: a model of {net.last.out_channels} classes, not {expected}; copy it again")
+            raise InputError(f"{path}: a model of {net.last.out_channels} classes, expected {expected}; copy it again")
     return inferer
 
 
 def _relabel(labels: NDArray[np.uint8], names: dict[int, int]) -> NDArray[np.uint8]:
-    """`labels` with each key of `names` replaced by its value, others by 0."""
+    """Return `labels` with each key of `names` replaced by its value, and all others by 0."""
     table = np.zeros(256, np.uint8)
     table[list(names)] = list(names.values())
     return table[labels]

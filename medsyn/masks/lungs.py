@@ -37,7 +37,7 @@ HOLE_MM2 = 400.0
 AROUND_MM = 12.0
 """Space around a lung in which its holes are looked for: a slice's outside is then larger than any hole."""
 MINIMUM_ML = 80.0
-"""A smaller component is no lung, unless ..."""
+"""A smaller component is not a lung, unless ..."""
 COLLAPSED_ML = 25.0
 """... it lies on the side where no other is: a lung compressed by an effusion."""
 
@@ -51,12 +51,12 @@ class Lungs:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Both lungs."""
+        """Return both lungs as one mask."""
         return self.label > 0
 
 
 def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
-    """Right and left lung; both empty where the volume shows none."""
+    """Return the right and left lung and the airway; all are empty where the volume shows no lung."""
     factors = block_factors(spacing_mm, WORKING_MM)
     coarse = block_mean(hu, factors)
     coarse_mm: Spacing = tuple(s * f for s, f in zip(spacing_mm, factors, strict=True))  # type: ignore[assignment]
@@ -162,7 +162,7 @@ def _two_sides(
 
 
 def _midline(air: NDArray[np.bool_], airway: NDArray[np.bool_]) -> float:
-    """Column between the lungs: the trachea's, else the emptiest near the middle of all lung air."""
+    """Return the column between the lungs: the trachea's, else the emptiest near the middle of all lung air."""
     if airway.any():
         levels = np.flatnonzero(airway.any((1, 2)))
         trachea = airway[levels[0] + 2 * (levels[-1] - levels[0]) // 3 :]
@@ -205,7 +205,7 @@ def _part_in_two(
 def _refine(
     coarse: NDArray[np.uint8], hu: NDArray, factors: tuple[int, int, int], coarse_mm: Spacing
 ) -> NDArray[np.uint8]:
-    """Labels on the fine grid: the coarse interior as it is, its outermost layer by the fine threshold."""
+    """Return labels on the fine grid: the coarse interior unchanged, its outermost layer by the fine threshold."""
     out = np.zeros(hu.shape, np.uint8)
     step = max(coarse_mm[1:])
     for side in (RIGHT, LEFT):

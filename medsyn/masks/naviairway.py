@@ -53,7 +53,7 @@ class NaviAirway:
 
     @classmethod
     def load(cls, supervised: Path, semi_supervised: Path, device: str = "cpu") -> NaviAirway:
-        """From the authors' checkpoint files (FILES); missing, wrong or twice the same file is an InputError."""
+        """Load the authors' checkpoints (FILES); a missing or wrong file, or the same file twice, is an InputError."""
         networks = [load_network(path) for path in (supervised, semi_supervised)]
         first, second = (network.state_dict().values() for network in networks)
         if all(map(torch.equal, first, second)):
@@ -64,14 +64,14 @@ class NaviAirway:
         return cls(networks, device)
 
     def segment(self, hu: NDArray, name: str = "volume") -> NDArray[np.uint8]:
-        """Airway mask 0/1 of HU (D, H, W); `name` is the volume's in errors. Nothing found is an empty mask.
+        """Return the airway mask 0/1 of HU (D, H, W); nothing found is an empty mask.
 
-        InputError for another number of axes, a side below 8 voxels (the networks halve three times; such a volume is
-        no chest CT) and values that are not finite.
+        Another number of axes, a side below 8 voxels (the networks halve three times; such a volume is not a chest CT)
+        and values that are not finite are InputErrors, which begin with `name`.
         """
         if hu.ndim != 3 or min(hu.shape) < SIZE_MULTIPLE:
             raise InputError(
-                f"{name}: NaviAirway wants three axes of at least {SIZE_MULTIPLE} voxels, not {hu.shape};"
+                f"{name}: {hu.shape} voxels, NaviAirway expects three axes of at least {SIZE_MULTIPLE};"
                 " give the whole scan, or choose another tool for the airway"
             )
         if not np.isfinite(hu).all():
@@ -80,7 +80,7 @@ class NaviAirway:
         return largest_tree(np.logical_or.reduce(found)).astype(np.uint8)
 
     def probabilities(self, hu: NDArray) -> NDArray[np.float32]:
-        """HU (D, H, W) -> each network's probability of airway (m, D, H, W)."""
+        """Return each network's probability of airway (m, D, H, W) for HU (D, H, W)."""
         crop, _ = fit_windows(hu.shape)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.inference_mode():
             batch_size = self._batch_size(crop)
@@ -96,7 +96,7 @@ class NaviAirway:
         return maps
 
     def _batch_size(self, crop: Size) -> int:
-        """Windows at a time: one on a CPU; on a GPU what its free memory holds, by the measured peak of one."""
+        """Return the windows per batch: 1 on a CPU; on a GPU what its free memory holds, by the measured peak of one."""
         if self.device.type != "cuda":
             return 1
         network = self.networks[0]
@@ -105,7 +105,7 @@ class NaviAirway:
 
 
 def load_network(path: Path) -> AirwayNet:
-    """The network of one checkpoint file, in evaluation mode on the CPU; a file that does not fit is an InputError.
+    """Return the network of a checkpoint file, in evaluation mode on the CPU; an unfit file is an InputError.
 
     The file holds a dict with the state dict under `model_state_dict`, or the state dict alone (.safetensors too). The
     prefix `module.` that parallel training leaves is dropped. Only tensors are unpickled, never code.
@@ -129,7 +129,7 @@ def load_network(path: Path) -> AirwayNet:
             raise InputError(f"{path}: tensor {key} is {'missing' if key in wanted else 'unknown'}; {remedy}")
         if tensors[key].shape != wanted[key].shape:
             shapes = tuple(tensors[key].shape), tuple(wanted[key].shape)
-            raise InputError(f"{path}: tensor {key} has shape {shapes[0]}, the network wants {shapes[1]}; {remedy}")
+            raise InputError(f"{path}: tensor {key} has shape {shapes[0]}, expected {shapes[1]}; {remedy}")
         if not bool(torch.isfinite(tensors[key]).all()):
             raise InputError(f"{path}: tensor {key} holds values that are not finite; fetch the file again")
     network.load_state_dict(tensors, assign=True)
@@ -150,7 +150,7 @@ def normalise(values: NDArray) -> NDArray[np.float32]:
 def sliding_window(
     volume: NDArray[np.float32], predict: Predict, crop: Size = CROP, stride: Size = STRIDE
 ) -> NDArray[np.float32]:
-    """Maps (m, D, H, W) of `predict` over all windows of a normalised `volume`, each crop normalised once more.
+    """Return maps (m, D, H, W) of `predict` over all windows of a normalised `volume`; each crop is normalised again.
 
     The windows of one z are predicted together, each once, however often the order of the release comes back to it.
     """
@@ -170,7 +170,7 @@ def sliding_window(
 
 
 def fit_windows(shape: Sequence[int], crop: Size = CROP, stride: Size = STRIDE) -> tuple[Size, Size]:
-    """Crop and stride for a volume of `shape`: a longer side is halved until it fits and then also is the stride."""
+    """Return crop and stride for a volume: a crop side that is too long is halved until it fits, as its stride."""
     sides, steps = list(crop), list(stride)
     for axis, length in enumerate(shape):
         while sides[axis] > length:
@@ -179,7 +179,7 @@ def fit_windows(shape: Sequence[int], crop: Size = CROP, stride: Size = STRIDE) 
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Starts along one axis: every `stride` up to `length`, moved back to fit, so that the last ones repeat."""
+    """Return the starts along an axis: every `stride` up to `length`, moved back to fit, so the last ones repeat."""
     return [min(start, length - crop) for start in range(0, length, stride)]
 
 
@@ -192,7 +192,7 @@ def blend(blended: NDArray[np.float32], new: NDArray[np.float32]) -> None:
 
 
 def largest_tree(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest 18-connected part with its cavities filled; empty stays empty.
+    """Return the largest 18-connected part with its cavities filled; an empty mask stays empty.
 
     Filled is all but the largest 26-connected part of the background. The release clusters supervoxels of a watershed
     instead, which gave the same voxels on 30 of 30 random noisy trees, and fails on an empty mask.
