@@ -352,7 +352,7 @@ def test_forms_of_a_checkpoint(tmp_path: Path) -> None:
     [
         (lambda s: s.pop("final_conv.bias"), "tensor final_conv.bias is missing; give checkpoint.pkl or"),
         (lambda s: s.update(extra=torch.zeros(1)), "tensor extra is unknown; give"),
-        (lambda s: s.update({"final_conv.bias": torch.zeros(3)}), r"shape \(3,\), the network wants \(2,\); give"),
+        (lambda s: s.update({"final_conv.bias": torch.zeros(3)}), r"shape \(3,\), expected \(2,\); give"),
         (lambda s: s["final_conv.bias"].fill_(np.inf), "final_conv.bias holds values that are not finite; fetch"),
         (lambda s: s.update(epoch=3), "holds no state dict; give"),
     ],

@@ -96,7 +96,7 @@ class NaviAirway:
         return maps
 
     def _batch_size(self, crop: Size) -> int:
-        """Return the windows per batch: 1 on a CPU; on a GPU what its free memory holds, by the measured peak of one."""
+        """Return the windows per batch: 1 on a CPU; on a GPU what its free memory holds, by the measured peak of 1."""
         if self.device.type != "cuda":
             return 1
         network = self.networks[0]
