@@ -323,7 +323,7 @@ def test_atlas_is_a_pair_of_lungs_at_the_origin(tmp_path: Path) -> None:
     assert main(["atlas", "--out", str(tmp_path / "a.nii.gz"), "--quiet"]) == 0
     np.testing.assert_array_equal(load_atlas(str(tmp_path / "a.nii.gz")).array, atlas.array)
     write_volume(tmp_path / "empty.nii.gz", atlas.with_array(np.zeros_like(atlas.array)))
-    with pytest.raises(InputError, match="no lung atlas"):
+    with pytest.raises(InputError, match="not a lung atlas"):
         load_atlas(str(tmp_path / "empty.nii.gz"))
 
 

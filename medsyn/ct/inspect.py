@@ -60,7 +60,7 @@ class Chest:
 
     @cached_property
     def cavities(self) -> Cavities:
-        """The pleural cavities: the lungs and what fills the rest of each side."""
+        """Return the pleural cavities: the lungs and what fills the rest of each side."""
         return find_cavities(self.volume, self.lungs)
 
 
@@ -129,7 +129,7 @@ def read_hu_scan(path: str | Path, hints: HeaderHints | None = None) -> Scan:
 
 
 def judge(volume: Volume) -> Verdict:
-    """Judge whether a volume is a chest CT in HU."""
+    """Return the faults, facts and warnings of a volume: whether it is a chest CT in HU."""
     model = reorient(volume)
     values = value_faults(model.array)
     air = None if values else measure_air(model.array)
@@ -177,7 +177,7 @@ def _oblique_degrees(volume: Volume) -> float:
 
 
 def value_faults(array: np.ndarray) -> list[str]:
-    """Reasons why the voxels (D, H, W) cannot be those of a CT: not on the scale of HU, constant, or without bone."""
+    """Return why voxels (D, H, W) cannot be those of a CT: not on the scale of HU, constant, or without bone."""
     if faults := scale_faults(array):
         return faults
     low, high = float(array.min()), float(array.max())
@@ -187,7 +187,7 @@ def value_faults(array: np.ndarray) -> list[str]:
 
 
 def scale_faults(array: np.ndarray) -> list[str]:
-    """Reasons why voxels (D, H, W) are not on the scale of HU: NaN, scaled to a small range, offset, rescaled twice.
+    """Return why voxels (D, H, W) are not on the scale of HU: NaN, a small range, an offset, rescaled twice.
 
     A poor image on the right scale, a constant one for example, has none.
     """
@@ -213,7 +213,7 @@ def scale_faults(array: np.ndarray) -> list[str]:
 
 
 def _air_faults(array: np.ndarray, measured: float | None) -> list[str]:
-    """Reasons from the air around the patient: a scanner's drift is small, another slope or intercept is not."""
+    """Return faults of the air around the patient: a scanner's drift is small, a wrong slope or intercept is not."""
     air = None if measured is None else air_is_off(array, measured)
     if air is None:
         return []

@@ -19,7 +19,7 @@ FILL_HU = -1024
 LOW_HU = -1500.0
 """Far below air; noise and streaks reach -1200."""
 MOST_INSIDE = 0.02
-"""Of the voxels that are no padding, the share that may be low and enclosed: streaks of metal. Lungs are 10 %."""
+"""Of the voxels that are not padding, the share that may be low and enclosed: streaks of metal. Lungs are 10 %."""
 SOFT_HU, MINIMUM_SOFT = (-200.0, 200.0), 0.04
 """Soft tissue, and its least share of the image: rescaled twice it lies near -1000."""
 
@@ -45,7 +45,7 @@ def is_padded(hu: NDArray) -> bool:
 def clip_padding(volume: Volume) -> tuple[Volume, dict[str, float]]:
     """Return a CT with its padding at FILL_HU, and facts for qc.json: `padding_percent` and `padding_lowest_hu`.
 
-    Low values that are no padding stay, so that inspection refuses them.
+    Low values that are not padding stay, so that inspection refuses them.
     """
     array = volume.array
     lowest = float(array.min())

@@ -64,11 +64,11 @@ def read_scan(path: str | Path, hints: HeaderHints | None = None) -> Scan:
 
 
 def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArray, bool]:
-    """HU and whether slope and intercept were applied: only if the values fit the scale of Hounsfield better with them.
+    """Return HU, and whether slope and intercept were applied: only if the values then fit the scale of HU better.
 
-    How well values fit is the smaller of two shares of the voxels, in AIR_BAND_HU and in SOFT_BAND_HU. Both count: an
-    intercept of -1024 applied once too often puts soft tissue where air belongs, and nothing where soft tissue does.
-    Where neither reading fits, nothing is applied (inspection then refuses the values).
+    The fit is the smaller of two shares of the voxels, in AIR_BAND_HU and in SOFT_BAND_HU. Both count: an intercept of
+    -1024 applied once too often puts soft tissue where air belongs, and nothing where soft tissue does. Where the
+    values fit neither with nor without them, nothing is applied (inspection then refuses the values).
     """
     sample = values[:: max(1, values.shape[0] // 64), ::2, ::2].astype(np.float32)
     as_is, rescaled = _fit(sample), _fit(slope * sample + intercept)
@@ -80,7 +80,7 @@ def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArr
 
 
 def _fit(hu: NDArray) -> float:
-    """The smaller of the shares of air and of soft tissue."""
+    """Return the smaller of the shares of air and of soft tissue."""
     return min(float(((hu >= low) & (hu <= high)).mean()) for low, high in (AIR_BAND_HU, SOFT_BAND_HU))
 
 
@@ -112,7 +112,9 @@ def _read_npz(path: Path, hints: HeaderHints) -> Volume:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read, the file is damaged or no npz ({error}); copy it again") from None
+        raise InputError(
+            f"{path}: cannot be read, the file is damaged or not an npz file ({error}); copy it again"
+        ) from None
     found = {name: _without_single_axes(array) for name, array in arrays.items() if array.dtype.kind in "iuf"}
     volumes = {name: array for name, array in found.items() if array.ndim == 3 and array.size}
     if len(volumes) > 1 and KNOWN_KEY in volumes:
@@ -136,7 +138,7 @@ def _without_single_axes(array: NDArray) -> NDArray:
 
 
 def _check_members(archive: zipfile.ZipFile) -> None:
-    """ValueError where the header of an array claims another size than its member of the archive has.
+    """Raise ValueError where the header of an array claims another size than its member of the archive has.
 
     NumPy allocates what a header claims before it reads.
     """
