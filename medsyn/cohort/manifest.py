@@ -66,7 +66,7 @@ class Subject:
     clinical_information: str = ""
 
     def row(self) -> dict[str, object]:
-        """The subject as a row of cohort.csv."""
+        """Return the subject as a row of cohort.csv."""
         values = dict(vars(self))
         given = values.pop("masks") | values.pop("hints")
         return values | {name: given.get(name, "") for name in (*STRUCTURES, *HINT_COLUMNS)}
@@ -82,7 +82,7 @@ class Cohort:
 
 
 def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, config: CohortConfig) -> Cohort:
-    """Validate manifests (and a CSV of reports without images); a missing file or column is an InputError.
+    """Return the cohort of manifests and of a CSV of reports without images; a missing file or column is an InputError.
 
     A CohortStage also names the sections that the image model may be conditioned on; a subject whose report has none of
     them is rejected.
@@ -179,7 +179,7 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
 
 
 def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of one manifest with every optional column present and paths made independent of the CSV's place.
+    """Return the rows of a manifest with every optional column, and with paths that do not depend on the CSV's folder.
 
     Reports are plain text (medsyn.text.plain). Rows that cannot be read are added to `rejects`.
     """
@@ -209,7 +209,10 @@ def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, 
 
 
 def stable_path(path: str | Path, working: str | None = None) -> str:
-    """`path` relative to the working folder (none given: the present one) where it lies below it, else absolute."""
+    """Return `path` relative to the working folder where it lies below it, else absolute.
+
+    Without a working folder, the present one.
+    """
     working = working or str(Path.cwd())
     absolute = os.path.normpath(path if str(path).startswith("/") else f"{working}/{path}")  # symbolic links are kept
     below = f"{working.rstrip('/')}/"
@@ -233,7 +236,7 @@ def _fault(
     given: dict[str, str],
     sections: Sequence[str],
 ) -> str | None:
-    """Why a row cannot be used, or None."""
+    """Return why a row cannot be used, or None."""
     subject_id = row["subject_id"]
     if fault := subject_fault(subject_id):
         return fault
@@ -251,7 +254,7 @@ def _fault(
         if row[name] and (fault := _path_fault(row[name])):
             return f"{name} file {row[name]} {fault}"
     if row["split"] not in ("", *SPLITS):
-        return f"split '{row['split']}' is none of {', '.join(SPLITS)}"
+        return f"split '{row['split']}' is unknown; expected one of {', '.join(SPLITS)}"
     if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:
         return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
     try:
