@@ -158,7 +158,7 @@ def read_csv(path: str | Path, required: Sequence[str] = ()) -> list[dict[str, s
 
 
 def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in 1 MiB blocks."""
+    """Return the hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as handle:
         while block := handle.read(1 << 20):

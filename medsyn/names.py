@@ -45,7 +45,7 @@ def subject_fault(name: str) -> str | None:
 
 
 def sample_fault(name: str) -> str | None:
-    """Return why `name` cannot be a sample_id, or None: any text that is the plain name of a folder."""
+    """Return why `name` cannot be a sample_id, or None; it may be any text that is the plain name of a folder."""
     if not name.strip() or name.startswith(".") or not name.isprintable() or not {"/", "\\"}.isdisjoint(name):
         return f"sample_id '{_shown(name)}' cannot be a folder name; use letters, digits, dash, underscore"
     return _fault("sample_id", name)

@@ -71,12 +71,12 @@ class Header:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the voxels."""
+        """Return the length of the voxels."""
         return math.prod(self.shape) * np.dtype(self.dtype or "u1").itemsize
 
     @property
     def affine(self) -> NDArray[np.float64] | None:
-        """The transform in use, chosen as ITK 5.4 does: the sform if it is the scanner's or alone, else the qform."""
+        """Return the transform in use, chosen as by ITK 5.4: the scanner's or only sform, else the qform."""
         if self.sform is not None and (self.codes[1] == SCANNER or self.qform is None):
             return self.sform
         return self.qform
@@ -203,7 +203,7 @@ def _qform(path: Path, fields: dict[str, NDArray]) -> NDArray[np.float64]:
 
 
 def check_size(path: Path, header: Header) -> None:
-    """InputError where the file is shorter than its header says, so that nothing is allocated for a false header."""
+    """Raise InputError for a file shorter than its header says, so that nothing is allocated for a false header."""
     length = header.data.stat().st_size
     needed = header.start + header.num_bytes
     if is_gzip(header.data):

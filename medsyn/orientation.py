@@ -18,12 +18,12 @@ MODEL_CODE = "LAS"
 
 
 def orientation_code(volume: Volume) -> str:
-    """Three letters, where the x, y and z index run to (left/right, anterior/posterior, superior/inferior)."""
+    """Return three letters: where the x, y and z index run to (left/right, anterior/posterior, superior/inferior)."""
     return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(d) for d in volume.direction]))
 
 
 def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
-    """The same voxels with axes running as `code` says; geometry follows, nothing is interpolated."""
+    """Return the same voxels with axes that run as `code` says; geometry follows, nothing is interpolated."""
     present = orientation_code(volume)
     if present == code:
         return volume

@@ -44,15 +44,15 @@ class WeightFile:
 
     @property
     def size(self) -> str:
-        """The size for people."""
+        """Return the size as text."""
         return "size unknown" if self.size_mb is None else f"about {self.size_mb} MB"
 
     def how_to_fetch(self, root: Path) -> str:
-        """A command that fills `root` on a machine with a network, or where a person must ask."""
+        """Return the command that fills `root` on a machine with a network, or where a person must ask."""
         return f"run `{self.fetch.replace('{root}', str(root))}`" if self.fetch else f"get it from the {self.source}"
 
     def find(self, root: Path) -> list[Path]:
-        """The files under the weights folder `root`; one that is missing is an InputError that says what to do."""
+        """Return the files under the weights folder `root`; a missing one is an InputError that says what to do."""
         target = root / self.path
         found: list[Path] = []
         for pattern in self.files or ("",):
@@ -67,7 +67,7 @@ class WeightFile:
         return found
 
     def _published_or_converted(self, target: Path) -> list[Path]:
-        """A single file: as published, or what `medsyn import-checkpoint` made of it."""
+        """Return a single file: as published, or as `medsyn import-checkpoint` converted it."""
         return [path for path in (target, target.with_suffix(".safetensors")) if path.is_file()][:1]
 
 
@@ -83,13 +83,13 @@ def _own_files() -> list[WeightFile]:
 
 
 def weights_of(tool: str, parts: Iterable[str]) -> list[WeightFile]:
-    """What a tool needs for `parts` (structures, or lungmask's models), in the table's order."""
+    """Return the rows that a tool needs for `parts` (structures, or lungmask's models), in the table's order."""
     wanted = set(parts)
     return [row for row in weight_files() if row.tool == tool and wanted & set(row.parts)]
 
 
 def find_weights(tool: str, parts: Iterable[str], root: Path) -> list[Path]:
-    """The files of `weights_of` under the weights folder `root`; a missing one is an InputError."""
+    """Return the files of `weights_of` under the weights folder `root`; a missing one is an InputError."""
     return [path for row in weights_of(tool, parts) for path in row.find(root)]
 
 
@@ -109,7 +109,7 @@ def needed_weights(config: Config) -> list[WeightFile]:
 
 
 def hash_weights(paths: Iterable[Path], root: Path) -> str:
-    """SHA-256 of one file; of several, that of the lines `sha256sum` would print for them in order of their names."""
+    """Return the SHA-256 of one file, or of the lines that `sha256sum` prints for several, in order of their names."""
     files = sorted(paths)
     if len(files) == 1:
         return sha256(files[0])

@@ -297,7 +297,7 @@ def _measure_rows(groups: Mapping[str, _Group], seed: int) -> list[dict[str, Any
 
 
 def _difference(synthetic: NDArray, real: NDArray, seed: int) -> dict[str, float]:
-    """Difference of the means and its bootstrap bounds, both samples resampled."""
+    """Return the difference of the means and its bootstrap bounds, both samples resampled."""
     if min(len(synthetic), len(real)) == 0:
         return {}
     result = {"value": float(synthetic.mean() - real.mean())}

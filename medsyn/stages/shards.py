@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings of an item that is ok."""
+        """Return the warnings of an item that is ok."""
         return list(self.result.get("warnings", ())) if isinstance(self.result, dict) else []
 
 
@@ -86,7 +86,7 @@ class Shard:
 
     def reject(self, name: str, identity: str | None, reason: str) -> Outcome:
         """Keep that the input of an item cannot be used."""
-        if Path(name).name == name and name != "..":  # an id that is no folder name may be what is rejected
+        if Path(name).name == name and name != "..":  # the id may be rejected because it cannot name a folder
             shutil.rmtree(self.folder / name, ignore_errors=True)
         return self._keep(Outcome(name, "rejected", reason), identity)
 
@@ -162,7 +162,7 @@ def open_shard(out: Path, state: Path | None, settings: Mapping[str, Any]) -> It
 
 
 def is_machine_fault(error: Exception) -> bool:
-    """Whether a fault says nothing of the subject: no GPU memory, a GPU that failed, a full disk, a quota."""
+    """Return whether a fault is the machine's: no GPU memory, a failed GPU, a full disk, a quota."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ in _GPU_FAULTS

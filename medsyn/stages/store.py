@@ -47,7 +47,7 @@ def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, 
 
 
 def read_subject(volume: Path, masks: Path, config: PreprocessConfig) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """HU and packed labels (D, H, W) of one subject; another grid than the model's or another label: InputError."""
+    """Return HU and packed labels (D, H, W) of a subject; another grid than the model's is an InputError."""
     files = [volume, *(masks / f"{name}.nii.gz" for name in STRUCTURES)]
     image, *labels = (read_volume(path) for path in files)
     for path, found in zip(files, (image, *labels), strict=True):

@@ -65,7 +65,7 @@ def preprocess_one(
 
 
 def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfig, state: Path | None = None) -> None:
-    """The same for subjects of a cohort: one sub-folder each, index.csv and contact_sheet.png.
+    """Preprocess subjects of a cohort into one sub-folder each, with index.csv and contact_sheet.png.
 
     state: where finished subjects lie until the end (`open_shard`).
     """
@@ -125,7 +125,7 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig, hints: HeaderH
 
 
 def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | None = None) -> None:
-    """The same for every accepted subject of a shard of preprocessed volumes; index.csv lists them.
+    """Segment every accepted subject of a shard of preprocessed volumes; index.csv lists them.
 
     state: where finished subjects lie until the end (`open_shard`).
     """
