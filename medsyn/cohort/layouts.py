@@ -51,7 +51,7 @@ def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path |
     unknown = sorted(set(columns) - set(MANIFEST_COLUMNS))
     if unknown:
         raise InputError(
-            f"{table}: column {unknown[0]} is not a column of a manifest; expected one of {', '.join(MANIFEST_COLUMNS)}"
+            f"{table}: {unknown[0]} is not a column of a manifest; expected one of {', '.join(MANIFEST_COLUMNS)}"
         )
     required = [columns.get(name, name) for name in ("subject_id", "image")]
     folder = Path(images) if images is not None else Path(table).parent

@@ -20,7 +20,7 @@ REPORT_COLUMNS = ("report_id", "findings", "impression")
 
 
 def shard_indices(count: int, shard: tuple[int, int]) -> range:
-    """Global indices of shard k of N (every N-th subject, starting at k)."""
+    """Return the global indices of shard k of N (every N-th subject, starting at k)."""
     k, n = shard
     return range(k, count, n)
 
