@@ -74,7 +74,7 @@ class Anatomy:
         return self.bottom + t * self.height
 
     def profile(self, z: NDArray) -> tuple[Array, Array, Array, Array]:
-        """Return, at heights z, half width, centre y, half depth of the inner chest wall and y of the vertebral bodies."""
+        """Return half width, centre y and half depth of the inner chest wall, and y of the vertebrae, at heights z."""
         t = (z - self.bottom) / self.height
         width = self.half_width * _smooth_interp(t, _PROFILE_T, _PROFILE_WIDTH)
         front = self.half_depth * _smooth_interp(t, _PROFILE_T, _PROFILE_FRONT)

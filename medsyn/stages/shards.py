@@ -30,7 +30,12 @@ from medsyn.provenance import hash_json, installation
 from medsyn.scan_warnings import join_warnings
 from medsyn.scratch import MARK, claim_state, remove_state
 
-INDEX_COLUMNS = ("subject_id", "status", "reason", "warnings")
+ID_COLUMNS = ("subject_id", "sample_id")
+"""First column of an index.csv: items are subjects of the cohort, or samples, as `generate` and its prompts name them.
+
+Tables that are made of such a folder (measures, features) call their items subjects in both cases.
+"""
+INDEX_COLUMNS = (ID_COLUMNS[0], "status", "reason", "warnings")
 VOLUME = "volume.nii.gz"
 SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
 """What a bad file may raise. Faults of the machine (`is_machine_fault`) are among them and stop the run."""
@@ -266,11 +271,17 @@ def accepted_ids(folder: str | Path) -> list[str]:
     index = folder / "index.csv"
     if index.exists():
         rows = read_csv(index)
-        key = next((name for name in ("subject_id", "sample_id") if rows and name in rows[0]), None)
-        if rows and key is None:
-            raise InputError(f"{index}: missing column subject_id; write it again with the stage that makes it")
-        return [row[str(key)] for row in rows if row.get("status", "ok") in ("ok", "")]
+        if rows and not set(ID_COLUMNS) & set(rows[0]):
+            raise InputError(
+                f"{index}: has no column {' or '.join(ID_COLUMNS)}; write it again with the stage that makes it"
+            )
+        return [item_id(row) for row in rows if row.get("status", "ok") in ("ok", "")]
     return sorted(path.parent.name for path in folder.glob(f"*/{VOLUME}"))
+
+
+def item_id(row: Mapping[str, str]) -> str:
+    """Return the id of a row of an index.csv, whichever of ID_COLUMNS holds it."""
+    return next(row[name] for name in ID_COLUMNS if name in row)
 
 
 def _hash_path(path: Path) -> str:
