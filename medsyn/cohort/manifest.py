@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsyn.cohort.given_labels import given_table, parse_given
-from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports
+from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports, faults_of
 from medsyn.config import CohortConfig, CohortStage
 from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
@@ -189,9 +189,7 @@ def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, 
             f" to it; optional: split, patient_id, report_id, labels), for example the row {EXAMPLE}"
         )
     table = read_table(path, REQUIRED)
-    for fault in table.faults:
-        name = fault.fields.get("subject_id", "").strip() or f"line {fault.line}"
-        rejects.append({"subject_id": name, "stage": "cohort", "reason": f"{path}: {fault.reason}"})
+    rejects += faults_of(table, path, "subject_id", stage="cohort")
     working, folder = str(Path.cwd()), str(path.absolute().parent)
     known = [name for name in COLUMNS if name in table.columns]
     rows = []
