@@ -1,7 +1,7 @@
-"""Atomic writing: an output appears whole under its final name or not at all.
+"""Write files atomically: an output appears whole under its final name or not at all.
 
 Everything is written in a temporary folder beside the target (`medsyn.scratch`) and renamed at the end, so a killed
-process, a full disk or an exception leaves no half-written file. What may be replaced: `medsyn.outputs`.
+process, a full disk or an exception leaves no half-written file. `medsyn.outputs` decides what may be replaced.
 """
 
 from __future__ import annotations

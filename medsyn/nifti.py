@@ -1,8 +1,8 @@
-"""Headers of NIfTI-1 and NIfTI-2 files, and the voxels that ITK's reader does not take.
+"""Read headers of NIfTI-1 and NIfTI-2 files, and the voxels that ITK's reader does not accept.
 
-ITK reads the NIfTI-1 files that its own rules allow; this module says what a header holds, so that a fault can be named
-before ITK meets it, and reads the rest: NIfTI-2, a gzip file named .nii, a plain file named .nii.gz, .hdr/.img pairs,
-an sform whose axes are not at right angles. Layouts: nifti1.h and nifti2.h of the NIfTI data format working group.
+ITK reads NIfTI-1 files within its own rules. This module reads what a header says, so that a fault can be named before
+ITK meets it, and it reads the rest: NIfTI-2, a gzip file named .nii, a plain file named .nii.gz, .hdr/.img pairs, an
+sform whose axes are not at right angles. Layouts: nifti1.h and nifti2.h of the NIfTI data format working group.
 
 Affines are (4, 4), voxel index (x, y, z) to RAS millimetres.
 """

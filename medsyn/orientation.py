@@ -1,9 +1,7 @@
-"""A volume turned into the model's orientation and back, without resampling: axes are permuted and flipped, voxels
-never change.
+"""Turn a volume into the model's orientation and back without resampling: axes are permuted and flipped.
 
 Model orientation: array (D, H, W) = (z inferior to superior, y posterior to anterior, x right to left), ITK's code
-"LAS". An oblique scan keeps its small rotation in `direction`; removing it is the resampling's work
-(`medsyn.ct.preprocess`).
+"LAS". An oblique scan keeps its small rotation in `direction`; resampling removes it (`medsyn.ct.preprocess`).
 """
 
 from __future__ import annotations

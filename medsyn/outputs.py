@@ -1,8 +1,8 @@
-"""What a verb may write: no input, nothing that another program or verb has written, only where it can be written.
+"""Decide what a verb may write: never an input, and never a file that another program or verb has written.
 
 Every file that `medsyn.files.atomic_path` writes is signed: an extended attribute of the file system holds the verb,
 the size, the time of modification and, of files up to 64 MiB, the SHA-256 of the content. A verb replaces a file that
-carries its own signature and has not been changed since: the time is the same, or the content is. Any other file is
+carries its own signature and has not been changed since: the time or the content is the same. Any other file is
 replaced with --force alone. Where the file system keeps no such attributes, --force is needed to write an output again.
 """
 

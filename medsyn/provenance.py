@@ -1,4 +1,4 @@
-"""What every artefact carries: version, commit, library versions, config and its hash."""
+"""Describe the origin of an artefact: version, commit, library versions, configuration and its hash."""
 
 from __future__ import annotations
 

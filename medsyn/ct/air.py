@@ -1,4 +1,4 @@
-"""How dark the air of a scan is, and the calibration that brings it to -1000 HU.
+"""Measure the HU of the air in a scan, and calibrate the scan so that air is -1000 HU.
 
 Hounsfield's scale has two fixed points: water 0 and air -1000. The paper says of its images that they "have been
 calibrated, and air density correction has been applied", without a formula. Ours: the air around the patient is

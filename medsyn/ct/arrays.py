@@ -1,8 +1,8 @@
-"""Which way up is a bare array? npz data sets store CTs without geometry; the patient's own anatomy tells.
+"""Find the orientation of an array without geometry, as npz data sets store CTs, from the patient's anatomy.
 
-Rows and columns of an axial slice are taken as scanners write them, columns running to the patient's left; a mirror
-image cannot be told from a patient, so that is an assumption, not a finding. What is found out: along z, which end is
-the head; along y, which side is the back.
+Columns of an axial slice are assumed to run to the patient's left, as scanners write them: a mirror image cannot be
+told from a patient. Found by the anatomy are the end of z at which the head lies, and the side of y on which the back
+lies.
 """
 
 from __future__ import annotations

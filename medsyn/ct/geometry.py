@@ -1,8 +1,8 @@
-"""What the header of an image file says of its geometry, and what it leaves open.
+"""Check the geometry that the header of an image file states.
 
 Gives faults (the scan is refused) and warnings (`medsyn.scan_warnings`): no spacing, no orientation, two transforms
-that differ, axes that are not at right angles. The manifest or the command line can say what a header does not
-(`medsyn.header_hints.HeaderHints`); then nothing is left open.
+that differ, axes that are not at right angles. What a header lacks can be given by the manifest or the command line
+(`medsyn.header_hints.HeaderHints`).
 """
 
 from __future__ import annotations

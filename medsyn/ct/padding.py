@@ -1,8 +1,8 @@
-"""Padding: values far below air that scanners, archives and resampling write where there is no image.
+"""Find padding: values far below air that scanners, archives and resampling write where there is no image.
 
-Padding is the outside of the round field of view, of a turned box, or an empty slice: in every axial slice it reaches
-the border. A scan whose intercept was applied twice holds equally low values, but in the lungs too, which the body
-encloses. So padding is told from double rescaling by where the low voxels lie, not by their value.
+Padding is the outside of the round field of view or of a rotated box, or an empty slice: it reaches the border of every
+axial slice. A scan whose intercept was applied twice holds equally low values, but also in the lungs, which the body
+encloses. So padding is recognised by where the low voxels lie and not by their value.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The airway's lumen by region growing from the trachea with leak control.
+"""Segment the airway's lumen by region growing from the trachea with leak control.
 
-Takes HU (D, H, W) in model orientation and spacing in millimetres. Seed: the round dark blob near the midline that
-continues through the slices of the upper part of the volume. Growth: the threshold rises in steps of 10 HU and the last
-volume before it jumps is kept; the usable threshold differs from scan to scan (-880 on one, -810 on another), so the
-jump is what matters, not a constant. That is done on a coarse grid (`medsyn.masks.lungs`). On a fine one `follow` goes
-on from there into the smaller bronchi, where a leak closes the place of the leak and not the whole growth.
+Takes HU (D, H, W) in model orientation and spacing in millimetres. The seed is the round dark blob near the midline
+that continues through the slices of the upper part of the volume. The threshold rises in steps of 10 HU, and the last
+volume before a jump is kept. The threshold at which a leak begins differs per scan (-880 on one, -810 on another), so
+the jump decides and not a constant. This runs on a coarse grid (`medsyn.masks.lungs`). On a fine grid `follow`
+continues into the smaller bronchi; there a leak stops only the branch that leaks.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Pleural effusion in a chest CT: pools of even, water-like tissue behind and below a lung.
+"""Segment pleural effusion in a chest CT: pools of even, water-like tissue behind and below a lung.
 
-Fluid lies some 30 to 40 HU below muscle. The scan is smoothed, so that noise no longer hides this step, and compared
-with the muscle of its own back, so that a bias of the whole scan matters less. What remains after an opening are pools
-of fluid and things that look like it: the stomach (below the lungs or away from the back), fatty muscle (apart from the
-lungs or high up), the edges of consolidations (uneven) and of the heart (anterior). Takes arrays (D, H, W) in model
-orientation. Checked on phantoms only, not on real effusions.
+Fluid is some 30 to 40 HU darker than muscle. The scan is smoothed, so that noise does not hide this difference, and
+compared with the muscle of the same scan's back, so that an offset of the whole scan matters less. After an opening,
+pools of fluid remain together with tissue that looks like them. These are excluded by place and evenness: the stomach
+(below the lungs or away from the back), fatty muscle (apart from the lungs or high up), the edges of consolidations
+(uneven) and of the heart (anterior). Takes arrays (D, H, W) in model orientation. Checked on phantoms only, not on real
+effusions.
 """
 
 from __future__ import annotations

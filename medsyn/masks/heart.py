@@ -1,12 +1,11 @@
-"""Cardiothoracic ratio from lungs: the widest cardiac silhouette over the inner thoracic width at the same axial level
-(paper, V-C).
+"""Measure the cardiothoracic ratio from the lungs: cardiac over inner thoracic width at one level (paper, V-C).
 
-The heart cannot be told from vessels and diaphragm by thresholds, but its two lateral borders can: they are where the
-soft tissue between the lungs, in front of the vertebral bodies, ends. Per axial slice the tissue between is the convex
-hull of the pleural cavities without them; its left and right ends count where it is at least `THICKNESS_MM` deep, so
-that slivers along the chest wall do not. Below the right diaphragm's dome, where the liver would be taken for heart,
-the right border is held; below the left dome nothing is measured. Takes arrays (D, H, W) in model orientation, spacing
-in mm.
+Thresholds cannot separate the heart from vessels and diaphragm, but they find its two lateral borders, where the soft
+tissue between the lungs ends in front of the vertebral bodies. Per axial slice, the tissue between the lungs is the
+convex hull of the pleural cavities without the cavities. Its left and right ends count where it is at least
+`THICKNESS_MM` deep, which excludes slivers along the chest wall. Below the dome of the right diaphragm, where the liver
+would be taken for the heart, the right border is held constant; below the left dome nothing is measured. Takes arrays
+(D, H, W) in model orientation, spacing in mm.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Lungs by thresholds, for any chest CT in model orientation.
+"""Segment the lungs of a chest CT by thresholds.
 
 Takes HU (D, H, W) = (z inferior to superior, y posterior to anterior, x patient's right to left) and spacing in
-millimetres. Air below -400 HU that does not reach the in-plane border of its axial slice (the 2-D rule: a padded slice
-that touches the trachea does no harm) lies inside the body; without the airway its two large lateral components are the
-lungs. Bullae stay lung (nothing is cut off at the dark end), vessels and small dense disease are closed over, dense
-disease at the pleura is lost, as with every threshold.
+millimetres. Air inside the body is below -400 HU and does not reach the border of its own axial slice. (The rule is
+applied per slice, so that a padded slice that touches the trachea does no harm.) Without the airway, the two large
+lateral components of this air are the lungs.
+
+Bullae remain part of the lung, because there is no lower threshold. Vessels and small dense lesions are closed over.
+Dense disease that touches the pleura is lost, as with every threshold.
 """
 
 from __future__ import annotations

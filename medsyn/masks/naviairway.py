@@ -1,13 +1,13 @@
-"""The airway by NaviAirway (Wang et al. 2022, arXiv:2203.04294), the way MedSyn uses it: the paper's choice.
+"""Segment the airway with NaviAirway (Wang et al. 2022, arXiv:2203.04294) as MedSyn does: the paper's choice.
 
 Two networks of one architecture (`medsyn.models.airway_net`), one trained supervised and one semi-supervised, each
-slide over the whole CT. The mask is the union of both at 0.5, reduced to its largest connected part and filled.
-Takes HU (D, H, W) on any grid in any orientation: spacing is not used, and the training crops were flipped along every
-axis. Facts from the authors' MIT-licensed release (AntonotnaWang/NaviAirway on GitHub) and from how MedSyn's
-(batmanlab/MedSyn) calls it: the second pass, which reconnects broken branches, is left out.
+slide over the whole CT. The mask is the union of both at 0.5, reduced to its largest connected part and filled. Takes
+HU (D, H, W) on any grid in any orientation: spacing is not used, and the training crops were flipped along every axis.
+Facts are from the authors' MIT-licensed release (AntonotnaWang/NaviAirway on GitHub) and from the call in MedSyn's
+(batmanlab/MedSyn), which leaves out the second pass that reconnects broken branches.
 
-The release evaluates the windows at the far borders again and again (256 windows for 256^3, of which 135 differ). Here
-each is evaluated once and blended as often and in the same order, so the result is the same.
+The release evaluates the windows at the far borders repeatedly (256 windows for 256^3, of which 135 differ). Here each
+is evaluated once and blended as often and in the same order, so the result is the same.
 """
 
 from __future__ import annotations

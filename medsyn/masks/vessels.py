@@ -1,8 +1,9 @@
-"""Pulmonary vessels inside the lungs by thresholds.
+"""Segment pulmonary vessels inside the lungs by thresholds.
 
-Takes HU (D, H, W), lung and airway masks and spacing in millimetres. On fine grids a vessel is what, freed of a part of
-the scanner's blur, lies nearer to blood than to lung, away from the airway's wall. On coarse ones a vessel fills only
-part of a voxel, so the threshold falls with the voxel's size and is measured against the lung's own parenchyma.
+Takes HU (D, H, W), lung and airway masks and spacing in millimetres. On fine grids the scan is sharpened to remove part
+of the scanner's blur; a voxel is vessel if it is then nearer to blood than to lung and not in the airway's wall. On
+coarse grids a vessel fills only part of a voxel, so the threshold falls with the voxel's size and is relative to the
+lung's own parenchyma.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Two folders of volumes from any system compared (the verb `evaluate`): FID, MMD and the anatomical measures.
+"""Compare two folders of volumes from any system (the verb `evaluate`): FID, MMD and the anatomical measures.
 
-Files are CTs in HU on any grid. For FID and MMD each is brought to the model's grid as the cohort's volumes are; the
-measures are taken on the file's own grid with the classical tools. A real file that is not a chest CT is left
-out of FID and MMD. A generated one never is: it is brought to the grid by its middle and scored like the others;
-`not_chest_fraction_synthetic` is their share.
+Files are CTs in HU on any grid. For FID and MMD each is brought to the model's grid like the cohort's volumes; the
+measures are taken on the file's own grid with the classical tools. A real file that is not a chest CT is left out of
+FID and MMD. A generated file is never left out for that: it is brought to the grid by its middle and scored like the
+others; `not_chest_fraction_synthetic` is the share of such files.
 
-A file that cannot be read, is not in HU, or cannot be brought to the grid is refused and costs only itself. A system
-whose failed volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number,
-and more than a limit of refused volumes makes the comparison an error.
+A file that cannot be read, is not in HU, or cannot be brought to the grid is refused alone. A system whose failed
+volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number, and more
+refused volumes than a limit make the comparison an error.
 """
 
 from __future__ import annotations

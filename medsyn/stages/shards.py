@@ -1,10 +1,10 @@
-"""The loop that every per-volume stage runs: items in, a folder with one sub-folder each and an index.csv out.
+"""Run a stage on the items of a shard: one sub-folder per item and an index.csv, with restart after a kill.
 
-Finished items lie in a state folder until all are there, so that a job that was killed goes on where it was: the files
-of an item in output/<item>, its outcome in records/<item>.json, each there whole or not at all. An item is reused only
-under the same settings, code and packages (the folder's key) and for the same input (the item's identity).
+Finished items lie in a state folder until all are finished, so that the next job continues where a killed job stopped:
+the files of an item in output/<item>, its outcome in records/<item>.json, each complete or absent. An item is reused
+only under the same settings, code and packages (the folder's key) and for the same input (the item's identity).
 
-A subject that cannot be used costs only itself: index.csv says why it is rejected. Too many of them stop the run.
+A subject that cannot be used is rejected alone: index.csv says why. Too many rejected subjects stop the run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training store of a shard from its preprocessed volumes and masks, and a subject of it back to NIfTI."""
+"""Make the training store of a shard from its preprocessed volumes and masks; export a subject of it as NIfTI."""
 
 from __future__ import annotations
 

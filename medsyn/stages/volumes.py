@@ -1,4 +1,4 @@
-"""Preprocessing and segmentation of one CT or of a shard of the cohort, with the files that each leaves behind."""
+"""Preprocess and segment one CT or a shard of the cohort, and write the files of each."""
 
 from __future__ import annotations
 
