@@ -43,7 +43,11 @@ def test_lint_is_clean():
         ),
         ("one_shard", {"cohort": {"num_shards": 1}}, {"render_phantoms": 1, "segment": 1}),
         ("five_sample_shards", {"sampling": {"num_shards": 5}}, {"sample": 35}),
-        ("no_ablations", {"variants": {"without_shape": None}}, {"train_low_res": 2, "train_super_res": 1}),
+        (
+            "no_ablations",
+            {"methods": {"without_shape": None}, "compare_with": None},
+            {"train_low_res": 2, "train_super_res": 1},
+        ),
         (
             "own_cohort",
             {"cohort": {"source": "manifest"}},
@@ -59,8 +63,8 @@ def test_lint_is_clean():
 def test_dry_run(name, changes, expected, tmp_path):
     values = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
     for section, update in changes.items():
-        values[section] |= update
-    values["variants"] = {key: value for key, value in values["variants"].items() if value is not None}
+        values[section] = values[section] | update if isinstance(update, dict) else update
+    values["methods"] = {key: value for key, value in values["methods"].items() if value is not None}
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     (tmp_path / "config").mkdir()
