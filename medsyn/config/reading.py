@@ -64,4 +64,4 @@ def _import_plugins(names: Any, source: str | Path) -> None:
     try:
         load_plugins(names)
     except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+        raise InputError(f"{source}: plugins: {error}") from error
