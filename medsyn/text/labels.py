@@ -38,7 +38,7 @@ _ABBREVIATED = "".join(
 )
 _SENTENCE = re.compile(
     r"[!?;:\n\"•·“”.](?:(?<![.:;?])|(?<=findings:)|(?<=impression:)"
-    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|\s?(?:no?|none|nil|neg|nad|absent)\b\s*(?:[.,;]|$))"
+    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|\s?(?:no?|none|nil|neg|nad|absent|excluded|(?:not|none|neither)(?: \w+){{1,2}})\b\s*(?:[.,;]|$))"
     rf"|(?<!\d\.){_ABBREVIATED}(?<=\.)(?=\s(?!{_THE_OTHER})|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{{3}}\.)(?=[a-z]{{2}}))"
 )
 # Questions of the one who asks for the examination: the whole line is one sentence.
@@ -49,7 +49,9 @@ _QUESTIONS = re.compile(
 )
 _STOPS = re.compile(r"[?;]|\.(?=\s*\?)")
 # "?effusion. Report: ..."
-_QUESTION_BEFORE = re.compile(r"^[^.\n:]{0,200}\?[^.\n:]{0,200}[.\n]\s*(?=(?:findings|report|results?) ?:)")
+_QUESTION_BEFORE = re.compile(
+    r"^[^.\n:]{0,200}\?[^.\n:]{0,200}[.\n]\s*(?=(?:findings|report|results?|comment|answer|opinion|conclusion) ?:)"
+)
 # Fields of a template on one line: "Pleural effusion: no Nodules: yes".
 _FIELDS = re.compile(r"(?<=:)( ?(?:no|none|nil|absent|yes|present|normal|clear))[ \t]+(?=(?:[a-z]+ ){0,3}[a-z]+ ?:)")
 _ITEM = re.compile(r"(?:^|\s)\d\)(?=\s)")  # "1) No embolism 2) Effusion"
