@@ -36,9 +36,10 @@ _ABBREVIATED = "".join(
     rf"(?<!\b{word}\.)"
     for word in ("approx", "ca", "dr", "incl", "max", "pericard", "pl", "resp", "seg", "segm", "susp", "vs")
 )
+_DENIAL = r"\s?(?:no?|none|nil|neg|nad|absent|excluded|(?:not|none|neither)(?: \w+){1,2})\b\s*(?:[.,;]|$)"
 _SENTENCE = re.compile(
     r"[!?;:\n\"•·“”.](?:(?<![.:;?])|(?<=findings:)|(?<=impression:)"
-    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|\s?(?:no?|none|nil|neg|nad|absent|excluded|(?:not|none|neither)(?: \w+){{1,2}})\b\s*(?:[.,;]|$))"
+    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|{_DENIAL})"
     rf"|(?<!\d\.){_ABBREVIATED}(?<=\.)(?=\s(?!{_THE_OTHER})|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{{3}}\.)(?=[a-z]{{2}}))"
 )
 # Questions of the one who asks for the examination: the whole line is one sentence.
