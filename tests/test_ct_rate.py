@@ -188,6 +188,7 @@ def test_tables_are_found_by_their_columns_and_hidden_or_looped_folders_do_no_ha
         (lambda root: (root / "dataset/radiology_text_reports/train_reports.csv").unlink(), "download radiology_text"),
         (lambda root: [path.unlink() for path in root.rglob("*.nii.gz")], "no file in it is named as train_1_a_1"),
         (lambda root: second_table(root), "train_1_a_1 has other values than in"),
+        (lambda root: second_row(root), "train_1_a_1 has other values than in another row of it (column Findings_EN)"),
     ],
 )
 def test_a_download_that_cannot_be_used_is_one_line(tmp_path: Path, change, words: str, capsys) -> None:
@@ -205,6 +206,13 @@ def second_table(root: Path) -> None:
     rows = read_csv(root / "dataset/radiology_text_reports/train_reports.csv")
     rows[0]["Findings_EN"] = "Something else."
     write_csv(root / "old/train_reports.csv", rows, list(rows[0]))
+
+
+def second_row(root: Path) -> None:
+    """A row in the table of reports that contradicts another one."""
+    table = root / "dataset/radiology_text_reports/train_reports.csv"
+    rows = read_csv(table)
+    write_csv(table, [*rows, rows[0] | {"Findings_EN": "Something else."}], list(rows[0]))
 
 
 def test_options_of_another_layout_and_no_layout_are_refused(tmp_path: Path, capsys) -> None:
@@ -257,7 +265,7 @@ def test_rad_chestct(tmp_path: Path, capsys) -> None:
     write_rad_chest(tmp_path)
     rows, left_out = manifest_of(tmp_path, layout="rad-chest")
     assert not left_out
-    assert rows["trn00001"]["findings"] == "Nodulegr1cm: left lower. Pleural effusion: lung."
+    assert rows["trn00001"]["findings"] == "Nodule larger than 1 cm: left lower. Pleural effusion: lung."
     assert rows["trn00001"]["labels"] == "nodulegr1cm*left_lower;pleural_effusion*lung"
     assert rows["trn00001"]["given_labels"] == "emphysema=0;nodule=1;pleural_effusion=1"
     assert rows["trn00002"]["findings"] == "No abnormality is labelled."
