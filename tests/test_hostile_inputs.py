@@ -215,7 +215,7 @@ def test_the_report_shows_mark_up_as_text(tmp_path):
     command = ["cohort", "--manifest", str(manifest), "--config", str(tmp_path / "one.json"), "--quiet"]
     assert main([*command, "--out", str(run / "cohort")]) == 0
     write_csv(run / "labels.csv", [{"id": "b", hostile: 1}], ["id", hostile])
-    write_json(run / "config/sampling.json", {"prompt": hostile})
+    write_json(run / "config/export.json", {"prompt": hostile})
     (run / f"models/{hostile.replace('/', '_')}").mkdir(parents=True)
     metrics = "\n".join(["step,loss", "1,1.0", "2,0.5", ""])
     (run / f"models/{hostile.replace('/', '_')}/low_res_metrics.csv").write_text(metrics)
