@@ -78,7 +78,7 @@ class _Entry:
     """One file: whether it is refused, what failed by stage, and why `medsyn inspect` would reject it."""
 
     path: Path
-    hashes: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str | None] = field(default_factory=dict)
     refused: bool = False
     faults: dict[str, str] = field(default_factory=dict)
     not_chest: str = ""
@@ -326,9 +326,7 @@ def _facts(groups: Mapping[str, _Group]) -> dict[str, Any]:
     """Return what the sidecar says of the files: hashes, what was given for them, faults and warnings."""
     entries = [entry for group in groups.values() for entry in group.entries.values()]
     return {
-        "inputs": {
-            file: digest for entry in entries for file, digest in (entry.hashes or {str(entry.path): None}).items()
-        },
+        "inputs": {file: digest for e in entries for file, digest in (e.hashes or {str(e.path): None}).items()},
         "reading": {name: asdict(group.folder.reading) for name, group in groups.items()},
         "rejects": [
             {"file": str(entry.path), "stage": stage, "reason": reason}
