@@ -34,8 +34,8 @@ from medsyn.ct.dicom_slices import IMAGE_TYPE, KERNEL, MOST_UNEVEN, SAME_COSINE,
 from medsyn.ct.geometry import MOST_SKEW_DEGREES, HeaderFacts, check_geometry, tilt_notes
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
+from medsyn.header_hints import HeaderHints
 from medsyn.kernels import equal_thickness_mm, is_sharp
-from medsyn.reading import Reading
 from medsyn.scan_warnings import SERIES, SPACING, warn
 from medsyn.volume import from_sitk
 
@@ -148,11 +148,11 @@ def list_series(folder: str | Path) -> list[Series]:
     return found
 
 
-def read_dicom_file(path: Path, reading: Reading) -> Scan:
+def read_dicom_file(path: Path, hints: HeaderHints) -> Scan:
     """Read the file of an enhanced CT; any other DICOM file is an InputError."""
     slice_ = read_slice(str(path))
     if slice_ is not None and slice_.num_frames > 1:
-        return _read_enhanced(_series("", [slice_], 0), reading, str(path))
+        return _read_enhanced(_series("", [slice_], 0), hints, str(path))
     raise InputError(f"{path}: one DICOM file, expected a folder that holds the slices of a series; name that folder")
 
 
@@ -174,15 +174,15 @@ def _chosen(folder: str | Path, series: list[Series], wanted: str | None) -> Ser
     return min(fit, key=Series.rank) if fit else max(series, key=lambda s: (s.is_ct, s.num_slices))
 
 
-def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
+def read_series(folder: str | Path, hints: HeaderHints | None = None) -> Scan:
     """Read the chosen series in HU (GDCM applies slope and intercept), with its faults and what was left out."""
-    reading = reading or Reading()
+    hints = hints or HeaderHints()
     found = list_series(folder)
-    series = _chosen(folder, found, reading.series)
+    series = _chosen(folder, found, hints.series)
     if not series.is_ct:
         raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
     if series.num_frames > 1:
-        scan = _read_enhanced(series, reading, str(folder))
+        scan = _read_enhanced(series, hints, str(folder))
         return replace(scan, warnings=_left_out(found, series) + _unreadable(folder, found) + list(scan.warnings))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series.files)
@@ -193,13 +193,13 @@ def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
         raise InputError(f"{folder}: its DICOM series cannot be read ({reason}); export it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{folder}: its DICOM series is not a 3-D grey-level volume; give an axial CT series")
-    volume, faults, warnings = check_geometry(from_sitk(image), series.facts, reading, str(folder))
+    volume, faults, warnings = check_geometry(from_sitk(image), series.facts, hints, str(folder))
     _, notes = tilt_notes(series.tilt, 0.0)  # `series_faults` names a tilt that is too large
     left_out = _left_out(found, series) + _unreadable(folder, found)
     return Scan(volume, series_faults(series) + faults, left_out + _uneven(series) + warnings + notes)
 
 
-def _read_enhanced(series: Series, reading: Reading, name: str) -> Scan:
+def _read_enhanced(series: Series, hints: HeaderHints, name: str) -> Scan:
     """Read a series that is one multi-frame file; one whose frames have no places of their own is an InputError."""
     path = Path(series.files[0])
     if len(series.files) > 1 or not has_frames(path):
@@ -207,7 +207,7 @@ def _read_enhanced(series: Series, reading: Reading, name: str) -> Scan:
     frames = read_frames(path)
     files = series.files * len(frames.positions)
     series = replace(series, files=files, positions=frames.positions, normals=frames.normals, num_frames=1)
-    volume, faults, warnings = check_geometry(frames.volume, HeaderFacts(), reading, name)
+    volume, faults, warnings = check_geometry(frames.volume, HeaderFacts(), hints, name)
     _, notes = tilt_notes(series.tilt, 0.0)
     return Scan(volume, series_faults(series) + faults, _uneven(series) + warnings + notes)
 
