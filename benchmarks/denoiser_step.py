@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from medsyn.models.drawing import prepared_denoiser
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,7 +36,6 @@ from medsyn.config import Config, load_config
 from medsyn.diffusion.objective import denoising_loss, enlarge
 from medsyn.diffusion.samplers import SOLVERS, Denoiser, guided_denoiser, volume_noise
 from medsyn.memory import keep_freed_memory
-from medsyn.models.drawing import prepared_denoiser
 from medsyn.models.unet import UNet
 from medsyn.training.cost import GIB, peak_tflops
 

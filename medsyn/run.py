@@ -29,9 +29,9 @@ from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
 from medsyn.memory import available_bytes, keep_freed_memory, peak_bytes
 from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
-from medsyn.models.drawing import prepared_denoiser
-from medsyn.models.footprint import forward_bytes
-from medsyn.models.unet import UNet
+from medsyn.models.fast.denoiser import prepared_denoiser
+from medsyn.models.fast.footprint import forward_bytes
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import load
 from medsyn.provenance import provenance
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
@@ -63,8 +63,8 @@ class Run:
     """A trained run in memory, on the device it will use."""
 
     label: str
-    low_res: UNet
-    super_res: UNet
+    low_res: FastUNet
+    super_res: FastUNet
     channels: tuple[str, ...]
     window_hu: tuple[float, float]
     factor: int
@@ -203,7 +203,7 @@ def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_enco
     write_json(out, {"label": label, **relative, "sampling": settings.model_dump(mode="json")})
 
 
-def load_pair(low_res: Path, super_res: Path) -> tuple[UNet, UNet, ModelStage]:
+def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, ModelStage]:
     """Both networks and the settings of the second; networks of different channels or windows are an InputError."""
     low, low_stage = load(low_res)
     high, high_stage = load(super_res)

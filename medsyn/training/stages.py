@@ -25,8 +25,7 @@ from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, write_csv
 from medsyn.live_bytes import on_meta
-from medsyn.models.blocks import set_activation_checkpointing
-from medsyn.models.unet import UNet
+from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
 from medsyn.models.weights import build, load, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
@@ -82,7 +81,7 @@ def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None 
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
 
-    def network() -> UNet:
+    def network() -> FastUNet:
         return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -114,7 +113,7 @@ def denoiser_training(
 ) -> TrainingShapes:
     """The training of a denoiser, to be counted without data; batch(count) makes samples on the meta device."""
 
-    def network() -> UNet:
+    def network() -> FastUNet:
         return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
 
     def preview(network: nn.Module) -> object:

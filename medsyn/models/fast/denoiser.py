@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from medsyn.diffusion.samplers import Denoiser
-from medsyn.models.unet import UNet
+from medsyn.models.fast.unet import FastUNet
 
 
 def prepared_denoiser(
-    network: UNet,
+    network: FastUNet,
     *,
     text: Tensor | None = None,
     guidance_scale: float = 1.0,
