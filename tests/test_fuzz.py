@@ -78,7 +78,7 @@ def paths_of(values: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[t
 KEYS = [
     path
     for path in paths_of(validate(Config, TEST_CONFIG, "test.yaml").model_dump(mode="json"))
-    if path[0] != "variants" or len(path) > 1
+    if path[0] != "methods" or len(path) > 1
 ]
 
 

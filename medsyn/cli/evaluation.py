@@ -135,7 +135,7 @@ def _add_table_verb(verbs: Verbs) -> None:
         _table,
         summary="Write one of the paper's tables I to VII as tidy CSV, with its provenance beside it.",
         example="medsyn table 2 --config results/config/evaluation.json --prompts results/prompts/pairs.csv"
-        " --measures medsyn results/measures/medsyn_pairs/0.csv --out results/eval/table2.csv",
+        " --measures medsyn results/measures/medsyn/pairs/0.csv --out results/eval/table2.csv",
         outputs=table_and_json,
     )
     parser.add_argument("number", type=int, choices=range(1, 8), help="1 to 7")
