@@ -23,8 +23,10 @@ from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
 from medsyn.device import network_device
+from medsyn.diffusion.base import SOLVERS, Denoiser
 from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
-from medsyn.diffusion.samplers import SOLVERS, Denoiser, volume_noise
+from medsyn.diffusion.sampling import sample
+from medsyn.diffusion.seeds import volume_noise
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
 from medsyn.memory import available_bytes, keep_freed_memory, peak_bytes
@@ -37,7 +39,6 @@ from medsyn.provenance import provenance
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
 
 _RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
-_LOW, _HIGH = 0, 1  # streams of noise
 _SHARE_OF_MEMORY, _LARGEST_BATCH = 0.7, 32
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -104,26 +105,33 @@ class Run:
         low_size = [s // self.factor for s in size]
         seeds = [prompt.seed for prompt in prompts]
         fixed, channels = self._fixed(prompts)
-        noise = volume_noise(seeds, (len(self.channels), *low_size), _LOW).to(self.device)
-        solve = SOLVERS[sampling.solver]
+        noise = volume_noise(seeds, (len(self.channels), *low_size), "low_res").to(self.device)
+        solver = SOLVERS[sampling.solver]
         given = None if fixed is None else reduce_resolution(fixed, self.factor)
         denoiser = self._low_res_denoiser(prompts)
-        low = solve(
-            denoiser, noise, sampling.num_steps_low_res, fixed=given, fixed_channels=channels, what="low resolution"
+        low = sample(
+            solver,
+            denoiser,
+            noise,
+            sampling.num_steps_low_res,
+            fixed=given,
+            fixed_channels=channels,
+            description="low resolution",
         )
         if not sampling.fix_super_res:
             fixed, channels = None, []
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
             condition = enlarge(low[i : i + 1], self.factor, self.interpolation)
-            noise = volume_noise([seed], (len(self.channels), *size), _HIGH).to(self.device)
-            volume = solve(
+            noise = volume_noise([seed], (len(self.channels), *size), "super_res").to(self.device)
+            volume = sample(
+                solver,
                 prepared_denoiser(self.super_res, condition=condition),
                 noise,
                 sampling.num_steps_super_res,
                 fixed=None if fixed is None else fixed[i : i + 1],
                 fixed_channels=channels,
-                what="super-resolution",
+                description="super-resolution",
             )
             volumes.append(volume.cpu().numpy()[0])
         return np.stack(volumes)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import SamplingConfig
+from medsyn.diffusion.base import SOLVERS
 from medsyn.diffusion.objective import enlarge, reduce_resolution
-from medsyn.diffusion.samplers import SOLVERS
+from medsyn.diffusion.sampling import sample
 from medsyn.live_bytes import META, CudaRules, LiveBytes, build_on_meta
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.unet import FastUNet
@@ -76,16 +77,16 @@ def sample_both(
     fixed [B, C, D, H, W]: given channels at full resolution; text [B, num_tokens, width]; between() is called between
     low resolution (B volumes) and super-resolution (the first of them).
     """
-    solve = SOLVERS[config.solver]
+    solver = SOLVERS[config.solver]
     given = reduce_resolution(fixed, factor)
     noise = torch.empty(given.shape, device=fixed.device).normal_()
     denoiser = prepared_denoiser(low_net, text=text, guidance_scale=config.guidance_scale)
-    low = solve(denoiser, noise, _SOLVER_STEPS, fixed=given, fixed_channels=[0], what="low resolution")
+    low = sample(solver, denoiser, noise, _SOLVER_STEPS, fixed=given, fixed_channels=[0])
     between()
     condition = enlarge(low[:1], factor)
     noise = torch.empty(1, *fixed.shape[1:], device=fixed.device).normal_()
     denoiser = prepared_denoiser(high_net, condition=condition)
-    return solve(denoiser, noise, _SOLVER_STEPS, fixed=fixed[:1], fixed_channels=[0], what="super-resolution")
+    return sample(solver, denoiser, noise, _SOLVER_STEPS, fixed=fixed[:1], fixed_channels=[0])
 
 
 def count_inference(build: Callable[[], nn.Module], batch: Callable[[], Tensor]) -> Need:

@@ -89,8 +89,8 @@ class FastUNet(UNet):
         """Return what `forward` needs of text [B, num_tokens, cond_dim]; nothing without text modules."""
         if text is None:
             return ()
-        modules = [block.cross_attention for block in self.bottom]
-        return tuple(module.keys_values(text.to(module.to_kv.weight.dtype)) for module in modules)  # type: ignore[operator, union-attr]
+        dtype = self.to_volume.weight.dtype
+        return tuple(block.cross_attention.keys_values(text.to(dtype)) for block in self.bottom)  # type: ignore[operator, union-attr]
 
     def prepare_condition(self, condition: Tensor) -> PreparedCondition:
         """Return what `forward` needs of a condition [B, condition_channels, D, H, W]."""
