@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -83,6 +82,8 @@ class Registry(Generic[T]):
     def _all_sources(self) -> Mapping[str, str]:
         """Return name -> "module:attribute" of the package's own things and of installed packages' entry points."""
         if not self._searched:
+            from importlib.metadata import entry_points  # slow to import
+
             self._searched = True
             for found in entry_points(group=self.group):
                 self._sources.setdefault(found.name, found.value)

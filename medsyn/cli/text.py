@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from medsyn.cli import Verbs, one_folder
-from medsyn.text.corpus import SPLITS
+from medsyn.text import SPLITS
 
 PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled")
 
