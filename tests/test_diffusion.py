@@ -206,8 +206,8 @@ def test_wrappers_of_a_denoiser_leave_its_own_volumes_alone():
 def test_the_progress_bar_moves_with_the_times_however_often_they_are_called(monkeypatch):
     passed = []
 
-    def track(times, *, what):
-        assert what == "here"
+    def track(times, *, description):
+        assert description == "here"
         for i, tau in enumerate(times):
             yield tau
             passed.append(i)

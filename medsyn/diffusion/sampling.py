@@ -54,7 +54,7 @@ def with_fixed_channels(denoiser: Denoiser, fixed: Tensor, channels: Sequence[in
 
 def with_progress(denoiser: Denoiser, times: Sequence[float], description: str) -> Denoiser:
     """Move a progress bar over the falling `times` past those that the denoiser has been called at."""
-    bar = track(times, what=description)
+    bar = track(times, description=description)
     waiting = next(bar, None)
 
     def denoise(x: Tensor, tau: float) -> Tensor:
