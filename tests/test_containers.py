@@ -15,8 +15,8 @@ from field_files import normal, save, small
 from medsyn.ct.inspect import inspect
 from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
+from medsyn.header_hints import HeaderHints
 from medsyn.nifti import files_of
-from medsyn.reading import Reading
 from medsyn.stages.shards import identity_of
 from medsyn.volume import Volume, from_sitk, read_volume, to_sitk, write_volume
 
@@ -69,16 +69,16 @@ def test_an_analyze_image_is_named(tmp_path: Path) -> None:
 
 
 def test_npz_with_more_arrays_or_a_leading_axis(tmp_path: Path) -> None:
-    reading = Reading(spacing_mm=normal().spacing_mm, orientation="LAS")
+    hints = HeaderHints(spacing_mm=normal().spacing_mm, orientation="LAS")
     array = normal().array
     np.savez_compressed(tmp_path / "many.npz", ct=array, mask=np.zeros_like(array), spacing=np.ones(3))
     np.savez_compressed(tmp_path / "batch.npz", x=array[None])
     np.savez_compressed(tmp_path / "beside.npz", x=array[None, None], spacing=np.ones(3), name="p1")
     for name in ("many", "batch", "beside"):
-        np.testing.assert_array_equal(read_scan(tmp_path / f"{name}.npz", reading).volume.array, array)
+        np.testing.assert_array_equal(read_scan(tmp_path / f"{name}.npz", hints).volume.array, array)
     np.savez_compressed(tmp_path / "two.npz", a=array, b=array)
     with pytest.raises(InputError, match="or one named 'ct'"):
-        read_scan(tmp_path / "two.npz", reading)
+        read_scan(tmp_path / "two.npz", hints)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -139,11 +139,11 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(
 
 
 def test_npz_without_voxels_or_of_another_byte_order(tmp_path: Path) -> None:
-    reading = Reading(spacing_mm=normal().spacing_mm, orientation="LAS")
+    hints = HeaderHints(spacing_mm=normal().spacing_mm, orientation="LAS")
     np.savez(tmp_path / "none.npz", ct=np.zeros((0, 4, 4)))
-    assert "expected one 3-D array of numbers" in inspect(tmp_path / "none.npz", reading)["reasons"][0]
+    assert "expected one 3-D array of numbers" in inspect(tmp_path / "none.npz", hints)["reasons"][0]
     np.savez(tmp_path / "big.npz", ct=normal().array.astype(">f4"))
-    volume = read_scan(tmp_path / "big.npz", reading).volume
+    volume = read_scan(tmp_path / "big.npz", hints).volume
     assert volume.array.dtype == np.dtype(np.float32)
     np.testing.assert_array_equal(from_sitk(to_sitk(volume)).array, normal().array)
 
@@ -155,7 +155,7 @@ def test_an_npz_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     assert b"30000" in member
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("ct.npy", member)
-    reason = inspect(tmp_path / "b.npz", Reading(spacing_mm=(1, 1, 1)))["reasons"][0]
+    reason = inspect(tmp_path / "b.npz", HeaderHints(spacing_mm=(1, 1, 1)))["reasons"][0]
     assert "claims 30000 x 30000 x 30000 numbers" in reason
 
 
@@ -164,9 +164,9 @@ def test_pipes_and_devices_are_refused_without_being_opened(tmp_path: Path) -> N
     pipes = [tmp_path / name for name in ("a.nii.gz", "a.mha", "a.npz", "a", "series/1.dcm")]
     for pipe in pipes:
         os.mkfifo(pipe)
-    reading = Reading(spacing_mm=(1, 1, 1))
+    hints = HeaderHints(spacing_mm=(1, 1, 1))
     for path in (*pipes[:4], Path("/dev/zero")):
-        assert "expected a regular file" in inspect(path, reading)["reasons"][0]
+        assert "expected a regular file" in inspect(path, hints)["reasons"][0]
         assert identity_of(path) is None
     assert "holds 1.dcm, a pipe" in inspect(tmp_path / "series")["reasons"][0]
     with pytest.raises(InputError, match="is a folder"):

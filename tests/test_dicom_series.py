@@ -1,4 +1,4 @@
-"""DICOM folders as they come: localizers, second acquisitions, doubles, gaps, tilts and single files."""
+"""DICOM folders as they come: localizers, second acquisitions, doubles, gaps, tilts, single and multi-frame files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from field_files import small, topics
 
 from medsyn.ct.inspect import inspect
 from medsyn.ct.reading import read_scan
-from medsyn.orientation import reorient
-from medsyn.reading import Reading
+from medsyn.errors import InputError
+from medsyn.header_hints import HeaderHints
+from medsyn.orientation import orientation_code, reorient
 from medsyn.volume import Volume, to_sitk
 
 
@@ -146,9 +147,9 @@ def test_a_dicom_series_without_spacing_or_orientation_says_so(tmp_path: Path) -
             delattr(dataset, keyword)
             dataset.save_as(file)
     assert "carries no spacing; give spacing_mm" in inspect(tmp_path / "a")["reasons"][0]
-    assert read_scan(tmp_path / "a", Reading(spacing_mm=small().spacing_mm)).volume.spacing_mm == small().spacing_mm
+    assert read_scan(tmp_path / "a", HeaderHints(spacing_mm=small().spacing_mm)).volume.spacing_mm == small().spacing_mm
     assert topics(read_scan(tmp_path / "b").warnings) == ["orientation"]
-    assert read_scan(tmp_path / "b", Reading(orientation="LPS")).warnings == []
+    assert read_scan(tmp_path / "b", HeaderHints(orientation="LPS")).warnings == []
 
 
 def test_single_and_multi_frame_dicom_files_are_named(tmp_path: Path) -> None:
@@ -157,7 +158,91 @@ def test_single_and_multi_frame_dicom_files_are_named(tmp_path: Path) -> None:
     assert "one DICOM file, expected a folder" in inspect(file)["reasons"][0]
     (tmp_path / "many").mkdir()
     writer = sitk.ImageFileWriter()
-    writer.SetFileName(str(tmp_path / "many/enhanced.dcm"))
+    writer.SetFileName(str(tmp_path / "many/captures.dcm"))
     writer.Execute(to_sitk(small().with_array((small().array + 1024).astype(np.uint16))))
-    for path in (tmp_path / "many/enhanced.dcm", tmp_path / "many"):
-        assert "multi-frame (enhanced) DICOM file of 24 images" in inspect(path)["reasons"][0]
+    for path in (tmp_path / "many/captures.dcm", tmp_path / "many"):
+        assert "modality OT, expected CT" in inspect(path)["reasons"][0]
+    dataset = pydicom.dcmread(tmp_path / "many/captures.dcm")
+    dataset.Modality = "CT"
+    del dataset.PerFrameFunctionalGroupsSequence
+    dataset.save_as(tmp_path / "many/captures.dcm")
+    for path in (tmp_path / "many/captures.dcm", tmp_path / "many"):
+        assert "multi-frame DICOM file of 24 images that does not say where each lies" in inspect(path)["reasons"][0]
+
+
+def write_enhanced(file: Path, volume: Volume, *, shared: bool = False, skip: int | None = None) -> None:
+    """An Enhanced CT: frames in an order of their own; intercepts differ per frame unless `shared`.
+
+    skip: a frame that is missing.
+    """
+    axes = np.array(volume.direction).reshape(3, 3)
+    order = [k for k in np.random.default_rng(1).permutation(len(volume.array)) if k != skip]
+    intercepts = [-1024 - (0 if shared else int(k) % 3) for k in order]
+    scale = [group(RescaleSlope=1, RescaleIntercept=value, RescaleType="HU") for value in intercepts]
+    turned = [group(ImageOrientationPatient=[*axes[:, 0], *axes[:, 1]])] * len(order)
+    dataset = pydicom.Dataset()
+    dataset.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = group(PixelSpacing=list(volume.spacing_mm[1:]))
+    if shared:
+        dataset.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = scale[0]
+        dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = turned[0]
+    frames = [pydicom.Dataset() for _ in order]
+    for frame, k, values, axis in zip(frames, order, scale, turned, strict=True):
+        place = np.array(volume.origin_mm) + k * volume.spacing_mm[0] * axes[:, 2]
+        frame.PlanePositionSequence = group(ImagePositionPatient=[round(float(x), 6) for x in place])
+        if not shared:
+            frame.PixelValueTransformationSequence, frame.PlaneOrientationSequence = values, axis
+    dataset.PerFrameFunctionalGroupsSequence = frames
+    stored = volume.array[order] - np.array(intercepts, np.int16)[:, None, None]
+    dataset.SOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = (pydicom.uid.generate_uid() for _ in range(2))
+    dataset.StudyInstanceUID = pydicom.uid.generate_uid()
+    dataset.Modality, dataset.ImageType = "CT", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.NumberOfFrames = len(order)
+    dataset.Rows, dataset.Columns = volume.array.shape[1:]
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    dataset.PixelData = stored.astype("<u2").tobytes()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(file, enforce_file_format=True)
+
+
+def group(**values: object) -> list[pydicom.Dataset]:
+    """A functional group: a sequence of one item."""
+    item = pydicom.Dataset()
+    for name, value in values.items():
+        setattr(item, name, value)
+    return [item]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_enhanced_ct_has_the_values_and_places_of_its_frames(tmp_path: Path, shared: bool) -> None:
+    volume = small().with_array(small().array.astype(np.int16))
+    write_enhanced(tmp_path / "one/enhanced.dcm", volume, shared=shared)
+    for path in (tmp_path / "one/enhanced.dcm", tmp_path / "one"):
+        scan = read_scan(path)
+        assert (scan.faults, topics(scan.warnings)) == ([], [])
+        ours = reorient(scan.volume, orientation_code(volume))
+        np.testing.assert_array_equal(ours.array, volume.array)
+        np.testing.assert_allclose(ours.spacing_mm, volume.spacing_mm, atol=1e-5)
+        np.testing.assert_allclose(ours.origin_mm, volume.origin_mm, atol=1e-4)
+        np.testing.assert_allclose(ours.direction, volume.direction, atol=1e-6)
+
+
+def test_faults_of_an_enhanced_ct_are_named(tmp_path: Path) -> None:
+    volume = small().with_array(small().array.astype(np.int16))
+    file = tmp_path / "gap.dcm"
+    write_enhanced(file, volume, skip=9)
+    assert "missing slices: 1 gaps" in read_scan(file).faults[0]
+    dataset = pydicom.dcmread(file)
+    del dataset.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence
+    dataset.save_as(file)
+    with pytest.raises(InputError, match=r"its frames cannot be read .*no ImagePositionPatient"):
+        read_scan(file)
+    dataset.Modality = "MR"
+    dataset.save_as(file)
+    with pytest.raises(InputError, match="modality MR, expected CT"):
+        read_scan(file)

@@ -17,8 +17,8 @@ from medsyn.ct.doubts import heart_shift_mm, spine_in_front
 from medsyn.ct.inspect import inspect
 from medsyn.ct.reading import read_scan
 from medsyn.files import read_json
+from medsyn.header_hints import HeaderHints
 from medsyn.masks.lungs import segment_lungs
-from medsyn.reading import Reading
 from medsyn.volume import Volume, read_volume, to_sitk, write_volume
 
 
@@ -74,7 +74,7 @@ def test_two_transforms_that_differ_are_named(tmp_path: Path) -> None:
     assert "qform says RAS" in scan.warnings[0]
     assert "sform says LAS" in scan.warnings[0]
     assert read_scan(save(tmp_path / "b.nii.gz", normal(), agree)).warnings == []
-    assert read_scan(tmp_path / "a.nii.gz", Reading(orientation="LAS")).warnings == []
+    assert read_scan(tmp_path / "a.nii.gz", HeaderHints(orientation="LAS")).warnings == []
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "gzipped.nii"])
@@ -90,7 +90,7 @@ def test_a_spacing_that_differs_from_the_only_transform_is_named(tmp_path: Path,
     scan = read_scan(tmp_path / name)
     assert topics(scan.warnings) == ["spacing"]
     assert scan.warnings[0].startswith("spacing: pixdim says 1 x 1 x 1 mm, sform says 4.")
-    assert read_scan(tmp_path / name, Reading(spacing_mm=normal().spacing_mm)).warnings == []
+    assert read_scan(tmp_path / name, HeaderHints(spacing_mm=normal().spacing_mm)).warnings == []
 
 
 def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
 
     path = save(tmp_path / "a.nii.gz", normal(), forget)
     assert topics(read_scan(path).warnings) == ["orientation"]
-    assert read_scan(path, Reading(orientation="LAS")).warnings == []
+    assert read_scan(path, HeaderHints(orientation="LAS")).warnings == []
     big = np.zeros((130, 130, 130), np.int16)
     bare = [tmp_path / "bare.nii.gz", tmp_path / "bare.mha", tmp_path / "bare.nrrd"]
     nibabel.Nifti1Image(big, np.eye(4)).to_filename(bare[0])
@@ -108,7 +108,7 @@ def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(big), str(file))
     for file in bare:
         assert topics(read_scan(file).warnings) == ["spacing", "orientation"]
-        told = Reading(spacing_mm=(1.0, 1.0, 1.0), orientation="LPS")
+        told = HeaderHints(spacing_mm=(1.0, 1.0, 1.0), orientation="LPS")
         assert read_scan(file, told).warnings == []
 
 
@@ -142,7 +142,7 @@ def test_formats_without_a_spacing_need_one(tmp_path: Path) -> None:
     for suffix in ("nrrd", "mha", "nii"):
         facts = inspect(tmp_path / f"a.{suffix}")
         assert "carries no spacing; give spacing_mm" in facts["reasons"][0], suffix
-        scan = read_scan(tmp_path / f"a.{suffix}", Reading(spacing_mm=normal().spacing_mm, orientation="LAS"))
+        scan = read_scan(tmp_path / f"a.{suffix}", HeaderHints(spacing_mm=normal().spacing_mm, orientation="LAS"))
         np.testing.assert_array_equal(scan.volume.array, normal().array)
 
 

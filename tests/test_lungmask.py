@@ -78,7 +78,7 @@ def test_lungmask_files_that_are_something_else(lungmask_root: Path, tmp_path: P
     lobes = folder / "unet_ltrclobes-3a07043d.pth"
     lobes.symlink_to(lungmask_root / "lungmask/unet_r231-d5d2fc3d.pth")
     config = MasksConfig(lobes="lungmask", lungmask_model="LTRCLobes", weights_dir=str(tmp_path))
-    with pytest.raises(InputError, match=r"ltrclobes.*a model of 3 classes, not 6"):
+    with pytest.raises(InputError, match=r"ltrclobes.*a model of 3 classes, expected 6"):
         open_tools(config)
     lobes.unlink()
     lobes.write_bytes(b"<html>not found</html>")
