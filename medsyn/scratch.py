@@ -57,7 +57,7 @@ def claim_state(folder: Path, output: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not is_own(folder):
         names = sorted(path.name for path in folder.iterdir() if path.name != MARK)  # a peer may have just written it
-        if any(name.startswith("step_") for name in names):  # a training that was started without a claim
+        if any(name.startswith("step_") for name in names):  # a training run that was started without a claim
             names = [name for name in names if not _TRAINING.fullmatch(name)]
         other = next(iter(names), None)
         if other is not None:

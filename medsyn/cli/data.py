@@ -120,7 +120,7 @@ def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
 
 
 def _add_hints(parser: argparse.ArgumentParser) -> None:
-    """What one file does not say itself; in a manifest these are columns."""
+    """Add the options of header hints; in a manifest these are columns."""
     parser.add_argument("--series", help="DICOM: SeriesInstanceUID or SeriesDescription; none: chosen by rules")
     parser.add_argument("--spacing-mm", help="'z y x' in mm, for npz or instead of a wrong header")
     parser.add_argument("--orientation", help="where x, y, z run to, such as LPS, instead of the header; npz: or auto")
