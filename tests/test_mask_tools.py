@@ -57,7 +57,7 @@ OBLIQUE = {"code": "RSA", "degrees": (4.0, -3.0, 12.0)}
 @pytest.fixture(scope="module")
 def lungmask_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights folder with both of lungmask's models."""
-    root = tmp_path_factory.mktemp("lungmask")
+    root = tmp_path_factory.mktemp("lungmask weights")
     tiny.write_lungmask(root / "lungmask/unet_ltrclobes-3a07043d.pth", 6, LOBES_BY_HU)
     tiny.write_lungmask(root / "lungmask/unet_r231-d5d2fc3d.pth", 3, LUNGS_BY_HU)
     return root
@@ -86,7 +86,7 @@ def total_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights folder with the five models of TotalSegmentator that the project uses."""
     from totalsegmentator.map_to_binary import class_map, class_map_5_parts
 
-    root = tmp_path_factory.mktemp("total")
+    root = tmp_path_factory.mktemp("totalsegmentator weights")
     write_crop_model(root, TOTAL_BY_HU)
     folder = root / "totalsegmentator"
     for part, name, by_name in (
