@@ -30,6 +30,7 @@ from medsyn.files import read_json, sha256
 from medsyn.masks import segment as contract
 from medsyn.masks.heart import ratio_of_heart
 from medsyn.masks.segment import check_sides, open_tools, segment
+from medsyn.masks.tools import MASK_TOOLS
 from medsyn.masks.totalsegmentator_tool import _crop
 from medsyn.orientation import orientation_code, reorient
 from medsyn.stages.tables import measure_one, measure_volume, open_anatomy_tool
@@ -481,6 +482,14 @@ def test_weights_of_the_papers_configuration() -> None:
         *("totalsegmentator_heart", "totalsegmentator_lung_vessels", "totalsegmentator_effusion"),
         *("naviairway_supervised", "naviairway_semi_supervised", "med3d"),
     ]
+
+
+@pytest.mark.parametrize("name", MASK_TOOLS.builtin)
+def test_every_structure_of_a_network_has_weight_files(name: str) -> None:
+    tool = MASK_TOOLS[name]
+    for structure in tool.structures:
+        rows = weights_of(name, tool.weight_parts(MasksConfig(), [structure]))
+        assert bool(rows) is tool.uses_network, structure
 
 
 def test_weights_list_names_every_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
