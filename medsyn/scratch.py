@@ -1,7 +1,7 @@
-"""Folders for unfinished work: temporary folders beside an output, and states that a stopped run continues from.
+"""Make folders for unfinished work: temporary folders beside an output, and states from which a stopped run continues.
 
 Every such folder holds the file MARK, which says what the folder is and of which output. Only a folder with this mark
-is ever emptied or removed, so a folder of the user's is never taken for a leftover, whatever its name is.
+is ever emptied or removed, so a user's folder is never taken for a leftover, whatever its name is.
 """
 
 from __future__ import annotations

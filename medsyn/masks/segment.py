@@ -31,8 +31,10 @@ RIGHT_LOBES, LEFT_LOBES = (3, 4, 5), (1, 2)
 
 @dataclass(frozen=True)
 class Masks:
-    """labels: structure -> uint8 volume on the input's grid; record: per structure tool, version, weights_hash
-    (SHA-256), volume_ml, and the seconds of the one call that made all structures of its tool.
+    """Masks of one CT and the record of how they were made.
+
+    labels: structure -> uint8 volume on the input's grid; record: per structure tool, version, weights_hash (SHA-256),
+    volume_ml, and the seconds of the one call that made all structures of its tool.
     """
 
     labels: dict[str, Volume]
