@@ -27,16 +27,17 @@ from medsyn.cli import main
 from medsyn.config import Config, MasksConfig, MeasureStage, load_config
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256
+from medsyn.mask_tools import MASK_TOOLS
 from medsyn.masks import segment as contract
 from medsyn.masks.heart import ratio_of_heart
 from medsyn.masks.segment import check_sides, open_tools, segment
-from medsyn.masks.tools import MASK_TOOLS
 from medsyn.masks.totalsegmentator_tool import _crop
+from medsyn.masks.weights import needed_weights, weight_files, weights_of
 from medsyn.orientation import orientation_code, reorient
 from medsyn.stages.tables import measure_one, measure_volume, open_anatomy_tool
 from medsyn.stages.volumes import segment_shard
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, write_volume
-from medsyn.weight_files import hash_weights, needed_weights, weight_files, weights_of
+from medsyn.weight_files import hash_weights
 
 ALL_TOTAL = dict.fromkeys(STRUCTURES, "totalsegmentator")
 LOBES_BY_HU = ((2, -900.0), (1, -850.0), (5, -790.0), (4, -650.0), (3, -375.0), (0, np.inf))
@@ -519,7 +520,7 @@ def test_a_file_that_is_not_as_known_is_an_error(
 ) -> None:
     row = next(row for row in weight_files() if row.name == "med3d")
     known = replace(row, sha256=hashlib.sha256(b"known").hexdigest())
-    monkeypatch.setattr("medsyn.weight_files.weight_files", lambda: [known])
+    monkeypatch.setattr("medsyn.masks.weights.weight_files", lambda: [known])
     file = tmp_path / row.path
     file.parent.mkdir()
     for content, status in ((b"known", 0), (b"other", 2)):

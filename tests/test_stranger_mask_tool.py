@@ -20,12 +20,13 @@ from conftest import ROOT, run_snakemake, write_config
 from medsyn.cli import main
 from medsyn.config import Config, MasksConfig, load_config, stage_texts, validate
 from medsyn.errors import InputError
+from medsyn.mask_tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_network
 from medsyn.masks.segment import open_tools
-from medsyn.masks.tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_network
+from medsyn.masks.weights import needed_weights
 from medsyn.registry import load_plugins
 from medsyn.stages.volumes import identity_of_tool
 from medsyn.volume import STRUCTURES, read_volume
-from medsyn.weight_files import WeightFile, needed_weights
+from medsyn.weight_files import WeightFile
 
 PAGE = (ROOT / "docs/masks.md").read_text(encoding="utf-8")
 MODULE = re.search(r"```python\n(.*?)```", PAGE[PAGE.index("## Your own tool") :], re.DOTALL)[1]  # type: ignore[index]
@@ -130,7 +131,7 @@ def test_an_edited_plugin_is_another_tool(tmp_path: Path) -> None:
 
 
 def test_tools_are_listed_without_numpy_or_torch() -> None:
-    code = "import sys, medsyn.config; from medsyn.masks.tools import tools_for; print(tools_for('lobes'))"
+    code = "import sys, medsyn.config; from medsyn.mask_tools import tools_for; print(tools_for('lobes'))"
     code += "; assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout == "['classical', 'lungmask', 'totalsegmentator']\n", run.stderr

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import Verbs, add_split, add_state, one_folder, refuse_options
 from medsyn.errors import InputError
-from medsyn.masks.tools import MASK_TOOLS, tools_for
+from medsyn.mask_tools import MASK_TOOLS, tools_for
 from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:

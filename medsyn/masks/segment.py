@@ -1,6 +1,6 @@
 """Segment one CT: lobes, airway and vessels on its own grid, each by the tool that the configuration names.
 
-`segment` turns the CT into model orientation, runs the tools (`medsyn.masks.tools`), checks what they return, and turns
+`segment` turns the CT into model orientation, runs the tools (`medsyn.mask_tools`), checks what they return, and turns
 the masks back, so that the files lie voxel for voxel on the input. Masks that came with the CT replace a tool's. Faults
 that the networks do not report (an empty mask, swapped sides) are errors here.
 """
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from medsyn.config import MasksConfig
 from medsyn.errors import InputError
+from medsyn.mask_tools import MASK_TOOLS, Segmenter, open_tool
 from medsyn.masks.labels import as_labels
-from medsyn.masks.tools import MASK_TOOLS, Segmenter, open_tool
 from medsyn.orientation import orientation_code, reorient, reorient_to
 from medsyn.progress import log
 from medsyn.volume import STRUCTURES, Volume

@@ -17,8 +17,8 @@ from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, read_json, sha256, write_json
 from medsyn.header_hints import HeaderHints, parse_hints
+from medsyn.mask_tools import MASK_TOOLS, Segmenter
 from medsyn.masks.segment import open_tools, segment
-from medsyn.masks.tools import MASK_TOOLS, Segmenter
 from medsyn.nifti import files_of
 from medsyn.orientation import reorient
 from medsyn.outputs import check_folder
