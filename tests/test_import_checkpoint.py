@@ -20,12 +20,12 @@ from medsyn.cli import main
 from medsyn.evaluate.features import read_med3d
 from medsyn.files import sha256, write_json
 from medsyn.masks.naviairway import load_network
+from medsyn.masks.weights import find_weights
 from medsyn.models.airway_net import AirwayNet
 from medsyn.models.medsyn_keys import to_medsyn_keys
 from medsyn.models.resnet3d import ResNet3d
 from medsyn.models.weights import build, load, save
 from medsyn.volume import read_volume
-from medsyn.weight_files import find_weights
 
 STAGE_OF = {"low": "low_res", "sr": "super_res"}
 

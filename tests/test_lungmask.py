@@ -13,8 +13,9 @@ from medsyn.config import MasksConfig
 from medsyn.errors import InputError
 from medsyn.files import sha256
 from medsyn.masks.segment import open_tools, segment
+from medsyn.masks.weights import weights_of
 from medsyn.orientation import orientation_code
-from medsyn.weight_files import hash_weights, weights_of
+from medsyn.weight_files import hash_weights
 
 LOBES_BY_HU = ((2, -900.0), (1, -850.0), (5, -790.0), (4, -650.0), (3, -375.0), (0, np.inf))
 

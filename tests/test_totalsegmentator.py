@@ -25,10 +25,11 @@ from medsyn.files import read_json
 from medsyn.masks.heart import ratio_of_heart
 from medsyn.masks.segment import open_tools, segment
 from medsyn.masks.totalsegmentator_tool import _crop
+from medsyn.masks.weights import weight_files
 from medsyn.orientation import reorient
 from medsyn.stages.tables import measure_one, measure_volume, open_anatomy_tool
 from medsyn.volume import STRUCTURES, Volume, read_volume, write_volume
-from medsyn.weight_files import hash_weights, weight_files
+from medsyn.weight_files import hash_weights
 
 TOTAL_BY_HU = (
     ("trachea", -965.0),

@@ -10,9 +10,11 @@ import pytest
 import tool_weights as tiny
 
 from medsyn.cli import main
-from medsyn.config import Config, load_config
+from medsyn.config import Config, MasksConfig, load_config
+from medsyn.mask_tools import MASK_TOOLS
+from medsyn.masks.weights import needed_weights, weight_files, weights_of
 from medsyn.volume import write_volume
-from medsyn.weight_files import hash_weights, needed_weights, weight_files
+from medsyn.weight_files import hash_weights
 
 # --- weights ---
 
@@ -48,6 +50,14 @@ def test_weights_of_the_papers_configuration() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", MASK_TOOLS.builtin)
+def test_every_structure_of_a_network_has_weight_files(name: str) -> None:
+    tool = MASK_TOOLS[name]
+    for structure in tool.structures:
+        rows = weights_of(name, tool.weight_parts(MasksConfig(), [structure]))
+        assert bool(rows) is tool.uses_network, structure
+
+
 def test_weights_list_names_every_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["weights", "list", "--weights-dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -62,7 +72,7 @@ def test_a_file_that_is_not_as_known_is_an_error(
 ) -> None:
     row = next(row for row in weight_files() if row.name == "med3d")
     known = replace(row, sha256=hashlib.sha256(b"known").hexdigest())
-    monkeypatch.setattr("medsyn.weight_files.weight_files", lambda: [known])
+    monkeypatch.setattr("medsyn.masks.weights.weight_files", lambda: [known])
     file = tmp_path / row.path
     file.parent.mkdir()
     for content, status in ((b"known", 0), (b"other", 2)):

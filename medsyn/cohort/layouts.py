@@ -1,8 +1,8 @@
-"""The manifest of a cohort from the folders and tables of a data set: what all adapters share, and that of any table.
+"""Make a manifest from the folders and tables of a data set: what all adapters share, and an adapter for any table.
 
 `from_csv` takes any table with renamed columns. `medsyn.cohort.ct_rate` and `medsyn.cohort.rad_chestct` know two public
-data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths; files on disk decide who is in. What a file
-does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.header_hints`.
+data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths, for the files that exist on disk. What a
+file does not say (spacing, rescaling) goes into the columns of `medsyn.header_hints`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The manifest of RAD-ChestCT from a download of it (Draelos et al., Medical Image Analysis 2021; 3,630 scans).
+"""Make the manifest of RAD-ChestCT from a download (Draelos et al., Medical Image Analysis 2021; 3,630 scans).
 
 What the data set looks like (its record on Zenodo, 10.5281/zenodo.6406114, and the loaders of its author):
 

@@ -1,4 +1,4 @@
-"""A CT from disk, whatever its format: NIfTI, MetaImage, NRRD, npz, or a folder of DICOM slices.
+"""Read a CT from disk, whatever its format: NIfTI, MetaImage, NRRD, npz, or a folder of DICOM slices.
 
 Gives a `Volume`: array (D, H, W) in the file's own orientation, true spacing, origin and direction. What a file does
 not say, or says wrongly, is given as `medsyn.header_hints.HeaderHints`: the DICOM series (by default the choice of
