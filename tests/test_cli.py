@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from medsyn.cli import build_parser, main
-from medsyn.reading import READING_COLUMNS
+from medsyn.header_hints import HINT_COLUMNS
 
 VERBS = sorted(next(action for action in build_parser()._actions if action.dest == "verb").choices)
 COMMAND = re.compile(r"(?:^|`|python -m |&& )medsyn ([a-z]+(?:-[a-z]+)*)", re.MULTILINE)
@@ -37,6 +38,17 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
     assert f"example:\n  medsyn {verb} " in capsys.readouterr().out
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """`medsyn weights list | head -0`: nobody reads, nothing is said."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "medsyn", "weights", "list"]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert run.returncode == 128 + signal.SIGPIPE
+    assert run.stderr == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
@@ -88,7 +100,7 @@ def test_a_shard_stops_at_a_fault_of_the_machine_and_not_at_one_of_a_scan(number
             run(name)
 
 
-ONE_CT_OPTIONS = [f"--{name.replace('_', '-')}" for name in READING_COLUMNS]
+ONE_CT_OPTIONS = [f"--{name.replace('_', '-')}" for name in HINT_COLUMNS]
 
 
 @pytest.mark.parametrize(

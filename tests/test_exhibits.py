@@ -365,7 +365,7 @@ def test_a_table_from_outside_the_package_is_made_by_the_workflow_and_stands_in_
     sidecar = read_json(tmp_path / "results/test/eval/kid.json")
     assert (sidecar["table"], len(sidecar["inputs"])) == ("kid", 4)
 
-    command = next(line for line in run.stdout.splitlines() if "medsyn table kid" in line)
+    command = next(line for line in (run.stdout + run.stderr).splitlines() if "medsyn table kid" in line)
     words = shlex.split(command.removeprefix("Shell command: ").split(" 2> ")[0])
     words = [sys.executable, *words[1:-1], "by_hand.csv"]
     subprocess.run(words, cwd=tmp_path, check=True)

@@ -30,6 +30,8 @@ from medsyn.masks.labels import as_labels
 from medsyn.masks.segment import segment
 from medsyn.models.medsyn_checkpoint import import_medsyn
 from medsyn.names import sample_fault, subject_fault
+from medsyn.report.files import find_files
+from medsyn.report.page import write_report
 from medsyn.run import open_run, sampling_with
 from medsyn.stages.shards import open_shard
 from medsyn.stages.volumes import preprocess_one
@@ -54,7 +56,7 @@ def test_scaled_storage_loses_no_label(structure):
 def test_255_stands_for_1_where_there_is_one_structure():
     mask = np.array([[[0, 255]]], np.uint8)
     np.testing.assert_array_equal(as_labels(mask, "airway", "mask"), mask // 255)
-    with pytest.raises(InputError, match="labels run from 0 to 255, not 0 to 5"):
+    with pytest.raises(InputError, match="labels run from 0 to 255, expected 0 to 5"):
         as_labels(mask, "lobes", "mask")
 
 
@@ -65,9 +67,9 @@ def test_255_stands_for_1_where_there_is_one_structure():
         ([0, 1.002], "airway", "holds the value 1.002"),
         ([0, float("nan")], "lobes", "holds the value nan"),
         ([0, float("inf")], "lobes", "holds the value inf"),
-        ([0, 6], "lobes", "labels run from 0 to 6, not 0 to 5"),
+        ([0, 6], "lobes", "labels run from 0 to 6, expected 0 to 5"),
         ([0, 256], "lobes", "labels run from 0 to 256"),
-        ([0, 257], "airway", "labels run from 0 to 257, not 0 to 1"),
+        ([0, 257], "airway", "labels run from 0 to 257, expected 0 to 1"),
         ([0, 1 << 40], "airway", "labels run"),
         ([-1, 1], "airway", "labels run from -1 to 1"),
         ([0, 0], "vessels", "is empty"),
@@ -202,6 +204,33 @@ def test_a_prompt_with_dollar_signs_is_plain_text_in_a_figure(tmp_path):
     figure = figure4({"r": path}, samples, {"pleural_effusion": ["r"]}, [tmp_path / "p.csv"], False)
     write_figure(tmp_path / "f.png", figure)
     assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_the_report_shows_mark_up_as_text(tmp_path):
+    """Reports, labels, file names, names of models and settings come from others: none of them is HTML."""
+    hostile = "<script>alert(1)</script>"
+    run = tmp_path / "run"
+    rows = [{"subject_id": "a", "image": f"{hostile.replace('/', '_')}.nii.gz", "findings": hostile}]
+    rows += [{"subject_id": "b", "image": "b/volume.nii.gz", "findings": hostile}]
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    write_chest(tmp_path / "b")
+    write_json(tmp_path / "one.json", {"num_shards": 1, "validation_fraction": 0.0, "max_reject_fraction": 1.0})
+    command = ["cohort", "--manifest", str(manifest), "--config", str(tmp_path / "one.json"), "--quiet"]
+    assert main([*command, "--out", str(run / "cohort")]) == 0
+    write_csv(run / "labels.csv", [{"id": "b", hostile: 1}], ["id", hostile])
+    write_json(run / "config/export.json", {"prompt": hostile})
+    (run / f"models/{hostile.replace('/', '_')}").mkdir(parents=True)
+    metrics = "\n".join(["step,loss", "1,1.0", "2,0.5", ""])
+    (run / f"models/{hostile.replace('/', '_')}/low_res_metrics.csv").write_text(metrics)
+    (run / f"text/{hostile.replace('/', '_')}/model").mkdir(parents=True)
+    table = {"finding": hostile, "prompt": hostile, "accuracy_mean": "0.5"}
+    write_csv(run / "eval/table6.csv", [table], list(table))
+    index = {"subject_id": "b", "status": "ok", "reason": "", "warnings": f"range: {hostile}"}
+    write_csv(run / "preprocessed/0/index.csv", [index], list(index))
+    write_report(find_files(run), tmp_path / "report.html", phantom=False)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8").lower()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 7
 
 
 def test_a_label_is_shown_by_the_table_alone(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -107,7 +108,19 @@ def refuse_options(args: argparse.Namespace, names: Sequence[str], *, chosen: st
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, exhibits, manifest, model, phantom, planning, settings, text, weights
+    from medsyn.cli import (
+        data,
+        evaluation,
+        exhibits,
+        manifest,
+        model,
+        phantom,
+        planning,
+        quality,
+        settings,
+        text,
+        weights,
+    )
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
@@ -120,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         " exhibits, mask tools or solvers (before the verb; repeat for more)",
     )
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, planning, phantom, manifest, data, text, model, evaluation, exhibits, weights):
+    for group in (settings, planning, phantom, manifest, data, quality, text, model, evaluation, exhibits, weights):
         group.add_verbs(verbs)
     return parser
 
@@ -164,6 +177,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return build_parser().parse_args(words)
 
 
+def _is_stdout_closed() -> bool:
+    """Return whether nobody reads what is printed any more (`medsyn inspect FILE | head`); then print to nowhere."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # Python flushes what is left when it ends
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     try:
@@ -177,6 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_outputs(args)
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_stdout_closed():
+            raise
+        return 128 + signal.SIGPIPE
     except InputError as error:
         print(f"medsyn {args.verb}: {error}", file=sys.stderr)
         return 2

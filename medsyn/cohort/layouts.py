@@ -1,8 +1,8 @@
-"""The manifest of a cohort from the folders and tables of a data set: what all adapters share, and that of any table.
+"""Make a manifest from the folders and tables of a data set: what all adapters share, and an adapter for any table.
 
 `from_csv` takes any table with renamed columns. `medsyn.cohort.ct_rate` and `medsyn.cohort.rad_chestct` know two public
-data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths; files on disk decide who is in. What a file
-does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.reading`.
+data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths, for the files that exist on disk. What a
+file does not say (spacing, rescaling) goes into the columns of `medsyn.header_hints`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from medsyn.cohort.manifest import NOTES
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.reading import READING_COLUMNS
+from medsyn.header_hints import HINT_COLUMNS
 from medsyn.volume import STRUCTURES
 
 MANIFEST_COLUMNS = (
     *("subject_id", "image", "findings", "impression", "split", "patient_id", "report_id", "labels"),
     *STRUCTURES,
-    *READING_COLUMNS,
+    *HINT_COLUMNS,
     *NOTES,
 )
 LEFT_OUT_COLUMNS = ("subject_id", "reason")
@@ -50,7 +50,9 @@ def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path |
     """
     unknown = sorted(set(columns) - set(MANIFEST_COLUMNS))
     if unknown:
-        raise InputError(f"{table}: {unknown[0]} is no column of a manifest; it has {', '.join(MANIFEST_COLUMNS)}")
+        raise InputError(
+            f"{table}: {unknown[0]} is not a column of a manifest; expected one of {', '.join(MANIFEST_COLUMNS)}"
+        )
     required = [columns.get(name, name) for name in ("subject_id", "image")]
     folder = Path(images) if images is not None else Path(table).parent
     rows = []
@@ -82,7 +84,7 @@ def walk(folder: str | Path) -> Iterator[Path]:
 
 
 def header_of(table: Path) -> set[str]:
-    """Return the columns of a CSV file; the empty set for a file that is none."""
+    """Return the columns of a CSV file; the empty set for another file."""
     try:
         with table.open(encoding="utf-8-sig") as handle:
             return {name.strip().strip('"') for name in handle.readline(1 << 20).split(",")}
@@ -93,16 +95,18 @@ def header_of(table: Path) -> set[str]:
 def by_name(tables: Sequence[Path], key: str, columns: Sequence[str] = ()) -> dict[str, Row]:
     """Return rows of several tables, which must have `columns`, by `stem` of their column `key`.
 
-    Two tables that differ in `columns` (none: in any) of one name are an InputError.
+    Two rows of one name that differ in `columns` (none: in any), of one table or of two, are an InputError.
     """
     rows: dict[str, tuple[Row, Path]] = {}
     for table in tables:
         for raw in read_csv(table, [key, *columns]):
             name = stem(raw[key])
             row, first = rows.setdefault(name, (raw, table))
-            if first != table and any(row.get(column) != raw.get(column) for column in columns or raw):
+            column = next((column for column in columns or raw if row.get(column) != raw.get(column)), None)
+            if column is not None:
+                where, keep = (f"in {first}", "tables") if first != table else ("in another row of it", "rows")
                 raise InputError(
-                    f"{table}: {name} has other values than in {first}; keep or name one of the two tables"
+                    f"{table}: {name} has other values than {where} (column {column}); keep one of the two {keep}"
                 )
     return {name: row for name, (row, _) in rows.items()}
 
@@ -118,7 +122,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def number(text: str) -> float | None:
-    """Return a finite number, or None for text that is none."""
+    """Return a finite number, or None for other text."""
     try:
         value = float(text)
     except ValueError:

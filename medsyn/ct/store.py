@@ -1,15 +1,14 @@
-"""The training store: a shard of preprocessed volumes and masks, read whole or by crops.
+"""Write and read the training store: shards of preprocessed volumes and masks, read whole or by crops.
 
-high_image.zarr (int16 HU) and high_label.zarr (uint8) are zarr v3 arrays (n, D, H, W): one file a subject, in it chunks
-of 32^3 voxels, each compressed and with a CRC-32C of its own, so that a crop costs the chunks that it touches and
-damage does not go unnoticed. low_image.npy and low_label.npy are the same volumes at every low_res_factor-th voxel
-(nearest neighbour, index 0, 4, 8, ... as the paper's x1/4): a sixty-fourth of the voxels, mapped into memory, so that
-the processes of a machine share them. A label byte packs lobe + 8 airway + 16 vessel. index.csv has one row a subject:
-subject_id, report_id, split and the SHA-256 of its voxels at either resolution (image, then label; little-endian, C
-order).
+high_image.zarr (int16 HU) and high_label.zarr (uint8) are zarr v3 arrays (n, D, H, W) with one file per subject. A file
+holds chunks of 32^3 voxels, each compressed and with its own CRC-32C, so that a crop reads only the chunks that it
+touches and damage is detected. low_image.npy and low_label.npy are the same volumes at every low_res_factor-th voxel
+(nearest neighbour, index 0, 4, 8, ... as the paper's x1/4). They are mapped into memory, so that the processes of a
+machine share them. A label byte packs lobe + 8 airway + 16 vessel. index.csv has one row per subject: subject_id,
+report_id, split and the SHA-256 of its voxels at either resolution (image, then label; little-endian, C order).
 
-Format: Zarr core specification 3.0, codecs sharding_indexed, blosc and crc32c. Written and read by TensorStore, needed
-for the full resolution alone and imported when that is opened (docs/store.md says why not by another library).
+Format: Zarr core specification 3.0, codecs sharding_indexed, blosc and crc32c. TensorStore writes and reads the full
+resolution and is imported only for that (docs/store.md says why no other library is used).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"image": np.dtype("<i2"), "label": np.dtype(
 
 
 def pack_labels(lobes: NDArray, airway: NDArray, vessels: NDArray) -> NDArray[np.uint8]:
-    """One byte per voxel: lobe 0..5 + 8 airway + 16 vessel."""
+    """Return one byte per voxel: lobe 0..5 + 8 airway + 16 vessel."""
     if lobes.size and lobes.max() > 5:
         raise ValueError(f"lobe labels run from 0 to 5, found {lobes.max()}")
     packed = lobes.astype(np.uint8) + AIRWAY_BIT * (airway > 0).astype(np.uint8)
@@ -44,7 +43,7 @@ def pack_labels(lobes: NDArray, airway: NDArray, vessels: NDArray) -> NDArray[np
 
 
 def unpack_labels(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Lobes 0..5, airway 0/1 and vessels 0/1 from packed bytes."""
+    """Return lobes 0..5, airway 0/1 and vessels 0/1 from packed bytes."""
     airway, vessels = (packed & AIRWAY_BIT) > 0, (packed & VESSEL_BIT) > 0
     return (packed & LOBE_BITS).astype(np.uint8), airway.astype(np.uint8), vessels.astype(np.uint8)
 
@@ -53,7 +52,7 @@ class Chunked:
     """An array (n, D, H, W) on disk; `array[row]` or `array[row, z, y, x]` reads the chunks that it needs.
 
     Damaged or missing chunks are an InputError that names the subject. TensorStore reads with threads: a process that
-    was forked after the array was opened must open it anew or be started by spawning.
+    was forked after the array was opened must open it again or be started by spawning.
     """
 
     def __init__(self, path: Path, subject_ids: Sequence[str]) -> None:
@@ -90,12 +89,12 @@ class Chunked:
 
 
 def read_index(folder: Path) -> list[dict[str, str]]:
-    """Rows of a shard's index.csv, in the order of its arrays."""
+    """Return the rows of a shard's index.csv, in the order of its arrays."""
     return read_csv(folder / "index.csv", INDEX_COLUMNS)
 
 
 def open_high(folder: Path) -> tuple[Chunked, Chunked]:
-    """Images and labels (n, D, H, W) of a shard at full resolution, on disk."""
+    """Open the images and labels (n, D, H, W) of a shard at full resolution, on disk."""
     index = read_index(folder)
     image, label = (Chunked(folder / f"high_{kind}.zarr", [row["subject_id"] for row in index]) for kind in DTYPES)
     _check_lengths(folder, index, image.shape, label.shape)
@@ -148,7 +147,7 @@ def write_shard(
 
 
 def checksum(image: NDArray, label: NDArray) -> str:
-    """SHA-256 of one subject's voxels."""
+    """Return the SHA-256 of one subject's voxels."""
     digest = hashlib.sha256()
     for values, dtype in zip((image, label), DTYPES.values(), strict=True):
         digest.update(np.ascontiguousarray(values, dtype=dtype).tobytes())
@@ -181,7 +180,7 @@ def _tensorstore() -> Any:
 
 
 def _location(path: Path) -> dict[str, Any]:
-    """Where an array lies; what is absent is an error when read, so chunks of zeros are written too."""
+    """Return the location of an array; absent chunks are errors when read, so chunks of zeros are written too."""
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path)},
@@ -214,7 +213,7 @@ def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
 @contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
-    """TensorStore reports a full disk as a ValueError that holds the system's error number; raise it as OSError."""
+    """Raise OSError for a full disk, which TensorStore reports as a ValueError that holds the system's error number."""
     try:
         yield
     except ValueError as error:
@@ -225,5 +224,5 @@ def _os_errors(path: Path) -> Iterator[None]:
 
 
 def _first(error: Exception) -> str:
-    """The library's message without its appendix of settings."""
+    """Return the library's message without its appendix of settings."""
     return str(error).split(" [")[0]

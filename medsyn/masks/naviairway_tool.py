@@ -1,4 +1,4 @@
-"""The airway with NaviAirway, our own network with the authors' two checkpoints, as one of the mask tools."""
+"""The mask tool for NaviAirway: our own network with the authors' two checkpoints."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from numpy.typing import NDArray
 
 from medsyn import __version__
 from medsyn.device import network_device
+from medsyn.mask_tools import Settings
 from medsyn.masks.naviairway import NaviAirway
+from medsyn.masks.weights import find_weights
 from medsyn.volume import Volume
-from medsyn.weight_files import find_weights, hash_weights
+from medsyn.weight_files import hash_weights
 
 
 class NaviAirwayTool:
-    """See `medsyn.masks.segment.Tool`."""
+    """Find the airway with NaviAirway; see `medsyn.mask_tools.Segmenter`."""
 
     version = __version__
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, config: Settings, structures: Sequence[str]) -> None:
+        root = Path(config.weights_dir)
         supervised, semi_supervised = files = find_weights("naviairway", ["airway"], root)
         self.weights_hash = hash_weights(files, root)
         self._networks = NaviAirway.load(supervised, semi_supervised, network_device().type)
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        """The airway of a CT in HU."""
+        """Return the airway of a CT in HU."""
         return {"airway": self._networks.segment(volume.array.astype(np.float32), "airway")}

@@ -1,7 +1,7 @@
-"""The skeleton of the chest: ribs with cartilage, sternum, vertebrae, scapulae, as pointwise coverage and HU.
+"""Render the skeleton of the chest as pointwise coverage and HU: ribs with cartilage, sternum, vertebrae, scapulae.
 
-Ribs are a periodic band on the chest wall: twelve a side, RIB_PITCH apart, sinking from the spine to the front; the
-first seven reach the sternum through cartilage, the eleventh and twelfth float (Gray's Anatomy, 41st ed., ch. 53).
+Ribs are a periodic band on the chest wall: twelve per side, RIB_PITCH apart, sinking from the spine to the front. The
+first seven reach the sternum through cartilage; the eleventh and twelfth float (Gray's Anatomy, 41st ed., ch. 53).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _SPONGY, _CORTEX, _CARTILAGE, _DISC, _CANAL = 210.0, 680.0, 120.0, 85.0, 20.0
 
 
 def cover(distance: Array, width: float) -> Array:
-    """Share of a voxel of edge `width` that lies inside a surface at signed `distance`."""
+    """Return the share of a voxel of edge `width` that lies inside a surface at signed `distance`."""
     return np.clip(np.float32(0.5) - distance * np.float32(1 / width), 0, 1)
 
 
 def _bone_hu(distance: Array, a: Anatomy, width: float, cortex_mm: float) -> Array:
-    """Spongy inside, dense near the surface."""
+    """Return the HU of bone: spongy inside, dense near the surface."""
     inner = cover(distance + np.float32(cortex_mm), width)
     return (np.float32(a.bone_hu) * (_CORTEX + (_SPONGY - _CORTEX) * inner)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""A radiology report for one phantom: says what is there, what is not, and some things that do not matter.
+"""Write the radiology report of one phantom: findings, absent findings, and some irrelevant remarks.
 
 Takes the list of findings that the phantom was built from and a random generator, gives a Findings and an Impression
 section. The severity word follows from the amount alone (unit: `medsyn.phantom.findings.UNITS`):
@@ -12,9 +12,9 @@ section. The severity word follows from the amount alone (unit: `medsyn.phantom.
 | ground_glass_opacity | ml               | 80        | 80-250    | 250          | focal, patchy, extensive     |
 | nodule               | mm               | 6         | 6-30      | 30           | tiny, solid, (called a mass) |
 
-A sentence may leave the severity out, never get it wrong. Two effusions are one sentence, with one word when both sides
-have the same grade. The Impression names every finding of the subject, and often something that is absent ("There is no
-pleural effusion."), sometimes nothing else, so that short prompts of that kind are among what the model learns from.
+A sentence may omit the severity but never states a wrong one. Two effusions are one sentence, with one word when both
+sides have the same grade. The Impression names every finding of the subject, and often something that is absent ("There
+is no pleural effusion."), sometimes nothing else, so that the model also learns from short prompts of that kind.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Report:
 
 
 def severity_word(kind: Kind, amount: float) -> str:
-    """The word for `amount` of `kind` (table in the module's docstring)."""
+    """Return the word for `amount` of `kind` (table in the module's docstring)."""
     thresholds, words = GRADES[kind]
     return words[int(np.searchsorted(thresholds, amount, side="right"))]
 
 
 def write_report(findings: Sequence[FindingSpec], rng: np.random.Generator) -> Report:
-    """The report of a subject with exactly `findings` (none: a normal chest).
+    """Return the report of a subject with exactly `findings` (none: a normal chest).
 
     rng: the only source of variation; the same findings and generator state give the same words.
     """
@@ -136,7 +136,7 @@ def _impression(findings: Sequence[FindingSpec], rng: np.random.Generator) -> st
 
 
 def _lung_negatives(findings: Sequence[FindingSpec]) -> list[Pool]:
-    """Pools of sentences that deny what the lungs of this subject do not have."""
+    """Return pools of sentences that deny what the lungs of this subject do not have."""
     pools: list[Pool] = [] if _has(findings, "emphysema") else [phrases.EMPHYSEMA_NONE]
     consolidation, ground_glass = _has(findings, "consolidation"), _has(findings, "ground_glass_opacity")
     if not consolidation and not ground_glass:
@@ -160,7 +160,7 @@ def _pertinent_negatives(findings: Sequence[FindingSpec]) -> list[Pool]:
 
 
 def _effusion(effusions: Sequence[FindingSpec], rng: np.random.Generator) -> str:
-    """One sentence for one or two effusions."""
+    """Return one sentence for one or two effusions."""
     grades = {spec.side: severity_word("pleural_effusion", spec.amount) for spec in effusions}
     left_open = rng.random() < OPEN_PROBABILITY
     if len(grades) == 1:

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from medsyn.diffusion.base import solver_label
 from medsyn.exhibits.base import EXHIBITS, Card
 from medsyn.exhibits.numbers import number
 from medsyn.files import atomic_path, read_csv, read_json
@@ -28,7 +29,6 @@ from medsyn.scan_warnings import TOPICS, count_topics, split_warnings, topic_of
 
 Facts = dict[str, Any]
 MAX_SHEETS = 1
-SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)"}
 NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
 HERO = "hero"
 """The figure at the head of the page."""
@@ -114,7 +114,7 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
         segmentation = "" if scale is None else f" (Table V: {scale:g})"
         rows.append(
             (
-                f"Sampling ({SOLVERS.get(s.get('solver'), 'solver not recorded')})",
+                f"Sampling ({solver_label(s['solver']) if 'solver' in s else 'solver not recorded'})",
                 f"{s['num_steps_low_res']} and {s['num_steps_super_res']} steps, guidance {s['guidance_scale']:g}"
                 f"{segmentation}, no text: {s.get('null_text', 'not recorded which')} states",
             )

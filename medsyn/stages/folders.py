@@ -1,13 +1,13 @@
-"""Two folders of volumes from any system compared (the verb `evaluate`): FID, MMD and the anatomical measures.
+"""Compare two folders of volumes from any system (the verb `evaluate`): FID, MMD and the anatomical measures.
 
-Files are CTs in HU on any grid. For FID and MMD each is brought to the model's grid as the cohort's volumes are; the
-measures are taken on the file's own grid with the classical tools. A real file that is not a chest CT is left
-out of FID and MMD. A generated one never is: it is brought to the grid by its middle and scored like the others;
-`not_chest_fraction_synthetic` is their share.
+Files are CTs in HU on any grid. For FID and MMD each is brought to the model's grid like the cohort's volumes; the
+measures are taken on the file's own grid with the classical tools. A real file that is not a chest CT is left out of
+FID and MMD. A generated file is never left out for that: it is brought to the grid by its middle and scored like the
+others; `not_chest_fraction_synthetic` is the share of such files.
 
-A file that cannot be read, is not in HU, or cannot be brought to the grid is refused and costs only itself. A system
-whose failed volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number,
-and more than a limit of refused volumes makes the comparison an error.
+A file that cannot be read, is not in HU, or cannot be brought to the grid is refused alone. A system whose failed
+volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number, and more
+refused volumes than a limit make the comparison an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medsyn.config import PreprocessConfig
 from medsyn.ct.inspect import judge, read_hu_scan, scale_faults
 from medsyn.ct.preprocess import preprocess
-from medsyn.ct.reading import SUFFIXES, read_ct, read_scan
+from medsyn.ct.reading import read_ct, read_scan
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
@@ -33,9 +33,11 @@ from medsyn.evaluate.inputs import list_volumes, text_fields
 from medsyn.evaluate.measures import MEASURES, NEEDS, Measured
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
+from medsyn.header_hints import HeaderHints
+from medsyn.names import CT_SUFFIXES, split_suffix
+from medsyn.nifti import files_of
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.reading import Reading
 from medsyn.scan_warnings import count_topics, of_measures
 from medsyn.stages.measures import measure_volume
 from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
@@ -58,8 +60,8 @@ COLUMNS = (
     *(f"{name}_{group}" for name in _COUNTS for group in GROUPS),
     *("feature_extractor", "note"),
 )
-_SUFFIXES = tuple(end for end in sorted(SUFFIXES, key=len, reverse=True) if not end.startswith(".img"))
-"""The longest first; a pair is named by its .hdr."""
+_SUFFIXES = tuple(end for end in CT_SUFFIXES if not end.startswith(".img"))
+"""A pair is named by its .hdr."""
 _VOLUME_FAULTS = (*SUBJECT_FAULTS, ArithmeticError, EOFError, MemoryError)
 """What a volume may raise that is damaged or whose header claims nonsense."""
 
@@ -69,7 +71,7 @@ class Folder:
     """Volumes to compare, and what their files do not say themselves or say wrongly."""
 
     path: str | Path
-    reading: Reading = field(default_factory=Reading)
+    hints: HeaderHints = field(default_factory=HeaderHints)
 
 
 @dataclass
@@ -77,7 +79,7 @@ class _Entry:
     """One file: whether it is refused, what failed by stage, and why `medsyn inspect` would reject it."""
 
     path: Path
-    sha256: str | None = None
+    hashes: dict[str, str | None] = field(default_factory=dict)
     refused: bool = False
     faults: dict[str, str] = field(default_factory=dict)
     not_chest: str = ""
@@ -166,20 +168,19 @@ def evaluate_folders(
 def find_volumes(folder: str | Path) -> dict[str, Path]:
     """Return volume files by id: as `list_volumes` finds them, else every file of a known format at any depth.
 
-    The id of a file further down is its path without the suffix. No volume at all is an InputError.
+    The id of a file further down is its path without the suffix. No volume at all is an InputError, and so are volumes
+    both where `list_volumes` finds them and elsewhere.
     """
     found = list_volumes([folder])
-    if not found:
-        for parent, _, names in os.walk(folder):
-            for name in names:
-                suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), None)
-                if suffix is None or name.startswith("."):
-                    continue
-                path = Path(parent) / name
-                identity = str(path.relative_to(folder))[: -len(suffix)]
-                if identity in found:
-                    raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
-                found[identity] = path
+    places = {path.parent for path in found.values()}
+    for path, identity in _volumes_below(Path(folder)):
+        if not places:
+            if identity in found:
+                raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
+            found[identity] = path
+        elif path.parent != Path(folder) if Path(folder) in places else places.isdisjoint(path.parents):
+            first = next(iter(found.values()))
+            raise InputError(f"{folder}: has volumes in two places, {first} and {path}; name the folder of one of them")
     if not found:
         raise InputError(
             f"{folder}: no volume in it; give {', '.join(_SUFFIXES)} files, at any depth, or <id>/volume.nii.gz"
@@ -187,12 +188,23 @@ def find_volumes(folder: str | Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def _volumes_below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield files of a known format at any depth, without hidden ones, and their paths without the suffix."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            stem, suffix = split_suffix(name, _SUFFIXES)
+            if suffix and not name.startswith("."):
+                path = Path(parent) / name
+                yield path, str(path.with_name(stem).relative_to(folder))
+
+
 def _measure_group(group: _Group) -> None:
     """Read and measure every volume of a group; one that cannot be read is refused."""
-    for entry in track(group.entries.values(), what=f"measure, {group.name}", total=len(group.entries)):
+    for entry in track(group.entries.values(), description=f"measure, {group.name}", total=len(group.entries)):
         try:
             scan = _read(entry.path, group)
-            entry.sha256 = sha256(entry.path)
+            entry.hashes = {str(file): sha256(file) for file in files_of(entry.path)}
         except _VOLUME_FAULTS as error:
             entry.refused = True
             entry.note("evaluation", error)
@@ -210,8 +222,8 @@ def _measure_group(group: _Group) -> None:
 def _read(path: Path, group: _Group) -> Scan:
     """Read a real CT, or a generated volume whatever it shows; one that is not on the scale of HU is an InputError."""
     if group.name == "real":
-        return read_hu_scan(path, group.folder.reading)
-    scan = read_scan(path, group.folder.reading)
+        return read_hu_scan(path, group.folder.hints)
+    scan = read_scan(path, group.folder.hints)
     if faults := scale_faults(scan.volume.array):
         raise InputError(f"{path}: {'; '.join(faults)}; give volumes in HU")
     return scan
@@ -237,13 +249,13 @@ def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
     A real volume that is not a chest is left out.
     """
     used = group.used()
-    for name, entry in track(used.items(), what=f"features, {group.name}", total=len(used)):
+    for name, entry in track(used.items(), description=f"features, {group.name}", total=len(used)):
         real = group.name == "real"
         if real and entry.not_chest:
             entry.note("features", InputError(f"{name}: rejected, {entry.not_chest}"))
             continue
         try:
-            volume = read_ct(entry.path, group.folder.reading)
+            volume = read_ct(entry.path, group.folder.hints)
             array = preprocess(volume, config, name=name, require_chest=real).volume.array
         except _VOLUME_FAULTS as error:
             entry.refused = True
@@ -296,7 +308,7 @@ def _measure_rows(groups: Mapping[str, _Group], seed: int) -> list[dict[str, Any
 
 
 def _difference(synthetic: NDArray, real: NDArray, seed: int) -> dict[str, float]:
-    """Difference of the means and its bootstrap bounds, both samples resampled."""
+    """Return the difference of the means and its bootstrap bounds, both samples resampled."""
     if min(len(synthetic), len(real)) == 0:
         return {}
     result = {"value": float(synthetic.mean() - real.mean())}
@@ -315,8 +327,8 @@ def _facts(groups: Mapping[str, _Group]) -> dict[str, Any]:
     """Return what the sidecar says of the files: hashes, what was given for them, faults and warnings."""
     entries = [entry for group in groups.values() for entry in group.entries.values()]
     return {
-        "inputs": {str(entry.path): entry.sha256 for entry in entries},
-        "reading": {name: asdict(group.folder.reading) for name, group in groups.items()},
+        "inputs": {file: digest for e in entries for file, digest in (e.hashes or {str(e.path): None}).items()},
+        "reading": {name: asdict(group.folder.hints) for name, group in groups.items()},
         "rejects": [
             {"file": str(entry.path), "stage": stage, "reason": reason}
             for entry in entries

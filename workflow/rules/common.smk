@@ -12,6 +12,7 @@ from medsyn.exhibits.base import exhibits_of, inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
+from medsyn.mask_tools import use_network
 from medsyn.report.files import report_needs
 
 try:
@@ -62,11 +63,11 @@ METHODS = list(CONFIG.methods)
 REFERENCE = CONFIG.reference
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
-# networks that segment want a GPU and more memory and time than the classical tools
-NETWORKS_SEGMENT = {CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels} != {
-    "classical"
-}
-NETWORKS_MEASURE = CONFIG.evaluation.anatomy_tool != "classical"
+# Mask tools with a network request a GPU, and more memory and time.
+NETWORKS_SEGMENT = use_network(
+    CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels
+)
+NETWORKS_MEASURE = use_network(CONFIG.evaluation.anatomy_tool)
 # Minutes for one volume of 256 x 256 x 256, for the time requests. Measured on one core: preprocessing, classical tools
 # and the store. Estimated: whatever needs a GPU; see docs/cluster.md.
 MINUTES_PREPROCESS = 0.5
