@@ -141,6 +141,12 @@ EXHIBITS: Registry[Exhibit] = Registry(
 
 
 def exhibits_of(config: Config, *, only_in_all: bool = True) -> list[Exhibit]:
-    """Return the exhibits of an experiment in the order of the registry; only_in_all: those of the target `all`."""
-    known = [EXHIBITS[name] for name in EXHIBITS.names()]
-    return [exhibit for exhibit in known if not only_in_all or exhibit.in_all(config)]
+    """Return the exhibits of an experiment in the order of the registry; only_in_all: those of the target `all`.
+
+    Raises InputError for one that is registered under another name than its own.
+    """
+    known = {name: EXHIBITS[name] for name in EXHIBITS.names()}
+    for name, exhibit in known.items():
+        if exhibit.name != name:
+            raise InputError(f"exhibit '{exhibit.name}': is registered as '{name}', expected its own name; correct it")
+    return [exhibit for exhibit in known.values() if not only_in_all or exhibit.in_all(config)]

@@ -53,7 +53,7 @@ def find_files(results: Path) -> ReportFiles:
         "masks": [layout.masks("*")],
         "quality": [layout.quality(name) for name in ("masks", "alignment")],
         "encoders": [layout.text_encoder("*")],
-        "training": [path("*", n) for path in (layout.training_metrics, layout.training_preview) for n in NETWORKS],
+        "training": [layout.training_metrics("*", "*"), layout.training_preview("*", "*")],
         "samples": [layout.samples("*", "*", "*")],
         "exhibits": [layout.table("*"), layout.table_provenance("*"), layout.figure("*")],
     }
