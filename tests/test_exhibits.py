@@ -354,7 +354,13 @@ def test_a_table_from_outside_the_package_is_made_by_the_workflow_and_stands_in_
     assert {"results/test/eval/kid.csv", "results/test/eval/kid.json"} <= set(shlex.split(report))
 
     target = "results/test/eval/kid.csv"
-    only = ("--allowed-rules", "make_kid", "--")  # what it is made from is there; of what that was made from, nothing
+    (tmp_path / "results/test/config/evaluation.json").unlink()  # of the configuration without the plugin
+    only = (
+        "--allowed-rules",
+        "make_kid",
+        "write_config",
+        "--",
+    )  # of what the features were made from, nothing is there
     run = run_snakemake("-p", *only, target, directory=tmp_path, config=config)
     assert run.returncode == 0, run.stderr + run.stdout
     rows = read_csv(tmp_path / target)
