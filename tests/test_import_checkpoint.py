@@ -272,3 +272,10 @@ def test_naviairway_and_med3d_become_safetensors_that_stand_in_for_the_originals
     assert main([*command[:3], "naviairway", *command[4:], str(tmp_path / "no.safetensors")]) == 2
     assert "resnet.pth: holds no state dict" in capsys.readouterr().err
     assert not (tmp_path / "no.safetensors").exists()
+
+
+@pytest.mark.parametrize("option", ["--stage low_res", "--weights ema", "--up-order A"])
+def test_options_of_the_authors_denoisers_are_refused_for_other_networks(tmp_path, capsys, option):
+    command = ["import-checkpoint", "--source", "med3d", *option.split(), str(tmp_path / "a.pth")]
+    assert main([*command, str(tmp_path / "a.safetensors")]) == 2
+    assert f"{option.split()[0]} goes with --source medsyn, not with --source med3d" in capsys.readouterr().err

@@ -61,8 +61,7 @@ def _add_import(verbs: Verbs) -> None:
     parser.add_argument(
         "--up-order",
         choices=("A", "B"),
-        default="B",
-        help="where the up path upsamples: B late, as the authors sample; A early, as they train (default %(default)s)",
+        help="where the up path upsamples: B late, as the authors sample; A early, as they train (default B)",
     )
 
 
@@ -150,13 +149,16 @@ def _import_checkpoint(args: argparse.Namespace) -> None:
     if args.source != "medsyn":
         from medsyn.stages.checkpoints import import_network
 
+        refuse_options(
+            args, ("stage", "weights", "up_order"), chosen=f"--source {args.source}", other="--source medsyn"
+        )
         import_network(args.checkpoint, args.source, args.out)
         return
     from medsyn.models.medsyn_checkpoint import import_medsyn
 
     if args.stage is None:
         raise InputError("--stage: say which of the denoisers it is, low_res or super_res")
-    import_medsyn(args.checkpoint, args.stage, args.out, weights=args.weights, up_order=args.up_order)
+    import_medsyn(args.checkpoint, args.stage, args.out, weights=args.weights, up_order=args.up_order or "B")
 
 
 def _assemble(args: argparse.Namespace) -> None:
