@@ -1,4 +1,4 @@
-"""The pages: every link, path, name of the code and key of the configuration in them exists, and every page is listed."""
+"""The pages: links, paths, names of the code and keys of the configuration exist, and the index lists every page."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ OF_THE_USER = (
     "config/rad_chest.csv",
 )
 """Paths that a page tells the reader to make."""
+FILE_ENDINGS = {"py", "json", "csv", "yaml", "md", "safetensors", "html", "smk"}
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -124,9 +125,6 @@ def test_every_name_of_the_code_and_key_of_the_configuration_exists(page):
             first, *rest = key.split(".")
             if first in schema["properties"] and rest[-1] not in FILE_ENDINGS:
                 assert knows(schema, schema["properties"][first], rest), key
-
-
-FILE_ENDINGS = {"py", "json", "csv", "yaml", "md", "safetensors", "html", "smk"}
 
 
 def test_the_patterns_find_what_they_look_for():
