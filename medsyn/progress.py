@@ -20,8 +20,10 @@ def configure(*, quiet: bool, progress: bool) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-def track(items: Iterable[Item], *, what: str, total: int | None = None, initial: int = 0) -> Iterator[Item]:
-    """Iterate over `items` behind a progress bar named `what`."""
+def track(items: Iterable[Item], *, description: str, total: int | None = None, initial: int = 0) -> Iterator[Item]:
+    """Iterate over `items` behind a progress bar labelled `description`."""
     from tqdm import tqdm  # slow to import
 
-    yield from tqdm(items, desc=what, total=total, initial=initial, disable=not _bars, file=sys.stderr, leave=False)
+    yield from tqdm(
+        items, desc=description, total=total, initial=initial, disable=not _bars, file=sys.stderr, leave=False
+    )

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from medsyn.cli import build_parser, main
-from medsyn.reading import READING_COLUMNS
+from medsyn.header_hints import HINT_COLUMNS
 
 VERBS = sorted(next(action for action in build_parser()._actions if action.dest == "verb").choices)
 COMMAND = re.compile(r"(?:^|`|python -m |&& )medsyn ([a-z]+(?:-[a-z]+)*)", re.MULTILINE)
@@ -88,7 +88,7 @@ def test_a_shard_stops_at_a_fault_of_the_machine_and_not_at_one_of_a_scan(number
             run(name)
 
 
-ONE_CT_OPTIONS = [f"--{name.replace('_', '-')}" for name in READING_COLUMNS]
+ONE_CT_OPTIONS = [f"--{name.replace('_', '-')}" for name in HINT_COLUMNS]
 
 
 @pytest.mark.parametrize(

@@ -143,19 +143,6 @@ def test_a_missing_reports_file_names_its_key_and_the_remedy(tmp_path):
     assert "Traceback" not in said
 
 
-def test_a_manifest_and_reports_whose_paths_have_spaces(tmp_path):
-    folder = tmp_path / "my scans"
-    folder.mkdir()
-    (folder / "a.nii.gz").touch()
-    (folder / "c.csv").write_text("subject_id,image,findings,impression\na,a.nii.gz,Clear.,Normal.\n")
-    (folder / "r.csv").write_text("report_id,findings,impression\nb,Clear.,Normal.\n")
-    cohort = {"source": "manifest", "manifest": f"{folder}/c.csv", "reports": f"{folder}/r.csv"}
-    config = write_config(tmp_path / "config.yaml", cohort=cohort)
-    run = run_snakemake("results/test/cohort/reports.csv", directory=tmp_path, config=config)
-    assert run.returncode == 0, run.stderr
-    assert [row["report_id"] for row in read_table(tmp_path / "results/test/cohort/reports.csv")] == ["a", "b"]
-
-
 def test_an_unknown_key_stops_before_anything_runs(tmp_path):
     config = write_config(tmp_path / "typo.yaml", sampling={"guidance": 3})
     run = run_snakemake("-n", "all", directory=tmp_path, config=config)

@@ -343,12 +343,12 @@ def _report(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medsyn.config import PreprocessConfig, load_stage
-    from medsyn.reading import parse_reading
+    from medsyn.header_hints import parse_hints
     from medsyn.stages.folders import Folder, evaluate_folders
 
     config = load_stage(PreprocessConfig, args.config) if args.config else PreprocessConfig()
     real, synthetic = (
-        parse_reading({name: getattr(args, f"{prefix}{name}") or "" for name in ("spacing_mm", "orientation")}, group)
+        parse_hints({name: getattr(args, f"{prefix}{name}") or "" for name in ("spacing_mm", "orientation")}, group)
         for prefix, group in (("real_", "real volumes"), ("", "generated volumes"))
     )
     evaluate_folders(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from medsyn.config.section import Count, Name, OwnSeed, PathText, Section, Sentence, Width
 from medsyn.config.text import ReportSection
+from medsyn.config.volumes import ToolFor
+from medsyn.masks.tools import MASK_TOOLS
 
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
-AnatomyTool = Literal["classical", "totalsegmentator"]
+AnatomyTool = Annotated[str, ToolFor(MASK_TOOLS, "anatomy")]
 PromptSource = Literal["sentences", "reports"]
 
 

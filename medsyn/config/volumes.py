@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
-from medsyn.config.section import Fraction, Hounsfield, Millimetres3, PathText, Section, Size3
+from medsyn.config.section import Fraction, Hounsfield, Millimetres3, PathText, Registered, Section, Size3
+from medsyn.masks.tools import MASK_TOOLS, tool_fault, tools_for
 
 
 class PreprocessConfig(Section):
@@ -39,12 +42,27 @@ class PreprocessConfig(Section):
         return self
 
 
+@dataclass(frozen=True)
+class ToolFor(Registered):
+    """Annotation of a setting that names a mask tool for `structure`; anatomy stands for what `measure` needs."""
+
+    structure: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "examples": tools_for(self.structure, self.registry.builtin)}
+
+    def _known(self, value: str) -> str:
+        if fault := tool_fault(value, self.structure):
+            raise ValueError(fault)
+        return value
+
+
 class MasksConfig(Section):
     """Which tool makes which mask."""
 
-    lobes: Literal["classical", "lungmask", "totalsegmentator"] = "classical"
-    airway: Literal["classical", "totalsegmentator", "naviairway"] = "classical"
-    vessels: Literal["classical", "totalsegmentator"] = "classical"
+    lobes: Annotated[str, ToolFor(MASK_TOOLS, "lobes")] = "classical"
+    airway: Annotated[str, ToolFor(MASK_TOOLS, "airway")] = "classical"
+    vessels: Annotated[str, ToolFor(MASK_TOOLS, "vessels")] = "classical"
     lungmask_model: Literal["LTRCLobes_R231", "LTRCLobes", "R231"] = Field(
         "LTRCLobes_R231", description="lobes filled with R231's lungs, lobes alone, or R231's lungs with our fissures"
     )

@@ -178,7 +178,7 @@ def fit(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     _channels_last(model).train()
     losses: list[float] = []
-    for number in track(range(num_steps), what=what):
+    for number in track(range(num_steps), description=what):
         step = number % steps_per_epoch
         if step == 0:
             order = torch.randperm(len(labels), generator=generator)

@@ -105,7 +105,7 @@ def train(task: Task, config: TrainConfig, state: Path) -> Trained:
     run.resume()
     run.start()
     with sigterm_event() as stop:
-        bar = track(range(run.step, config.num_steps), what=task.name, total=config.num_steps, initial=run.step)
+        bar = track(range(run.step, config.num_steps), description=task.name, total=config.num_steps, initial=run.step)
         for step, batches in zip(bar, run.batches(), strict=True):
             run.optimise(step, batches)
             if any_process(accelerator, stop.is_set()):

@@ -10,6 +10,7 @@ from medsyn.config import Config, check_keys, stage_texts, validate
 from medsyn.errors import InputError
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
+from medsyn.masks.tools import use_network
 
 try:
     check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
@@ -67,11 +68,11 @@ TEXT_METHODS = [REFERENCE] + [
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
-# networks that segment want a GPU and more memory and time than the classical tools
-NETWORKS_SEGMENT = {CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels} != {
-    "classical"
-}
-NETWORKS_MEASURE = CONFIG.evaluation.anatomy_tool != "classical"
+# Mask tools with a network request a GPU, and more memory and time.
+NETWORKS_SEGMENT = use_network(
+    CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels
+)
+NETWORKS_MEASURE = use_network(CONFIG.evaluation.anatomy_tool)
 # Minutes for one volume of 256 x 256 x 256, for the time requests. Measured on one core: preprocessing, classical tools
 # and the store. Estimated: whatever needs a GPU; see docs/cluster.md.
 MINUTES_PREPROCESS = 0.5
