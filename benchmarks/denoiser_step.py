@@ -1,12 +1,12 @@
-"""Time a denoising and a training step, ours against a plain form of the same network, in one run; print a table.
+"""Time a denoising and a training step, the fast network against the plain one, in one run; print a table.
 
 `python benchmarks/denoiser_step.py [--device cpu|cuda] [--case NAME ...] [--compile]`, from the repository's root (if
 the package is not installed, with PYTHONPATH=.; needs torch, numpy, pydantic, pyyaml, tqdm).
 
-On a CPU: the demo's networks (config/config.yaml), float32, one thread; `low_res_1` draws one volume at a time. On a
-GPU, which is taken when there is one: the paper's networks (config/paper.yaml), drawing with bfloat16 weights, training
-under bfloat16 autocast on batches that are already there, and a whole volume with the paper's 50 and 20 steps. The
-plain form is float32 (no TF32), eager, contiguous activations, the text and the condition read anew in every step,
+On a CPU: the demo's networks (config/config.yaml), float32, one thread; `low_res_1` samples one volume at a time. On a
+GPU, which is taken when there is one: the paper's networks (config/paper.yaml), sampling with bfloat16 weights,
+training under bfloat16 autocast on batches that are already there, and a whole volume with the paper's 50 and 20 steps.
+The plain form is medsyn.models.unet: float32 (no TF32), eager, the text and the condition read again in every step,
 guidance as two calls. Weights are random: they change no time.
 
 Columns: seconds is the shortest of the repeats, which alternate between the forms; on a CPU it is processor time, so
@@ -32,14 +32,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsyn.config import Config, load_config
+from medsyn.diffusion.base import SOLVERS, Denoiser
 from medsyn.diffusion.objective import denoising_loss, enlarge
-from medsyn.diffusion.samplers import SOLVERS, Denoiser, guided_denoiser, volume_noise
+from medsyn.diffusion.sampling import guided_denoiser, sample
+from medsyn.diffusion.seeds import volume_noise
 from medsyn.memory import keep_freed_memory
-from medsyn.models.drawing import prepared_denoiser
+from medsyn.models.fast.denoiser import prepared_denoiser
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.unet import UNet
 from medsyn.training.cost import GIB, peak_tflops
 
 ROOT = Path(__file__).resolve().parents[1]
+TIME = 0.4  # of a step, in [0, 1]
 WIDTH = {True: 768, False: 96}  # of the text states: BERT's, and the demo's own encoder
 HEADER = (
     f"{'case':10} {'step':9} {'form':6} {'seconds':>9} {'ratio':>6} {'TFLOP/s':>8} {'peak':>6} {'GiB':>6} {'diff':>8}"
@@ -49,18 +53,19 @@ Step = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One network, the shapes of its inputs [B, C, D, H, W] and how it is drawn; tokens None: super-resolution."""
+    """One network, the shapes of its inputs [B, C, D, H, W] and how it is sampled; tokens None: super-resolution."""
 
     name: str
-    network: UNet
+    plain: UNet
+    fast: FastUNet
     infer: tuple[int, ...]
     train: tuple[int, ...]
     tokens: tuple[int, int] | None
     guidance_scale: float
 
-    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> UNet:
-        """The network with random weights on a device, the same in every call."""
-        network = deepcopy(self.network).to_empty(device="cpu")
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32, plain: bool = False) -> UNet:
+        """Build the plain or the fast network with random weights on a device, the same in every call."""
+        network = deepcopy(self.plain if plain else self.fast).to_empty(device="cpu")
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in network.parameters():
@@ -71,7 +76,7 @@ class Case:
     def given(self, shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
         """Random volume x, time t in [0, 1] and conditions for a step of `shape`."""
         generator = torch.Generator().manual_seed(1)
-        made = {"x": torch.randn(shape, generator=generator), "t": torch.full((shape[0],), 0.4)}
+        made = {"x": torch.randn(shape, generator=generator), "t": torch.full((shape[0],), TIME)}
         if self.tokens is None:
             made["condition"] = torch.randn(shape, generator=generator)
         else:
@@ -80,7 +85,7 @@ class Case:
 
 
 def cases(config: Config, full: bool) -> dict[str, Case]:
-    """Both networks of a configuration, without data. full: the paper's, drawing one volume at a time."""
+    """Both networks of a configuration, without data. full: the paper's, sampling one volume at a time."""
     size, factor, sampling = config.preprocess.size, config.preprocess.low_res_factor, config.sampling
     low = tuple(side // factor for side in size)
     batch = 1 if full or sampling.batch_size == "auto" else sampling.batch_size
@@ -90,13 +95,13 @@ def cases(config: Config, full: bool) -> dict[str, Case]:
     tokens = (config.text.num_tokens, WIDTH[full])
     high = config.super_res.unet.model_copy(update={"num_bottom_blocks": 1})
     with torch.device("meta"):
-        low_net = UNet(config.low_res.unet, num_tokens=tokens[0], cond_dim=tokens[1])
-        high_net = UNet(high, condition_channels=4)
+        low_nets = [build(config.low_res.unet, num_tokens=tokens[0], cond_dim=tokens[1]) for build in (UNet, FastUNet)]
+        high_nets = [build(high, condition_channels=4) for build in (UNet, FastUNet)]
     scale = sampling.guidance_scale
-    one = Case("low_res_1", low_net, (1, 4, *low), (trained, 4, *low), tokens, scale)
+    one = Case("low_res_1", *low_nets, (1, 4, *low), (trained, 4, *low), tokens, scale)
     return ({} if full else {"low_res_1": one}) | {
-        "low_res": Case("low_res", low_net, (batch, 4, *low), (trained, 4, *low), tokens, scale),
-        "super_res": Case("super_res", high_net, (1, 4, *size), (high_batch, 4, *crop), None, 1.0),
+        "low_res": Case("low_res", *low_nets, (batch, 4, *low), (trained, 4, *low), tokens, scale),
+        "super_res": Case("super_res", *high_nets, (1, 4, *size), (high_batch, 4, *crop), None, 1.0),
     }
 
 
@@ -171,8 +176,7 @@ def release() -> None:
 def step_of(case: Case, training: bool, plain: bool, device: torch.device, compiled: bool) -> Step:
     """A denoising step (what a volume needs once is made in the first call), or a training step."""
     half = device.type == "cuda" and not plain
-    network = case.on(device, torch.bfloat16 if half and not training else torch.float32)
-    network.channels_last = not plain
+    network = case.on(device, torch.bfloat16 if half and not training else torch.float32, plain)
     if compiled and not plain:
         network.compile(mode="reduce-overhead" if device.type == "cuda" and not training else None)
     given = case.given(case.train if training else case.infer, device)
@@ -187,7 +191,7 @@ def step_of(case: Case, training: bool, plain: bool, device: torch.device, compi
                 make = guided_denoiser if plain else prepared_denoiser
                 scale = {"guidance_scale": case.guidance_scale} if "text" in conditions else {}
                 denoiser = make(network, **conditions, **scale)
-            return denoiser(given["x"], 1000 * given["t"])
+            return denoiser(given["x"], 1000 * TIME)
 
     def train() -> Tensor:
         assert optimizer is not None
@@ -230,16 +234,16 @@ def count_flops(case: Case, shape: tuple[int, ...], training: bool) -> int:
     conditions = {key: value for key, value in given.items() if key in ("text", "condition")}
     with FlopCounterMode(display=False) as counter:
         if training:
-            denoising_loss(case.network, given["x"], given["x"], given["t"], **conditions).backward()
-            case.network.zero_grad()
+            denoising_loss(case.plain, given["x"], given["x"], given["t"], **conditions).backward()
+            case.plain.zero_grad()
         else:
             scale = {"guidance_scale": case.guidance_scale} if case.tokens else {}
-            guided_denoiser(case.network, **conditions, **scale)(given["x"], given["t"])
+            guided_denoiser(case.plain, **conditions, **scale)(given["x"], 1000 * TIME)
     return counter.get_total_flops()
 
 
 def whole_volume(config: Config, device: torch.device, compiled: bool) -> None:
-    """Draw one volume at the paper's size with the settings of the configuration, and print what it took.
+    """Sample one volume at the paper's size with the settings of the configuration, and print what it took.
 
     As `medsyn generate` does, without reading the text and writing files: the noise is made on the CPU.
     """
@@ -252,19 +256,20 @@ def whole_volume(config: Config, device: torch.device, compiled: bool) -> None:
         for network in networks:
             network.compile(mode="reduce-overhead")
     text = low.given(low.infer, device)["text"]
-    solve = SOLVERS[sampling.solver]
+    solver = SOLVERS[sampling.solver]
 
-    def draw() -> Tensor:
+    def volume() -> Tensor:
         with torch.no_grad():
             denoiser = prepared_denoiser(networks[0], text=text, guidance_scale=sampling.guidance_scale)
-            small = solve(denoiser, volume_noise([0], low.infer[1:], 0).to(device), steps[0])
+            noise = volume_noise([0], low.infer[1:], "low_res").to(device)
+            small = sample(solver, denoiser, noise, steps[0])
             condition = enlarge(small, config.preprocess.low_res_factor)
-            noise = volume_noise([0], high.infer[1:], 1).to(device)
-            return solve(prepared_denoiser(networks[1], condition=condition), noise, steps[1])
+            noise = volume_noise([0], high.infer[1:], "super_res").to(device)
+            return sample(solver, prepared_denoiser(networks[1], condition=condition), noise, steps[1])
 
     try:
-        timed(draw, device)  # warms up
-        took, peak, _ = timed(draw, device)
+        timed(volume, device)  # warms up
+        took, peak, _ = timed(volume, device)
     except torch.cuda.OutOfMemoryError:
         print("volume     does not fit the memory")
         return

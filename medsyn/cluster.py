@@ -1,4 +1,4 @@
-"""Running under a cluster's scheduler."""
+"""Run under a cluster's scheduler: check the executor, find its commands, requeue a job."""
 
 from __future__ import annotations
 

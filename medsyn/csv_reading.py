@@ -1,9 +1,9 @@
-"""Read CSV tables that people made: every row that cannot be trusted is named by the line where it begins.
+"""Read CSV tables that people made; a row that cannot be trusted is reported with the line where it begins.
 
-A row is not trusted when it has another number of fields than the header (a comma in a text without quotation marks, a
-line break in one) or when a quotation mark opens a field and does not close it. An open mark swallows the lines
-behind it, so reading goes on at the next line. Where that line is not a whole row, nobody can tell where rows begin,
-and the table is refused. RFC 4180 describes the format.
+A row is not trusted when it has another number of fields than the header (a comma or a line break in a text without
+quotation marks), or when a quotation mark opens a field and does not close it. An open mark swallows the lines behind
+it, so reading continues at the next line. If that line is not a whole row, the beginnings of rows cannot be found, and
+the table is refused. RFC 4180 describes the format.
 """
 
 from __future__ import annotations

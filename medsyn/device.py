@@ -1,4 +1,4 @@
-"""The device that networks run on, and the test that its 3-D convolutions are right.
+"""Choose the device that networks run on, and test that its 3-D convolutions are right.
 
 Some versions of PyTorch and cuDNN convolve volumes wrongly or slowly in 16 bits:
 

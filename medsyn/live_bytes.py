@@ -6,7 +6,7 @@ alive after it, so saved activations and temporaries are observed and not estima
 two choices that PyTorch makes on a CUDA device only:
 
 - autocast: which functions take 16-bit inputs, which float32, and how long the 16-bit copies of weights live;
-- attention: the fused kernels, which keep queries, keys, values, result and one float32 a query and head. The plain
+- attention: the fused kernels, which keep queries, keys, values, result and one float32 per query and head. The plain
   path, which the meta device would take, keeps the whole attention matrix.
 
 What no operation shows is not counted: work space inside a kernel (cuDNN), the CUDA context, fragmentation.
@@ -116,7 +116,7 @@ class CudaRules(TorchFunctionMode):
 
     @contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:
-        """Autocast to `dtype` (float32: none). As with PyTorch's, 16-bit copies of weights live until the end of it.
+        """Autocast to `dtype` (float32: no autocast); as in PyTorch, 16-bit copies of weights live until its end.
 
         Beyond it, and in a checkpointed part that is computed again, a copy lives as long as autograd keeps it.
         """
@@ -137,7 +137,7 @@ class CudaRules(TorchFunctionMode):
 
     @property
     def copied_bytes(self) -> int:
-        """Bytes of the 16-bit copies of weights that the present autocast holds."""
+        """Return the bytes of the 16-bit copies of weights that the present autocast holds."""
         return sum(copy.nbytes for _, copy in self._copies.values())
 
     def _lower(self, value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The state of the files that a manifest names, so that a workflow notices when one is replaced or added.
+"""Hash the state of the files that a manifest names, so that a workflow notices when one is replaced or added.
 
-Only names, sizes and times of modification are looked at, one look per file. A folder of DICOM slices counts as changed
-when a file in it is added, removed or renamed.
+Only names, sizes and times of modification are read, each once. A folder of DICOM slices counts as changed when a file
+in it is added, removed or renamed.
 """
 
 from __future__ import annotations

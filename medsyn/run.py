@@ -23,21 +23,22 @@ from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
 from medsyn.device import network_device
+from medsyn.diffusion.base import SOLVERS, Denoiser
 from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
-from medsyn.diffusion.samplers import SOLVERS, Denoiser, volume_noise
+from medsyn.diffusion.sampling import sample
+from medsyn.diffusion.seeds import volume_noise
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
 from medsyn.memory import available_bytes, keep_freed_memory, peak_bytes
 from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
-from medsyn.models.drawing import prepared_denoiser
-from medsyn.models.footprint import forward_bytes
-from medsyn.models.unet import UNet
+from medsyn.models.fast.denoiser import prepared_denoiser
+from medsyn.models.fast.footprint import forward_bytes
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import load
 from medsyn.provenance import provenance
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
 
 _RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
-_LOW, _HIGH = 0, 1  # streams of noise
 _SHARE_OF_MEMORY, _LARGEST_BATCH = 0.7, 32
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,8 +64,8 @@ class Run:
     """A trained run in memory, on the device it will use."""
 
     label: str
-    low_res: UNet
-    super_res: UNet
+    low_res: FastUNet
+    super_res: FastUNet
     channels: tuple[str, ...]
     window_hu: tuple[float, float]
     factor: int
@@ -104,26 +105,33 @@ class Run:
         low_size = [s // self.factor for s in size]
         seeds = [prompt.seed for prompt in prompts]
         fixed, channels = self._fixed(prompts)
-        noise = volume_noise(seeds, (len(self.channels), *low_size), _LOW).to(self.device)
-        solve = SOLVERS[sampling.solver]
+        noise = volume_noise(seeds, (len(self.channels), *low_size), "low_res").to(self.device)
+        solver = SOLVERS[sampling.solver]
         given = None if fixed is None else reduce_resolution(fixed, self.factor)
         denoiser = self._low_res_denoiser(prompts)
-        low = solve(
-            denoiser, noise, sampling.num_steps_low_res, fixed=given, fixed_channels=channels, what="low resolution"
+        low = sample(
+            solver,
+            denoiser,
+            noise,
+            sampling.num_steps_low_res,
+            fixed=given,
+            fixed_channels=channels,
+            description="low resolution",
         )
         if not sampling.fix_super_res:
             fixed, channels = None, []
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
             condition = enlarge(low[i : i + 1], self.factor, self.interpolation)
-            noise = volume_noise([seed], (len(self.channels), *size), _HIGH).to(self.device)
-            volume = solve(
+            noise = volume_noise([seed], (len(self.channels), *size), "super_res").to(self.device)
+            volume = sample(
+                solver,
                 prepared_denoiser(self.super_res, condition=condition),
                 noise,
                 sampling.num_steps_super_res,
                 fixed=None if fixed is None else fixed[i : i + 1],
                 fixed_channels=channels,
-                what="super-resolution",
+                description="super-resolution",
             )
             volumes.append(volume.cpu().numpy()[0])
         return np.stack(volumes)
@@ -203,7 +211,7 @@ def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_enco
     write_json(out, {"label": label, **relative, "sampling": settings.model_dump(mode="json")})
 
 
-def load_pair(low_res: Path, super_res: Path) -> tuple[UNet, UNet, ModelStage]:
+def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, ModelStage]:
     """Both networks and the settings of the second; networks of different channels or windows are an InputError."""
     low, low_stage = load(low_res)
     high, high_stage = load(super_res)

@@ -1,7 +1,7 @@
-"""Folders for unfinished work: temporary folders beside an output, and states that a stopped run continues from.
+"""Make folders for unfinished work: temporary folders beside an output, and states from which a stopped run continues.
 
 Every such folder holds the file MARK, which says what the folder is and of which output. Only a folder with this mark
-is ever emptied or removed, so a folder of the user's is never taken for a leftover, whatever its name is.
+is ever emptied or removed, so a user's folder is never taken for a leftover, whatever its name is.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def claim_state(folder: Path, output: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not is_own(folder):
         names = sorted(path.name for path in folder.iterdir() if path.name != MARK)  # a peer may have just written it
-        if any(name.startswith("step_") for name in names):  # a training that was started without a claim
+        if any(name.startswith("step_") for name in names):  # a training run that was started without a claim
             names = [name for name in names if not _TRAINING.fullmatch(name)]
         other = next(iter(names), None)
         if other is not None:

@@ -1,8 +1,8 @@
-"""Files of tensors: safetensors written so that equal content gives equal bytes, and checkpoints of others read safely.
+"""Write safetensors whose bytes depend on their content alone, and read checkpoints of others safely.
 
 The library keeps the metadata of a file in a hash map with a random order, so two identical runs differ in the header.
-Here the header is written again with sorted keys and with the hash of the data, which `check_tensors` compares; offsets
-and data stay as they are.
+Here the header is rewritten with sorted keys and with the hash of the data, which `check_tensors` compares. Offsets and
+data stay unchanged.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def told_as_os_error(path: str | Path) -> Iterator[None]:
 
 
 def check_tensors(path: str | Path) -> None:
-    """InputError if the tensors of a safetensors file are not those that `save_tensors` wrote into it.
+    """Raise InputError if the tensors of a safetensors file are not those that `save_tensors` wrote into it.
 
-    A file without a hash, of another program or of an earlier version, is not looked at.
+    A file without a hash, from another program or an earlier version, is not checked.
     """
     expected = _all_metadata(path).get(_DATA_HASH)
     if expected is None:
@@ -81,7 +81,7 @@ def check_tensors(path: str | Path) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata that `save_tensors` was given for a file; a missing or broken file is an InputError."""
+    """Return the metadata that `save_tensors` was given for a file; a missing or broken file is an InputError."""
     return {key: value for key, value in _all_metadata(path).items() if key != _DATA_HASH}
 
 
@@ -98,7 +98,7 @@ def _all_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint file holds, on the CPU: tensors (.safetensors), else the dict that `torch.save` wrote.
+    """Return the content of a checkpoint on the CPU: tensors (.safetensors), else the dict that `torch.save` wrote.
 
     A missing file and one that cannot be read are InputErrors.
     """
@@ -114,7 +114,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _load_pickled(path: str | Path) -> dict[str, Any]:
-    """The dict in a file of `torch.save`, on the CPU; only tensors are unpickled, never code.
+    """Return the dict in a file of `torch.save`, on the CPU; only tensors are unpickled, never code.
 
     A missing file, one that holds anything else and one that cannot be read are InputErrors.
     """

@@ -1,4 +1,4 @@
-"""A volume with its geometry, and the one place that reads and writes image files.
+"""Define a volume with its geometry; read and write image files.
 
 Arrays are (D, H, W) = (z, y, x). The model's orientation is "LAS": z runs inferior to superior, y posterior to
 anterior, x right to left (the paper's data). World coordinates are ITK's LPS millimetres, so in model orientation the

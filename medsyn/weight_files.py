@@ -1,4 +1,4 @@
-"""The external weight files: what each is for, where it is looked for, and one clear line when it is missing.
+"""Describe the external weight files: purpose, place, and what to do about a missing one.
 
 The table is data (`weight_files.yaml`). Nothing here or in the tools downloads a file: a weights folder is filled on a
 machine with a network and copied to where the jobs run.
@@ -14,11 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.files import sha256
-from medsyn.masks.tools import ANATOMY, MASK_TOOLS
-from medsyn.volume import STRUCTURES
 
 TABLE_FILE = Path(__file__).with_name("weight_files.yaml")
 
@@ -71,41 +68,11 @@ class WeightFile:
         return [path for path in (target, target.with_suffix(".safetensors")) if path.is_file()][:1]
 
 
-def weight_files() -> list[WeightFile]:
-    """Return the rows of weight_files.yaml, and those that mask tools of other packages and plugins bring."""
-    return [*_own_files(), *(row for name in MASK_TOOLS.names() for row in MASK_TOOLS[name].weight_files)]
-
-
 @cache
-def _own_files() -> list[WeightFile]:
+def own_weight_files() -> list[WeightFile]:
+    """Return the rows of weight_files.yaml."""
     rows = yaml.safe_load(TABLE_FILE.read_text(encoding="utf-8"))
     return [WeightFile(**row | {key: tuple(row.get(key, ())) for key in ("parts", "files")}) for row in rows]
-
-
-def weights_of(tool: str, parts: Iterable[str]) -> list[WeightFile]:
-    """Return the rows that a tool needs for `parts` (structures, or lungmask's models), in the table's order."""
-    wanted = set(parts)
-    return [row for row in weight_files() if row.tool == tool and wanted & set(row.parts)]
-
-
-def find_weights(tool: str, parts: Iterable[str], root: Path) -> list[Path]:
-    """Return the files of `weights_of` under the weights folder `root`; a missing one is an InputError."""
-    return [path for row in weights_of(tool, parts) for path in row.find(root)]
-
-
-def needed_weights(config: Config) -> list[WeightFile]:
-    """Return the rows that a configuration needs: for its mask tools and measures, and what else it names."""
-    root = Path(config.masks.weights_dir)
-    wanted = [(getattr(config.masks, structure), structure) for structure in STRUCTURES]
-    wanted += [(config.evaluation.anatomy_tool, structure) for structure in ANATOMY]
-    needs = {(tool, part) for tool, name in wanted for part in MASK_TOOLS[tool].weight_parts(config.masks, [name])}
-    named = {Path(encoder.init) for encoder in config.text.encoders.values()}
-    named |= {Path(config.evaluation.features.weights)} if config.evaluation.features.weights else set()
-    return [
-        row
-        for row in weight_files()
-        if root / row.path in named or any((row.tool, part) in needs for part in row.parts)
-    ]
 
 
 def hash_weights(paths: Iterable[Path], root: Path) -> str:

@@ -1,4 +1,4 @@
-"""YAML files of settings, read strictly: a key that stands twice in one mapping is an error, not the last value."""
+"""Read YAML files of settings strictly: a key that stands twice in one mapping is an error, not the last value."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ["text_fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +52,20 @@ def finished(tmp_path_factory) -> Path:
     run = run_snakemake("all", "--show-failed-logs", directory=directory)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     return directory
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every look-up and connection fails and is listed."""
+    asked: list[str] = []
+
+    def refuse(*args: object, **_: object) -> None:
+        asked.append(str(args))
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return asked
 
 
 def write_config(path: Path, base: str = "test", **sections: dict[str, Any]) -> Path:

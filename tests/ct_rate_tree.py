@@ -41,7 +41,8 @@ class Scan:
     """One scan: its name (train_1_a), the phantom's kind, and per reconstruction kernel and quirk.
 
     quirks: "" (as it should be), "padded" (-8192 outside of the circle), "no spacing", "truncated", "empty" (a download
-    that was stopped), "no chest" (listed as such), "head" (not listed, shows no lungs).
+    that was stopped), "no chest" (listed as such), "head" (not listed, shows no lungs), "mirrored" (left and right
+    exchanged), "clipped" (at 200 HU), "drifted" (air at -976 HU).
     """
 
     name: str
@@ -120,6 +121,12 @@ def _volume(kind: str, person: int, number: int, quirk: str) -> Volume:
     if quirk == "head":
         array = np.where(array < -300, np.int16(-1000), array)
         array[:, 12:-12, 12:-12] = np.maximum(array[:, 12:-12, 12:-12], np.int16(30))
+    if quirk == "mirrored":
+        array = np.ascontiguousarray(array[:, :, ::-1])
+    if quirk == "clipped":
+        array = array.clip(None, 200)
+    if quirk == "drifted":
+        array += 24
     if quirk == "padded":
         rows, columns = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in array.shape[1:]), indexing="ij")
         array = np.where(rows**2 + columns**2 > (array.shape[1] / 2) ** 2, np.int16(-8192), array)

@@ -7,6 +7,7 @@ The rule sorts the authors' parameter names, so the fill also proves that the na
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from medsyn.config import UNetConfig
 from medsyn.models.medsyn_keys import medsyn_names
 from medsyn.models.unet import UNet
 
+Network = TypeVar("Network", bound=UNet)
 SHAPE = (2, 4, 6, 16, 12)
 TAU = torch.tensor([37.0, 912.5])
 ROWS: list[str] = []  # one line of the table per comparison
@@ -77,11 +79,11 @@ def fill(value: torch.Tensor, name: str, rank: int) -> None:
     value.copy_(torch.from_numpy(v).float().reshape(value.shape))
 
 
-def filled_network(kind: str, order: str) -> UNet:
-    """The tiny low-resolution ("low") or super-resolution ("sr") network with hashed parameters."""
+def filled_network(kind: str, order: str, build: type[Network] = UNet) -> Network:  # type: ignore[assignment]
+    """Build the tiny low-resolution ("low") or super-resolution ("sr") network with hashed parameters."""
     text = kind == "low"
     config = UNetConfig(dim=8, mults=(1, 2, 4), num_heads=2, up_order=order, num_bottom_blocks=4 if text else 1)
-    network = UNet(config, condition_channels=0 if text else 4, cond_dim=24 if text else None, num_tokens=192)
+    network = build(config, condition_channels=0 if text else 4, cond_dim=24 if text else None, num_tokens=192)
     state = network.state_dict()
     names = {own: several[0] for own, several in medsyn_names(state, config.num_bottom_blocks).items()}
     rank = {name: i for i, name in enumerate(sorted(names.values()))}

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -37,6 +38,17 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
     assert f"example:\n  medsyn {verb} " in capsys.readouterr().out
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """`medsyn weights list | head -0`: nobody reads, nothing is said."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "medsyn", "weights", "list"]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert run.returncode == 128 + signal.SIGPIPE
+    assert run.stderr == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")

@@ -5,6 +5,7 @@ workflow as far as the training store.
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from medsyn.cohort import build_cohort
 from medsyn.cohort.layouts import MANIFEST_COLUMNS
 from medsyn.config import CohortConfig
 from medsyn.ct.reading import read_ct
-from medsyn.files import read_csv, write_csv
+from medsyn.files import read_csv, read_json, write_csv
 from medsyn.header_hints import parse_hints
+from medsyn.scan_warnings import topic_of
 
 
 def manifest_of(root: Path, *options: str, layout: str = "ct-rate") -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -188,6 +190,7 @@ def test_tables_are_found_by_their_columns_and_hidden_or_looped_folders_do_no_ha
         (lambda root: (root / "dataset/radiology_text_reports/train_reports.csv").unlink(), "download radiology_text"),
         (lambda root: [path.unlink() for path in root.rglob("*.nii.gz")], "no file in it is named as train_1_a_1"),
         (lambda root: second_table(root), "train_1_a_1 has other values than in"),
+        (lambda root: second_row(root), "train_1_a_1 has other values than in another row of it (column Findings_EN)"),
     ],
 )
 def test_a_download_that_cannot_be_used_is_one_line(tmp_path: Path, change, words: str, capsys) -> None:
@@ -205,6 +208,13 @@ def second_table(root: Path) -> None:
     rows = read_csv(root / "dataset/radiology_text_reports/train_reports.csv")
     rows[0]["Findings_EN"] = "Something else."
     write_csv(root / "old/train_reports.csv", rows, list(rows[0]))
+
+
+def second_row(root: Path) -> None:
+    """A row in the table of reports that contradicts another one."""
+    table = root / "dataset/radiology_text_reports/train_reports.csv"
+    rows = read_csv(table)
+    write_csv(table, [*rows, rows[0] | {"Findings_EN": "Something else."}], list(rows[0]))
 
 
 def test_options_of_another_layout_and_no_layout_are_refused(tmp_path: Path, capsys) -> None:
@@ -257,7 +267,7 @@ def test_rad_chestct(tmp_path: Path, capsys) -> None:
     write_rad_chest(tmp_path)
     rows, left_out = manifest_of(tmp_path, layout="rad-chest")
     assert not left_out
-    assert rows["trn00001"]["findings"] == "Nodulegr1cm: left lower. Pleural effusion: lung."
+    assert rows["trn00001"]["findings"] == "Nodule larger than 1 cm: left lower. Pleural effusion: lung."
     assert rows["trn00001"]["labels"] == "nodulegr1cm*left_lower;pleural_effusion*lung"
     assert rows["trn00001"]["given_labels"] == "emphysema=0;nodule=1;pleural_effusion=1"
     assert rows["trn00002"]["findings"] == "No abnormality is labelled."
@@ -290,13 +300,15 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def full_tree(root: Path) -> None:
     """64 volumes of 21 scans of 18 patients with every quirk of the data set; 15 volumes are padded."""
     kernels = ("['Br40f', '3']", "Bl57d", "Br60f")
-    plain, padded = ("",) * 3, ("padded",) * 3
+    plain = ("",) * 3
+    quirks = dict.fromkeys(("train_3", "train_4", "train_6", "valid_2"), ("padded",) * 3)
+    quirks |= {"train_2": ("mirrored", "", ""), "train_8": ("clipped", "", ""), "valid_3": ("drifted", "", "")}
     scans = [
-        Scan(f"train_{n}_{letter}", "effusion" if n % 2 else "normal", kernels, padded if n in (3, 4, 6) else plain)
+        Scan(f"train_{n}_{letter}", "effusion" if n % 2 else "normal", kernels, quirks.get(f"train_{n}", plain))
         for n in range(1, 9)
         for letter in ("ab" if n % 4 == 0 else "a")
     ]
-    scans += [Scan(f"valid_{n}_a", "normal", kernels, padded if n == 2 else plain) for n in range(1, 4)]
+    scans += [Scan(f"valid_{n}_a", "normal", kernels, quirks.get(f"valid_{n}", plain)) for n in range(1, 4)]
     scans += [
         Scan("train_1_b", "normal", kernels, plain, reported=(2,)),  # its report stands at another reconstruction
         Scan("train_21_a", "normal", kernels, ("no chest",) * 3),
@@ -310,7 +322,9 @@ def full_tree(root: Path) -> None:
     write_tree(root, scans, voxels=True)
 
 
-def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_store(tmp_path: Path) -> None:
+def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full_tree(tmp_path)
     assert len(list(tmp_path.rglob("*.nii.gz"))) >= 60
     rows, left_out = manifest_of(tmp_path)
@@ -324,8 +338,12 @@ def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_sto
     )
     results = tmp_path / "results/ct_rate"
     targets = ["results/ct_rate/store/0", "results/ct_rate/qc/labels.csv"]
+    guard = os.pathsep.join(filter(None, [str(Path(__file__).with_name("no_network")), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", guard)
+    monkeypatch.setenv("MEDSYN_NETWORK_LOG", str(tmp_path / "asked.txt"))
     run = run_snakemake(*targets, "--show-failed-logs", directory=tmp_path, config=config)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    assert not (tmp_path / "asked.txt").exists(), "no rule opens a connection"
 
     kinds = [reason.partition(":")[0] for reason in left_out.values()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
@@ -352,6 +370,11 @@ def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_sto
     assert stored >= {"train_3_a_1", "train_4_a_1", "train_4_b_1", "train_6_a_1", "valid_2_a_1"}, (
         "padding outside of the circle is no fault"
     )
+    warned = {row["subject_id"]: topic_of(row["warnings"]) for row in index if row["warnings"]}
+    assert warned == {"train_2_a_1": "mirrored", "train_8_a_1": "range", "train_8_b_1": "range"}
+    qc = read_json(results / "preprocessed/0/valid_3_a_1/qc.json")
+    assert qc["air_factor"] != 1.0, "the configuration corrects air that has drifted, so it is no warning"
+    assert stored >= set(warned), "a warning never leaves a volume out"
     labels = {row["finding"]: row for row in read_table(results / "qc/labels.csv")}
     assert float(labels["pleural_effusion"]["f1"]) == 1.0
     assert int(labels["emphysema"]["n"]) == len({row["report_id"] for row in cohort})

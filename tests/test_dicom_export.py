@@ -147,6 +147,8 @@ def test_nothing_of_the_users_is_replaced_or_taken_for_a_volume(tmp_path, capsys
     (folder / "0001.dcm").write_bytes(b"mine")
     command = ["export", str(tmp_path / "v.nii.gz"), "--dicom", "--quiet", "--out"]
     assert main([*command, str(folder)]) == 2
+    assert main([*command, str(folder), "--force"]) == 2
+    assert "holds files, expected a new or empty folder for the series" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "v.nii.gz")]) == 2
     assert (folder / "0001.dcm").read_bytes() == b"mine" and len(list(folder.iterdir())) == 1
     capsys.readouterr()

@@ -11,17 +11,7 @@ from parity import SHAPE, TAU, compare, filled_network, inputs, tensor, text_sta
 from torch import nn
 
 from medsyn.diffusion.objective import denoising_loss, enlarge, reduce_resolution, super_res_condition
-from medsyn.diffusion.samplers import (
-    ddim,
-    ddim_grid,
-    ddim_step,
-    dpmpp_2m,
-    dpmpp_2m_grid,
-    dpmpp_step,
-    guided_denoiser,
-    seeded,
-    volume_noise,
-)
+from medsyn.diffusion.sampling import clipped, guided_denoiser, sample, with_fixed_channels, with_progress
 from medsyn.diffusion.schedule import (
     add_noise,
     alpha_bar,
@@ -30,6 +20,8 @@ from medsyn.diffusion.schedule import (
     half_log_snr,
     time_of_half_log_snr,
 )
+from medsyn.diffusion.seeds import seeded, volume_noise
+from medsyn.diffusion.solvers import DDIM, DPMPP_2M, ddim_step, ddim_times, dpmpp_2m_times, dpmpp_step
 
 SMALL = (1, 4, 2, 2, 2)
 ALPHAS = {
@@ -110,18 +102,18 @@ def test_full_loop(steps, guidance, fixed):
     specified = [float(number) for number in LOOPS[steps, guidance, fixed].split()]
     noise, given = tensor(SMALL, 200003, math.sqrt(3)), tensor(SMALL, 200004)
     denoiser = guided_denoiser(Toy(), text=torch.zeros(1), guidance_scale=float(guidance))
-    result = (ddim(denoiser, noise, steps, fixed=given, fixed_channels=fixed) + 1) / 2
+    result = (sample(DDIM, denoiser, noise, steps, fixed=given, fixed_channels=fixed) + 1) / 2
     ours = [result.mean().item(), result.std(unbiased=False).item(), *result.flatten()[:8].tolist()]
     compare(f"loop: {steps} steps, guidance {guidance}, fixed {list(fixed)}", ours, specified, 1e-4)
     assert torch.equal(result[:, list(fixed)], (given[:, list(fixed)] + 1) / 2)
 
 
 def test_number_of_calls():
-    assert [len(ddim_grid(steps)) for steps in (50, 20, 100, 30, 1)] == [51, 21, 101, 31, 2]
-    assert ddim_grid(30)[0] == 990 and ddim_grid(30)[-1] == 0
+    assert [len(ddim_times(steps)) for steps in (50, 20, 100, 30, 1)] == [51, 21, 101, 31, 2]
+    assert ddim_times(30)[0] == 990 and ddim_times(30)[-1] == 0
     for steps in (0, 1001):
         with pytest.raises(ValueError, match="num_steps"):
-            ddim_grid(steps)
+            ddim_times(steps)
 
 
 class Gaussian:
@@ -131,16 +123,16 @@ class Gaussian:
         self.mean, self.std = mean, std
 
     def __call__(self, x, tau):
-        alpha = alpha_bar_at(float(tau[0]) / 1000)
+        alpha = alpha_bar_at(tau / 1000)
         gain = math.sqrt(alpha) * self.std**2 / (alpha * self.std**2 + 1 - alpha)
         return self.mean + gain * (x - math.sqrt(alpha) * self.mean)
 
     def exact(self, noise):
-        """The flow keeps the standardised value, so x at t = 0 is known; the samplers return its posterior mean."""
+        """The flow keeps the standardised value, so x at t = 0 is known; the solvers return its posterior mean."""
         (start, end) = (alpha_bar_at(t) for t in (1.0, 0.0))
         spread = [math.sqrt(alpha * self.std**2 + 1 - alpha) for alpha in (start, end)]
         x = math.sqrt(end) * self.mean + spread[1] / spread[0] * (noise - math.sqrt(start) * self.mean)
-        return self(x, torch.zeros(1))
+        return self(x, 0.0)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.1, 0.2), (0.3, 0.05), (-0.5, 0.1)])
@@ -151,12 +143,12 @@ def test_second_order_solver_on_gaussian_data(mean, std):
     exact = gaussian.exact(noise)
 
     def error(solver, steps):
-        return (solver(gaussian, noise, steps) - exact).square().mean().sqrt().item()
+        return (sample(solver, gaussian, noise, steps) - exact).square().mean().sqrt().item()
 
-    assert error(dpmpp_2m, 10) < 0.2 * error(ddim, 10)
-    assert error(dpmpp_2m, 1000) < 1e-5
-    assert 3 < error(dpmpp_2m, 100) / error(dpmpp_2m, 200) < 5
-    assert error(ddim, 1000) < 2e-3
+    assert error(DPMPP_2M, 10) < 0.2 * error(DDIM, 10)
+    assert error(DPMPP_2M, 1000) < 1e-5
+    assert 3 < error(DPMPP_2M, 100) / error(DPMPP_2M, 200) < 5
+    assert error(DDIM, 1000) < 2e-3
 
 
 def test_second_order_solver_starts_with_a_ddim_step():
@@ -165,42 +157,68 @@ def test_second_order_solver_starts_with_a_ddim_step():
         torch.testing.assert_close(dpmpp_step(x, x0, t, s), ddim_step(x, x0, t, s), atol=2e-6, rtol=1e-5)
 
 
-def test_grid_of_the_second_order_solver():
-    grid = dpmpp_2m_grid(10)
+def test_times_of_the_second_order_solver():
+    grid = dpmpp_2m_times(10)
     assert len(grid) == 11 and grid[0] == 1000 and grid[-1] == 0
     steps = np.diff([half_log_snr(tau / 1000) for tau in grid])
     assert steps == pytest.approx(np.full(10, steps[0]), rel=1e-9)
     for t in (0.0, 0.01, 0.4, 0.99):
         assert time_of_half_log_snr(half_log_snr(t)) == pytest.approx(t, abs=1e-9)
-    assert all(np.diff(dpmpp_2m_grid(1000)) < 0)
+    assert all(np.diff(dpmpp_2m_times(1000)) < 0)
     for count in (0, 1001):
         with pytest.raises(ValueError, match="num_steps"):
-            dpmpp_2m_grid(count)
+            dpmpp_2m_times(count)
 
 
+@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])
 @pytest.mark.parametrize("steps", [1, 7])
-def test_second_order_solver_keeps_fixed_channels_and_clips(steps):
+def test_a_sample_keeps_fixed_channels_and_is_clipped(steps, solver):
     noise, given = tensor(SMALL, 200003, math.sqrt(3)), tensor(SMALL, 200004)
-    seen = []
+    plain, seen = guided_denoiser(Toy()), []
 
     def denoiser(x, tau):
-        seen.append(float(tau[0]))
-        return Toy()(x, tau)
+        seen.append(tau)
+        return plain(x, tau)
 
-    result = dpmpp_2m(denoiser, noise, steps, fixed=given, fixed_channels=(1, 3))
+    result = sample(solver, denoiser, noise, steps, fixed=given, fixed_channels=(1, 3))
     assert torch.equal(result[:, [1, 3]], given[:, [1, 3]])
-    assert seen == [pytest.approx(tau, rel=1e-6) for tau in dpmpp_2m_grid(steps)]
-    free = dpmpp_2m(denoiser, noise, steps)
+    assert seen == list(solver.times(steps))
+    free = sample(solver, denoiser, noise, steps)
     assert (free[:, 0] - result[:, 0]).abs().max() > 0.01  # the fixed channels are seen by the others
-    clipped = dpmpp_2m(lambda x, tau: 3 * Toy()(x, tau), noise, steps)
-    assert clipped.abs().max() == 1
+    assert sample(solver, lambda x, tau: 3 * plain(x, tau), noise, steps).abs().max() == 1
 
 
-def test_a_perfect_denoiser_gives_the_clean_volume():
-    clean = tensor(SMALL, 5)
-    noise = tensor(SMALL, 6, math.sqrt(3))
-    assert torch.allclose(ddim(lambda _x, _tau: clean, noise, 7), clean)
-    assert torch.allclose(dpmpp_2m(lambda _x, _tau: clean, noise, 7), clean)
+@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])
+def test_a_perfect_denoiser_gives_the_clean_volume(solver):
+    clean, noise = tensor(SMALL, 5), tensor(SMALL, 6, math.sqrt(3))
+    assert torch.allclose(sample(solver, lambda _x, _tau: clean, noise, 7), clean)
+
+
+def test_wrappers_of_a_denoiser_leave_its_own_volumes_alone():
+    prediction, fixed = 2 * tensor(SMALL, 5), tensor(SMALL, 6)
+    before = prediction.clone()
+    wrapped = clipped(with_fixed_channels(lambda _x, _tau: prediction, 3 * fixed, (2,)))(fixed, 0.0)
+    assert torch.equal(prediction, before)
+    assert torch.equal(wrapped[:, 2], (3 * fixed[:, 2]).clamp(-1, 1))
+    assert torch.equal(wrapped[:, [0, 1, 3]], before[:, [0, 1, 3]].clamp(-1, 1))
+
+
+def test_the_progress_bar_moves_with_the_times_however_often_they_are_called(monkeypatch):
+    passed = []
+
+    def track(times, *, description):
+        assert description == "here"
+        for i, tau in enumerate(times):
+            yield tau
+            passed.append(i)
+
+    monkeypatch.setattr("medsyn.diffusion.sampling.track", track)
+    denoiser = with_progress(lambda x, _tau: x, [1000.0, 500.0, 0.0], "here")
+    counts = []
+    for tau in (1000.0, 1000.0, 500.0, 750.0, 0.0, 0.0):  # twice the same, and one between two times
+        assert denoiser(tensor(SMALL, 1), tau) is not None
+        counts.append(len(passed))
+    assert counts == [1, 1, 2, 2, 3, 3]
 
 
 def test_loss_is_the_squared_error_of_the_clean_volume():
@@ -259,11 +277,11 @@ def test_super_res_condition():
     assert torch.allclose(condition[1], 0.75 * low[1] + 0.25 * noise[1])
 
 
-def test_noise_is_per_volume_and_per_stage():
-    together = volume_noise([3, 4, 5], (4, 2, 2, 2), 0)
-    assert torch.equal(together[1], volume_noise([4], (4, 2, 2, 2), 0)[0])
-    assert not torch.equal(together[1], volume_noise([4], (4, 2, 2, 2), 1)[0])
-    large = volume_noise([9], (1, 32, 32, 32), 0)
+def test_noise_is_per_volume_and_per_network():
+    together = volume_noise([3, 4, 5], (4, 2, 2, 2), "low_res")
+    assert torch.equal(together[1], volume_noise([4], (4, 2, 2, 2), "low_res")[0])
+    assert not torch.equal(together[1], volume_noise([4], (4, 2, 2, 2), "super_res")[0])
+    large = volume_noise([9], (1, 32, 32, 32), "low_res")
     assert abs(large.mean().item()) < 0.02 and abs(large.std().item() - 1) < 0.02
     assert not torch.equal(torch.rand(3, generator=seeded(1, 2)), torch.rand(3, generator=seeded(2, 1)))
     assert np.isfinite(large.numpy()).all()

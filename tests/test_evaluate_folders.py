@@ -260,6 +260,19 @@ def test_warnings_that_change_a_number_stand_in_the_table(chests: Path, tmp_path
     assert any(line.startswith(RANGE) and "200 HU" in line for line in record["warnings"][str(path)])
 
 
+def test_the_sidecar_hashes_both_files_of_a_pair(folders: tuple[Path, Path]) -> None:
+    real, fake = folders
+    image = sitk.ReadImage(str(fake / "0/volume.nii.gz"))
+    shutil.rmtree(fake)
+    fake.mkdir()
+    sitk.WriteImage(image, str(fake / "0.img"))
+    assert evaluate(real, fake)[0] == 0
+    inputs = json.loads((fake.parent / "table.json").read_text())["inputs"]
+    assert {inputs[str(fake / name)] for name in ("0.hdr", "0.img")} == {
+        sha256(fake / name) for name in ("0.hdr", "0.img")
+    }
+
+
 def test_volumes_are_found_however_a_system_arranges_them(tmp_path: Path) -> None:
     names = ("a/one.NII.GZ", "a/b/two.mha", "a/._one.nii.gz", "notes.txt", "a/three.npz", "a/four.hdr", "a/four.img")
     for name in names:
@@ -272,11 +285,19 @@ def test_volumes_are_found_however_a_system_arranges_them(tmp_path: Path) -> Non
         "a/three": tmp_path / "a/three.npz",
     }
     (tmp_path / "flat.nii").touch()
-    (tmp_path / "._flat.nii").touch()
-    assert find_volumes(tmp_path) == {"flat": tmp_path / "flat.nii"}
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c/volume.nii.gz").touch()
-    assert find_volumes(tmp_path) == {"c": tmp_path / "c/volume.nii.gz"}
+    with pytest.raises(InputError, match=r"volumes in two places, .*/flat\.nii and .*; name the folder of one"):
+        find_volumes(tmp_path)
+    for name in ("flat/flat.nii", "flat/._flat.nii", "flat/.cache/a.nii", "flat/flat_lobes.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_volumes(tmp_path / "flat") == {"flat": tmp_path / "flat/flat.nii"}
+    for name in ("own/c/volume.nii.gz", "own/c/lobes.nii.gz", "own/c/more/x.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_volumes(tmp_path / "own") == {"c": tmp_path / "own/c/volume.nii.gz"}
+    (tmp_path / "own/x.nii").touch()
+    with pytest.raises(InputError, match="volumes in two places"):
+        find_volumes(tmp_path / "own")
     (tmp_path / "twice/d").mkdir(parents=True)
     for name in ("x.nii", "x.nii.gz"):
         (tmp_path / "twice/d" / name).touch()

@@ -22,6 +22,7 @@ from medsyn.errors import InputError
 from medsyn.evaluate.features import read_med3d
 from medsyn.evaluate.figures import figure4
 from medsyn.evaluate.inputs import read_features
+from medsyn.evaluate.report import write_report
 from medsyn.evaluate.tables import table6
 from medsyn.files import read_csv, read_json, write_csv, write_json
 from medsyn.generate import Roots, generate_shard
@@ -200,6 +201,33 @@ def test_a_prompt_with_dollar_signs_is_plain_text_in_a_figure(tmp_path):
     samples = {"s": path, "t": path}
     figure4(tmp_path / "f.png", {"r": path}, samples, {"pleural_effusion": ["r"]}, [tmp_path / "p.csv"], False)
     assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_the_report_shows_mark_up_as_text(tmp_path):
+    """Reports, labels, file names, names of models and settings come from others: none of them is HTML."""
+    hostile = "<script>alert(1)</script>"
+    run = tmp_path / "run"
+    rows = [{"subject_id": "a", "image": f"{hostile.replace('/', '_')}.nii.gz", "findings": hostile}]
+    rows += [{"subject_id": "b", "image": "b/volume.nii.gz", "findings": hostile}]
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    write_chest(tmp_path / "b")
+    write_json(tmp_path / "one.json", {"num_shards": 1, "validation_fraction": 0.0, "max_reject_fraction": 1.0})
+    command = ["cohort", "--manifest", str(manifest), "--config", str(tmp_path / "one.json"), "--quiet"]
+    assert main([*command, "--out", str(run / "cohort")]) == 0
+    write_csv(run / "labels.csv", [{"id": "b", hostile: 1}], ["id", hostile])
+    write_json(run / "config/export.json", {"prompt": hostile})
+    (run / f"models/{hostile.replace('/', '_')}").mkdir(parents=True)
+    metrics = "\n".join(["step,loss", "1,1.0", "2,0.5", ""])
+    (run / f"models/{hostile.replace('/', '_')}/low_res_metrics.csv").write_text(metrics)
+    (run / f"text/{hostile.replace('/', '_')}/model").mkdir(parents=True)
+    table = {"finding": hostile, "prompt": hostile, "accuracy_mean": "0.5"}
+    write_csv(run / "eval/table6.csv", [table], list(table))
+    index = {"subject_id": "b", "status": "ok", "reason": "", "warnings": f"range: {hostile}"}
+    write_csv(run / "preprocessed/0/index.csv", [index], list(index))
+    write_report(run, tmp_path / "report.html", phantom=False)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8").lower()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 7
 
 
 def test_a_label_is_shown_by_the_table_alone(tmp_path):

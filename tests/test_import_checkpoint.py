@@ -20,12 +20,12 @@ from medsyn.cli import main
 from medsyn.evaluate.features import read_med3d
 from medsyn.files import sha256, write_json
 from medsyn.masks.naviairway import load_network
+from medsyn.masks.weights import find_weights
 from medsyn.models.airway_net import AirwayNet
 from medsyn.models.medsyn_keys import to_medsyn_keys
 from medsyn.models.resnet3d import ResNet3d
 from medsyn.models.weights import build, load, save
 from medsyn.volume import read_volume
-from medsyn.weight_files import find_weights
 
 STAGE_OF = {"low": "low_res", "sr": "super_res"}
 
@@ -272,3 +272,10 @@ def test_naviairway_and_med3d_become_safetensors_that_stand_in_for_the_originals
     assert main([*command[:3], "naviairway", *command[4:], str(tmp_path / "no.safetensors")]) == 2
     assert "resnet.pth: holds no state dict" in capsys.readouterr().err
     assert not (tmp_path / "no.safetensors").exists()
+
+
+@pytest.mark.parametrize("option", ["--stage low_res", "--weights ema", "--up-order A"])
+def test_options_of_the_authors_denoisers_are_refused_for_other_networks(tmp_path, capsys, option):
+    command = ["import-checkpoint", "--source", "med3d", *option.split(), str(tmp_path / "a.pth")]
+    assert main([*command, str(tmp_path / "a.safetensors")]) == 2
+    assert f"{option.split()[0]} goes with --source medsyn, not with --source med3d" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from medsyn.orientation import orientation_code, reorient
 from medsyn.phantom.cohort import shard_indices
 from medsyn.volume import Volume, read_volume, write_volume
 
-properties = settings(max_examples=30, derandomize=True, database=None, deadline=None)
+properties = settings(
+    max_examples=30, derandomize=True, database=None, deadline=None, phases=[Phase.generate, Phase.shrink]
+)
 CODES = [
     "".join(letters) for pairs in itertools.permutations(("LR", "AP", "SI")) for letters in itertools.product(*pairs)
 ]

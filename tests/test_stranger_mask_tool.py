@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,13 @@ from conftest import ROOT, run_snakemake, write_config
 from medsyn.cli import main
 from medsyn.config import Config, MasksConfig, load_config, stage_texts, validate
 from medsyn.errors import InputError
+from medsyn.mask_tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_network
 from medsyn.masks.segment import open_tools
-from medsyn.masks.tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_network
+from medsyn.masks.weights import needed_weights
 from medsyn.registry import load_plugins
+from medsyn.stages.volumes import identity_of_tool
 from medsyn.volume import STRUCTURES, read_volume
-from medsyn.weight_files import WeightFile, needed_weights
+from medsyn.weight_files import WeightFile
 
 PAGE = (ROOT / "docs/masks.md").read_text(encoding="utf-8")
 MODULE = re.search(r"```python\n(.*?)```", PAGE[PAGE.index("## Your own tool") :], re.DOTALL)[1]  # type: ignore[index]
@@ -113,6 +117,25 @@ def test_the_workflow_asks_the_tool_whether_it_needs_a_network(tmp_path: Path) -
     rules = (ROOT / "workflow/rules/common.smk").read_text(encoding="utf-8")
     assert "NETWORKS_MEASURE = use_network(" in rules
     assert "NETWORKS_SEGMENT = use_network(" in rules
+
+
+def test_an_edited_plugin_is_another_tool(tmp_path: Path) -> None:
+    module = plugin(tmp_path)
+    load_plugins([str(module)])
+    tools = open_tools(MasksConfig(airway="dark_middle"))
+    assert identity_of_tool("classical", tools["classical"]) == [tools["classical"].version, None]
+    before = identity_of_tool("dark_middle", tools["dark_middle"])
+    assert before[:2] == ["0.3", None]
+    module.write_text(module.read_text() + "# edited\n")
+    assert identity_of_tool("dark_middle", tools["dark_middle"]) != before
+
+
+def test_tools_are_listed_without_numpy_or_torch() -> None:
+    code = "import sys, medsyn.config; from medsyn.mask_tools import tools_for; print(tools_for('lobes'))"
+    code += "; assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "['classical', 'lungmask', 'totalsegmentator']\n", run.stderr
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_stage_that_uses_a_plugin_names_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsyn.volume import Volume, from_sitk
+from medsyn.volume import STRUCTURES, Volume, from_sitk
 
 Intervals = Sequence[tuple[int, float]]
 """(label, upper HU), rising; the last has no upper end."""
@@ -29,6 +29,9 @@ AIRWAY_HU, LEFT_LOWER_HU, LEFT_UPPER_HU, RIGHT_LOWER_HU, RIGHT_MIDDLE_HU, RIGHT_
 )
 DENSE_HU, TISSUE_HU, ARTERY_HU, VEIN_HU, BONE_HU = -200.0, 0.0, 80.0, 220.0, 400.0
 LOBE_HU = {1: LEFT_UPPER_HU, 2: LEFT_LOWER_HU, 3: RIGHT_UPPER_HU, 4: RIGHT_MIDDLE_HU, 5: RIGHT_LOWER_HU}
+ALL_TOTAL = dict.fromkeys(STRUCTURES, "totalsegmentator")
+OBLIQUE = {"code": "RSA", "degrees": (4.0, -3.0, 12.0)}
+"""Axes permuted and flipped, grid turned against the patient."""
 
 
 def plateau_lobes(x: NDArray, y: NDArray, z: NDArray) -> NDArray[np.uint8]:
@@ -88,6 +91,15 @@ def inside_plateaus(volume: Volume, reach_mm: tuple[float, float, float]) -> NDA
     size = [2 * int(np.ceil(reach / step)) + 1 for reach, step in zip(reach_mm, volume.spacing_mm, strict=True)]
     low, high = (f(volume.array, size=size, mode="nearest") for f in (ndimage.minimum_filter, ndimage.maximum_filter))
     return np.asarray(low == high)
+
+
+def expected(volume: Volume, structure: str) -> NDArray[np.uint8]:
+    """Return what the tests' weights see in the chest of plateaus."""
+    hu = volume.array
+    if structure == "lobes":
+        return np.where(np.isin(hu, list(LOBE_HU.values())), plateau_lobes(*from_centre_mm(volume)), 0)
+    values = {"airway": [AIRWAY_HU], "vessels": [ARTERY_HU, VEIN_HU]}[structure]
+    return np.isin(hu, values).astype(np.uint8)
 
 
 def lines(intervals: Intervals, num_classes: int, to_input: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:

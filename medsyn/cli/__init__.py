@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -164,6 +165,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return build_parser().parse_args(words)
 
 
+def _is_stdout_closed() -> bool:
+    """Return whether nobody reads what is printed any more (`medsyn inspect FILE | head`); then print to nowhere."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # Python flushes what is left when it ends
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     try:
@@ -177,6 +192,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_outputs(args)
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_stdout_closed():
+            raise
+        return 128 + signal.SIGPIPE
     except InputError as error:
         print(f"medsyn {args.verb}: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import Verbs, add_split, add_state, one_folder, refuse_options
 from medsyn.errors import InputError
-from medsyn.masks.tools import MASK_TOOLS, tools_for
+from medsyn.mask_tools import MASK_TOOLS, tools_for
 from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
 
 
 def _add_hints(parser: argparse.ArgumentParser) -> None:
-    """What one file does not say itself; in a manifest these are columns."""
+    """Add the options of header hints; in a manifest these are columns."""
     parser.add_argument("--series", help="DICOM: SeriesInstanceUID or SeriesDescription; none: chosen by rules")
     parser.add_argument("--spacing-mm", help="'z y x' in mm, for npz or instead of a wrong header")
     parser.add_argument("--orientation", help="where x, y, z run to, such as LPS, instead of the header; npz: or auto")

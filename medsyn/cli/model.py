@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from medsyn.cli import Verbs, add_state, refuse_options
+from medsyn.diffusion.base import SOLVERS
 from medsyn.errors import InputError
 from medsyn.outputs import Outputs, volume_name
 
@@ -60,8 +61,7 @@ def _add_import(verbs: Verbs) -> None:
     parser.add_argument(
         "--up-order",
         choices=("A", "B"),
-        default="B",
-        help="where the up path upsamples: B late, as the authors sample; A early, as they train (default %(default)s)",
+        help="where the up path upsamples: B late, as the authors sample; A early, as they train (default B)",
     )
 
 
@@ -85,7 +85,7 @@ def _add_generate(verbs: Verbs) -> None:
     parser = verbs.add(
         "generate",
         _generate,
-        summary="Draw chest CTs (int16 HU with their affine) and their masks from text.",
+        summary="Sample chest CTs (int16 HU with their affine) and their masks from text.",
         example='medsyn generate --weights results/models/medsyn --text "Large left pleural effusion."'
         " --seed 7 --out effusion.nii.gz",
         outputs=_generate_outputs,
@@ -93,7 +93,7 @@ def _add_generate(verbs: Verbs) -> None:
     parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
     parser.add_argument("--out", required=True, type=Path, help="FILE.nii.gz with --text, a folder with --prompts")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", help="radiology text; an empty string draws without text")
+    what.add_argument("--text", help="radiology text; an empty string samples without text")
     what.add_argument("--prompts", type=Path, help="CSV: sample_id, text, seed, text_mode, guidance_scale, fix_*, ...")
     parser.add_argument("--shard", metavar="K/N", help="rows K, K+N, K+2N, ... of --prompts (default 0/1, all)")
     add_state(parser)
@@ -105,7 +105,8 @@ def _add_generate(verbs: Verbs) -> None:
         "--guidance", type=float, metavar="W", help="guidance scale, 1 is none; a row's own comes first"
     )
     parser.add_argument("--null-text", choices=("learned", "zero"), help="states that stand for no text")
-    parser.add_argument("--solver", choices=("ddim", "dpmpp_2m"), help="dpmpp_2m: second order, for fewer steps")
+    own = ", ".join(SOLVERS.builtin)
+    parser.add_argument("--solver", metavar="NAME", help=f"{own}, or one of an installed package or a plugin")
     parser.add_argument("--steps-low-res", type=int, metavar="N", help="solver steps at low resolution, 1..1000")
     parser.add_argument("--steps-super-res", type=int, metavar="N", help="solver steps at super-resolution, 1..1000")
     parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="volumes at a time, or auto")
@@ -148,13 +149,16 @@ def _import_checkpoint(args: argparse.Namespace) -> None:
     if args.source != "medsyn":
         from medsyn.stages.checkpoints import import_network
 
+        refuse_options(
+            args, ("stage", "weights", "up_order"), chosen=f"--source {args.source}", other="--source medsyn"
+        )
         import_network(args.checkpoint, args.source, args.out)
         return
     from medsyn.models.medsyn_checkpoint import import_medsyn
 
     if args.stage is None:
         raise InputError("--stage: say which of the denoisers it is, low_res or super_res")
-    import_medsyn(args.checkpoint, args.stage, args.out, weights=args.weights, up_order=args.up_order)
+    import_medsyn(args.checkpoint, args.stage, args.out, weights=args.weights, up_order=args.up_order or "B")
 
 
 def _assemble(args: argparse.Namespace) -> None:

@@ -25,7 +25,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _weights(args: argparse.Namespace) -> None:
     from medsyn.config import MasksConfig, load_config
-    from medsyn.weight_files import hash_weights, needed_weights, weight_files
+    from medsyn.masks.weights import needed_weights, weight_files
+    from medsyn.weight_files import hash_weights
 
     config = load_config(args.config) if args.config else None
     root = args.weights_dir or Path(config.masks.weights_dir if config else MasksConfig().weights_dir)

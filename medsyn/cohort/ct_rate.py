@@ -1,4 +1,4 @@
-"""The manifest of CT-RATE from a download of it: either release, all splits, the tables as they are.
+"""Make the manifest of CT-RATE from a download of either release, with all splits and the tables as they are.
 
 What the data set looks like (its dataset card; the columns as other loaders read them):
 

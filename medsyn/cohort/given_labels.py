@@ -1,7 +1,7 @@
-"""Labels that came with a data set, beside those that `medsyn label` parses from its reports.
+"""Keep labels that came with a data set, beside those that `medsyn label` parses from its reports.
 
-In a manifest and in cohort.csv they are one field, "pleural_effusion=1;nodule=0", named as the report labeler names its
-findings. `write_cohort` makes given_labels.csv of them: `id` (the report's) and one 0/1 column per finding.
+In a manifest and in cohort.csv they are one field, "pleural_effusion=1;nodule=0", with the report labeler's names of
+findings. `write_cohort` makes given_labels.csv from them: `id` (the report's) and one 0/1 column per finding.
 """
 
 from __future__ import annotations

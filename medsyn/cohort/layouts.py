@@ -1,8 +1,8 @@
-"""The manifest of a cohort from the folders and tables of a data set: what all adapters share, and that of any table.
+"""Make a manifest from the folders and tables of a data set: what all adapters share, and an adapter for any table.
 
 `from_csv` takes any table with renamed columns. `medsyn.cohort.ct_rate` and `medsyn.cohort.rad_chestct` know two public
-data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths; files on disk decide who is in. What a file
-does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.header_hints`.
+data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths, for the files that exist on disk. What a
+file does not say (spacing, rescaling) goes into the columns of `medsyn.header_hints`.
 """
 
 from __future__ import annotations
@@ -95,16 +95,18 @@ def header_of(table: Path) -> set[str]:
 def by_name(tables: Sequence[Path], key: str, columns: Sequence[str] = ()) -> dict[str, Row]:
     """Return rows of several tables, which must have `columns`, by `stem` of their column `key`.
 
-    Two tables that differ in `columns` (none: in any) of one name are an InputError.
+    Two rows of one name that differ in `columns` (none: in any), of one table or of two, are an InputError.
     """
     rows: dict[str, tuple[Row, Path]] = {}
     for table in tables:
         for raw in read_csv(table, [key, *columns]):
             name = stem(raw[key])
             row, first = rows.setdefault(name, (raw, table))
-            if first != table and any(row.get(column) != raw.get(column) for column in columns or raw):
+            column = next((column for column in columns or raw if row.get(column) != raw.get(column)), None)
+            if column is not None:
+                where, keep = (f"in {first}", "tables") if first != table else ("in another row of it", "rows")
                 raise InputError(
-                    f"{table}: {name} has other values than in {first}; keep or name one of the two tables"
+                    f"{table}: {name} has other values than {where} (column {column}); keep one of the two {keep}"
                 )
     return {name: row for name, (row, _) in rows.items()}
 

@@ -1,4 +1,4 @@
-"""The cohort manifest: who is in, which split and shard, where files lie.
+"""Check and read the cohort manifest: the subjects, their splits and shards, and where their files lie.
 
 A user writes CSV files with the columns subject_id, image, findings, impression. Optional columns are split,
 patient_id, report_id, labels, given_labels, technique, clinical_information; lobes, airway and vessels (paths of masks

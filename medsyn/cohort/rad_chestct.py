@@ -1,4 +1,4 @@
-"""The manifest of RAD-ChestCT from a download of it (Draelos et al., Medical Image Analysis 2021; 3,630 scans).
+"""Make the manifest of RAD-ChestCT from a download (Draelos et al., Medical Image Analysis 2021; 3,630 scans).
 
 What the data set looks like (its record on Zenodo, 10.5281/zenodo.6406114, and the loaders of its author):
 
@@ -56,6 +56,14 @@ FINDINGS = {
 """Findings of the report labeler and the labels of the data set that say the same."""
 _VOLUME = re.compile(r"(?P<split>trn|val|tst)\d+\.npz")
 NOTHING = "No abnormality is labelled."
+_IN_WORDS = {
+    "cabg": "coronary artery bypass graft",
+    "gi_tube": "gastrointestinal tube",
+    "groundglass": "ground-glass opacity",
+    "nodulegr1cm": "nodule larger than 1 cm",
+    "pacemaker_or_defib": "pacemaker or defibrillator",
+}
+"""Labels whose names are no words that a reader, or the report labeler, knows."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ def _sentences(marks: Mapping[str, str]) -> str:
     for column in positive(marks, KEY).split(";"):
         finding, _, place = column.partition("*")
         if finding:
-            places.setdefault(finding.replace("_", " "), []).append(place.replace("_", " "))
+            places.setdefault(_IN_WORDS.get(finding, finding.replace("_", " ")), []).append(place.replace("_", " "))
     if not places:
         return NOTHING
     return " ".join(

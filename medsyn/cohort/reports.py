@@ -1,4 +1,4 @@
-"""The reports of a cohort: those of its subjects, and those without an image that train the text encoder as well.
+"""Collect the reports of a cohort: its subjects', and those without an image that train the text encoder as well.
 
 A CSV of reports without images has the columns report_id, findings, impression and, if known, patient_id and
 subject_id. No report of a validation patient may train the text encoder, because Tables I to VII prompt with the

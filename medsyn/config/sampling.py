@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from medsyn.config.section import Count, OwnSeed, Precision, Section, Shards, Steps
+from medsyn.config.section import Count, Name, OwnSeed, Precision, Registered, Section, Shards, Steps
+from medsyn.diffusion.base import SOLVERS
 
 
 class SamplingConfig(Section):
-    """How volumes are drawn (paper: 50 and 20 DDIM steps)."""
+    """How volumes are sampled (paper: 50 and 20 DDIM steps)."""
 
-    solver: Literal["ddim", "dpmpp_2m"] = Field("ddim", description="dpmpp_2m: second order, for fewer steps")
+    solver: Annotated[Name, Registered(SOLVERS)] = Field(
+        "ddim", description="ddim is the paper's; dpmpp_2m is of second order, for fewer steps; or one of a plugin"
+    )
     num_steps_low_res: Steps = 50
     num_steps_super_res: Steps = 20
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")

@@ -126,13 +126,14 @@ def stage_texts(config: Config) -> dict[str, str]:
     """Return the text of every results/config/<stage>.json.
 
     A stage that names something of a plugin lists that plugin, and the evaluation lists all of them, which may hold
-    exhibits: a new plugin makes the tables again, and nothing else.
+    exhibits: a new plugin makes the tables again, and nothing else. Keys stand in the order of the configuration,
+    which is that of the prompts and of the tables' rows.
     """
     texts = {}
     for name, stage in stage_configs(config).items():
         plugins = config.plugins if name == "evaluation" else sorted(set(_plugins_of(stage)))
         values = stage.model_dump(mode="json") | ({"plugins": list(plugins)} if plugins else {})
-        texts[name] = json.dumps(values, indent=2, sort_keys=True, allow_nan=False)
+        texts[name] = json.dumps(values, indent=2, allow_nan=False)
     return texts
 
 

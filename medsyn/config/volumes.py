@@ -9,7 +9,7 @@ from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from medsyn.config.section import Fraction, Hounsfield, Millimetres3, PathText, Registered, Section, Size3
-from medsyn.masks.tools import MASK_TOOLS, tool_fault, tools_for
+from medsyn.mask_tools import MASK_TOOLS, tool_fault, tools_for
 
 
 class PreprocessConfig(Section):

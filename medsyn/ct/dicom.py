@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from medsyn.ct.dicom_frames import has_frames, read_frames
 from medsyn.ct.dicom_slices import IMAGE_TYPE, KERNEL, MOST_UNEVEN, SAME_COSINE, Slice, is_dicom, read_slice, stacks
 from medsyn.ct.geometry import MOST_SKEW_DEGREES, HeaderFacts, check_geometry, tilt_notes
 from medsyn.ct.scan import Scan
@@ -48,8 +49,8 @@ TILT, ORIENTATION = "0018|1120", "0020|0037"
 PIXEL_SPACINGS = ("0028|0030", "0018|1164", "0018|2010")
 """Pixel Spacing, and what captured images have instead: GDCM takes 1 mm where all are missing."""
 _MULTI_FRAME = (
-    "a multi-frame (enhanced) DICOM file of {} images, which is not read here; convert it to NIfTI (dcm2niix) or to one"
-    " file per slice"
+    "a multi-frame DICOM file of {} images that does not say where each lies, or one of several; convert it to NIfTI"
+    " (dcm2niix) or to one file per slice"
 )
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _SOP_MODALITY = {
@@ -105,7 +106,12 @@ class Series:
     def primary(self) -> bool:
         """A stack of CT slices as scanned, no localizer, reformat or capture."""
         kinds = {part.strip().upper() for part in self.image_type}
-        return self.is_ct and len(self.files) >= MINIMUM_SLICES and not {"LOCALIZER", "SECONDARY"} & kinds
+        return self.is_ct and self.num_slices >= MINIMUM_SLICES and not {"LOCALIZER", "SECONDARY"} & kinds
+
+    @property
+    def num_slices(self) -> int:
+        """Slices of all files."""
+        return len(self.files) * self.num_frames
 
     @property
     def step_mm(self) -> float:
@@ -124,7 +130,7 @@ class Series:
         """Rules 3 to 5, lowest first."""
         words = f"{self.body_part} {self.description}"
         part = 0 if _CHEST.search(words) else 2 if _OTHER_PART.search(words) else 1
-        return (part, is_sharp(self.kernel), equal_thickness_mm(self.step_mm), -len(self.files))
+        return (part, is_sharp(self.kernel), equal_thickness_mm(self.step_mm), -self.num_slices)
 
 
 def list_series(folder: str | Path) -> list[Series]:
@@ -142,13 +148,11 @@ def list_series(folder: str | Path) -> list[Series]:
     return found
 
 
-def refuse_dicom_file(path: Path) -> None:
-    """InputError for a file that is one DICOM object."""
-    if not is_dicom(path):
-        return
+def read_dicom_file(path: Path, hints: HeaderHints) -> Scan:
+    """Read the file of an enhanced CT; any other DICOM file is an InputError."""
     slice_ = read_slice(str(path))
     if slice_ is not None and slice_.num_frames > 1:
-        raise InputError(f"{path}: {_MULTI_FRAME.format(slice_.num_frames)}")
+        return _read_enhanced(_series("", [slice_], 0), hints, str(path))
     raise InputError(f"{path}: one DICOM file, expected a folder that holds the slices of a series; name that folder")
 
 
@@ -167,7 +171,7 @@ def _chosen(folder: str | Path, series: list[Series], wanted: str | None) -> Ser
             raise InputError(f"{folder}: {count} series '{wanted}'; it holds {have}")
         series = named
     fit = [s for s in series if s.primary and s.axial]
-    return min(fit, key=Series.rank) if fit else max(series, key=lambda s: (s.is_ct, len(s.files)))
+    return min(fit, key=Series.rank) if fit else max(series, key=lambda s: (s.is_ct, s.num_slices))
 
 
 def read_series(folder: str | Path, hints: HeaderHints | None = None) -> Scan:
@@ -175,10 +179,11 @@ def read_series(folder: str | Path, hints: HeaderHints | None = None) -> Scan:
     hints = hints or HeaderHints()
     found = list_series(folder)
     series = _chosen(folder, found, hints.series)
-    if series.num_frames > 1:
-        raise InputError(f"{folder}: {_MULTI_FRAME.format(series.num_frames)}")
     if not series.is_ct:
         raise InputError(f"{folder}: its DICOM series has modality {series.modality}, expected CT; give a CT series")
+    if series.num_frames > 1:
+        scan = _read_enhanced(series, hints, str(folder))
+        return replace(scan, warnings=_left_out(found, series) + _unreadable(folder, found) + list(scan.warnings))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series.files)
     try:
@@ -192,6 +197,19 @@ def read_series(folder: str | Path, hints: HeaderHints | None = None) -> Scan:
     _, notes = tilt_notes(series.tilt, 0.0)  # `series_faults` names a tilt that is too large
     left_out = _left_out(found, series) + _unreadable(folder, found)
     return Scan(volume, series_faults(series) + faults, left_out + _uneven(series) + warnings + notes)
+
+
+def _read_enhanced(series: Series, hints: HeaderHints, name: str) -> Scan:
+    """Read a series that is one multi-frame file; one whose frames have no places of their own is an InputError."""
+    path = Path(series.files[0])
+    if len(series.files) > 1 or not has_frames(path):
+        raise InputError(f"{name}: {_MULTI_FRAME.format(series.num_slices)}")
+    frames = read_frames(path)
+    files = series.files * len(frames.positions)
+    series = replace(series, files=files, positions=frames.positions, normals=frames.normals, num_frames=1)
+    volume, faults, warnings = check_geometry(frames.volume, HeaderFacts(), hints, name)
+    _, notes = tilt_notes(series.tilt, 0.0)
+    return Scan(volume, series_faults(series) + faults, _uneven(series) + warnings + notes)
 
 
 def _left_out(found: list[Series], chosen: Series) -> list[str]:

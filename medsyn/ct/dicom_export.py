@@ -53,9 +53,12 @@ def export_dicom(path: str | Path, out: str | Path) -> None:
     """Write the volume of a NIfTI (MetaImage, NRRD) file in HU as the DICOM series `out`/0001.dcm, ...
 
     Voxels keep their value, rounded, and their place in millimetres. A volume that is not in HU, or whose values do not
-    fit 16 bits, and a folder `out` that is not empty are an InputError.
+    fit 16 bits, is an InputError. So is a folder `out` that is not empty, also with --force: two series in one folder
+    are read as one.
     """
-    path = Path(path)
+    path, out = Path(path), Path(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out}: holds files, expected a new or empty folder for the series; name another one")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the file of a generated volume, such as volume.nii.gz")
     scan = read_scan(path)

@@ -130,7 +130,7 @@ def _to_grid(
 
 @dataclass(frozen=True)
 class _Alignment:
-    """transform: model space to scanner; qc: what was done and how well."""
+    """An alignment. transform: model space to scanner; qc: what was done and how well."""
 
     transform: sitk.Transform
     qc: dict[str, Any]

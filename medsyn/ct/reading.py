@@ -1,4 +1,4 @@
-"""A CT from disk, whatever its format: NIfTI, MetaImage, NRRD, npz, or a folder of DICOM slices.
+"""Read a CT from disk, whatever its format: NIfTI, MetaImage, NRRD, npz, or a folder of DICOM slices.
 
 Gives a `Volume`: array (D, H, W) in the file's own orientation, true spacing, origin and direction. What a file does
 not say, or says wrongly, is given as `medsyn.header_hints.HeaderHints`: the DICOM series (by default the choice of
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.ct.arrays import orient_by_anatomy, with_code
-from medsyn.ct.dicom import read_series, refuse_dicom_file
+from medsyn.ct.dicom import read_dicom_file, read_series
+from medsyn.ct.dicom_slices import is_dicom
 from medsyn.ct.geometry import GIVE_SPACING, check_geometry, nifti_facts, text_facts
 from medsyn.ct.padding import clip_padding
 from medsyn.ct.scan import Scan
@@ -87,7 +88,8 @@ def _fit(hu: NDArray) -> float:
 def _read_file(path: Path, hints: HeaderHints) -> Scan:
     check_regular(path)
     if not path.name.lower().endswith(CT_SUFFIXES):
-        refuse_dicom_file(path)
+        if is_dicom(path):
+            return read_dicom_file(path, hints)
         raise InputError(f"{path}: not a format read here; give {', '.join(CT_SUFFIXES)} or a folder of DICOM slices")
     volume = read_image(path)
     if is_nifti(path):

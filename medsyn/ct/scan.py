@@ -1,4 +1,4 @@
-"""A CT with what its file gave rise to: the result of reading, whatever the format."""
+"""Hold a CT with the faults, warnings and facts that reading its file gave, whatever the format."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""The training store: a shard of preprocessed volumes and masks, read whole or by crops.
+"""Write and read the training store: shards of preprocessed volumes and masks, read whole or by crops.
 
-high_image.zarr (int16 HU) and high_label.zarr (uint8) are zarr v3 arrays (n, D, H, W): one file a subject, in it chunks
-of 32^3 voxels, each compressed and with a CRC-32C of its own, so that a crop costs the chunks that it touches and
-damage does not go unnoticed. low_image.npy and low_label.npy are the same volumes at every low_res_factor-th voxel
-(nearest neighbour, index 0, 4, 8, ... as the paper's x1/4): a sixty-fourth of the voxels, mapped into memory, so that
-the processes of a machine share them. A label byte packs lobe + 8 airway + 16 vessel. index.csv has one row a subject:
-subject_id, report_id, split and the SHA-256 of its voxels at either resolution (image, then label; little-endian, C
-order).
+high_image.zarr (int16 HU) and high_label.zarr (uint8) are zarr v3 arrays (n, D, H, W) with one file per subject. A file
+holds chunks of 32^3 voxels, each compressed and with its own CRC-32C, so that a crop reads only the chunks that it
+touches and damage is detected. low_image.npy and low_label.npy are the same volumes at every low_res_factor-th voxel
+(nearest neighbour, index 0, 4, 8, ... as the paper's x1/4). They are mapped into memory, so that the processes of a
+machine share them. A label byte packs lobe + 8 airway + 16 vessel. index.csv has one row per subject: subject_id,
+report_id, split and the SHA-256 of its voxels at either resolution (image, then label; little-endian, C order).
 
-Format: Zarr core specification 3.0, codecs sharding_indexed, blosc and crc32c. Written and read by TensorStore, needed
-for the full resolution alone and imported when that is opened (docs/store.md says why not by another library).
+Format: Zarr core specification 3.0, codecs sharding_indexed, blosc and crc32c. TensorStore writes and reads the full
+resolution and is imported only for that (docs/store.md says why no other library is used).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from medsyn.diffusion.base import solver_label
 from medsyn.errors import InputError
 from medsyn.evaluate.curves import chart
 from medsyn.evaluate.paper_values import CAPTIONS, FIGURES, PAPER
@@ -27,7 +28,6 @@ from medsyn.scan_warnings import TOPICS, count_topics, split_warnings, topic_of
 Facts = dict[str, Any]
 FINDINGS = {2: "Pleural effusion", 3: "Bullous emphysema", 4: "Cardiomegaly"}
 MAX_SHEETS = 1
-SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)"}
 NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
 
 
@@ -142,7 +142,7 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
         segmentation = "" if scale is None else f" (Table V: {scale:g})"
         rows.append(
             (
-                f"Sampling ({SOLVERS.get(s.get('solver'), 'solver not recorded')})",
+                f"Sampling ({solver_label(s['solver']) if 'solver' in s else 'solver not recorded'})",
                 f"{s['num_steps_low_res']} and {s['num_steps_super_res']} steps, guidance {s['guidance_scale']:g}"
                 f"{segmentation}, no text: {s.get('null_text', 'not recorded which')} states",
             )

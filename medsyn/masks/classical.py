@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn import __version__
-from medsyn.config import MasksConfig
+from medsyn.mask_tools import Settings
 from medsyn.masks.airway import FINE_MM, follow
 from medsyn.masks.effusion import fluid_on_grid, pleural_cavities
 from medsyn.masks.lobes import segment_lobes
@@ -18,12 +18,12 @@ from medsyn.volume import Volume
 
 
 class Classical:
-    """Find lobes, airway and vessels with `medsyn.masks`; see `medsyn.masks.tools.Segmenter`."""
+    """Find lobes, airway and vessels with `medsyn.masks`; see `medsyn.mask_tools.Segmenter`."""
 
     version = __version__
     weights_hash = None
 
-    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+    def __init__(self, config: Settings, structures: Sequence[str]) -> None:
         """Take the settings and structures that every tool is opened with; neither matters here."""
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsyn.config import MasksConfig
 from medsyn.errors import InputError
+from medsyn.mask_tools import Settings
 from medsyn.masks.classical import lobes_of_lungs
 from medsyn.masks.lungs import LEFT, RIGHT
+from medsyn.masks.weights import find_weights
 from medsyn.volume import LOBE_NAMES, Volume, to_sitk
-from medsyn.weight_files import find_weights, hash_weights
+from medsyn.weight_files import hash_weights
 
 LOBES = {1: "left_upper", 2: "left_lower", 3: "right_upper", 4: "right_middle", 5: "right_lower"}
 LUNGS = {1: RIGHT, 2: LEFT}
@@ -33,9 +34,9 @@ CPU_BATCH, GPU_BATCH = 4, 20
 
 
 class Lungmask:
-    """Find lobes with lungmask; see `medsyn.masks.tools.Segmenter`."""
+    """Find lobes with lungmask; see `medsyn.mask_tools.Segmenter`."""
 
-    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+    def __init__(self, config: Settings, structures: Sequence[str]) -> None:
         self._model = config.lungmask_model
         root = Path(config.weights_dir)
         files = find_weights("lungmask", config.lungmask_model.split("_"), root)

@@ -46,7 +46,10 @@ COLLAPSED_ML = 25.0
 
 @dataclass(frozen=True)
 class Lungs:
-    """label: uint8 (D, H, W), 0 background, 1 right, 2 left, without the airway; airway: its lumen, bool."""
+    """Lungs and airway of one CT.
+
+    label: uint8 (D, H, W), 0 background, 1 right, 2 left, without the airway; airway: its lumen, bool.
+    """
 
     label: NDArray[np.uint8]
     airway: NDArray[np.bool_]

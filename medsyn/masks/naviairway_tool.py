@@ -9,19 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn import __version__
-from medsyn.config import MasksConfig
 from medsyn.device import network_device
+from medsyn.mask_tools import Settings
 from medsyn.masks.naviairway import NaviAirway
+from medsyn.masks.weights import find_weights
 from medsyn.volume import Volume
-from medsyn.weight_files import find_weights, hash_weights
+from medsyn.weight_files import hash_weights
 
 
 class NaviAirwayTool:
-    """Find the airway with NaviAirway; see `medsyn.masks.tools.Segmenter`."""
+    """Find the airway with NaviAirway; see `medsyn.mask_tools.Segmenter`."""
 
     version = __version__
 
-    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+    def __init__(self, config: Settings, structures: Sequence[str]) -> None:
         root = Path(config.weights_dir)
         supervised, semi_supervised = files = find_weights("naviairway", ["airway"], root)
         self.weights_hash = hash_weights(files, root)

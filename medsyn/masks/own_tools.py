@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsyn.masks.tools import MaskTool, imported
+from medsyn.mask_tools import MaskTool, imported
 
 CLASSICAL = MaskTool(
     open=imported("medsyn.masks.classical:Classical"),

@@ -1,6 +1,6 @@
 """Segment one CT: lobes, airway and vessels on its own grid, each by the tool that the configuration names.
 
-`segment` turns the CT into model orientation, runs the tools (`medsyn.masks.tools`), checks what they return, and turns
+`segment` turns the CT into model orientation, runs the tools (`medsyn.mask_tools`), checks what they return, and turns
 the masks back, so that the files lie voxel for voxel on the input. Masks that came with the CT replace a tool's. Faults
 that the networks do not report (an empty mask, swapped sides) are errors here.
 """
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from medsyn.config import MasksConfig
 from medsyn.errors import InputError
+from medsyn.mask_tools import MASK_TOOLS, Segmenter, open_tool
 from medsyn.masks.labels import as_labels
-from medsyn.masks.tools import MASK_TOOLS, Segmenter, open_tool
 from medsyn.orientation import orientation_code, reorient, reorient_to
 from medsyn.progress import log
 from medsyn.volume import STRUCTURES, Volume
@@ -31,8 +31,10 @@ RIGHT_LOBES, LEFT_LOBES = (3, 4, 5), (1, 2)
 
 @dataclass(frozen=True)
 class Masks:
-    """labels: structure -> uint8 volume on the input's grid; record: per structure tool, version, weights_hash
-    (SHA-256), volume_ml, and the seconds of the one call that made all structures of its tool.
+    """Masks of one CT and the record of how they were made.
+
+    labels: structure -> uint8 volume on the input's grid; record: per structure tool, version, weights_hash (SHA-256),
+    volume_ml, and the seconds of the one call that made all structures of its tool.
     """
 
     labels: dict[str, Volume]

@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsyn.config import MasksConfig
 from medsyn.device import network_device
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.files import write_json
+from medsyn.mask_tools import Settings
+from medsyn.masks.weights import find_weights
 from medsyn.volume import LOBE_NAMES, Volume
-from medsyn.weight_files import find_weights, hash_weights
+from medsyn.weight_files import hash_weights
 
 FOLDER = "totalsegmentator"
 """Under the weights folder, for TotalSegmentator's models alone."""
@@ -52,9 +53,9 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class TotalSegmentator:
-    """Find the structures of CLASSES with TotalSegmentator; see `medsyn.masks.tools.Segmenter`."""
+    """Find the structures of CLASSES with TotalSegmentator; see `medsyn.mask_tools.Segmenter`."""
 
-    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+    def __init__(self, config: Settings, structures: Sequence[str]) -> None:
         root = Path(config.weights_dir)
         files = find_weights("totalsegmentator", structures, root)
         self.version = metadata.version("TotalSegmentator")

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from medsyn.config import ModelStage, TrainConfig
 from medsyn.errors import InputError
-from medsyn.models.unet import UNet
+from medsyn.models.fast.unet import FastUNet
 from medsyn.tensors import check_tensors, save_tensors
 
 
-def build(stage: ModelStage, cond_dim: int | None) -> UNet:
+def build(stage: ModelStage, cond_dim: int | None) -> FastUNet:
     """The untrained network of a stage; cond_dim is the width of the text states (None: no text).
 
     The super-resolution network takes its low-resolution condition, no text, and has one bottom block.
@@ -29,8 +29,8 @@ def build(stage: ModelStage, cond_dim: int | None) -> UNet:
     channels = len(stage.channels)
     if stage.stage == "super_res":
         config = stage.unet.model_copy(update={"num_bottom_blocks": 1})
-        return UNet(config, channels=channels, condition_channels=channels)
-    return UNet(stage.unet, channels=channels, cond_dim=cond_dim, num_tokens=stage.num_tokens)
+        return FastUNet(config, channels=channels, condition_channels=channels)
+    return FastUNet(stage.unet, channels=channels, cond_dim=cond_dim, num_tokens=stage.num_tokens)
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, provenance: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, prove
     save_tensors(path, state, metadata)
 
 
-def load(path: str | Path) -> tuple[UNet, ModelStage]:
+def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
     """The network of a file, in eval mode, and its settings; a file of another kind is an InputError.
 
     Settings of the training that this version does not know are dropped: they do not concern the trained network.

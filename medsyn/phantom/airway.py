@@ -1,4 +1,4 @@
-"""The airway tree: trachea, carina, main and lobar bronchi by landmarks, then grown into every lobe.
+"""Build the airway tree: trachea, carina, main and lobar bronchi by landmarks, then grown into every lobe.
 
 Radii: the trachea's is sampled (diameters 15-18 mm; Weibel 1963, Morphometry of the Human Lung), the rest follow the
 volume supplied (see tree.py). Wall thickness 0.25 mm + 0.2 r: about 2 mm at the trachea and 0.8 mm in a segmental

@@ -1,4 +1,4 @@
-"""One person: every number that shapes a phantom, sampled from a seed, in millimetres of the model's field of view.
+"""Describe one person: the numbers that shape a phantom, sampled from a seed, in mm of the model's field of view.
 
 Frame: (z, y, x) with z inferior to superior, y posterior to anterior, x patient right to left, origin at the centre of
 the field of view. Nothing here knows of a grid. Mean dimensions are adult textbook values at full inspiration: inner

@@ -1,7 +1,7 @@
-"""The skeleton of the chest: ribs with cartilage, sternum, vertebrae, scapulae, as pointwise coverage and HU.
+"""Render the skeleton of the chest as pointwise coverage and HU: ribs with cartilage, sternum, vertebrae, scapulae.
 
-Ribs are a periodic band on the chest wall: twelve a side, RIB_PITCH apart, sinking from the spine to the front; the
-first seven reach the sternum through cartilage, the eleventh and twelfth float (Gray's Anatomy, 41st ed., ch. 53).
+Ribs are a periodic band on the chest wall: twelve per side, RIB_PITCH apart, sinking from the spine to the front. The
+first seven reach the sternum through cartilage; the eleventh and twelfth float (Gray's Anatomy, 41st ed., ch. 53).
 """
 
 from __future__ import annotations

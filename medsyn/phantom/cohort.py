@@ -1,4 +1,4 @@
-"""Writing phantoms: folders of NIfTI files with truth.json, cohort.csv with the paired reports, text-only reports."""
+"""Write phantoms: folders of NIfTI files with truth.json, cohort.csv with the paired reports, text-only reports."""
 
 from __future__ import annotations
 

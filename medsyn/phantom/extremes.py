@@ -1,8 +1,9 @@
-"""Chests in which one side holds little or no air: white-out, a lung removed, bowel in the chest, fluid that pushes.
+"""Render chests in which one side holds little or no air.
 
-The cohort's phantoms (`medsyn.phantom.subject`) have none of these. They are made from the same anatomies: the
-mediastinum and the diaphragm are moved by a smooth displacement that is zero at the chest wall and at the spine, then
-the pleural cavity of one side is filled. Every condition comes with its true pleural cavities. Used to test alignment.
+The conditions are white-out, a removed lung, bowel in the chest, and fluid that displaces the mediastinum. The cohort's
+phantoms (`medsyn.phantom.subject`) have none of them. They are made from the same anatomies: a smooth displacement,
+which is zero at the chest wall and at the spine, moves mediastinum and diaphragm, then the pleural cavity of one side
+is filled. Every condition comes with its true pleural cavities. Used to test the alignment.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class Extreme:
 
 @dataclass(frozen=True)
 class ExtremeSubject:
-    """volume: int16 HU in model orientation; cavities: uint8, the true pleural cavities, 1 right, 2 left."""
+    """A phantom in an extreme condition.
+
+    volume: int16 HU in model orientation; cavities: uint8, the true pleural cavities, 1 right, 2 left.
+    """
 
     volume: Volume
     cavities: NDArray[np.uint8]

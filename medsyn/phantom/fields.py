@@ -1,7 +1,7 @@
-"""Pointwise fields of one anatomy: signed distances (mm, negative inside) on a slab of a grid.
+"""Compute pointwise fields of one anatomy: signed distances (mm, negative inside) on a slab of a grid.
 
-Everything here is a function of position alone, so a coarse and a fine grid see the same person. Distances are exact
-for tubes and first-order (field over gradient) for the other shapes.
+Every field is a function of position alone, so a coarse and a fine grid show the same person. Distances are exact for
+tubes and first-order (field over gradient) for the other shapes.
 """
 
 from __future__ import annotations

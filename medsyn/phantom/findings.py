@@ -1,4 +1,4 @@
-"""What can be wrong with a phantom, and by how much. Independent of the grid that the phantom is rendered on."""
+"""Define the findings of a phantom and their amounts, independent of the grid on which the phantom is rendered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling grids and continuous noise: what turns the continuous anatomy into arrays, the same way at every size."""
+"""Define sampling grids and continuous noise, which turn the continuous anatomy into arrays of any size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Findings inside the lungs, placed on the plan grid and stored as thresholds and spheres in millimetres.
+"""Place findings inside the lungs on the plan grid, stored as thresholds and spheres in millimetres.
 
-Each finding's `amount` is met by choosing a threshold of a continuous score as a quantile over the plan grid: the
+Each finding's `amount` is met by a threshold of a continuous score, chosen as a quantile over the plan grid: the
 effusion's dependent level, the share of destroyed lung, the reach of an opacity. Rendering only compares scores.
 """
 

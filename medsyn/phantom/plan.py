@@ -1,6 +1,6 @@
-"""What of a subject is settled before any rendering, on one fixed grid of about 5 mm: lobes, trees, lesions.
+"""Plan a subject before any rendering, on one fixed grid of about 5 mm: lobes, trees, lesions.
 
-Everything found here is stored in millimetres, so that each rendering, coarse or fine, shows the same person.
+The plan is stored in millimetres, so that each rendering, coarse or fine, shows the same person.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A plan rendered to Hounsfield units on a grid, with the true masks. No global state, no threads, fixed order."""
+"""Render a plan to Hounsfield units on a grid, with the true masks. No global state, no threads, fixed order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _VESSEL_SHARE = 90
 
 @dataclass
 class Rendering:
-    """hu: int16 (D, H, W); masks: lobes uint8 labels, the others uint8 0/1, same shape."""
+    """A rendered phantom.
+
+    hu: int16 (D, H, W); masks: lobes uint8 labels, the others uint8 0/1, same shape.
+    """
 
     hu: NDArray[np.int16]
     masks: dict[str, NDArray[np.uint8]]

@@ -1,4 +1,4 @@
-"""A radiology report for one phantom: says what is there, what is not, and some things that do not matter.
+"""Write the radiology report of one phantom: findings, absent findings, and some irrelevant remarks.
 
 Takes the list of findings that the phantom was built from and a random generator, gives a Findings and an Impression
 section. The severity word follows from the amount alone (unit: `medsyn.phantom.findings.UNITS`):
@@ -12,9 +12,9 @@ section. The severity word follows from the amount alone (unit: `medsyn.phantom.
 | ground_glass_opacity | ml               | 80        | 80-250    | 250          | focal, patchy, extensive     |
 | nodule               | mm               | 6         | 6-30      | 30           | tiny, solid, (called a mass) |
 
-A sentence may leave the severity out, never get it wrong. Two effusions are one sentence, with one word when both sides
-have the same grade. The Impression names every finding of the subject, and often something that is absent ("There is no
-pleural effusion."), sometimes nothing else, so that short prompts of that kind are among what the model learns from.
+A sentence may omit the severity but never states a wrong one. Two effusions are one sentence, with one word when both
+sides have the same grade. The Impression names every finding of the subject, and often something that is absent ("There
+is no pleural effusion."), sometimes nothing else, so that the model also learns from short prompts of that kind.
 """
 
 from __future__ import annotations

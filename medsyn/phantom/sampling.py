@@ -1,8 +1,8 @@
-"""Which findings a phantom has: prevalences and severities of the embedded cohort.
+"""Sample the findings of a phantom: prevalences and severities of the embedded cohort.
 
-About 27 % of subjects are normal; of all, each of pleural effusion, emphysema and cardiomegaly is present in about 35
-%, consolidation and ground glass in 12 % each and nodules in 15 %, in any combination. A subject sampled as ill with no
-finding is sampled again. Severities are Beta(2, 1.3) distributed: most cases are plain to see.
+About 27 % of the subjects are normal. Pleural effusion, emphysema and cardiomegaly are each present in about 35 % of
+all subjects, consolidation and ground glass in 12 % each, and nodules in 15 %, in any combination. A subject sampled as
+ill with no finding is sampled again. Severities are Beta(2, 1.3) distributed, so that most cases are easy to see.
 """
 
 from __future__ import annotations

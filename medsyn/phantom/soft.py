@@ -1,4 +1,4 @@
-"""Everything that is neither bone nor lung: skin, fat, muscle, breasts, heart, organs under the diaphragm."""
+"""Render the soft tissue: skin, fat, muscle, breasts, heart, and the organs below the diaphragm."""
 
 from __future__ import annotations
 

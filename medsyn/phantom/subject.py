@@ -1,4 +1,4 @@
-"""One phantom from its seed: `render_subject` gives the CT, the true masks and the truth about them."""
+"""Render one phantom from its seed: the CT, the true masks and the truth about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _LABELS = dict(enumerate(LOBE_NAMES, start=1))
 
 @dataclass(frozen=True)
 class RenderedSubject:
-    """volume: int16 HU (D, H, W) in model orientation; masks: by MASK_NAMES, uint8, same grid; truth: JSON-ready."""
+    """A phantom with its truth.
+
+    volume: int16 HU (D, H, W) in model orientation; masks: by MASK_NAMES, uint8, same grid; truth: JSON-ready.
+    """
 
     volume: Volume
     masks: dict[str, NDArray[np.uint8]]

@@ -1,4 +1,4 @@
-"""Growing a branching tree into a cloud of points: the bronchi, arteries and veins of a lobe.
+"""Grow a branching tree into a cloud of points: the bronchi, arteries and veins of a lobe.
 
 Volume-filling branching after Kitaoka, Takaki and Suki (J Appl Physiol 87:2207, 1999) and Tawhai, Pullan and Hunter
 (Ann Biomed Eng 28:793, 2000): each branch's points are halved by a plane that contains the branch, and a daughter grows

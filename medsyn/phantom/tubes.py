@@ -1,7 +1,7 @@
-"""Tubes along polylines, rasterised onto a grid: coverage of each voxel, or signed distance around the tubes.
+"""Rasterise tubes along polylines onto a grid: coverage of each voxel, or signed distance around the tubes.
 
 A tube is a chain of capsules with linearly changing radius. Thin tubes (radius below half a voxel) cover a voxel by
-their share of its cross-section, so that a coarse grid sees them as faint as a scanner would.
+their share of its cross-section, so that a coarse grid shows them as faint as a scanner would.
 """
 
 from __future__ import annotations

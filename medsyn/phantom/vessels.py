@@ -1,7 +1,7 @@
-"""Blood vessels: the great vessels by landmarks, arteries beside the bronchi, veins grown between them.
+"""Build blood vessels: the great vessels by landmarks, arteries beside the bronchi, veins grown between them.
 
 An artery follows each bronchus at its side with about the bronchus's outer diameter (bronchoarterial ratio about 0.7;
-Matsuoka et al., AJR 180:513, 2003); veins drain the lobes into the left atrium along trees of their own.
+Matsuoka et al., AJR 180:513, 2003). Veins drain the lobes into the left atrium along separate trees.
 """
 
 from __future__ import annotations

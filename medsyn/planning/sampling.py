@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import SamplingConfig
+from medsyn.diffusion.base import SOLVERS
 from medsyn.diffusion.objective import enlarge, reduce_resolution
-from medsyn.diffusion.samplers import SOLVERS
+from medsyn.diffusion.sampling import sample
 from medsyn.live_bytes import META, CudaRules, LiveBytes, build_on_meta
-from medsyn.models.drawing import prepared_denoiser
-from medsyn.models.unet import UNet
+from medsyn.models.fast.denoiser import prepared_denoiser
+from medsyn.models.fast.unet import FastUNet
 from medsyn.training.need import DTYPES, Need
 
 _SOLVER_STEPS = 2  # enough that every tensor that a solver keeps from step to step exists
@@ -26,8 +27,8 @@ class Sampling:
     size: full resolution (D, H, W); text: (num_tokens, width) of the text states, None without text.
     """
 
-    low_res: Callable[[], UNet]
-    super_res: Callable[[], UNet]
+    low_res: Callable[[], FastUNet]
+    super_res: Callable[[], FastUNet]
     language: Callable[[], nn.Module] | None
     size: Sequence[int]
     factor: int
@@ -42,7 +43,7 @@ def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) 
     live = LiveBytes()
     low_net, high_net = (build_on_meta(build, live) for build in (sampling.low_res, sampling.super_res))
     language = None if sampling.language is None else build_on_meta(sampling.language, live)
-    assert isinstance(low_net, UNet) and isinstance(high_net, UNet)
+    assert isinstance(low_net, FastUNet) and isinstance(high_net, FastUNet)
     peaks = []
 
     def note() -> None:
@@ -63,8 +64,8 @@ def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) 
 
 
 def sample_both(
-    low_net: UNet,
-    high_net: UNet,
+    low_net: FastUNet,
+    high_net: FastUNet,
     config: SamplingConfig,
     fixed: Tensor,
     text: Tensor | None,
@@ -76,16 +77,16 @@ def sample_both(
     fixed [B, C, D, H, W]: given channels at full resolution; text [B, num_tokens, width]; between() is called between
     low resolution (B volumes) and super-resolution (the first of them).
     """
-    solve = SOLVERS[config.solver]
+    solver = SOLVERS[config.solver]
     given = reduce_resolution(fixed, factor)
     noise = torch.empty(given.shape, device=fixed.device).normal_()
     denoiser = prepared_denoiser(low_net, text=text, guidance_scale=config.guidance_scale)
-    low = solve(denoiser, noise, _SOLVER_STEPS, fixed=given, fixed_channels=[0], what="low resolution")
+    low = sample(solver, denoiser, noise, _SOLVER_STEPS, fixed=given, fixed_channels=[0])
     between()
     condition = enlarge(low[:1], factor)
     noise = torch.empty(1, *fixed.shape[1:], device=fixed.device).normal_()
     denoiser = prepared_denoiser(high_net, condition=condition)
-    return solve(denoiser, noise, _SOLVER_STEPS, fixed=fixed[:1], fixed_channels=[0], what="super-resolution")
+    return sample(solver, denoiser, noise, _SOLVER_STEPS, fixed=fixed[:1], fixed_channels=[0])
 
 
 def count_inference(build: Callable[[], nn.Module], batch: Callable[[], Tensor]) -> Need:

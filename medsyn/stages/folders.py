@@ -35,6 +35,7 @@ from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.header_hints import HeaderHints
 from medsyn.names import CT_SUFFIXES, split_suffix
+from medsyn.nifti import files_of
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.scan_warnings import count_topics, of_measures
@@ -78,7 +79,7 @@ class _Entry:
     """One file: whether it is refused, what failed by stage, and why `medsyn inspect` would reject it."""
 
     path: Path
-    sha256: str | None = None
+    hashes: dict[str, str | None] = field(default_factory=dict)
     refused: bool = False
     faults: dict[str, str] = field(default_factory=dict)
     not_chest: str = ""
@@ -167,20 +168,19 @@ def evaluate_folders(
 def find_volumes(folder: str | Path) -> dict[str, Path]:
     """Return volume files by id: as `list_volumes` finds them, else every file of a known format at any depth.
 
-    The id of a file further down is its path without the suffix. No volume at all is an InputError.
+    The id of a file further down is its path without the suffix. No volume at all is an InputError, and so are volumes
+    both where `list_volumes` finds them and elsewhere.
     """
     found = list_volumes([folder])
-    if not found:
-        for parent, _, names in os.walk(folder):
-            for name in names:
-                stem, suffix = split_suffix(name, _SUFFIXES)
-                if not suffix or name.startswith("."):
-                    continue
-                path = Path(parent) / name
-                identity = str(path.with_name(stem).relative_to(folder))
-                if identity in found:
-                    raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
-                found[identity] = path
+    places = {path.parent for path in found.values()}
+    for path, identity in _volumes_below(Path(folder)):
+        if not places:
+            if identity in found:
+                raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
+            found[identity] = path
+        elif path.parent != Path(folder) if Path(folder) in places else places.isdisjoint(path.parents):
+            first = next(iter(found.values()))
+            raise InputError(f"{folder}: has volumes in two places, {first} and {path}; name the folder of one of them")
     if not found:
         raise InputError(
             f"{folder}: no volume in it; give {', '.join(_SUFFIXES)} files, at any depth, or <id>/volume.nii.gz"
@@ -188,12 +188,23 @@ def find_volumes(folder: str | Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def _volumes_below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield files of a known format at any depth, without hidden ones, and their paths without the suffix."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            stem, suffix = split_suffix(name, _SUFFIXES)
+            if suffix and not name.startswith("."):
+                path = Path(parent) / name
+                yield path, str(path.with_name(stem).relative_to(folder))
+
+
 def _measure_group(group: _Group) -> None:
     """Read and measure every volume of a group; one that cannot be read is refused."""
     for entry in track(group.entries.values(), description=f"measure, {group.name}", total=len(group.entries)):
         try:
             scan = _read(entry.path, group)
-            entry.sha256 = sha256(entry.path)
+            entry.hashes = {str(file): sha256(file) for file in files_of(entry.path)}
         except _VOLUME_FAULTS as error:
             entry.refused = True
             entry.note("evaluation", error)
@@ -316,7 +327,7 @@ def _facts(groups: Mapping[str, _Group]) -> dict[str, Any]:
     """Return what the sidecar says of the files: hashes, what was given for them, faults and warnings."""
     entries = [entry for group in groups.values() for entry in group.entries.values()]
     return {
-        "inputs": {str(entry.path): entry.sha256 for entry in entries},
+        "inputs": {file: digest for e in entries for file, digest in (e.hashes or {str(e.path): None}).items()},
         "reading": {name: asdict(group.folder.hints) for name, group in groups.items()},
         "rejects": [
             {"file": str(entry.path), "stage": stage, "reason": reason}

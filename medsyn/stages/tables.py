@@ -18,8 +18,8 @@ from medsyn.evaluate.inputs import VALIDITY, keep_split
 from medsyn.evaluate.measures import MEASURES, Measured, measure
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.header_hints import HeaderHints
+from medsyn.mask_tools import ANATOMY, MASK_TOOLS, Segmenter, open_tool
 from medsyn.masks.labels import as_labels, dice
-from medsyn.masks.tools import ANATOMY, MASK_TOOLS, Segmenter, open_tool
 from medsyn.orientation import reorient, reorient_to
 from medsyn.progress import log
 from medsyn.provenance import provenance

@@ -31,16 +31,31 @@ _OTHER_SIDE = (
     rf"|{_AMOUNT} (?:on|in) the (?:left|right))"
 )
 _THE_OTHER = r"one (?:on|in|is)\b|(?:on|in) the (?:left|right)[^.;]{0,25} one\b"
+# A full stop behind these ends no sentence: "Nodule seg. 3 no longer seen".
+_ABBREVIATED = "".join(
+    rf"(?<!\b{word}\.)"
+    for word in ("approx", "ca", "dr", "incl", "max", "pericard", "pl", "resp", "seg", "segm", "susp", "vs")
+)
+_DENIAL = r"\s?(?:no?|none|nil|neg|nad|absent|excluded|(?:not|none|neither)(?: \w+){1,2})\b\s*(?:[.,;]|$)"
 _SENTENCE = re.compile(
     r"[!?;:\n\"•·“”.](?:(?<![.:;?])|(?<=findings:)|(?<=impression:)"
-    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|\s?(?:no|none|nil|absent)\b\s*(?:[.,;]|$))"
-    rf"|(?<!\d\.)(?<=\.)(?=\s(?!{_THE_OTHER})|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{{3}}\.)(?=[a-z]{{2}}))"
+    rf"|(?<=;)(?![^.;]{{0,40}}\bone\b|{_OTHER_SIDE})|(?<=\?)(?!:|{_DENIAL})"
+    rf"|(?<!\d\.){_ABBREVIATED}(?<=\.)(?=\s(?!{_THE_OTHER})|$)|(?<=\d\.)(?=\s+[a-z]|\s*$)|(?<=[a-z]{{3}}\.)(?=[a-z]{{2}}))"
 )
 # Questions of the one who asks for the examination: the whole line is one sentence.
 _QUESTIONS = re.compile(
-    r"(?:clinical \w+|info|indications?|question|query|request|history|reason for [\w ]{2,20}?) ?:"
-    r"[^.\n]*?(?=findings:|\?\s+[a-z/ ]{3,25}:|[.\n]|$)"
+    r"\b(?:clin(?:ical)?\.?(?: \w+)?|info|ind(?:ications?)?|questions?|query|requests?|history|hx|[cr]/o|pc"
+    r"|reason for [\w ]{2,20}?) ?:"
+    r"(?:[^.\n]|\.(?=\s*\?))*?(?=(?:findings|report|chest|lungs) ?:|\?\s+[a-z/ ]{3,25}:|\.(?!\s*\?)|\n|$)"
 )
+_STOPS = re.compile(r"[?;]|\.(?=\s*\?)")
+# "?effusion. Report: ..."
+_QUESTION_BEFORE = re.compile(
+    r"^[^.\n:]{0,200}\?[^.\n:]{0,200}[.\n]\s*(?=(?:findings|report|results?|comment|answer|opinion|conclusion) ?:)"
+)
+# Fields of a template on one line: "Pleural effusion: no Nodules: yes".
+_FIELDS = re.compile(r"(?<=:)( ?(?:no|none|nil|absent|yes|present|normal|clear))[ \t]+(?=(?:[a-z]+ ){0,3}[a-z]+ ?:)")
+_ITEM = re.compile(r"(?:^|\s)\d\)(?=\s)")  # "1) No embolism 2) Effusion"
 _WRAPPED = re.compile(r"[ \t]*\r?\n[ \t]*(?=[a-z])")
 _SCOPES = ("breaks", "asides", "denied_before", "denied_after", "history")
 _OPTIONAL_SCOPES = ("echoes",)
@@ -179,8 +194,13 @@ def sentences(text: str) -> list[str]:
     if "\n" in text:
         text = _WRAPPED.sub(" ", text)
     text = text.lower()
-    if "?" in text and ":" in text:
-        text = _QUESTIONS.sub(lambda match: match.group().replace("?", ",").replace(";", ","), text)
+    if ":" in text:
+        text = _FIELDS.sub(r"\1. ", text)
+        if "?" in text:
+            text = _QUESTION_BEFORE.sub("", text)
+            text = _QUESTIONS.sub(lambda match: _STOPS.sub(",", match.group()), text)
+    if "1)" in text and "2)" in text:
+        text = _ITEM.sub(". ", text)
     pieces = [" " + piece for part in _SENTENCE.split(text) if (piece := part.strip())]
     if len(max(pieces, key=len, default="")) <= _LONGEST_SENTENCE:
         return pieces

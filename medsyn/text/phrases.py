@@ -13,18 +13,21 @@ def union(phrases: Sequence[str]) -> re.Pattern[str]:
     """One expression for all phrases, from the beginning to the end of words; "^" is the beginning of a sentence.
 
     A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
-    It skips alternatives by their first letter, so groups in front are written out.
+    It skips alternatives by their first letter, so groups in front are written out, and letters stand once.
     """
     return _union(tuple(phrases))
 
 
 @lru_cache(maxsize=1024)
 def _union(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    bodies = [f"(?<=^ ){phrase[1:]}" if phrase.startswith("^") else phrase for phrase in phrases]
+    anchored = all(phrase.startswith("^") for phrase in phrases)
+    start = "" if anchored else "(?<=^ )"
+    bodies = [start + phrase[1:] if phrase.startswith("^") else phrase for phrase in phrases]
     for body in bodies:
         re.compile(body)  # re.error names the phrase
-    bodies = [led for body in bodies for led in _led_by_words(_without_captures(body))]
-    return re.compile(rf"\W(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
+    bodies = _by_letter([led for body in bodies for led in _led_by_words(_without_captures(body))])
+    first = "^ " if anchored else r"\W"
+    return re.compile(rf"{first}(?:{'|'.join(bodies)})(?!\w)" if bodies else r"(?!)")
 
 
 def _without_captures(body: str) -> str:
@@ -45,6 +48,25 @@ def _led_by_words(body: str) -> list[str]:
         for inner in _alternatives(part[3 : end - 1]):
             result += _led_by_words(inner + rest)
         result += _led_by_words(rest) if optional else []
+    return result
+
+
+def _by_letter(bodies: Sequence[str]) -> list[str]:
+    """Return alternatives that match what `bodies` do, those with one first letter in one group: "a(?:b|c)".
+
+    The search then skips a whole group by its letter. Alternatives with different letters never match at one place, so
+    their order is free. One that begins with anything else keeps its place.
+    """
+    result: list[str] = []
+    groups: dict[str, list[str]] = {}
+    for body in (*bodies, ""):
+        if body[:1].isalpha() and body[1:2] not in ("?", "*", "+", "{"):
+            groups.setdefault(body[0], []).append(body[1:])
+            continue
+        for letter, rest in groups.items():
+            result.append(letter + (rest[0] if len(rest) == 1 else f"(?:{'|'.join(rest)})"))
+        groups = {}
+        result += [body] if body else []
     return result
 
 

@@ -21,6 +21,8 @@ Section = Literal["report", "findings", "impression"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 _NUM_TELLING_WORDS = 25
 _WORD = re.compile(r"\w+")
+# What stands behind every header that HEADER_LINE finds, or is one: most texts have none, and this is found faster.
+_MAY_HAVE_HEADERS = re.compile(r"[:\n]|-[ \t]|FINDINGS|IMPRESSION|CONCLUSION|ADDENDUM")
 
 
 def section_text(findings: str, impression: str, section: str) -> str:
@@ -117,9 +119,14 @@ def split_sections(text: str, first: str = "findings") -> list[tuple[str, str]]:
     """
     headers = list(HEADER_LINE.finditer(text))
     starts = [0, *(header.start() for header in headers), len(text)]
-    names = [first, *(section_of(header["name"]).replace("addendum", "impression") for header in headers)]
+    names = [first, *map(_part_of, headers)]
     parts = [text[start:end] for start, end in pairwise(starts)]
     return [(name, part) for name, part in zip(names, parts, strict=True) if part]
+
+
+def _part_of(header: re.Match[str]) -> str:
+    """Return findings, impression or rejected: the part that a header begins. An addendum counts as Impression."""
+    return section_of(header["name"]).replace("addendum", "impression")
 
 
 def text_fingerprints(findings: str, impression: str) -> set[str]:
@@ -131,8 +138,14 @@ def text_fingerprints(findings: str, impression: str) -> set[str]:
     """
     parts: dict[str, list[str]] = {"findings": [], "impression": [], "rejected": []}
     for column, text in (("findings", findings), ("impression", impression)):
-        for name, part in split_sections(text, column):
-            parts[name] += _WORD.findall(HEADER_LINE.sub(" ", part).casefold())
+        if not text:
+            continue
+        headers = list(HEADER_LINE.finditer(text)) if _MAY_HAVE_HEADERS.search(text) else []
+        folded = text.casefold() if text.isascii() else None  # of other texts the length may change
+        starts = [0, *(header.end() for header in headers)]
+        ends = [*(header.start() for header in headers), len(text)]
+        for name, start, end in zip([column, *map(_part_of, headers)], starts, ends, strict=True):
+            parts[name] += _WORD.findall(folded[start:end] if folded is not None else text[start:end].casefold())
     whole = parts["findings"] + parts["impression"] or parts["rejected"]
     long = [parts[name] for name in ("findings", "impression") if len(parts[name]) >= _NUM_TELLING_WORDS]
     return {" ".join(words) for words in (whole, *long) if words}

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from medsyn.config import ModelStage
 from medsyn.ct.store import Chunked, open_high, read_index, read_low, unpack_labels
-from medsyn.diffusion.samplers import seeded
+from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel

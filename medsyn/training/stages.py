@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from medsyn.config import ModelStage
 from medsyn.diffusion.objective import denoising_loss, super_res_condition
-from medsyn.diffusion.samplers import ddim
+from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
+from medsyn.diffusion.solvers import DDIM
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, write_csv
 from medsyn.live_bytes import on_meta
-from medsyn.models.blocks import set_activation_checkpointing
-from medsyn.models.unet import UNet
+from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
 from medsyn.models.weights import build, load, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
@@ -82,7 +82,7 @@ def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None 
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
 
-    def network() -> UNet:
+    def network() -> FastUNet:
         return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -114,7 +114,7 @@ def denoiser_training(
 ) -> TrainingShapes:
     """The training of a denoiser, to be counted without data; batch(count) makes samples on the meta device."""
 
-    def network() -> UNet:
+    def network() -> FastUNet:
         return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
 
     def preview(network: nn.Module) -> object:
@@ -129,7 +129,7 @@ def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) 
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
-    """PNG, one row a volume: its channels in the middle coronal slice, then noisy, then predicted, then drawn anew.
+    """PNG, one row a volume: its channels in the middle coronal slice, then noisy, then predicted, then sampled.
 
     The last is a sample of a few DDIM steps from the training volume's noise and text, or low-resolution condition.
     """
@@ -156,10 +156,14 @@ def _preview_volumes(
         batch["drop_text"] = torch.zeros_like(batch["drop_text"])
     noisy = add_noise(batch["x0"], batch["epsilon"], t)
     conditions = _conditions(batch, stage)
+
+    def denoiser(x: Tensor, tau: float) -> Tensor:
+        return network(x, torch.full_like(t, tau), **conditions)
+
     with torch.no_grad():
         predicted = network(noisy, TAU_PER_T * t, **conditions)
-        drawn = ddim(lambda x, tau: network(x, tau, **conditions), batch["epsilon"], num_steps, what="preview")
-    return batch["x0"], noisy, predicted, drawn
+        sampled = sample(DDIM, denoiser, batch["epsilon"], num_steps, description="preview")
+    return batch["x0"], noisy, predicted, sampled
 
 
 def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:

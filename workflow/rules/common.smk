@@ -10,7 +10,7 @@ from medsyn.config import Config, check_keys, stage_texts, validate
 from medsyn.errors import InputError
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
-from medsyn.masks.tools import use_network
+from medsyn.mask_tools import use_network
 
 try:
     check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])

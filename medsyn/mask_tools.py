@@ -21,12 +21,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from medsyn.config import MasksConfig
     from medsyn.volume import Volume
     from medsyn.weight_files import WeightFile
 
 ANATOMY = ("lobes", "airway", "heart", "effusion")
 """Structures that `medsyn measure` asks of the tool that `evaluation.anatomy_tool` names."""
+
+
+class Settings(Protocol):
+    """What a tool may read of the section `masks` of the configuration."""
+
+    @property
+    def weights_dir(self) -> str:
+        """Return the folder of the weight files."""
+
+    @property
+    def lungmask_model(self) -> str:
+        """Return lungmask's model, or two joined by an underscore."""
 
 
 class Segmenter(Protocol):
@@ -49,14 +60,14 @@ class Segmenter(Protocol):
         """
 
 
-Opener = Callable[["MasksConfig", Sequence[str]], Segmenter]
+Opener = Callable[[Settings, Sequence[str]], Segmenter]
 """Settings and the structures that will be asked for -> an opened tool; InputError without weights."""
 
 
 def imported(source: str) -> Opener:
     """Return an opener that imports "module:attribute" when it is called, and calls that."""
 
-    def opener(config: MasksConfig, structures: Sequence[str]) -> Segmenter:
+    def opener(config: Settings, structures: Sequence[str]) -> Segmenter:
         module, _, attribute = source.partition(":")
         tool: Segmenter = getattr(importlib.import_module(module), attribute)(config, structures)
         return tool
@@ -64,7 +75,7 @@ def imported(source: str) -> Opener:
     return opener
 
 
-def _same(config: MasksConfig, structures: Sequence[str]) -> Sequence[str]:
+def _same(config: Settings, structures: Sequence[str]) -> Sequence[str]:
     return structures
 
 
@@ -86,7 +97,7 @@ class MaskTool:
     packages: tuple[str, ...] = ()
     may_find_nothing: bool = False
     measures_itself: bool = False
-    weight_parts: Callable[[MasksConfig, Sequence[str]], Sequence[str]] = _same
+    weight_parts: Callable[[Settings, Sequence[str]], Sequence[str]] = _same
     weight_files: tuple[WeightFile, ...] = ()
 
     @property
@@ -124,7 +135,7 @@ def use_network(*names: str) -> bool:
     return any(MASK_TOOLS[name].uses_network for name in names)
 
 
-def open_tool(name: str, config: MasksConfig, structures: Sequence[str]) -> Segmenter:
+def open_tool(name: str, config: Settings, structures: Sequence[str]) -> Segmenter:
     """Open one tool for `structures`; without its package or its weights, InputError."""
     tool = MASK_TOOLS[name]
     for package in tool.packages:

@@ -1,8 +1,8 @@
-"""The U-Net as a denoiser for the samplers, with what does not change between the steps of a volume computed once.
+"""The fast U-Net as a denoiser for the solvers, with what does not change between the steps of a volume computed once.
 
-Once a volume: keys and values of the text and the condition's share of the first convolution. Once a step: the time
+Once per volume: keys and values of the text and the condition's share of the first convolution. Once per step: the time
 embedding (all samples of a step have one tau) and, with guidance, everything that precedes the text. The result is that
-of `medsyn.diffusion.samplers.guided_denoiser` up to rounding.
+of `medsyn.diffusion.sampling.guided_denoiser` up to rounding.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medsyn.diffusion.samplers import Denoiser
-from medsyn.models.unet import UNet
+from medsyn.diffusion.base import Denoiser
+from medsyn.models.fast.unet import FastUNet
 
 
 def prepared_denoiser(
-    network: UNet,
+    network: FastUNet,
     *,
     text: Tensor | None = None,
     guidance_scale: float = 1.0,
@@ -23,11 +23,10 @@ def prepared_denoiser(
     one_batch: bool = True,
     null: Tensor | None = None,
 ) -> Denoiser:
-    """A denoiser of volumes [B, C, D, H, W] for one set of text states [B, num_tokens, cond_dim] or none.
+    """Return a denoiser of volumes [B, C, D, H, W] for one set of text states [B, num_tokens, cond_dim] or none.
 
     null [1, num_tokens, cond_dim] stands for no text, by default the network's learned null text.
-    tau [B] must hold B times the same value. one_batch: with guidance, run both branches as one batch, which is faster
-    and takes twice the memory.
+    one_batch: with guidance, run both branches as one batch, which is faster and takes twice the memory.
     """
     given: dict[str, object] = {}
     if condition is not None:
@@ -42,7 +41,7 @@ def prepared_denoiser(
             given["text"] = network.text_keys(torch.cat([text, null.expand(len(text), -1, -1).to(text.dtype)]))
             given |= {"guidance_scale": guidance_scale, "one_batch": one_batch}
 
-    def denoise(x: Tensor, tau: Tensor) -> Tensor:
-        return network(x, tau[:1], **given)
+    def denoise(x: Tensor, tau: float) -> Tensor:
+        return network(x, torch.full((1,), tau, device=x.device), **given)
 
     return denoise

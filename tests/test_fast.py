@@ -1,4 +1,4 @@
-"""The prepared denoiser gives what the plain one gives; the estimate of memory holds; the limits are read."""
+"""The fast network gives what the plain one gives; the estimate of memory holds; the limits are read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,68 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medsyn.config import TrainConfig, UNetConfig
-from medsyn.diffusion.samplers import ddim, dpmpp_2m, guided_denoiser
+from medsyn.diffusion.sampling import guided_denoiser, sample
+from medsyn.diffusion.solvers import DDIM, DPMPP_2M
 from medsyn.memory import _cgroup_bytes, available_bytes
-from medsyn.models import blocks
-from medsyn.models.blocks import ConvUnit, set_activation_checkpointing
-from medsyn.models.drawing import prepared_denoiser
-from medsyn.models.footprint import forward_bytes
+from medsyn.models.blocks import ConvUnit
+from medsyn.models.fast.blocks import conv_unit
+from medsyn.models.fast.denoiser import prepared_denoiser
+from medsyn.models.fast.footprint import forward_bytes
+from medsyn.models.fast.normalization import SMALL_GRID
+from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
 from medsyn.models.unet import UNet
 from medsyn.training.loop import Task, train
 
 TOLERANCE = 5e-5  # float32, values of order 1: the parity numbers are met to 1e-4
-TAU = torch.full((2,), 612.0)
+TAU = 612.0
+OPTIONS = [
+    {},
+    {"up_order": "B", "mults": (2, 1)},  # a level as wide as its input has no residual convolution
+    {"patch_size": 2},
+    {"sigma_data": 0.3, "add_condition": True},
+    {"mask_padding": True, "num_bottom_blocks": 3},
+]
+
+
+def pair(options, text, seed=0):
+    """Build the plain and the fast network of one kind with the same random weights."""
+    config = UNetConfig(**{"dim": 8, "mults": (1, 2), "num_heads": 2, "num_groups": 4, "init_kernel": 3, **options})
+    shape = {"cond_dim": 6, "num_tokens": 3} if text else {"condition_channels": 4}
+    networks = []
+    for build in (UNet, FastUNet):
+        torch.manual_seed(seed)
+        network = build(config, **shape)
+        torch.nn.init.normal_(network.to_volume.weight)
+        networks.append(network)
+    plain, fast = networks
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, fast.state_dict()[name])  # the same names, and the same start of a training run
+    given = {"text": tensor((2, 3, 6), 2)} if text else {"condition": tensor((2, 4, 8, 8, 8), 2)}
+    if text:
+        given["text"][:, 1] = 0
+    return plain, fast, tensor((2, 4, 8, 8, 8), 1, 1.7), given
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_fast_prediction_and_gradients_are_the_plain_ones(options, text):
+    """Against the plain network in double precision; as it samples, and as it trains with two times in a batch."""
+    plain, fast, x, given = pair(options, text)
+    tau = torch.tensor([37.0, 912.5])
+    if text:
+        given["drop_text"] = torch.tensor([True, False])
+    doubled = {name: value if value.dtype == torch.bool else value.double() for name, value in given.items()}
+    exact = plain.double()(x.double(), tau.double(), **doubled)
+    exact.square().mean().backward()
+    with torch.no_grad():
+        sampled = fast(x, tau, **given)
+    trained = fast(x, tau, **given)
+    trained.square().mean().backward()
+    for ours in (sampled, trained):
+        assert (ours - exact).abs().max() < TOLERANCE
+    for (name, parameter), wanted in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        error = (parameter.grad - wanted.grad).abs().max() / (1e-3 + wanted.grad.abs().max())
+        assert error < 1e-3, name
 
 
 @pytest.mark.parametrize("order", ["A", "B"])
@@ -29,79 +80,89 @@ TAU = torch.full((2,), 612.0)
 @pytest.mark.parametrize("one_batch", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 3.0, -1.0])
 def test_guided_step_is_the_plain_one(scale, one_batch, channels_last, order):
-    network = filled_network("low", order).eval()
-    network.channels_last = False
+    network = filled_network("low", order, FastUNet)
+    network.channels_last = channels_last
     x, text = inputs("low")["x"], text_states()
     with torch.no_grad():
-        plain = guided_denoiser(network, text=text, guidance_scale=scale)(x, TAU)
-        network.channels_last = channels_last
+        plain = guided_denoiser(filled_network("low", order), text=text, guidance_scale=scale)(x, TAU)
         fast = prepared_denoiser(network, text=text, guidance_scale=scale, one_batch=one_batch)(x, TAU)
     assert (fast - plain).abs().max() < TOLERANCE * max(1.0, abs(scale))
 
 
+@pytest.mark.parametrize("one_batch", [True, False])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_guided_step_of_other_networks_is_the_plain_one(options, one_batch):
+    plain, fast, x, given = pair(options, text=True)
+    with torch.no_grad():
+        wanted = guided_denoiser(plain, **given, guidance_scale=2.0)(x, TAU)
+        step = prepared_denoiser(fast, **given, guidance_scale=2.0, one_batch=one_batch)(x, TAU)
+    assert (step - wanted).abs().max() < 2 * TOLERANCE
+
+
 def test_a_step_without_text_is_the_plain_one():
-    network = filled_network("low", "B").eval()
     x = inputs("low")["x"]
     with torch.no_grad():
-        plain, fast = guided_denoiser(network)(x, TAU), prepared_denoiser(network)(x, TAU)
+        plain = guided_denoiser(filled_network("low", "B"))(x, TAU)
+        fast = prepared_denoiser(filled_network("low", "B", FastUNet))(x, TAU)
     assert (fast - plain).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("options", [{}, {"patch_size": 2}, {"sigma_data": 0.3, "add_condition": True}])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_super_resolution_step_is_the_plain_one(options):
-    config = UNetConfig(dim=8, mults=(1, 2), num_heads=2, num_groups=4, init_kernel=3, num_bottom_blocks=1, **options)
-    torch.manual_seed(0)
-    network = UNet(config, condition_channels=4).eval()
-    torch.nn.init.normal_(network.to_volume.weight)
-    x, condition = tensor((2, 4, 8, 8, 8), 1, 1.7), tensor((2, 4, 8, 8, 8), 2)
+    plain, fast, x, given = pair(options, text=False)
     with torch.no_grad():
-        network.channels_last = False
-        plain = guided_denoiser(network, condition=condition)(x, TAU)
-        network.channels_last = True
-        fast = prepared_denoiser(network, condition=condition)(x, TAU)
-    assert (fast - plain).abs().max() < TOLERANCE
+        wanted = guided_denoiser(plain, **given)(x, TAU)
+        step = prepared_denoiser(fast, **given)(x, TAU)
+    assert (step - wanted).abs().max() < TOLERANCE
 
 
-def test_mults_that_fall_are_drawn_too():
-    """A level whose input is as wide as its output has no residual convolution to split."""
-    network = UNet(UNetConfig(dim=8, mults=(2, 1), num_heads=2), cond_dim=6, num_tokens=3).eval()
-    x, text = tensor((2, 4, 4, 8, 8), 1, 1.7), tensor((2, 3, 6), 2)
-    with torch.no_grad():
-        plain = guided_denoiser(network, text=text, guidance_scale=2.0)(x, TAU)
-        fast = prepared_denoiser(network, text=text, guidance_scale=2.0)(x, TAU)
-    assert (fast - plain).abs().max() < TOLERANCE
-
-
-@pytest.mark.parametrize("solver", [ddim, dpmpp_2m])
-def test_whole_draw_is_the_plain_one(solver):
-    network = filled_network("low", "B").eval()
+@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])
+def test_whole_sample_is_the_plain_one(solver):
     x, text = inputs("low")["x"], text_states()
     with torch.no_grad():
-        plain = solver(guided_denoiser(network, text=text, guidance_scale=2.0), x, 5)
-        fast = solver(prepared_denoiser(network, text=text, guidance_scale=2.0), x, 5)
+        reference = guided_denoiser(filled_network("low", "B"), text=text, guidance_scale=2.0)
+        plain = sample(solver, reference, x, 5)
+        network = filled_network("low", "B", FastUNet)
+        fast = sample(solver, prepared_denoiser(network, text=text, guidance_scale=2.0), x, 5)
     assert (fast - plain).abs().max() < 1e-3 and (fast - plain).abs().mean() < 1e-5
 
 
 def test_keys_work_in_reduced_precision():
-    network = filled_network("low", "A").eval()
     x, text = inputs("low")["x"], text_states()
+    network = filled_network("low", "A", FastUNet)
+    with torch.no_grad():
+        plain = guided_denoiser(filled_network("low", "A"), text=text, guidance_scale=2.0)(x, TAU)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        plain = guided_denoiser(network, text=text, guidance_scale=2.0)(x, TAU).float()
         fast = prepared_denoiser(network, text=text, guidance_scale=2.0)(x, TAU).float()
     assert (fast - plain).abs().mean() < 0.03 * plain.abs().mean()  # bfloat16 holds 8 bits
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 @pytest.mark.parametrize("shared", [True, False])
-def test_norm_of_small_volumes_against_double_precision(mean, shared):
-    unit = ConvUnit(4, 8, (1, 3, 3), num_groups=4).eval()
-    x = tensor((2, 4, 16, 16, 16), 1, 1.7) + mean
+@pytest.mark.parametrize(("size", "tolerance"), [(16, 2e-5), (64, 1e-5)])
+def test_norm_of_small_and_large_volumes_against_double_precision(size, tolerance, shared, mean):
+    unit = ConvUnit(4, 8, (1, 3, 3), num_groups=4)
+    x = tensor((2, 4, size, size, size), 1, 1.7) + mean
     scale, shift = tensor((2, 1 if shared else 2, 8), 2)
-    assert x[0, 0].numel() <= blocks._SMALL_GRID
+    assert (x[0, 0].numel() <= SMALL_GRID) == (size == 16)
     with torch.no_grad():
-        fast = unit(x.contiguous(memory_format=torch.channels_last_3d), scale, shift)
+        fast = conv_unit(unit, x.contiguous(memory_format=torch.channels_last_3d), scale, shift)
         exact = unit.double()(x.double(), scale.double(), shift.double())
-    assert (fast - exact).abs().max() < 2e-5
+    assert (fast - exact).abs().max() < tolerance
+
+
+class TypesOfActivations(TorchDispatchMode):
+    """Collects the types of what SiLU returns: the activations between the norms, and the embedded time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.silu, torch.ops.aten.silu_):
+            self.types.add(out.dtype)
+        return out
 
 
 class PeakOfTensors(TorchDispatchMode):
@@ -141,7 +202,7 @@ class PeakOfTensors(TorchDispatchMode):
 def test_estimated_memory_is_near_what_lives(config, size, condition, dtype):
     """The estimate is no less than what is counted, on tensors without data for large networks, and not far more."""
     with torch.device("meta" if len(config.mults) == 4 else "cpu"):
-        network = UNet(config, condition_channels=condition, cond_dim=None if condition else 768).eval().to(dtype)
+        network = FastUNet(config, condition_channels=condition, cond_dim=None if condition else 768).eval().to(dtype)
         given = {"condition": torch.zeros(1, condition, *size)} if condition else {}
         x, tau = torch.zeros(1, 4, *size), torch.zeros(1)
         with torch.no_grad(), PeakOfTensors(network.parameters()) as counted:
@@ -153,47 +214,42 @@ def test_estimated_memory_is_near_what_lives(config, size, condition, dtype):
 @pytest.mark.parametrize("kind", ["low", "sr"])
 def test_weights_of_half_the_size_give_the_same_step_up_to_their_rounding(kind):
     """And nothing between two norms is float32, which would take the memory that the small weights save."""
-    network = filled_network(kind, "A")
+    network = filled_network(kind, "A", FastUNet)
     text = {"text": text_states()} if kind == "low" else {}
     given = {name: value for name, value in inputs(kind).items() if name not in ("x", "tau")}
-    x, seen = inputs(kind)["x"], []
+    x = inputs(kind)["x"]
     with torch.no_grad():
-        exact = network(x, TAU, **text, **given)
+        exact = network(x, torch.full((2,), TAU), **text, **given)
         network.to(torch.bfloat16)
-        for module in network.modules():
-            if isinstance(module, ConvUnit):
-                module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-        rounded = prepared_denoiser(network, **text, **given)(x, TAU)
-    assert set(seen) == {torch.bfloat16} and rounded.dtype == torch.float32
+        with TypesOfActivations() as seen:
+            rounded = prepared_denoiser(network, **text, **given)(x, TAU)
+    assert seen.types == {torch.bfloat16} and rounded.dtype == torch.float32
     error = (rounded - exact).square().mean().sqrt() / exact.std()
     assert 1e-4 < error < 0.03, error
 
 
 def test_activations_of_mixed_precision_training_are_half_the_size():
-    network, seen = filled_network("low", "A").train(), []
-    for module in network.modules():
-        if isinstance(module, ConvUnit):
-            module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
+    network = filled_network("low", "A", FastUNet).train()
+    with torch.autocast("cpu", torch.bfloat16), TypesOfActivations() as seen:
         network(**inputs("low"), text=text_states()).square().mean().backward()
-    assert set(seen) == {torch.bfloat16}
+    assert seen.types == {torch.bfloat16}
     assert all(p.grad.dtype == torch.float32 for p in network.parameters() if p.grad is not None)
 
 
 def test_masked_padding_is_not_attended_to():
     """Zero states, as text.mask_padding leaves them: with the mask their number does not matter, without it does."""
-    network = filled_network("low", "A")
+    network, reference = filled_network("low", "A", FastUNet), filled_network("low", "A")
     text = text_states()
     text[:, 20:] = 0
     with torch.no_grad():
         padded = network(**inputs("low"), text=text)
-        for block in network.bottom:
+        for block in [*network.bottom, *reference.bottom]:
             block.cross_attention.mask_padding = True
         masked = network(**inputs("low"), text=text)
         keys = tuple((k[:, :, :20], v[:, :, :20], None) for k, v, _ in network.text_keys(text))
         short = network(**inputs("low"), text=keys)
         guided = prepared_denoiser(network, text=text, guidance_scale=2.0, one_batch=False)(inputs("low")["x"], TAU)
-        plain = guided_denoiser(network, text=text, guidance_scale=2.0)(inputs("low")["x"], TAU)
+        plain = guided_denoiser(reference, text=text, guidance_scale=2.0)(inputs("low")["x"], TAU)
     assert (masked - short).abs().max() < TOLERANCE < (masked - padded).abs().max()
     assert (guided - plain).abs().max() < 2 * TOLERANCE
 
@@ -219,7 +275,7 @@ def test_compiled_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     text = text_states()
 
     def build():
-        return set_activation_checkpointing(filled_network("low", "A"), True)
+        return set_activation_checkpointing(filled_network("low", "A", FastUNet), True)
 
     def loss(network, batch):
         return network(**batch, text=text).square().mean()

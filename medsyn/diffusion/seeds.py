@@ -1,0 +1,27 @@
+"""Random numbers of training and sampling: pure functions of seeds, the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_STREAMS = {"low_res": 0, "super_res": 1}
+
+
+def volume_noise(seeds: Sequence[int], shape: Sequence[int], network: Literal["low_res", "super_res"]) -> Tensor:
+    """Return the noise [len(seeds), *shape] that a network starts from: standard normal, float32, on the CPU.
+
+    Each volume has its own generator, so that its noise depends on its seed and the network only, not on its batch.
+    """
+    stream = _STREAMS[network]
+    return torch.stack([torch.randn(*shape, generator=seeded(seed, stream)) for seed in seeds])
+
+
+def seeded(*key: int) -> torch.Generator:
+    """Return a CPU generator that is a pure function of non-negative integers (numpy's SeedSequence mixes them)."""
+    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state & (2**63 - 1))

@@ -1,0 +1,171 @@
+"""The U-Net that training and sampling run: `medsyn.models.unet.UNet`, weights and all, by faster operations.
+
+What is faster, and where it comes from, stands in docs/performance.md. Beside the arguments of the plain network, its
+forward pass takes what a sampled volume needs once (`prepare_condition`, `text_keys`) and both branches of guidance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from medsyn.models.blocks import KeysValues, ResBlock
+from medsyn.models.fast.blocks import repeated, res_block
+from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
+from medsyn.models.unet import Level, UNet, from_patches, join_condition, to_patches
+
+TextKeys = tuple[KeysValues, ...]
+"""Keys and values of the text, one pair for each bottom block; empty without text modules."""
+
+
+@dataclass(frozen=True)
+class PreparedCondition:
+    """A condition [B, C, D, H, W] with its share of the first convolution, which all steps of a volume reuse."""
+
+    volume: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What the network computes before it reads the text: the state at the bottom, time, skips, first features."""
+
+    bottom: Tensor
+    time: Tensor
+    skips: list[Tensor]
+    first: Tensor
+
+
+class FastUNet(UNet):
+    """The denoiser of both resolutions.
+
+    The weights may be float32, with or without autocast, or for sampling bfloat16 or float16 (`network.to(dtype)`): the
+    activations then take half the memory. Sinusoids, statistics of the norms and the last convolution stay float32,
+    and so does the result.
+    """
+
+    channels_last = True
+    """Memory layout of the activations on a CPU. (On a GPU every group norm returns a contiguous tensor, so that the
+    layout would change back and forth.)"""
+    activation_checkpointing = False
+    """Keep only the inputs of the ResBlocks for the backward pass, which computes the rest again (Chen et al. 2016)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        tau: Tensor,
+        text: Tensor | TextKeys | None = None,
+        drop_text: Tensor | None = None,
+        condition: Tensor | PreparedCondition | None = None,
+        guidance_scale: float | None = None,
+        one_batch: bool = True,
+    ) -> Tensor:
+        """Predict x0 [B, C, D, H, W] as the plain network does.
+
+        For sampling: tau may be [1] (the same for all samples), text the result of `text_keys`, condition that of
+        `prepare_condition`. With a guidance_scale w, text holds the keys of 2 B samples, first with text and then
+        null, and the result is x0_null + w (x0_text - x0_null). What precedes the text is computed once, the rest as
+        one batch of 2 B or, to save memory, as two batches of B.
+        """
+        self.check_condition(condition)
+        keys = text if isinstance(text, tuple) else self.text_keys(self.text_of_samples(len(x), text, drop_text))
+        trunk = self._read(x, tau, condition)
+        if guidance_scale is None:
+            output = self._write(trunk, keys)
+        else:
+            if one_batch:
+                with_text, null = self._write(trunk, keys, copies=2).chunk(2)
+            else:
+                with_text = self._write(trunk, _rows(keys, slice(len(x))), keep=True)
+                null = self._write(trunk, _rows(keys, slice(len(x), None)))
+            output = null + guidance_scale * (with_text - null)
+        volume = condition.volume if isinstance(condition, PreparedCondition) else condition
+        return self.precondition(x, tau, volume, output)
+
+    def text_keys(self, text: Tensor | None) -> TextKeys:
+        """Return what `forward` needs of text [B, num_tokens, cond_dim]; nothing without text modules."""
+        if text is None:
+            return ()
+        dtype = self.to_volume.weight.dtype
+        return tuple(block.cross_attention.keys_values(text.to(dtype)) for block in self.bottom)  # type: ignore[operator, union-attr]
+
+    def prepare_condition(self, condition: Tensor) -> PreparedCondition:
+        """Return what `forward` needs of a condition [B, condition_channels, D, H, W]."""
+        return PreparedCondition(condition, convolve_first(self.init_conv, self._patches(condition)))
+
+    def _patches(self, x: Tensor) -> Tensor:
+        x = to_patches(x, self.config.patch_size).to(self.to_volume.weight.dtype)
+        on_cpu = x.device.type == "cpu"
+        return x.contiguous(memory_format=torch.channels_last_3d) if self.channels_last and on_cpu else x
+
+    def _read(self, x: Tensor, tau: Tensor, condition: Tensor | PreparedCondition | None) -> Trunk:
+        """Compute the down path and the bottom as far as the first self-attention."""
+        time = self._time(tau)
+        if isinstance(condition, PreparedCondition):
+            x = convolve_last(self.init_conv, self._patches(x)) + condition.features
+        else:
+            x = convolve(self.init_conv, self._patches(join_condition(condition, x)))
+        first, skips = x, []
+        for level in self.downs:
+            assert isinstance(level, Level)
+            skip = self._block(level.second, self._block(level.first, x, time), time)
+            x = self._block(level.solid, level.resample(skip), time)
+            skips.append(skip)
+        x = self.attention(self._block(self.bottom_in, x, time), self.bottom[0].norm)
+        return Trunk(x, time, skips, first)
+
+    def _time(self, tau: Tensor) -> Tensor:
+        """Embed tau [B]: the sinusoids are float32, the rest has the type of its weights."""
+        sinusoids, *rest = self.time_mlp
+        x = sinusoids(tau.float()).to(self.to_volume.weight.dtype)
+        for module in rest:
+            x = module(x)
+        return x
+
+    def _write(self, trunk: Trunk, keys: TextKeys, copies: int = 1, keep: bool = False) -> Tensor:
+        """Compute the rest of the bottom and the up path for `copies` batches that differ in their text only.
+
+        The skips are dropped as they are read, which lowers the peak of memory, unless `keep`.
+        """
+        skips = list(trunk.skips) if keep else trunk.skips
+        x = repeated(trunk.bottom, copies)
+        time = trunk.time if len(trunk.time) == 1 else repeated(trunk.time, copies)
+        for i, block in enumerate(self.bottom):
+            if i > 0:
+                x = self.attention(x, block.norm)
+            if keys:
+                x = block.cross_attention.attend(x, keys[i])  # type: ignore[operator, union-attr]
+            x = self._block(block.solid, x, time)  # type: ignore[arg-type]
+        x = self._block(self.bottom_out, x, time)
+        for level in self.ups:
+            assert isinstance(level, Level)
+            x = self._up(level, x, skips.pop(), time)
+        x = convolve_in_float32(self.to_volume, self._block(self.head, x, skip=trunk.first))
+        return from_patches(x, self.config.patch_size)
+
+    def _up(self, level: Level, x: Tensor, skip: Tensor, time: Tensor) -> Tensor:
+        x = self._block(level.first, x, time, skip)
+        if self.config.up_order == "A":
+            return self._block(level.solid, self._block(level.second, level.resample(x), time), time)
+        resampled: Tensor = level.resample(self._block(level.solid, self._block(level.second, x, time), time))
+        return resampled
+
+    def _block(self, block: ResBlock, x: Tensor, time: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            result: Tensor = checkpoint(res_block, block, x, time, skip, use_reentrant=False, preserve_rng_state=False)
+            return result
+        return res_block(block, x, time, skip)
+
+
+def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:
+    """Switch activation checkpointing on or off, which changes memory and time but no gradient; return the network."""
+    network.activation_checkpointing = enabled
+    return network
+
+
+def _rows(keys: TextKeys, part: slice) -> TextKeys:
+    """Return the samples `part` of a batch."""
+    return tuple((k[part], v[part], None if tokens is None else tokens[part]) for k, v, tokens in keys)
