@@ -18,7 +18,8 @@ from medsyn.models.blocks import ConvUnit, set_activation_checkpointing
 from medsyn.models.drawing import prepared_denoiser
 from medsyn.models.footprint import forward_bytes
 from medsyn.models.unet import UNet
-from medsyn.training.loop import Task, train
+from medsyn.training.loop import train
+from medsyn.training.task import Task
 
 TOLERANCE = 5e-5  # float32, values of order 1: the parity numbers are met to 1e-4
 TAU = torch.full((2,), 612.0)

@@ -15,8 +15,8 @@ from medsyn.live_bytes import META
 from medsyn.models.resnet3d import ResNet3d, one_finding_classifier
 from medsyn.models.weights import build
 from medsyn.planning.sampling import Sampling
+from medsyn.training.denoiser import denoiser_training
 from medsyn.training.need import TrainingShapes
-from medsyn.training.stages import denoiser_training
 
 
 def denoiser(config: Config, kind: str) -> ModelStage:

@@ -55,7 +55,7 @@ def drop_checkpoints(folder: Path, from_step: int) -> int | None:
     return max((step for step in steps if step < from_step), default=None)
 
 
-def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
+def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
     """(tensors, facts) of the newest readable checkpoint, or None if there never was one.
 
     Another run's state, or a state of which nothing can be read, is an InputError. The tensors are mapped from the

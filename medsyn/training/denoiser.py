@@ -34,8 +34,10 @@ from medsyn.scratch import claim_state, remove_state
 from medsyn.training.checkpoint import flatten
 from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData
-from medsyn.training.loop import METRIC_COLUMNS, Task, train
+from medsyn.training.loop import train
+from medsyn.training.metrics import columns_of
 from medsyn.training.need import Need, TrainingShapes, count_training
+from medsyn.training.task import Task
 
 _NUM_PREVIEWS = 4
 _PREVIEW_T = 0.5
@@ -60,7 +62,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
         return
     facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
     record = provenance(stage, data=data.identity(), **facts)
-    write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, METRIC_COLUMNS)
+    write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, columns_of(trained.metrics))
     save(out, trained.network.state_dict(), stage, record)
     write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
