@@ -86,7 +86,7 @@ def features_of(
 
 
 def classifier_training(config: AugmentationConfig, size: tuple[int, ...]) -> TrainingShapes:
-    """Describe training Table VI's classifier on volumes of `size` (D, H, W), by `medsyn.evaluate.features.fit`."""
+    """Describe training Table VI's classifier on volumes of `size` (D, H, W), as `medsyn.training.findings` does it."""
 
     def batch(count: int) -> dict[str, Tensor]:
         volumes = torch.empty(count, 1, *size, device=META).to(memory_format=torch.channels_last_3d)
