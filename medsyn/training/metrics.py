@@ -106,7 +106,8 @@ class PhaseMetrics:
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as JSON."""
         window = list(zip(self.losses, self.norms, strict=True))
-        facts: dict[str, Any] = {"watch": asdict(self.watch), "window": window}
+        begun = self.watch.first is not None
+        facts: dict[str, Any] = {"watch": asdict(self.watch) if begun else None, "window": window}
         if self.named:
             facts["named"] = self.named
         return {keyed(kind, self.phase.name): value for kind, value in facts.items()}
@@ -114,7 +115,7 @@ class PhaseMetrics:
     def load(self, facts: Mapping[str, Any]) -> None:
         """Continue from the facts of a checkpoint."""
         name = self.phase.name
-        self.watch = LossWatch(**facts[keyed("watch", name)])
+        self.watch = LossWatch(**(facts[keyed("watch", name)] or {}))
         window = facts[keyed("window", name)]
         self.losses, self.norms = [loss for loss, _ in window], [norm for _, norm in window]
         self.named = {name: list(values) for name, values in facts.get(keyed("named", name), {}).items()}
