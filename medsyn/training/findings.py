@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medsyn.config import TrainConfig
 from medsyn.models.resnet3d import channels_last, to_unit
 from medsyn.provenance import hash_json
-from medsyn.training.loop import TrainingResult, train
+from medsyn.training.loop import NO_EFFECT, TrainingResult, train
 from medsyn.training.task import Task
 
 CHECKPOINT_EVERY = 100
@@ -74,7 +74,7 @@ def train_classifier(
 
     facts = {"window_hu": window_hu, **identity}
     task = Task(name, lambda: channels_last(build()), batch, loss, facts, averaged=False)
-    return train(task, config, state / hash_json([facts, config.model_dump(mode="json")]))
+    return train(task, config, state / hash_json([facts, config.model_dump(mode="json", exclude=set(NO_EFFECT))]))
 
 
 def classifier_config(
