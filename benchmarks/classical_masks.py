@@ -34,8 +34,8 @@ from skimage.morphology import convex_hull_image
 
 from medsyn.config import MasksConfig
 from medsyn.ct.preview import combine, three_views, write_png
-from medsyn.evaluate.statistics import dice
 from medsyn.files import write_csv
+from medsyn.masks.labels import dice
 from medsyn.masks.morphology import Spacing, dilate, open_
 from medsyn.masks.segment import segment
 from medsyn.orientation import reorient

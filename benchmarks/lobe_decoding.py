@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsyn.evaluate.statistics import dice, mean_label_dice
 from medsyn.files import read_csv
 from medsyn.generate import Roots, _batches, _prompt
+from medsyn.masks.labels import dice, mean_label_dice
 from medsyn.models.channels import to_channel
 from medsyn.models.lobe_channel import NUM_LOBES, lobe_labels
 from medsyn.run import open_run, sampling_with

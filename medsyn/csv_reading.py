@@ -173,7 +173,7 @@ def _open_mark(record: Sequence[str]) -> int | None:
 
 
 def _row_follows(lines: _Lines, length: int) -> bool:
-    """Whether the next record has `length` fields, or is one that a mark on its first line leaves open as well."""
+    """Return whether the next record has `length` fields, or is left open by a mark on its first line as well."""
     try:
         fields = next(csv.reader(lines, strict=True), [])
         right = len(fields) in (0, length)

@@ -1,7 +1,7 @@
-"""Atomic writing: an output appears whole under its final name or not at all.
+"""Write files atomically: an output appears whole under its final name or not at all.
 
 Everything is written in a temporary folder beside the target (`medsyn.scratch`) and renamed at the end, so a killed
-process, a full disk or an exception leaves no half-written file. What may be replaced: `medsyn.outputs`.
+process, a full disk or an exception leaves no half-written file. `medsyn.outputs` decides what may be replaced.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def atomic_dir(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def into_folder(out: Path) -> Iterator[Path]:
+def staging_dir(out: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move into `out` when the block succeeds; other files in `out` stay."""
     target = Path(os.path.realpath(out))
     if target.exists() and not target.is_dir():
@@ -119,10 +119,15 @@ def to_disk(folder: Path) -> None:
             os.close(handle)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -153,7 +158,7 @@ def read_csv(path: str | Path, required: Sequence[str] = ()) -> list[dict[str, s
 
 
 def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in 1 MiB blocks."""
+    """Return the hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as handle:
         while block := handle.read(1 << 20):

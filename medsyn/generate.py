@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.masks.labels import as_labels
-from medsyn.models.channels import STRUCTURE_OF
+from medsyn.models.channels import CHANNEL_OF, STRUCTURE_OF
 from medsyn.names import parse_shard, sample_fault
 from medsyn.orientation import reorient
 from medsyn.outputs import check_folder, volume_name
@@ -28,15 +28,6 @@ from medsyn.provenance import provenance
 from medsyn.run import Prompt, Run, record, to_volumes
 from medsyn.stages.shards import Outcome, Shard, identity_of, open_shard
 from medsyn.volume import grid_spacing_mm, read_volume, write_volume
-
-_FIXABLE = {
-    "image": "image",
-    "lobes": "lobe",
-    "lobe": "lobe",
-    "airway": "airway",
-    "vessels": "vessel",
-    "vessel": "vessel",
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ def generate_shard(run: Run, prompts: Path, shard: str, roots: Roots, out: Path,
     facts: dict[str, Any] = {"weights": run.hashes, "encoder": identity_of(run.text_encoder), "device": run.device.type}
     facts |= {"prompts": sha256(prompts), "shard": shard, "label": run.label}
     with open_shard(out, state, provenance(run.settings, stage="sample", **facts)) as kept:
-        for batch in track(list(_batches(run, chosen)), what="generating volumes"):
+        for batch in track(list(_batches(run, chosen)), description="generating volumes"):
             outcomes += _generate_batch(run, batch, roots, kept)
             log.info("generated %d of %d volumes", len(outcomes), len(chosen))
         index = [{"sample_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]
@@ -185,7 +176,7 @@ def _batches(run: Run, rows: Sequence[dict[str, str]]) -> Iterator[list[dict[str
 
 
 def _channel(run: Run, name: str) -> str:
-    channel = _FIXABLE.get(name)
+    channel = CHANNEL_OF.get(name)
     if channel is None:
         raise InputError(f"'{name}' cannot be fixed; give image, lobes, airway or vessels")
     if channel not in run.channels:

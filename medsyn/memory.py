@@ -1,7 +1,8 @@
-"""Memory: how much there is, what a call takes, and keeping what is freed, which on a CPU saves a tenth of the time.
+"""Measure available memory and the peak memory of a call; keep freed memory for reuse.
 
-By default the C library gives every large block back to the system when it is freed, so each activation of a network
-is mapped and cleared anew. Linux with glibc only; elsewhere nothing happens.
+By default the C library returns every large block to the system when it is freed, so each activation of a network is
+mapped and cleared again. Keeping it saves a tenth of the time on a CPU. This applies to Linux with glibc; elsewhere
+nothing is changed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def keep_freed_memory() -> bool:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that a new allocation may take on `device`: free memory of a GPU, or of the host within its cgroup."""
+    """Return the bytes that an allocation may take: free memory of a GPU, or of the host within its cgroup."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -42,7 +43,7 @@ def total_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes of a GPU that `call` takes above what is allocated before it."""
+    """Return the bytes of a GPU that `call` takes above what is allocated before it."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     call()
@@ -51,7 +52,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _host_bytes() -> int:
-    """MemAvailable of Linux; 4 GiB where it cannot be read."""
+    """Return MemAvailable of Linux, 4 GiB where it cannot be read."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -60,7 +61,7 @@ def _host_bytes() -> int:
 
 
 def _cgroup_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a job's memory limit (cgroup 2, as slurm and containers set it) leaves; no limit is a very large number."""
+    """Return what a job's memory limit leaves (cgroup 2, set by slurm and containers); without a limit 2^62."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))

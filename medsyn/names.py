@@ -1,11 +1,17 @@
-"""Names: ids of subjects and samples that can name a folder among a stage's files, and the word that names a shard."""
+"""Names: suffixes of image files, ids of subjects and samples that can name a folder, and the K/N of a shard."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from medsyn.errors import InputError
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
+CT_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".mhd", ".nrrd", ".npz")
+"""Files that `medsyn.ct.reading.read_ct` reads."""
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
+"""Files that `medsyn.volume.write_volume` writes."""
 MAX_ID = 100
 """Characters of an id: file systems take 255 bytes of a name, and stages add prefixes and suffixes."""
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -13,6 +19,12 @@ _RESERVED = {
     *("index.csv", "cohort.csv", "rejects.csv", "reports.csv", "contact_sheet.png", "preview.png"),
     *("provenance.json", "store.json", "qc.json", "segment.json", "lock", "medsyn-unfinished.txt"),
 }
+
+
+def split_suffix(name: str, suffixes: Sequence[str]) -> tuple[str, str]:
+    """Split the name of a file into stem and the longest of `suffixes`, whatever its case; ("", "") without any."""
+    found = max((end for end in suffixes if name.lower().endswith(end)), key=len, default="")
+    return (name[: -len(found)], name[-len(found) :]) if found else ("", "")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -33,17 +45,17 @@ def subject_fault(name: str) -> str | None:
 
 
 def sample_fault(name: str) -> str | None:
-    """Return why `name` cannot be a sample_id, or None: any text that is the plain name of a folder."""
+    """Return why `name` cannot be a sample_id, or None; it may be any text that is the plain name of a folder."""
     if not name.strip() or name.startswith(".") or not name.isprintable() or not {"/", "\\"}.isdisjoint(name):
         return f"sample_id '{_shown(name)}' cannot be a folder name; use letters, digits, dash, underscore"
     return _fault("sample_id", name)
 
 
-def _fault(what: str, name: str) -> str | None:
+def _fault(column: str, name: str) -> str | None:
     if len(name) > MAX_ID or len(name.encode(errors="replace")) > 2 * MAX_ID:
-        return f"{what} '{_shown(name)}' has {len(name)} characters, expected at most {MAX_ID}; shorten it"
+        return f"{column} '{_shown(name)}' has {len(name)} characters, expected at most {MAX_ID}; shorten it"
     if name.lower() in _RESERVED:
-        return f"{what} '{name}' is the name of a file that a stage writes; choose another"
+        return f"{column} '{name}' is the name of a file that a stage writes; choose another"
     return None
 
 

@@ -1,8 +1,8 @@
-"""Headers of NIfTI-1 and NIfTI-2 files, and the voxels that ITK's reader does not take.
+"""Read headers of NIfTI-1 and NIfTI-2 files, and the voxels that ITK's reader does not accept.
 
-ITK reads the NIfTI-1 files that its own rules allow; this module says what a header holds, so that a fault can be named
-before ITK meets it, and reads the rest: NIfTI-2, a gzip file named .nii, a plain file named .nii.gz, .hdr/.img pairs,
-an sform whose axes are not at right angles. Layouts: nifti1.h and nifti2.h of the NIfTI data format working group.
+ITK reads NIfTI-1 files within its own rules. This module reads what a header says, so that a fault can be named before
+ITK meets it, and it reads the rest: NIfTI-2, a gzip file named .nii, a plain file named .nii.gz, .hdr/.img pairs, an
+sform whose axes are not at right angles. Layouts: nifti1.h and nifti2.h of the NIfTI data format working group.
 
 Affines are (4, 4), voxel index (x, y, z) to RAS millimetres.
 """
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
+from medsyn.names import NIFTI_SUFFIXES
 
-SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 """NIfTI data types of one real number per voxel."""
 SCANNER = 1
@@ -71,12 +71,12 @@ class Header:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the voxels."""
+        """Return the length of the voxels."""
         return math.prod(self.shape) * np.dtype(self.dtype or "u1").itemsize
 
     @property
     def affine(self) -> NDArray[np.float64] | None:
-        """The transform in use, chosen as ITK 5.4 does: the sform if it is the scanner's or alone, else the qform."""
+        """Return the transform in use, chosen as by ITK 5.4: the scanner's or only sform, else the qform."""
         if self.sform is not None and (self.codes[1] == SCANNER or self.qform is None):
             return self.sform
         return self.qform
@@ -84,7 +84,7 @@ class Header:
 
 def is_nifti(path: Path) -> bool:
     """Return whether the name says that a file is a NIfTI image."""
-    return path.name.lower().endswith(SUFFIXES)
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -203,7 +203,7 @@ def _qform(path: Path, fields: dict[str, NDArray]) -> NDArray[np.float64]:
 
 
 def check_size(path: Path, header: Header) -> None:
-    """InputError where the file is shorter than its header says, so that nothing is allocated for a false header."""
+    """Raise InputError for a file shorter than its header says, so that nothing is allocated for a false header."""
     length = header.data.stat().st_size
     needed = header.start + header.num_bytes
     if is_gzip(header.data):

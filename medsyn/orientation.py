@@ -1,9 +1,7 @@
-"""A volume turned into the model's orientation and back, without resampling: axes are permuted and flipped, voxels
-never change.
+"""Turn a volume into the model's orientation and back without resampling: axes are permuted and flipped.
 
 Model orientation: array (D, H, W) = (z inferior to superior, y posterior to anterior, x right to left), ITK's code
-"LAS". An oblique scan keeps its small rotation in `direction`; removing it is the resampling's work
-(`medsyn.ct.preprocess`).
+"LAS". An oblique scan keeps its small rotation in `direction`; resampling removes it (`medsyn.ct.preprocess`).
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ MODEL_CODE = "LAS"
 
 
 def orientation_code(volume: Volume) -> str:
-    """Three letters, where the x, y and z index run to (left/right, anterior/posterior, superior/inferior)."""
+    """Return three letters: where the x, y and z index run to (left/right, anterior/posterior, superior/inferior)."""
     return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(d) for d in volume.direction]))
 
 
 def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
-    """The same voxels with axes running as `code` says; geometry follows, nothing is interpolated."""
+    """Return the same voxels with axes that run as `code` says; geometry follows, nothing is interpolated."""
     present = orientation_code(volume)
     if present == code:
         return volume
@@ -42,8 +40,11 @@ def reorient(volume: Volume, code: str = MODEL_CODE) -> Volume:
     return Volume(np.ascontiguousarray(array), (sz, sy, sx), (float(x), float(y), float(z)), turned)
 
 
-def laid_on(mask: Volume, target: Volume, name: str) -> Volume:
-    """`mask` with its axes turned to those of `target`; one that then lies on other voxels is an InputError."""
+def reorient_to(mask: Volume, target: Volume, name: str) -> Volume:
+    """Return `mask` with its axes turned to those of `target`; InputError if it then lies on other voxels.
+
+    Nothing is resampled. `name` begins the message.
+    """
     turned = reorient(mask, orientation_code(target))
     if not (
         turned.array.shape == target.array.shape

@@ -1,8 +1,8 @@
-"""What a verb may write: no input, nothing that another program or verb has written, only where it can be written.
+"""Decide what a verb may write: never an input, and never a file that another program or verb has written.
 
 Every file that `medsyn.files.atomic_path` writes is signed: an extended attribute of the file system holds the verb,
 the size, the time of modification and, of files up to 64 MiB, the SHA-256 of the content. A verb replaces a file that
-carries its own signature and has not been changed since: the time is the same, or the content is. Any other file is
+carries its own signature and has not been changed since: the time or the content is the same. Any other file is
 replaced with --force alone. Where the file system keeps no such attributes, --force is needed to write an output again.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from medsyn import scratch
 from medsyn.errors import InputError
+from medsyn.names import VOLUME_SUFFIXES
 
 _ATTRIBUTE = "user.medsyn"
 _MAX_HASHED = 64 << 20
@@ -45,7 +46,7 @@ class Outputs:
 
 def volume_name(out: Path) -> tuple[str, str]:
     """Split the name of a volume's file into stem and suffix; another suffix is an InputError."""
-    suffix = next((end for end in (".nii.gz", ".nii", ".mha", ".nrrd") if out.name.endswith(end)), None)
+    suffix = next((end for end in VOLUME_SUFFIXES if out.name.endswith(end)), None)
     if suffix is None:
         raise InputError(f"--out {out}: name a .nii.gz, .nii, .mha or .nrrd file")
     return out.name.removesuffix(suffix), suffix
@@ -74,7 +75,7 @@ def is_replaceable(path: Path) -> bool:
 
 
 def check_outputs(outputs: Outputs, inputs: Iterable[Path] = ()) -> None:
-    """InputError unless all `outputs` can be written without loss of an input or of a file that the verb did not make.
+    """Raise InputError if an output cannot be written, or would replace an input or a file that the verb did not make.
 
     inputs: files and folders that exist.
     """
@@ -96,7 +97,7 @@ def check_outputs(outputs: Outputs, inputs: Iterable[Path] = ()) -> None:
 
 
 def check_state(state: Path, outputs: Outputs) -> None:
-    """InputError if the folder of unfinished work and an output lie in each other: the state is removed at the end."""
+    """Raise InputError if the state folder, which is removed at the end, and an output lie in each other."""
     real = Path(os.path.realpath(state))
     for path in (*outputs.files, *outputs.folders):
         out = Path(os.path.realpath(path))
@@ -105,7 +106,7 @@ def check_state(state: Path, outputs: Outputs) -> None:
 
 
 def check_file(path: Path) -> None:
-    """InputError unless a file may be written at `path`."""
+    """Raise InputError unless a file may be written at `path`."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file; name one in it")
     if path.exists() and not path.is_file():
@@ -118,7 +119,7 @@ def check_file(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """InputError unless `path` is free, an empty folder, or (with --force) a folder whose files may be replaced."""
+    """Raise InputError unless `path` is free, empty, or (with --force) a folder whose files may be replaced."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file, expected a folder; name another --out")
     if path.is_dir() and not WRITER.force and any(not scratch.is_own(entry) for entry in path.iterdir()):
@@ -129,7 +130,10 @@ def check_folder(path: Path) -> None:
 
 
 def _check_place(real: Path, path: Path) -> None:
-    """InputError unless a file can be made in the nearest folder above `real` that exists; OSError on a full disk."""
+    """Raise InputError unless a file can be made in the nearest folder above `real` that exists.
+
+    A full disk is an OSError.
+    """
     folder = next(parent for parent in ((real, *real.parents) if real.is_dir() else real.parents) if parent.exists())
     if not folder.is_dir():
         raise InputError(f"{path}: {folder} is a file, expected a folder; name another --out")

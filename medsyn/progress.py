@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
-
 Item = TypeVar("Item")
 log = logging.getLogger("medsyn")
 _bars = False
@@ -22,6 +20,10 @@ def configure(*, quiet: bool, progress: bool) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-def track(items: Iterable[Item], *, what: str, total: int | None = None, initial: int = 0) -> Iterator[Item]:
-    """Iterate over `items` behind a progress bar named `what`."""
-    yield from tqdm(items, desc=what, total=total, initial=initial, disable=not _bars, file=sys.stderr, leave=False)
+def track(items: Iterable[Item], *, description: str, total: int | None = None, initial: int = 0) -> Iterator[Item]:
+    """Iterate over `items` behind a progress bar labelled `description`."""
+    from tqdm import tqdm  # slow to import
+
+    yield from tqdm(
+        items, desc=description, total=total, initial=initial, disable=not _bars, file=sys.stderr, leave=False
+    )

@@ -1,4 +1,4 @@
-"""What every artefact carries: version, commit, library versions, config and its hash."""
+"""Describe the origin of an artefact: version, commit, library versions, configuration and its hash."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def provenance(config: Any = None, **facts: Any) -> dict[str, Any]:
 
 
 def hash_json(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    """Return the first 16 hex digits of the SHA-256 of `value` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

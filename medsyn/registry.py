@@ -11,13 +11,14 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from medsyn.errors import InputError
 
 T = TypeVar("T")
+_importing: list[str] = []
+"""The plugin that is being imported, last; what it registers is remembered as its own."""
 
 
 class Registry(Generic[T]):
@@ -29,9 +30,10 @@ class Registry(Generic[T]):
         kind: what one of its things is called in messages, such as "mask tool"; group: its entry points' group;
         builtin: name -> "module:attribute" of the package's own.
         """
-        self.kind, self.group = kind, group
+        self.kind, self.group, self.builtin = kind, group, tuple(builtin)
         self._sources: dict[str, str] = dict(builtin)
         self._things: dict[str, T] = {}
+        self._plugins: dict[str, str] = {}
         self._searched = False
 
     def register(self, name: str, thing: T) -> T:
@@ -39,6 +41,8 @@ class Registry(Generic[T]):
         if name in self._things or name in self._all_sources():
             raise InputError(f"{self.kind} '{name}' exists already, expected a new name; rename it in the plugin")
         self._things[name] = thing
+        if _importing:
+            self._plugins[name] = _importing[-1]
         return thing
 
     def provider(self, name: str) -> Callable[[T], T]:
@@ -48,6 +52,17 @@ class Registry(Generic[T]):
     def names(self) -> tuple[str, ...]:
         """Return every known name, without importing what it stands for."""
         return tuple(dict.fromkeys([*self._all_sources(), *self._things]))
+
+    def unknown(self, name: str) -> str:
+        """Return the message for a name that is not known."""
+        return (
+            f"'{name}' is not a known {self.kind}; expected one of {', '.join(self.names())}, or one that a module"
+            " under plugins registers"
+        )
+
+    def plugin_of(self, name: str) -> str | None:
+        """Return the entry of `plugins` whose import registered `name`; None for names from elsewhere."""
+        return self._plugins.get(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
@@ -60,16 +75,15 @@ class Registry(Generic[T]):
         if name not in self._things:
             source = self._all_sources().get(name)
             if source is None:
-                raise InputError(
-                    f"'{name}' is not a known {self.kind}; expected one of {', '.join(self.names())}, or one that a"
-                    " module under plugins registers"
-                )
+                raise InputError(self.unknown(name))
             self._things[name] = _load(f"{self.kind} '{name}'", source)
         return self._things[name]
 
     def _all_sources(self) -> Mapping[str, str]:
         """Return name -> "module:attribute" of the package's own things and of installed packages' entry points."""
         if not self._searched:
+            from importlib.metadata import entry_points  # slow to import
+
             self._searched = True
             for found in entry_points(group=self.group):
                 self._sources.setdefault(found.name, found.value)
@@ -82,6 +96,7 @@ def load_plugins(modules: Iterable[str]) -> None:
     A dotted name is searched in the working directory as well. Raises InputError for one that cannot be imported.
     """
     for name in modules:
+        _importing.append(name)
         try:
             _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
         except InputError:
@@ -89,9 +104,11 @@ def load_plugins(modules: Iterable[str]) -> None:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"plugins: '{name}' cannot be imported ({type(error).__name__}: {reason}); expected a module of the"
+                f"plugin '{name}' cannot be imported ({type(error).__name__}: {reason}); expected a module of the"
                 " Python environment or of the working directory, or the path of a .py file"
             ) from error
+        finally:
+            _importing.pop()
 
 
 def _import_module(name: str) -> None:

@@ -57,18 +57,18 @@ class Volume:
 
     @property
     def voxel_mm3(self) -> float:
-        """Volume of one voxel in cubic millimetres."""
+        """Return the volume of one voxel in cubic millimetres."""
         return float(np.prod(self.spacing_mm))
 
     def with_array(self, array: NDArray) -> Volume:
-        """The same geometry around another array of the same shape."""
+        """Return the same geometry around another array of the same shape."""
         if array.shape != self.array.shape:
             raise ValueError(f"array of shape {array.shape} does not lie on a grid of shape {self.array.shape}")
         return replace(self, array=array)
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
-    """The volume as a SimpleITK image (booleans become uint8)."""
+    """Return the volume as a SimpleITK image (booleans become uint8)."""
     import SimpleITK as sitk
 
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
@@ -80,7 +80,7 @@ def to_sitk(volume: Volume) -> sitk.Image:
 
 
 def from_sitk(image: sitk.Image) -> Volume:
-    """A SimpleITK image as a volume."""
+    """Return a SimpleITK image as a volume."""
     import SimpleITK as sitk
 
     z, y, x = reversed(image.GetSpacing())
@@ -108,11 +108,13 @@ def read_image(path: str | Path) -> Volume:
         raise InputError(f"{path}: cannot be read, truncated or damaged ({error}); copy it again") from None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{path}: cannot be read, the file is damaged or no image ({reason}); replace it") from None
+        raise InputError(
+            f"{path}: cannot be read, the file is damaged or not an image ({reason}); replace it"
+        ) from None
 
 
 def check_regular(path: Path) -> None:
-    """InputError for a name that is no regular file: nothing, a folder, or a pipe or device, which can block."""
+    """Raise InputError unless `path` is a regular file: a pipe or device can block."""
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
@@ -190,7 +192,7 @@ def _read_itk(path: Path) -> Volume:
 
 
 def _check_memory(path: Path, num_bytes: int, shape: Sequence[int]) -> None:
-    """InputError for an image that is larger than the memory of this machine."""
+    """Raise InputError for an image that is larger than the memory of this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if num_bytes > memory:
         raise InputError(
@@ -227,7 +229,7 @@ def _check_compression(path: Path) -> None:
 
 @contextmanager
 def _decompressed(path: Path) -> Iterator[gzip.GzipFile]:
-    """An open .gz file; a truncated or damaged one is an InputError."""
+    """Yield an open .gz file; a truncated or damaged one is an InputError."""
     try:
         with gzip.open(path) as handle:
             yield handle
@@ -250,7 +252,7 @@ def write_volume(path: str | Path, volume: Volume) -> None:
 
 
 def _is_complete(path: Path, num_bytes: int) -> bool:
-    """Whether a file just written holds `num_bytes` of voxels; ITK's NIfTI writer says nothing when a disk is full."""
+    """Return whether a new file holds `num_bytes` of voxels: ITK's NIfTI writer does not report a full disk."""
     if path.suffix != ".gz":
         return path.suffix != ".nii" or path.stat().st_size > num_bytes
     try:
@@ -263,7 +265,7 @@ def _is_complete(path: Path, num_bytes: int) -> bool:
 def grid_spacing_mm(
     size: tuple[int, int, int], field_of_view_mm: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """Spacing (z, y, x) of a grid of `size` voxels (D, H, W) that covers `field_of_view_mm` (z, y, x)."""
+    """Return the spacing (z, y, x) of a grid of `size` voxels (D, H, W) that covers `field_of_view_mm` (z, y, x)."""
     return tuple(extent / count for extent, count in zip(field_of_view_mm, size, strict=True))  # type: ignore[return-value]
 
 
@@ -272,7 +274,7 @@ def centred_origin_mm(
     spacing_mm: tuple[float, float, float],
     centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> tuple[float, float, float]:
-    """LPS origin (x, y, z) of a grid in model orientation whose centre lies at `centre_mm` (LPS x, y, z)."""
+    """Return the LPS origin (x, y, z) of a grid in model orientation whose centre lies at `centre_mm` (LPS x, y, z)."""
     half = [(count - 1) / 2 * step for count, step in zip(reversed(size), reversed(spacing_mm), strict=True)]
     signs = (1.0, -1.0, 1.0)
     x, y, z = (c - sign * h for c, sign, h in zip(centre_mm, signs, half, strict=True))

@@ -17,10 +17,9 @@ import yaml
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.files import sha256
+from medsyn.masks.tools import ANATOMY, MASK_TOOLS
 from medsyn.volume import STRUCTURES
 
-ANATOMY = ("lobes", "airway", "heart", "effusion")
-"""What a network finds in a CT in order to measure it."""
 TABLE_FILE = Path(__file__).with_name("weight_files.yaml")
 
 
@@ -45,15 +44,15 @@ class WeightFile:
 
     @property
     def size(self) -> str:
-        """The size for people."""
+        """Return the size as text."""
         return "size unknown" if self.size_mb is None else f"about {self.size_mb} MB"
 
     def how_to_fetch(self, root: Path) -> str:
-        """A command that fills `root` on a machine with a network, or where a person must ask."""
+        """Return the command that fills `root` on a machine with a network, or where a person must ask."""
         return f"run `{self.fetch.replace('{root}', str(root))}`" if self.fetch else f"get it from the {self.source}"
 
     def find(self, root: Path) -> list[Path]:
-        """The files under the weights folder `root`; one that is missing is an InputError that says what to do."""
+        """Return the files under the weights folder `root`; a missing one is an InputError that says what to do."""
         target = root / self.path
         found: list[Path] = []
         for pattern in self.files or ("",):
@@ -68,45 +67,49 @@ class WeightFile:
         return found
 
     def _published_or_converted(self, target: Path) -> list[Path]:
-        """A single file: as published, or what `medsyn import-checkpoint` made of it."""
+        """Return a single file: as published, or as `medsyn import-checkpoint` converted it."""
         return [path for path in (target, target.with_suffix(".safetensors")) if path.is_file()][:1]
 
 
-@cache
 def weight_files() -> list[WeightFile]:
-    """The table."""
+    """Return the rows of weight_files.yaml, and those that mask tools of other packages and plugins bring."""
+    return [*_own_files(), *(row for name in MASK_TOOLS.names() for row in MASK_TOOLS[name].weight_files)]
+
+
+@cache
+def _own_files() -> list[WeightFile]:
     rows = yaml.safe_load(TABLE_FILE.read_text(encoding="utf-8"))
     return [WeightFile(**row | {key: tuple(row.get(key, ())) for key in ("parts", "files")}) for row in rows]
 
 
 def weights_of(tool: str, parts: Iterable[str]) -> list[WeightFile]:
-    """What a tool needs for `parts` (structures, or lungmask's models), in the table's order."""
+    """Return the rows that a tool needs for `parts` (structures, or lungmask's models), in the table's order."""
     wanted = set(parts)
     return [row for row in weight_files() if row.tool == tool and wanted & set(row.parts)]
 
 
 def find_weights(tool: str, parts: Iterable[str], root: Path) -> list[Path]:
-    """The files of `weights_of` under the weights folder `root`; a missing one is an InputError."""
+    """Return the files of `weights_of` under the weights folder `root`; a missing one is an InputError."""
     return [path for row in weights_of(tool, parts) for path in row.find(root)]
 
 
 def needed_weights(config: Config) -> list[WeightFile]:
-    """What a configuration needs: for its mask tools and measures, and what else it names under its weights folder."""
+    """Return the rows that a configuration needs: for its mask tools and measures, and what else it names."""
     root = Path(config.masks.weights_dir)
-    needs = [(getattr(config.masks, structure), structure) for structure in STRUCTURES]
-    needs += [("lungmask", model) for model in config.masks.lungmask_model.split("_") if ("lungmask", "lobes") in needs]
-    needs += [(config.evaluation.anatomy_tool, structure) for structure in ANATOMY]
+    wanted = [(getattr(config.masks, structure), structure) for structure in STRUCTURES]
+    wanted += [(config.evaluation.anatomy_tool, structure) for structure in ANATOMY]
+    needs = {(tool, part) for tool, name in wanted for part in MASK_TOOLS[tool].weight_parts(config.masks, [name])}
     named = {Path(encoder.init) for encoder in config.text.encoders.values()}
     named |= {Path(config.evaluation.features.weights)} if config.evaluation.features.weights else set()
     return [
         row
         for row in weight_files()
-        if root / row.path in named or any(row.tool == tool and part in row.parts for tool, part in needs)
+        if root / row.path in named or any((row.tool, part) in needs for part in row.parts)
     ]
 
 
 def hash_weights(paths: Iterable[Path], root: Path) -> str:
-    """SHA-256 of one file; of several, that of the lines `sha256sum` would print for them in order of their names."""
+    """Return the SHA-256 of one file, or of the lines that `sha256sum` prints for several, in order of their names."""
     files = sorted(paths)
     if len(files) == 1:
         return sha256(files[0])

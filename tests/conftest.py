@@ -18,8 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The table of the parity numbers, as the tests compared them."""
+    """Add the options of the parity numbers and of the golden set."""
     parser.addoption("--parity-table", type=Path, metavar="FILE", help="write the parity numbers as a Markdown table")
+    parser.addoption(
+        "--results", type=Path, metavar="FOLDER", help="compare this run of config/test.yaml: test_golden.py"
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

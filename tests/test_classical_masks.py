@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsyn.evaluate.statistics import dice
 from medsyn.masks.airway import follow
+from medsyn.masks.labels import dice
 from medsyn.masks.morphology import dilate
 from medsyn.masks.vessels import segment_vessels
 

@@ -2,23 +2,34 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from medsyn.cli import build_parser, main
-from medsyn.reading import READING_COLUMNS
+from medsyn.header_hints import HINT_COLUMNS
 
 VERBS = sorted(next(action for action in build_parser()._actions if action.dest == "verb").choices)
+COMMAND = re.compile(r"(?:^|`|python -m |&& )medsyn ([a-z]+(?:-[a-z]+)*)", re.MULTILINE)
 
 
-def test_help_lists_every_verb(capsys):
+def test_help_says_in_a_sentence_what_each_verb_does(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    out = capsys.readouterr().out
-    assert all(verb in out for verb in VERBS)
-    assert {"inspect", "preprocess", "segment", "measure", "label", "phantom", "generate", "evaluate"} <= set(VERBS)
+    text = capsys.readouterr().out.split("VERB\n")[1]
+    lines = re.findall(r"^    ([a-z-]+)\s+([A-Z](?:.|\n {5,})*)", text, re.MULTILINE)
+    assert sorted(verb for verb, _ in lines) == VERBS
+    assert all(summary.endswith(".") for _, summary in lines)
+
+
+def test_every_verb_that_the_pages_and_the_rules_call_is_there():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "workflow/rules").glob("*.smk")]
+    called = {verb: page.name for page in pages for verb in COMMAND.findall(page.read_text(encoding="utf-8"))}
+    assert {"inspect", "generate", "evaluate", "cohort", "figure"} <= set(called), "the pattern finds commands"
+    assert set(called) <= set(VERBS), {verb: called[verb] for verb in called if verb not in VERBS}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -77,7 +88,7 @@ def test_a_shard_stops_at_a_fault_of_the_machine_and_not_at_one_of_a_scan(number
             run(name)
 
 
-ONE_CT_OPTIONS = [f"--{name.replace('_', '-')}" for name in READING_COLUMNS]
+ONE_CT_OPTIONS = [f"--{name.replace('_', '-')}" for name in HINT_COLUMNS]
 
 
 @pytest.mark.parametrize(

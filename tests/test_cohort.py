@@ -205,7 +205,7 @@ def test_a_dicom_folder_with_a_series_per_patient_is_used(tmp_path: Path, images
     write_csv(tmp_path / "m.csv", rows, [*rows[0]])
     cohort = build_cohort([tmp_path / "m.csv"], None, CohortConfig())
     assert [row["subject_id"] for row in cohort.rejects] == ["s03"]
-    assert [subject.reading for subject in cohort.subjects] == [{"series": "1.2.3"}, {"series": "1.2.4"}, {}]
+    assert [subject.hints for subject in cohort.subjects] == [{"series": "1.2.3"}, {"series": "1.2.4"}, {}]
     rows = [row | {"image": name} for row, name in zip(rows, [*images[:3], images[0]], strict=True)]
     rows[3]["series"] = "1.2.5"  # a NIfTI file is one image, whatever the column says
     write_csv(tmp_path / "m.csv", rows, [*rows[0]])

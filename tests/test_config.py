@@ -36,13 +36,13 @@ def test_schema_on_disk_is_current():
         ({"preprocess": {"size": [64, 64, 63]}}, "divisible"),
         ({"preprocess": {"window_hu": [600, -1024]}}, "low < high"),
         ({"low_res": {"train": {"num_stps": 3}}}, "low_res.train.num_stps: unknown key"),
-        ({"variants": {"medsyn": {"label": "x", "text_encoder": "clip"}}}, "no encoder named 'clip'"),
-        ({"variants": {"other": {"label": "x"}}}, "medsyn"),
+        ({"methods": {"medsyn": {"label": "x", "text_encoder": "clip"}}}, "no encoder named 'clip'"),
+        ({"methods": {"other": {"label": "x"}}}, "medsyn"),
         ({"evaluation": {"label_source": "given", "prompt_pairs": {}}}, "label_source: 'given' needs cohort.source"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_key(change, words, tmp_path, capsys):
-    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8")) | change
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8")) | {"compare_with": None} | change
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(values))
     assert main(["config", str(path)]) == 2
@@ -136,14 +136,14 @@ def changed(key: str, value: object) -> dict:
 
 IMPOSSIBLE = [
     ("evaluation.augmentation.num_folds", 1),
-    ("variants.medsyn.channels", []),
-    ("variants.medsyn.channels", ["lobe"]),
-    ("variants.medsyn.channels", ["image", "lobe", "lobe"]),
-    ("variants.without_shape.label", "MedSyn"),
-    ("variants.medsyn.label", "--out"),
-    ("variants.medsyn.label", ""),
-    ("variants.medsyn.label", "a\nb"),
-    ("variants.real", {"label": "x"}),
+    ("methods.medsyn.channels", []),
+    ("methods.medsyn.channels", ["lobe"]),
+    ("methods.medsyn.channels", ["image", "lobe", "lobe"]),
+    ("methods.without_shape.label", "MedSyn"),
+    ("methods.medsyn.label", "--out"),
+    ("methods.medsyn.label", ""),
+    ("methods.medsyn.label", "a\nb"),
+    ("methods.real", {"label": "x"}),
     ("text.encoders.biomedical.num_heads", 5),
     ("text.encoders.biomedical.vocabulary_size", 1),
     ("text.encoders.biomedical.mask_fraction", 0),

@@ -19,7 +19,7 @@ from medsyn.cohort.layouts import MANIFEST_COLUMNS
 from medsyn.config import CohortConfig
 from medsyn.ct.reading import read_ct
 from medsyn.files import read_csv, write_csv
-from medsyn.reading import parse_reading
+from medsyn.header_hints import parse_hints
 
 
 def manifest_of(root: Path, *options: str, layout: str = "ct-rate") -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -148,7 +148,7 @@ def test_the_first_release_is_read_by_its_metadata_and_the_fixed_one_by_its_head
     volumes = []
     for name in ("first", "fixed"):
         subject = build_cohort([tmp_path / name / "manifest.csv"], None, CohortConfig()).subjects[0]
-        volumes.append(read_ct(subject.image, parse_reading(subject.reading)))
+        volumes.append(read_ct(subject.image, parse_hints(subject.hints)))
     assert volumes[0].spacing_mm == pytest.approx(volumes[1].spacing_mm)
     np.testing.assert_array_equal(volumes[0].array, volumes[1].array)
     # both in one folder: the fixed file is taken, the other named
@@ -267,8 +267,8 @@ def test_rad_chestct(tmp_path: Path, capsys) -> None:
     assert "1 of 5 scans (first: tst00002) have no patient" in capsys.readouterr().err
     cohort = build_cohort([tmp_path / "manifest.csv"], None, CohortConfig())
     assert [row["subject_id"] for row in cohort.rejects] == ["tst00002"]
-    reading = parse_reading(cohort.subjects[0].reading)
-    assert reading.spacing_mm == (0.8, 0.8, 0.8)
+    hints = parse_hints(cohort.subjects[0].hints)
+    assert hints.spacing_mm == (0.8, 0.8, 0.8)
 
 
 def test_rad_chestct_with_a_column_of_patients_of_ones_own(tmp_path: Path) -> None:

@@ -233,8 +233,8 @@ def test_the_real_files_have_options_of_their_own(folders: tuple[Path, Path]) ->
     ):
         status, _ = evaluate(real, fake, *options)
         assert status == 0
-        reading = json.loads((real.parent / "table.json").read_text(encoding="utf-8"))["reading"]
-        for group, values in reading.items():
+        hints = json.loads((real.parent / "table.json").read_text(encoding="utf-8"))["reading"]
+        for group, values in hints.items():
             assert values["spacing_mm"] == ([36, 38, 38] if group in names else None)
 
 

@@ -23,10 +23,10 @@ from medsyn.ct.reading import read_scan
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.files import read_json
+from medsyn.header_hints import HeaderHints
 from medsyn.masks.lungs import segment_lungs
 from medsyn.nifti import files_of
 from medsyn.orientation import reorient
-from medsyn.reading import Reading
 from medsyn.scan_warnings import topic_of
 from medsyn.stages.shards import identity_of
 from medsyn.volume import Volume, from_sitk, read_volume, to_sitk, write_volume
@@ -211,7 +211,7 @@ def test_two_transforms_that_differ_are_named(tmp_path: Path) -> None:
     assert "qform says RAS" in scan.warnings[0]
     assert "sform says LAS" in scan.warnings[0]
     assert read_scan(save(tmp_path / "b.nii.gz", normal(), agree)).warnings == []
-    assert read_scan(tmp_path / "a.nii.gz", Reading(orientation="LAS")).warnings == []
+    assert read_scan(tmp_path / "a.nii.gz", HeaderHints(orientation="LAS")).warnings == []
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "gzipped.nii"])
@@ -227,7 +227,7 @@ def test_a_spacing_that_differs_from_the_only_transform_is_named(tmp_path: Path,
     scan = read_scan(tmp_path / name)
     assert topics(scan.warnings) == ["spacing"]
     assert scan.warnings[0].startswith("spacing: pixdim says 1 x 1 x 1 mm, sform says 4.")
-    assert read_scan(tmp_path / name, Reading(spacing_mm=normal().spacing_mm)).warnings == []
+    assert read_scan(tmp_path / name, HeaderHints(spacing_mm=normal().spacing_mm)).warnings == []
 
 
 def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
 
     path = save(tmp_path / "a.nii.gz", normal(), forget)
     assert topics(read_scan(path).warnings) == ["orientation"]
-    assert read_scan(path, Reading(orientation="LAS")).warnings == []
+    assert read_scan(path, HeaderHints(orientation="LAS")).warnings == []
     big = np.zeros((130, 130, 130), np.int16)
     bare = [tmp_path / "bare.nii.gz", tmp_path / "bare.mha", tmp_path / "bare.nrrd"]
     nibabel.Nifti1Image(big, np.eye(4)).to_filename(bare[0])
@@ -245,7 +245,7 @@ def test_a_file_without_orientation_or_spacing_says_so(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(big), str(file))
     for file in bare:
         assert topics(read_scan(file).warnings) == ["spacing", "orientation"]
-        told = Reading(spacing_mm=(1.0, 1.0, 1.0), orientation="LPS")
+        told = HeaderHints(spacing_mm=(1.0, 1.0, 1.0), orientation="LPS")
         assert read_scan(file, told).warnings == []
 
 
@@ -279,7 +279,7 @@ def test_formats_without_a_spacing_need_one(tmp_path: Path) -> None:
     for suffix in ("nrrd", "mha", "nii"):
         facts = inspect(tmp_path / f"a.{suffix}")
         assert "carries no spacing; give spacing_mm" in facts["reasons"][0], suffix
-        scan = read_scan(tmp_path / f"a.{suffix}", Reading(spacing_mm=normal().spacing_mm, orientation="LAS"))
+        scan = read_scan(tmp_path / f"a.{suffix}", HeaderHints(spacing_mm=normal().spacing_mm, orientation="LAS"))
         np.testing.assert_array_equal(scan.volume.array, normal().array)
 
 
@@ -462,9 +462,9 @@ def test_a_dicom_series_without_spacing_or_orientation_says_so(tmp_path: Path) -
             delattr(dataset, keyword)
             dataset.save_as(file)
     assert "carries no spacing; give spacing_mm" in inspect(tmp_path / "a")["reasons"][0]
-    assert read_scan(tmp_path / "a", Reading(spacing_mm=small().spacing_mm)).volume.spacing_mm == small().spacing_mm
+    assert read_scan(tmp_path / "a", HeaderHints(spacing_mm=small().spacing_mm)).volume.spacing_mm == small().spacing_mm
     assert topics(read_scan(tmp_path / "b").warnings) == ["orientation"]
-    assert read_scan(tmp_path / "b", Reading(orientation="LPS")).warnings == []
+    assert read_scan(tmp_path / "b", HeaderHints(orientation="LPS")).warnings == []
 
 
 def test_single_and_multi_frame_dicom_files_are_named(tmp_path: Path) -> None:
@@ -556,16 +556,16 @@ def test_an_analyze_image_is_named(tmp_path: Path) -> None:
 
 
 def test_npz_with_more_arrays_or_a_leading_axis(tmp_path: Path) -> None:
-    reading = Reading(spacing_mm=normal().spacing_mm, orientation="LAS")
+    hints = HeaderHints(spacing_mm=normal().spacing_mm, orientation="LAS")
     array = normal().array
     np.savez_compressed(tmp_path / "many.npz", ct=array, mask=np.zeros_like(array), spacing=np.ones(3))
     np.savez_compressed(tmp_path / "batch.npz", x=array[None])
     np.savez_compressed(tmp_path / "beside.npz", x=array[None, None], spacing=np.ones(3), name="p1")
     for name in ("many", "batch", "beside"):
-        np.testing.assert_array_equal(read_scan(tmp_path / f"{name}.npz", reading).volume.array, array)
+        np.testing.assert_array_equal(read_scan(tmp_path / f"{name}.npz", hints).volume.array, array)
     np.savez_compressed(tmp_path / "two.npz", a=array, b=array)
     with pytest.raises(InputError, match="or one named 'ct'"):
-        read_scan(tmp_path / "two.npz", reading)
+        read_scan(tmp_path / "two.npz", hints)
 
 
 # ---- hostile headers and names -----------------------------------------------------------------------------------
@@ -629,11 +629,11 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(
 
 
 def test_npz_without_voxels_or_of_another_byte_order(tmp_path: Path) -> None:
-    reading = Reading(spacing_mm=normal().spacing_mm, orientation="LAS")
+    hints = HeaderHints(spacing_mm=normal().spacing_mm, orientation="LAS")
     np.savez(tmp_path / "none.npz", ct=np.zeros((0, 4, 4)))
-    assert "expected one 3-D array of numbers" in inspect(tmp_path / "none.npz", reading)["reasons"][0]
+    assert "expected one 3-D array of numbers" in inspect(tmp_path / "none.npz", hints)["reasons"][0]
     np.savez(tmp_path / "big.npz", ct=normal().array.astype(">f4"))
-    volume = read_scan(tmp_path / "big.npz", reading).volume
+    volume = read_scan(tmp_path / "big.npz", hints).volume
     assert volume.array.dtype == np.dtype(np.float32)
     np.testing.assert_array_equal(from_sitk(to_sitk(volume)).array, normal().array)
 
@@ -645,7 +645,7 @@ def test_an_npz_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     assert b"30000" in member
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("ct.npy", member)
-    reason = inspect(tmp_path / "b.npz", Reading(spacing_mm=(1, 1, 1)))["reasons"][0]
+    reason = inspect(tmp_path / "b.npz", HeaderHints(spacing_mm=(1, 1, 1)))["reasons"][0]
     assert "claims 30000 x 30000 x 30000 numbers" in reason
 
 
@@ -654,9 +654,9 @@ def test_pipes_and_devices_are_refused_without_being_opened(tmp_path: Path) -> N
     pipes = [tmp_path / name for name in ("a.nii.gz", "a.mha", "a.npz", "a", "series/1.dcm")]
     for pipe in pipes:
         os.mkfifo(pipe)
-    reading = Reading(spacing_mm=(1, 1, 1))
+    hints = HeaderHints(spacing_mm=(1, 1, 1))
     for path in (*pipes[:4], Path("/dev/zero")):
-        assert "expected a regular file" in inspect(path, reading)["reasons"][0]
+        assert "expected a regular file" in inspect(path, hints)["reasons"][0]
         assert identity_of(path) is None
     assert "holds 1.dcm, a pipe" in inspect(tmp_path / "series")["reasons"][0]
     with pytest.raises(InputError, match="is a folder"):

@@ -31,8 +31,8 @@ from medsyn.ct.inspect import inspect
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import read_features, read_labels, read_measures, read_prompts
 from medsyn.files import atomic_path, read_csv, read_json
+from medsyn.header_hints import HINT_COLUMNS, HeaderHints, parse_hints
 from medsyn.names import sample_fault, subject_fault
-from medsyn.reading import READING_COLUMNS, Reading, parse_reading
 from medsyn.tensors import check_tensors, load_checkpoint, save_tensors
 from medsyn.text.labels import default_labeler, label_table
 
@@ -78,7 +78,7 @@ def paths_of(values: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[t
 KEYS = [
     path
     for path in paths_of(validate(Config, TEST_CONFIG, "test.yaml").model_dump(mode="json"))
-    if path[0] != "variants" or len(path) > 1
+    if path[0] != "methods" or len(path) > 1
 ]
 
 
@@ -126,11 +126,11 @@ COLUMNS = ("subject_id", "image", "findings", "impression", "split", "patient_id
 
 
 @fuzz(100)
-@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys((*COLUMNS, *READING_COLUMNS), FIELDS)), max_size=6))
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys((*COLUMNS, *HINT_COLUMNS), FIELDS)), max_size=6))
 def test_a_manifest_of_any_rows(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "manifest.csv"
     with path.open("w", newline="", encoding="utf-8", errors="replace") as handle:
-        writer = csv.DictWriter(handle, [*COLUMNS, *READING_COLUMNS])
+        writer = csv.DictWriter(handle, [*COLUMNS, *HINT_COLUMNS])
         writer.writeheader()
         writer.writerows(rows)
     try:
@@ -177,10 +177,10 @@ def test_a_table_of_any_bytes(tmp_path_factory, reader, header, body):
 
 
 @fuzz(100)
-@given(st.dictionaries(st.sampled_from(READING_COLUMNS), FIELDS))
+@given(st.dictionaries(st.sampled_from(HINT_COLUMNS), FIELDS))
 def test_what_a_manifest_says_of_a_file(row):
     try:
-        assert isinstance(parse_reading(row), Reading)
+        assert isinstance(parse_hints(row), HeaderHints)
     except InputError as error:
         one_line(error)
 
@@ -252,7 +252,7 @@ def test_a_header_of_any_bytes(tmp_path, suffix):
     def look(edits):
         path.write_bytes(edited(content, edits, 352))
         try:
-            assert inspect(path, Reading(spacing_mm=(3.0, 3.0, 3.0)))["verdict"] in ("ok", "rejected")
+            assert inspect(path, HeaderHints(spacing_mm=(3.0, 3.0, 3.0)))["verdict"] in ("ok", "rejected")
         except InputError as error:
             one_line(error)
 

@@ -53,7 +53,7 @@ def test_scaled_storage_loses_no_label(structure):
 def test_255_stands_for_1_where_there_is_one_structure():
     mask = np.array([[[0, 255]]], np.uint8)
     np.testing.assert_array_equal(as_labels(mask, "airway", "mask"), mask // 255)
-    with pytest.raises(InputError, match="labels run from 0 to 255, not 0 to 5"):
+    with pytest.raises(InputError, match="labels run from 0 to 255, expected 0 to 5"):
         as_labels(mask, "lobes", "mask")
 
 
@@ -64,9 +64,9 @@ def test_255_stands_for_1_where_there_is_one_structure():
         ([0, 1.002], "airway", "holds the value 1.002"),
         ([0, float("nan")], "lobes", "holds the value nan"),
         ([0, float("inf")], "lobes", "holds the value inf"),
-        ([0, 6], "lobes", "labels run from 0 to 6, not 0 to 5"),
+        ([0, 6], "lobes", "labels run from 0 to 6, expected 0 to 5"),
         ([0, 256], "lobes", "labels run from 0 to 256"),
-        ([0, 257], "airway", "labels run from 0 to 257, not 0 to 1"),
+        ([0, 257], "airway", "labels run from 0 to 257, expected 0 to 1"),
         ([0, 1 << 40], "airway", "labels run"),
         ([-1, 1], "airway", "labels run from -1 to 1"),
         ([0, 0], "vessels", "is empty"),

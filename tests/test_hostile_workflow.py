@@ -40,8 +40,8 @@ def commands(output: str) -> list[list[str]]:
 
 
 def test_every_path_and_word_of_a_command_is_quoted(tmp_path):
-    variants = {"medsyn": {"label": LABEL}, "bare": {"label": "{x}", "channels": ["image"]}}
-    config = configuration(tmp_path / "c.yaml", results_dir=HOSTILE, variants=variants)
+    methods = {"medsyn": {"label": LABEL}, "bare": {"label": "{x}", "channels": ["image"]}}
+    config = configuration(tmp_path / "c.yaml", results_dir=HOSTILE, methods=methods, compare_with="bare")
     run = run_snakemake("-n", "-p", "all", directory=tmp_path, config=config)
     assert run.returncode == 0, run.stderr
     found = commands(run.stdout)

@@ -25,9 +25,9 @@ from medsyn.ct.reading import read_ct, rescale_once
 from medsyn.ct.register import affine_of, register
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json, write_csv
+from medsyn.header_hints import HeaderHints, parse_hints
 from medsyn.orientation import reorient
 from medsyn.phantom.plan import PLAN_GRID, make_plan
-from medsyn.reading import Reading, parse_reading
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, to_sitk, write_volume
 
 ATLAS = PreprocessConfig(alignment="atlas")
@@ -44,12 +44,12 @@ def cropped(volume: Volume) -> Volume:
 
 
 def test_reading_columns_are_parsed_and_checked() -> None:
-    assert parse_reading({}) == Reading()
+    assert parse_hints({}) == HeaderHints()
     row = {"series": "thorax", "spacing_mm": "1.5 0.7,0.7", "orientation": "rps", "rescale_intercept": "-1024"}
-    assert parse_reading(row) == Reading("thorax", (1.5, 0.7, 0.7), "RPS", None, -1024.0)
+    assert parse_hints(row) == HeaderHints("thorax", (1.5, 0.7, 0.7), "RPS", None, -1024.0)
     for bad in ({"spacing_mm": "1 2"}, {"spacing_mm": "1 2 0"}, {"orientation": "LLS"}, {"rescale_slope": "x"}):
         with pytest.raises(InputError, match="p7"):
-            parse_reading(bad, "p7")
+            parse_hints(bad, "p7")
 
 
 def test_raw_values_are_rescaled_and_hu_never_twice() -> None:
@@ -107,7 +107,7 @@ def test_ct_rate_layout(ct_rate: Path) -> None:
     cohort = build_cohort([out], None, CohortConfig())
     assert cohort.rejects == []
     # the raw and the converted reconstruction come out the same, each rescaled at most once
-    volumes = [read_ct(s.image, parse_reading(s.reading)) for s in cohort.subjects[:2]]
+    volumes = [read_ct(s.image, parse_hints(s.hints)) for s in cohort.subjects[:2]]
     np.testing.assert_array_equal(volumes[0].array, volumes[1].array)
     assert volumes[0].spacing_mm == pytest.approx(volumes[1].spacing_mm, rel=1e-5)
 
@@ -127,7 +127,7 @@ def test_a_cohort_with_reading_columns_reads_back_and_preprocesses(ct_rate: Path
     assert main(["cohort", "--manifest", str(ct_rate / "m.csv"), "--out", str(ct_rate / "c"), "--quiet"]) == 0
     subjects = load_cohort(ct_rate / "c/cohort.csv")
     assert subjects == build_cohort([ct_rate / "m.csv"], None, CohortConfig()).subjects
-    assert subjects[0].reading["rescale_intercept"] == "-1024.0"
+    assert subjects[0].hints["rescale_intercept"] == "-1024.0"
     verb = ["preprocess", "--cohort", str(ct_rate / "c/cohort.csv"), "--shard", "0", "--out", str(ct_rate / "p")]
     assert main([*verb, "--quiet"]) == 0
     results = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(ct_rate.glob("p/*/volume.nii.gz"))]
@@ -173,7 +173,7 @@ def test_dicom_of_another_modality_is_refused(
     assert f"modality {modality}" in capsys.readouterr().err
     write_dicom(tmp_path / "scan", volume, "2")  # a CT beside it is read instead
     assert inspect(tmp_path / "scan")["verdict"] == "ok"
-    facts = inspect(tmp_path / "scan", Reading(series="1.2.826.0.1.3680043.2.1125.9"))
+    facts = inspect(tmp_path / "scan", HeaderHints(series="1.2.826.0.1.3680043.2.1125.9"))
     assert f"modality {modality}, expected CT" in facts["reasons"][0]
 
 
@@ -186,8 +186,8 @@ def test_npz_orientation_comes_from_the_anatomy(tmp_path: Path, turn: str) -> No
     if turn in ("face down", "both"):
         array = array[:, ::-1]
     np.savez_compressed(tmp_path / "trn1.npz", ct=array)
-    reading = Reading(spacing_mm=volume.spacing_mm)
-    np.testing.assert_array_equal(reorient(read_ct(tmp_path / "trn1.npz", reading)).array, volume.array)
+    hints = HeaderHints(spacing_mm=volume.spacing_mm)
+    np.testing.assert_array_equal(reorient(read_ct(tmp_path / "trn1.npz", hints)).array, volume.array)
 
 
 def test_npz_is_segmented_and_measured(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_npz_without_spacing_or_array_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", ct=np.zeros((4, 4)))
     (tmp_path / "c.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
     for name, words in (("b", "one 3-D array"), ("c", "cannot be read")):
-        assert words in inspect(tmp_path / f"{name}.npz", Reading(spacing_mm=(1, 1, 1)))["reasons"][0]
+        assert words in inspect(tmp_path / f"{name}.npz", HeaderHints(spacing_mm=(1, 1, 1)))["reasons"][0]
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_the_axial_soft_chest_series_is_chosen(many_series: Path) -> None:
     assert choose_series(many_series, "Thorax hard").kernel == "B70f"
     uid = "1.2.826.0.1.3680043.2.1125.4"
     assert choose_series(many_series, uid).description == "Abdomen"
-    assert len(read_ct(many_series, Reading(series="Abdomen")).array) == 64
+    assert len(read_ct(many_series, HeaderHints(series="Abdomen")).array) == 64
     with pytest.raises(InputError, match=r"no series 'Head'.*Thorax soft, 40 slices"):
         choose_series(many_series, "Head")
     with pytest.raises(InputError, match="3 series 'Thorax soft'"):
@@ -272,9 +272,9 @@ def test_a_given_orientation_replaces_the_header(tmp_path: Path) -> None:
     path = tmp_path / "lost.nii.gz"  # written feet first, the header says nothing of it
     write_volume(path, Volume(volume.array[::-1], volume.spacing_mm))
     assert inspect(path)["reasons"][0].startswith("upside down")
-    reading = parse_reading({"orientation": "LAI"})
-    assert inspect(path, reading)["verdict"] == "ok"
-    np.testing.assert_array_equal(reorient(read_ct(path, reading)).array, volume.array)
+    hints = parse_hints({"orientation": "LAI"})
+    assert inspect(path, hints)["verdict"] == "ok"
+    np.testing.assert_array_equal(reorient(read_ct(path, hints)).array, volume.array)
 
 
 def test_a_header_that_takes_the_feet_for_the_head_is_found_out() -> None:
@@ -323,7 +323,7 @@ def test_atlas_is_a_pair_of_lungs_at_the_origin(tmp_path: Path) -> None:
     assert main(["atlas", "--out", str(tmp_path / "a.nii.gz"), "--quiet"]) == 0
     np.testing.assert_array_equal(load_atlas(str(tmp_path / "a.nii.gz")).array, atlas.array)
     write_volume(tmp_path / "empty.nii.gz", atlas.with_array(np.zeros_like(atlas.array)))
-    with pytest.raises(InputError, match="no lung atlas"):
+    with pytest.raises(InputError, match="not a lung atlas"):
         load_atlas(str(tmp_path / "empty.nii.gz"))
 
 

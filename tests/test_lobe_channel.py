@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medsyn.evaluate.statistics import mean_label_dice
+from medsyn.masks.labels import mean_label_dice
 from medsyn.models.channels import from_channel, to_channel
 from medsyn.phantom.subject import render_subject
 

@@ -57,7 +57,7 @@ OBLIQUE = {"code": "RSA", "degrees": (4.0, -3.0, 12.0)}
 @pytest.fixture(scope="module")
 def lungmask_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights folder with both of lungmask's models."""
-    root = tmp_path_factory.mktemp("lungmask")
+    root = tmp_path_factory.mktemp("lungmask weights")
     tiny.write_lungmask(root / "lungmask/unet_ltrclobes-3a07043d.pth", 6, LOBES_BY_HU)
     tiny.write_lungmask(root / "lungmask/unet_r231-d5d2fc3d.pth", 3, LUNGS_BY_HU)
     return root
@@ -86,7 +86,7 @@ def total_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights folder with the five models of TotalSegmentator that the project uses."""
     from totalsegmentator.map_to_binary import class_map, class_map_5_parts
 
-    root = tmp_path_factory.mktemp("total")
+    root = tmp_path_factory.mktemp("totalsegmentator weights")
     write_crop_model(root, TOTAL_BY_HU)
     folder = root / "totalsegmentator"
     for part, name, by_name in (
@@ -185,7 +185,7 @@ def test_lungmask_files_that_are_something_else(lungmask_root: Path, tmp_path: P
     lobes = folder / "unet_ltrclobes-3a07043d.pth"
     lobes.symlink_to(lungmask_root / "lungmask/unet_r231-d5d2fc3d.pth")
     config = MasksConfig(lobes="lungmask", lungmask_model="LTRCLobes", weights_dir=str(tmp_path))
-    with pytest.raises(InputError, match=r"ltrclobes.*a model of 3 classes, not 6"):
+    with pytest.raises(InputError, match=r"ltrclobes.*a model of 3 classes, expected 6"):
         open_tools(config)
     lobes.unlink()
     lobes.write_bytes(b"<html>not found</html>")

@@ -14,8 +14,8 @@ from medsyn.cohort import Subject
 from medsyn.config import MasksConfig
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError
-from medsyn.evaluate.statistics import dice
 from medsyn.files import read_csv, read_json
+from medsyn.masks.labels import dice
 from medsyn.masks.lungs import LEFT, RIGHT, inner_air, segment_lungs
 from medsyn.masks.morphology import (
     ball,

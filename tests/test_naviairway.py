@@ -322,7 +322,7 @@ def test_gpu_equals_cpu(scan: NDArray) -> None:
 @pytest.mark.parametrize(
     ("hu", "message"),
     [
-        (np.zeros((8, 7, 8)), "s01: .* at least 8 voxels, not \\(8, 7, 8\\)"),
+        (np.zeros((8, 7, 8)), "s01: \\(8, 7, 8\\) voxels, .* three axes of at least 8"),
         (np.zeros((8, 8)), "s01: .* three axes"),
         (np.full((8, 8, 8), np.nan), "s01: .*not finite; replace"),
     ],
@@ -352,7 +352,7 @@ def test_forms_of_a_checkpoint(tmp_path: Path) -> None:
     [
         (lambda s: s.pop("final_conv.bias"), "tensor final_conv.bias is missing; give checkpoint.pkl or"),
         (lambda s: s.update(extra=torch.zeros(1)), "tensor extra is unknown; give"),
-        (lambda s: s.update({"final_conv.bias": torch.zeros(3)}), r"shape \(3,\), the network wants \(2,\); give"),
+        (lambda s: s.update({"final_conv.bias": torch.zeros(3)}), r"shape \(3,\), expected \(2,\); give"),
         (lambda s: s["final_conv.bias"].fill_(np.inf), "final_conv.bias holds values that are not finite; fetch"),
         (lambda s: s.update(epoch=3), "holds no state dict; give"),
     ],

@@ -15,7 +15,7 @@ from chests import write_chest
 from medsyn import outputs, scratch
 from medsyn.cli import main
 from medsyn.errors import InputError
-from medsyn.files import atomic_dir, atomic_path, into_folder, read_csv, write_csv, write_json
+from medsyn.files import atomic_dir, atomic_path, read_csv, staging_dir, write_csv, write_json
 
 REPORTS = "report_id,findings,impression\na,Large right pleural effusion.,Effusion.\n"
 
@@ -331,7 +331,7 @@ def test_the_umask_decides_who_may_read(tmp_path):
             secret(path)
         with atomic_dir(tmp_path / "b") as path:
             secret(path / "x")
-        with into_folder(tmp_path / "c") as path:
+        with staging_dir(tmp_path / "c") as path:
             secret(path / "x")
         write_json(tmp_path / "d.json", {})
     finally:

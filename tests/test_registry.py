@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from medsyn.cli import main
 from medsyn.errors import InputError
 from medsyn.registry import Registry, load_plugins
 
@@ -79,5 +80,16 @@ def test_a_plugin_that_cannot_be_imported_is_named(
     monkeypatch.setattr(sys, "path", list(sys.path))
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=f"plugins: '{name}' cannot be imported .*{reason}"):
+    with pytest.raises(InputError, match=f"plugin '{name}' cannot be imported .*{reason}"):
         load_plugins([name])
+
+
+def test_the_command_line_imports_plugins_before_it_reads_a_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loud.py").write_text("print('imported')\n")
+    assert main(["--plugin", "loud.py", "weights", "list"]) == 0
+    assert capsys.readouterr().out.startswith("imported\n")
+    assert main(["--plugin", "missing.py", "weights", "list"]) == 2
+    assert capsys.readouterr().err.startswith("medsyn: plugin 'missing.py' cannot be imported")

@@ -10,11 +10,10 @@ from medsyn.evaluate.statistics import (
     accuracy_and_f1,
     area_under_roc,
     bootstrap_interval,
-    dice,
-    mean_label_dice,
     one_tailed_p_value,
     summarise,
 )
+from medsyn.masks.labels import dice, mean_label_dice
 
 
 def test_summary_counts_missing_values() -> None:

@@ -12,7 +12,7 @@ from medsyn.yaml_file import read_yaml
         ("results_dir: a\nresults_dir: b\n", "key 'results_dir' stands twice, in lines 1 and 2"),
         ("low_res:\n  train: {num_steps: 1}\n  unet: {dim: 8}\n  train: {num_steps: 2}\n", "'train' stands twice"),
         ("low_res: {train: {num_steps: 1, num_steps: 2}}\n", "'num_steps' stands twice, in lines 1 and 1"),
-        ('variants:\n  medsyn: {label: a}\n  "medsyn": {label: b}\n', "'medsyn' stands twice, in lines 2 and 3"),
+        ('methods:\n  medsyn: {label: a}\n  "medsyn": {label: b}\n', "'medsyn' stands twice, in lines 2 and 3"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(text, words, tmp_path, capsys):

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medsyn import __version__
 from medsyn.errors import InputError
 from medsyn.outputs import WRITER, Outputs, check_outputs, check_state
 from medsyn.progress import configure
+from medsyn.registry import load_plugins
 
 OUT_OF_MEMORY = (
     "the GPU's memory does not suffice (`medsyn plan` says what fits); to train, lower train.micro_batch_size or set"
@@ -105,12 +107,20 @@ def refuse_options(args: argparse.Namespace, names: Sequence[str], *, chosen: st
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, manifest, model, phantom, planning, settings, text, weights
+    from medsyn.cli import data, evaluation, manifest, model, phantom, planning, quality, settings, text, weights
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="your own Python module (a name, or the path of a .py file), imported as code; it registers methods,"
+        " exhibits, mask tools or solvers (before the verb; repeat for more)",
+    )
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, planning, phantom, manifest, data, text, model, evaluation, weights):
+    for group in (settings, planning, phantom, manifest, data, quality, text, model, evaluation, weights):
         group.add_verbs(verbs)
     return parser
 
@@ -143,9 +153,24 @@ def _existing(value: object) -> Iterator[Path]:
                 yield Path(text)
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed arguments, after importing the plugins, whose names some options accept."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--plugin", action="append", default=[])
+    early.add_argument("rest", nargs=argparse.REMAINDER)
+    words = list(sys.argv[1:] if argv is None else argv)
+    with suppress(SystemExit):  # the whole parser says what is wrong
+        load_plugins(early.parse_known_args(words)[0].plugin)
+    return build_parser().parse_args(words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
-    args = build_parser().parse_args(argv)
+    try:
+        args = _parse(argv)
+    except InputError as error:
+        print(f"medsyn: {error}", file=sys.stderr)
+        return 2
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     configure(quiet=args.quiet, progress=args.progress)

@@ -1,5 +1,4 @@
-"""Verbs of the data group: cohort, atlas, inspect, preprocess, segment, measure, store, export, mask-qc,
-alignment-qc."""
+"""Verbs of the data group: cohort, atlas, inspect, preprocess, segment, measure, store, export."""
 
 from __future__ import annotations
 
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import Verbs, add_split, add_state, one_folder, refuse_options
 from medsyn.errors import InputError
+from medsyn.masks.tools import MASK_TOOLS, tools_for
 from medsyn.outputs import Outputs
 
 if TYPE_CHECKING:
     from medsyn.config import PreprocessConfig
-    from medsyn.reading import Reading
+    from medsyn.header_hints import HeaderHints
 
 MASKS = ("lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz")
 CT_HELP = "one CT in HU: .nii, .nii.gz, .mha, .nrrd, .npz, or a folder with DICOM slices"
@@ -71,7 +71,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     )
     parser.add_argument("path", help=CT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    _add_reading(parser)
+    _add_hints(parser)
 
     parser = verbs.add(
         "preprocess",
@@ -86,7 +86,7 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     parser.add_argument("--out", required=True, help="folder for volume.nii.gz, transform.tfm, qc.json, preview.png")
     add_state(parser)
-    _add_reading(parser)
+    _add_hints(parser)
 
     parser = verbs.add(
         "segment",
@@ -99,13 +99,13 @@ def _add_one_ct(verbs: Verbs) -> None:
     parser.add_argument("--volumes", help="folder with <subject_id>/volume.nii.gz (instead of PATH)")
     parser.add_argument("--config", help="settings of the stage (JSON); none: the defaults")
     for structure in ("lobes", "airway", "vessels"):
-        parser.add_argument(
-            f"--{structure}", metavar="TOOL", help=f"tool for the {structure}, instead of the configured one"
-        )
+        own = ", ".join(tools_for(structure, MASK_TOOLS.builtin))
+        text = f"tool for the {structure}, instead of the configured one: {own}, or one of a plugin"
+        parser.add_argument(f"--{structure}", metavar="TOOL", help=text)
     parser.add_argument("--weights", help="folder with the tools' weights, instead of the configured one")
     parser.add_argument("--out", required=True, help="folder for the masks and segment.json")
     add_state(parser)
-    _add_reading(parser)
+    _add_hints(parser)
 
 
 def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
@@ -119,7 +119,7 @@ def _shard_outputs(args: argparse.Namespace, names: Sequence[str]) -> Outputs:
     return Outputs(files=[] if is_rejects_file(listed) else [listed], folders=[out])
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
+def _add_hints(parser: argparse.ArgumentParser) -> None:
     """What one file does not say itself; in a manifest these are columns."""
     parser.add_argument("--series", help="DICOM: SeriesInstanceUID or SeriesDescription; none: chosen by rules")
     parser.add_argument("--spacing-mm", help="'z y x' in mm, for npz or instead of a wrong header")
@@ -128,10 +128,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rescale-intercept", help="of raw values, HU")
 
 
-def _reading(args: argparse.Namespace) -> Reading:
-    from medsyn.reading import READING_COLUMNS, parse_reading
+def _hints(args: argparse.Namespace) -> HeaderHints:
+    from medsyn.header_hints import HINT_COLUMNS, parse_hints
 
-    return parse_reading({name: getattr(args, name) or "" for name in READING_COLUMNS}, "command line")
+    return parse_hints({name: getattr(args, name) or "" for name in HINT_COLUMNS}, "command line")
 
 
 def _add_tables(verbs: Verbs) -> None:
@@ -148,7 +148,7 @@ def _add_tables(verbs: Verbs) -> None:
     add_split(parser)
     parser.add_argument("--out", required=True, help="JSON file (one CT) or CSV file (--volumes)")
     add_state(parser)
-    _add_reading(parser)
+    _add_hints(parser)
 
     parser = verbs.add(
         "store",
@@ -181,29 +181,6 @@ def _add_tables(verbs: Verbs) -> None:
         "--out", required=True, type=Path, help="folder for the slices, or for volume, lobes, airway, vessels (.nii.gz)"
     )
 
-    parser = verbs.add(
-        "mask-qc",
-        _mask_qc,
-        summary="Dice of the masks against the true masks that phantoms come with.",
-        example="medsyn mask-qc --masks results/masks/0 --cohort results/cohort/cohort.csv --out results/qc/masks.csv",
-    )
-    parser.add_argument("--masks", nargs="+", required=True, help="shards of masks")
-    parser.add_argument("--cohort", required=True, help="cohort.csv whose column truth names truth.json files")
-    parser.add_argument("--out", required=True, help="CSV file")
-
-    parser = verbs.add(
-        "alignment-qc",
-        _alignment_qc,
-        summary="Count CTs that were registered, fell back to centre alignment or were rejected, by finding.",
-        example="medsyn alignment-qc --volumes results/preprocessed/* --masks results/masks/*"
-        " --cohort results/cohort/cohort.csv --labels results/labels.csv --out results/qc/alignment.csv",
-    )
-    parser.add_argument("--volumes", nargs="+", required=True, type=Path, help="shards of preprocessed CTs")
-    parser.add_argument("--masks", nargs="+", default=[], type=Path, help="shards of masks")
-    parser.add_argument("--cohort", required=True, type=Path, help="cohort.csv")
-    parser.add_argument("--labels", required=True, type=Path, help="labels of the reports, from `medsyn label`")
-    parser.add_argument("--out", required=True, type=Path, help="CSV file")
-
 
 def _cohort(args: argparse.Namespace) -> None:
     from medsyn.cohort import build_cohort, write_cohort
@@ -235,7 +212,7 @@ def _atlas(args: argparse.Namespace) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     from medsyn.ct.inspect import inspect
 
-    facts = inspect(args.path, _reading(args))
+    facts = inspect(args.path, _hints(args))
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -251,7 +228,7 @@ def _is_one_ct(args: argparse.Namespace, many: str, *, only_many: Sequence[str])
 
     only_many: options of the form with `many` alone. An option that the chosen form does not read is an InputError.
     """
-    from medsyn.reading import READING_COLUMNS
+    from medsyn.header_hints import HINT_COLUMNS
 
     one = args.path is not None
     if one == (getattr(args, many) is not None):
@@ -259,7 +236,7 @@ def _is_one_ct(args: argparse.Namespace, many: str, *, only_many: Sequence[str])
     if one:
         refuse_options(args, only_many, chosen="PATH", other=f"--{many}")
     else:
-        refuse_options(args, READING_COLUMNS, chosen=f"--{many}", other="PATH")
+        refuse_options(args, HINT_COLUMNS, chosen=f"--{many}", other="PATH")
     return one
 
 
@@ -271,15 +248,15 @@ def _preprocess_config(path: str | None) -> PreprocessConfig:
 
 def _preprocess(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
-    from medsyn.files import into_folder
+    from medsyn.files import staging_dir
     from medsyn.names import parse_shard
     from medsyn.stages.volumes import preprocess_one, preprocess_shard
 
     config = _preprocess_config(args.config)
     out = Path(args.out)
     if _is_one_ct(args, "cohort", only_many=("shard", "state")):
-        with into_folder(out) as folder:
-            preprocess_one(args.path, folder, config, reading=_reading(args))
+        with staging_dir(out) as folder:
+            preprocess_one(args.path, folder, config, hints=_hints(args))
     else:
         shard: int | None = None
         num_shards: int | None = None
@@ -292,7 +269,7 @@ def _preprocess(args: argparse.Namespace) -> None:
 
 def _segment(args: argparse.Namespace) -> None:
     from medsyn.config import MasksConfig, load_stage, validate
-    from medsyn.files import into_folder
+    from medsyn.files import staging_dir
     from medsyn.stages.volumes import segment_one, segment_shard
 
     config = load_stage(MasksConfig, args.config) if args.config else MasksConfig()
@@ -302,8 +279,8 @@ def _segment(args: argparse.Namespace) -> None:
         config = validate(MasksConfig, config.model_dump() | chosen, "command line")
     out = Path(args.out)
     if _is_one_ct(args, "volumes", only_many=("state",)):
-        with into_folder(out) as folder:
-            segment_one(args.path, folder, config, _reading(args))
+        with staging_dir(out) as folder:
+            segment_one(args.path, folder, config, _hints(args))
     else:
         segment_shard(Path(args.volumes), out, config, args.state)
 
@@ -314,7 +291,7 @@ def _measure(args: argparse.Namespace) -> None:
 
     config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
     if _is_one_ct(args, "volumes", only_many=("cohort", "split", "state")):
-        measure_json(args.path, args.masks, args.out, config, _reading(args))
+        measure_json(args.path, args.masks, args.out, config, _hints(args))
     else:
         masks = Path(args.masks) if args.masks else None
         measure_shard(Path(args.volumes), masks, Path(args.out), config, args.cohort, args.split, args.state)
@@ -329,7 +306,7 @@ def _store(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from medsyn.files import into_folder
+    from medsyn.files import staging_dir
     from medsyn.stages.store import export_subject
 
     if args.dicom:
@@ -337,18 +314,5 @@ def _export(args: argparse.Namespace) -> None:
 
         export_dicom(args.subject, args.out)
         return
-    with into_folder(args.out) as folder:
+    with staging_dir(args.out) as folder:
         export_subject(args.store, args.subject, folder)
-
-
-def _mask_qc(args: argparse.Namespace) -> None:
-    from medsyn.cohort import load_cohort
-    from medsyn.stages.tables import mask_quality
-
-    mask_quality([Path(folder) for folder in args.masks], load_cohort(args.cohort), Path(args.out))
-
-
-def _alignment_qc(args: argparse.Namespace) -> None:
-    from medsyn.stages.alignment import alignment_quality
-
-    alignment_quality(args.volumes, args.masks, args.cohort, args.labels, args.out)

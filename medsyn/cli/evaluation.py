@@ -137,7 +137,7 @@ def _add_table_verb(verbs: Verbs) -> None:
         _table,
         summary="Write one of the paper's tables I to VII as tidy CSV, with its provenance beside it.",
         example="medsyn table 2 --config results/config/evaluation.json --prompts results/prompts/pairs.csv"
-        " --measures medsyn results/measures/medsyn_pairs/0.csv --out results/eval/table2.csv",
+        " --measures medsyn results/measures/medsyn/pairs/0.csv --out results/eval/table2.csv",
         outputs=table_and_json,
     )
     parser.add_argument("number", type=int, choices=range(1, 8), help="1 to 7")
@@ -347,12 +347,12 @@ def _report(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medsyn.config import PreprocessConfig, load_stage
-    from medsyn.reading import parse_reading
+    from medsyn.header_hints import parse_hints
     from medsyn.stages.folders import Folder, evaluate_folders
 
     config = load_stage(PreprocessConfig, args.config) if args.config else PreprocessConfig()
     real, synthetic = (
-        parse_reading({name: getattr(args, f"{prefix}{name}") or "" for name in ("spacing_mm", "orientation")}, group)
+        parse_hints({name: getattr(args, f"{prefix}{name}") or "" for name in ("spacing_mm", "orientation")}, group)
         for prefix, group in (("real_", "real volumes"), ("", "generated volumes"))
     )
     evaluate_folders(

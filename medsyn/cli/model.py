@@ -24,7 +24,7 @@ def _add_train(verbs: Verbs) -> None:
         _train,
         summary="Train one denoiser; running the same command again continues a stopped training.",
         example="medsyn train --config results/config/low_res_medsyn.json --store results/store/0 results/store/1"
-        " --embeddings results/text/biomedical/embeddings.json --state results/state/low_res_medsyn"
+        " --embeddings results/text/biomedical/embeddings.json --state results/state/medsyn/low_res"
         " --out results/models/medsyn/low_res.safetensors",
         outputs=_train_outputs,
     )

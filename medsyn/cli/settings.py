@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medsyn.cli import Verbs
 from medsyn.errors import InputError
-from medsyn.files import atomic_path, read_json, write_json
+from medsyn.files import read_json, write_text
 from medsyn.outputs import Outputs, check_outputs
 
 
@@ -51,24 +51,22 @@ def _schema_outputs(args: argparse.Namespace) -> Outputs:
 
 
 def _config(args: argparse.Namespace) -> None:
-    from medsyn.config import load_config, stage_configs
+    from medsyn.config import load_config, stage_texts
 
-    config = load_config(args.path)
-    stages = stage_configs(config)
-    if args.stage is not None and args.stage not in stages:
-        raise InputError(f"--stage {args.stage}: no such stage; there are {', '.join(stages)}")
+    texts = stage_texts(load_config(args.path))
+    if args.stage is not None and args.stage not in texts:
+        raise InputError(f"--stage {args.stage}: no such stage; there are {', '.join(texts)}")
     if args.out is None:
         return
     if args.stage is not None:
-        write_json(args.out, stages[args.stage].model_dump(mode="json"))
+        write_text(args.out, texts[args.stage] + "\n")
         return
-    check_outputs(Outputs(files=[Path(args.out) / f"{name}.json" for name in stages]), [Path(args.path)])
-    for name, stage in stages.items():
-        write_json(Path(args.out) / f"{name}.json", stage.model_dump(mode="json"))
+    check_outputs(Outputs(files=[Path(args.out) / f"{name}.json" for name in texts]), [Path(args.path)])
+    for name, text in texts.items():
+        write_text(Path(args.out) / f"{name}.json", text + "\n")
 
 
 def _schema(args: argparse.Namespace) -> None:
     from medsyn.config import Config
 
-    with atomic_path(args.out) as temporary:
-        temporary.write_text(json.dumps(Config.model_json_schema(), indent=2) + "\n", encoding="utf-8")
+    write_text(args.out, json.dumps(Config.model_json_schema(), indent=2) + "\n")

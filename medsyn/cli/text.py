@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from medsyn.cli import Verbs, one_folder
-from medsyn.text.corpus import SPLITS
+from medsyn.text import SPLITS
 
 PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled")
 
@@ -125,10 +125,10 @@ def _label_qc(args: argparse.Namespace) -> None:
 def _prompts(args: argparse.Namespace) -> None:
     from medsyn.config import PromptsStage, load_stage
     from medsyn.progress import log
-    from medsyn.stages.shards import accepted
+    from medsyn.stages.shards import accepted_ids
     from medsyn.text.prompts import write_prompts
 
     config = load_stage(PromptsStage, args.config)
-    segmented = {name for folder in args.masks for name in accepted(folder)} if args.masks else None
+    segmented = {name for folder in args.masks for name in accepted_ids(folder)} if args.masks else None
     count = write_prompts(args.prompt_set, args.cohort, args.reports, config, args.out, segmented)
     log.info("wrote %d prompts: %s", count, args.out)

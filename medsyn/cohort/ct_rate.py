@@ -82,25 +82,25 @@ class _Volume:
 
     @property
     def parts(self) -> re.Match[str]:
-        """Its name as patient, scan, split and reconstruction."""
+        """Return the name split into patient, scan, split and reconstruction."""
         match = _NAME.fullmatch(self.name)
         assert match is not None
         return match
 
     @property
     def fixed(self) -> bool:
-        """It belongs to the release whose files hold HU and geometry."""
+        """Return whether it belongs to the release whose files hold HU and geometry."""
         return not FIXED.isdisjoint(self.path.parts[:-1])
 
     @property
     def kernel(self) -> str:
-        """Reconstruction kernel, the first of several; "" if unknown."""
+        """Return the reconstruction kernel, the first of several; "" if unknown."""
         kernel = self._fact("ConvolutionKernel").strip("[]() ").split(",")[0].strip(" '\"")
         return "" if _EMPTY.fullmatch(kernel) else kernel
 
     @property
     def thickness_mm(self) -> float:
-        """Slice thickness, else the distance of slices; infinite if unknown."""
+        """Return the slice thickness, else the distance of slices; infinite if unknown."""
         return number(self._fact("SliceThickness")) or number(self._fact("ZSpacing")) or float("inf")
 
     def rank(self) -> tuple[float, ...]:

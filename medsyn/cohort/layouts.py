@@ -2,7 +2,7 @@
 
 `from_csv` takes any table with renamed columns. `medsyn.cohort.ct_rate` and `medsyn.cohort.rad_chestct` know two public
 data sets. Every adapter gives rows of MANIFEST_COLUMNS with absolute paths; files on disk decide who is in. What a file
-does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.reading`.
+does not say itself (spacing, rescaling) goes into the manifest's columns of `medsyn.header_hints`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from medsyn.cohort.manifest import NOTES
 from medsyn.errors import InputError
 from medsyn.files import read_csv
-from medsyn.reading import READING_COLUMNS
+from medsyn.header_hints import HINT_COLUMNS
 from medsyn.volume import STRUCTURES
 
 MANIFEST_COLUMNS = (
     *("subject_id", "image", "findings", "impression", "split", "patient_id", "report_id", "labels"),
     *STRUCTURES,
-    *READING_COLUMNS,
+    *HINT_COLUMNS,
     *NOTES,
 )
 LEFT_OUT_COLUMNS = ("subject_id", "reason")
@@ -50,7 +50,9 @@ def from_csv(table: str | Path, columns: Mapping[str, str], images: str | Path |
     """
     unknown = sorted(set(columns) - set(MANIFEST_COLUMNS))
     if unknown:
-        raise InputError(f"{table}: {unknown[0]} is no column of a manifest; it has {', '.join(MANIFEST_COLUMNS)}")
+        raise InputError(
+            f"{table}: {unknown[0]} is not a column of a manifest; expected one of {', '.join(MANIFEST_COLUMNS)}"
+        )
     required = [columns.get(name, name) for name in ("subject_id", "image")]
     folder = Path(images) if images is not None else Path(table).parent
     rows = []
@@ -82,7 +84,7 @@ def walk(folder: str | Path) -> Iterator[Path]:
 
 
 def header_of(table: Path) -> set[str]:
-    """Return the columns of a CSV file; the empty set for a file that is none."""
+    """Return the columns of a CSV file; the empty set for another file."""
     try:
         with table.open(encoding="utf-8-sig") as handle:
             return {name.strip().strip('"') for name in handle.readline(1 << 20).split(",")}
@@ -118,7 +120,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def number(text: str) -> float | None:
-    """Return a finite number, or None for text that is none."""
+    """Return a finite number, or None for other text."""
     try:
         value = float(text)
     except ValueError:

@@ -1,11 +1,13 @@
 """The cohort manifest: who is in, which split and shard, where files lie.
 
-A user writes CSV files with subject_id, image, findings, impression (optionally split, patient_id, report_id, labels,
-given_labels, technique, clinical_information, paths of masks he already has: lobes, airway, vessels; what an image file
-does not say itself: `medsyn.reading`; `truth` names a phantom's truth.json). Paths in them are relative to the CSV. One
-image belongs to one patient. `build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of
-the patients) and each subject a shard, and lists what it refuses. `write_cohort` writes cohort.csv, rejects.csv,
-reports.csv (medsyn.cohort.reports) and given_labels.csv (medsyn.cohort.given_labels); `load_cohort` reads cohort.csv.
+A user writes CSV files with the columns subject_id, image, findings, impression. Optional columns are split,
+patient_id, report_id, labels, given_labels, technique, clinical_information; lobes, airway and vessels (paths of masks
+that exist already); those of `medsyn.header_hints` (what an image file does not say itself); and truth (a phantom's
+truth.json). Paths are relative to the CSV. An image belongs to one patient.
+
+`build_cohort` checks every row, gives each patient a split (the paper holds out 12 % of the patients) and each subject
+a shard, and lists the rows that it refuses. `write_cohort` writes cohort.csv, rejects.csv, reports.csv
+(`medsyn.cohort.reports`) and given_labels.csv (`medsyn.cohort.given_labels`). `load_cohort` reads cohort.csv.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsyn.cohort.given_labels import given_table, parse_given
-from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports
+from medsyn.cohort.reports import REPORT_COLUMNS, collect_reports, faults_of
 from medsyn.config import CohortConfig, CohortStage
 from medsyn.csv_reading import read_table
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
+from medsyn.header_hints import HINT_COLUMNS, parse_hints
 from medsyn.names import subject_fault
-from medsyn.reading import READING_COLUMNS, parse_reading
 from medsyn.text.plain import plain_text
 from medsyn.text.sections import SECTIONS, section_text
 from medsyn.volume import STRUCTURES
@@ -32,7 +34,7 @@ REQUIRED = ("subject_id", "image", "findings", "impression")
 NOTES = ("given_labels", "technique", "clinical_information")
 """Columns that a cohort.csv need not have: labels that came with the data set, report fields beside the sections."""
 COLUMNS = (
-    *(*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *READING_COLUMNS),
+    *(*REQUIRED, "split", "patient_id", "report_id", "labels", "shard", *STRUCTURES, "truth", *HINT_COLUMNS),
     *NOTES,
 )
 REJECT_COLUMNS = ("subject_id", "stage", "reason")
@@ -43,7 +45,7 @@ EXAMPLE = 'p001_scan1,images/p001.nii.gz,"Both lungs are clear.","No acute disea
 @dataclass(frozen=True)
 class Subject:
     """One row of cohort.csv; `masks` holds the paths of masks that came with the image, `labels` is free text,
-    `reading` what the image's file does not say (READING_COLUMNS), `given_labels` labels that came with the data set
+    `hints` what the image's file does not say (HINT_COLUMNS), `given_labels` labels that came with the data set
     (medsyn.cohort.given_labels).
     """
 
@@ -58,16 +60,16 @@ class Subject:
     shard: int = 0
     masks: dict[str, str] = field(default_factory=dict)
     truth: str = ""
-    reading: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
     given_labels: str = ""
     technique: str = ""
     clinical_information: str = ""
 
     def row(self) -> dict[str, object]:
-        """The subject as a row of cohort.csv."""
+        """Return the subject as a row of cohort.csv."""
         values = dict(vars(self))
-        given = values.pop("masks") | values.pop("reading")
-        return values | {name: given.get(name, "") for name in (*STRUCTURES, *READING_COLUMNS)}
+        given = values.pop("masks") | values.pop("hints")
+        return values | {name: given.get(name, "") for name in (*STRUCTURES, *HINT_COLUMNS)}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Cohort:
 
 
 def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, config: CohortConfig) -> Cohort:
-    """Validate manifests (and a CSV of reports without images); a missing file or column is an InputError.
+    """Return the cohort of manifests and of a CSV of reports without images; a missing file or column is an InputError.
 
     A CohortStage also names the sections that the image model may be conditioned on; a subject whose report has none of
     them is rejected.
@@ -110,7 +112,7 @@ def build_cohort(manifests: Sequence[str | Path], reports: str | Path | None, co
             split=splits[row["patient_id"]],
             shard=index * config.num_shards // len(accepted),
             masks={name: row[name] for name in STRUCTURES if row[name]},
-            reading={name: row[name] for name in READING_COLUMNS if row[name]},
+            hints={name: row[name] for name in HINT_COLUMNS if row[name]},
         )
         for index, row in enumerate(accepted)
     ]
@@ -164,9 +166,9 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
         last = max(last, int(row["shard"]))
         if shard is not None and int(row["shard"]) != shard:
             continue
-        plain = {name: row[name] for name in COLUMNS if name not in (*STRUCTURES, *READING_COLUMNS, "shard")}
-        masks, reading = ({name: row[name] for name in names if row[name]} for names in (STRUCTURES, READING_COLUMNS))
-        subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks, reading=reading))
+        plain = {name: row[name] for name in COLUMNS if name not in (*STRUCTURES, *HINT_COLUMNS, "shard")}
+        masks, hints = ({name: row[name] for name in names if row[name]} for names in (STRUCTURES, HINT_COLUMNS))
+        subjects.append(Subject(**plain, shard=int(row["shard"]), masks=masks, hints=hints))
     if num_shards is not None and last >= num_shards:
         raise InputError(
             f"{path}: shard {last} in it, expected shards 0 to {num_shards - 1}; give its number of shards"
@@ -177,7 +179,7 @@ def load_cohort(path: str | Path, shard: int | None = None, num_shards: int | No
 
 
 def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of one manifest with every optional column present and paths made independent of the CSV's place.
+    """Return the rows of a manifest with every optional column, and with paths that do not depend on the CSV's folder.
 
     Reports are plain text (medsyn.text.plain). Rows that cannot be read are added to `rejects`.
     """
@@ -187,9 +189,7 @@ def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, 
             f" to it; optional: split, patient_id, report_id, labels), for example the row {EXAMPLE}"
         )
     table = read_table(path, REQUIRED)
-    for fault in table.faults:
-        name = fault.fields.get("subject_id", "").strip() or f"line {fault.line}"
-        rejects.append({"subject_id": name, "stage": "cohort", "reason": f"{path}: {fault.reason}"})
+    rejects += faults_of(table, path, "subject_id", stage="cohort")
     working, folder = str(Path.cwd()), str(path.absolute().parent)
     known = [name for name in COLUMNS if name in table.columns]
     rows = []
@@ -207,7 +207,10 @@ def _read_manifest(path: Path, rejects: list[dict[str, str]]) -> list[dict[str, 
 
 
 def stable_path(path: str | Path, working: str | None = None) -> str:
-    """`path` relative to the working folder (none given: the present one) where it lies below it, else absolute."""
+    """Return `path` relative to the working folder where it lies below it, else absolute.
+
+    Without a working folder, the present one.
+    """
     working = working or str(Path.cwd())
     absolute = os.path.normpath(path if str(path).startswith("/") else f"{working}/{path}")  # symbolic links are kept
     below = f"{working.rstrip('/')}/"
@@ -231,7 +234,7 @@ def _fault(
     given: dict[str, str],
     sections: Sequence[str],
 ) -> str | None:
-    """Why a row cannot be used, or None."""
+    """Return why a row cannot be used, or None."""
     subject_id = row["subject_id"]
     if fault := subject_fault(subject_id):
         return fault
@@ -249,13 +252,13 @@ def _fault(
         if row[name] and (fault := _path_fault(row[name])):
             return f"{name} file {row[name]} {fault}"
     if row["split"] not in ("", *SPLITS):
-        return f"split '{row['split']}' is none of {', '.join(SPLITS)}"
+        return f"split '{row['split']}' is unknown; expected one of {', '.join(SPLITS)}"
     if row["split"] and given.get(row["patient_id"], row["split"]) != row["split"]:
         return f"patient {row['patient_id']} is already in split {given[row['patient_id']]}"
     try:
         parse_given(row["given_labels"])
-        if any(row[name] for name in READING_COLUMNS):
-            parse_reading(row, subject_id)
+        if any(row[name] for name in HINT_COLUMNS):
+            parse_hints(row, subject_id)
     except InputError as error:
         return str(error)
     if texts.get(row["report_id"], (row["findings"], row["impression"])) != (row["findings"], row["impression"]):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsyn.csv_reading import read_table
+from medsyn.csv_reading import Table, read_table
 from medsyn.errors import InputError
 from medsyn.progress import log
 from medsyn.text.plain import plain_text
@@ -58,6 +58,18 @@ def collect_reports(
     return list(reports.values())
 
 
+def faults_of(table: Table, path: str | Path, key: str, *, stage: str) -> list[dict[str, str]]:
+    """Return the rows of rejects.csv for the faults of a table, named by the column `key` or by their line."""
+    return [
+        {
+            "subject_id": fault.fields.get(key, "").strip() or f"line {fault.line}",
+            "stage": stage,
+            "reason": f"{path}: {fault.reason}",
+        }
+        for fault in table.faults
+    ]
+
+
 def _read(path: str | Path, rejects: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the rows of a table of reports; those that cannot be read are added to `rejects`."""
     if not Path(path).exists():
@@ -66,9 +78,7 @@ def _read(path: str | Path, rejects: list[dict[str, str]]) -> list[dict[str, str
             f" columns {','.join(_REQUIRED)} (optional: patient_id, subject_id), or set cohort.reports to null"
         )
     table = read_table(path, _REQUIRED)
-    for fault in table.faults:
-        name = fault.fields.get("report_id", "").strip() or f"line {fault.line}"
-        rejects.append({"subject_id": name, "stage": "reports", "reason": f"{path}: {fault.reason}"})
+    rejects += faults_of(table, path, "report_id", stage="reports")
     if table.rows and "patient_id" not in table.columns:
         log.warning(
             "%s: no column patient_id; reports of validation patients are recognised by report_id and by identical text"

@@ -67,7 +67,10 @@ class SoftAtlas:
 
 
 def shape_prior(unequal_scales: float, shear: float) -> NDArray[np.float64]:
-    """Quadratic form (12, 12) on (matrix row by row, offset) that penalises unequal scales, and shear and rotation.
+    """Return the quadratic form (12, 12) that penalises unequal scales, shear and rotation of an affine map.
+
+    It acts on the matrix row by row, then the offset. The unit of both weights is the evidence of one point with weight
+    1 that is completely wrong.
 
     The unit of both weights is the evidence of one point with weight 1 that is completely wrong.
     """
@@ -88,7 +91,7 @@ def fit(
     prior: NDArray[np.float64],
     iterations: int,
 ) -> tuple[Affine, float]:
-    """Minimise sum weight (atlas(A p) - lung)^2 + prior over affine maps A; return A and the minimum found.
+    """Minimise sum weight (atlas(A p) - lung)^2 + prior over affine maps A; return A and the minimum.
 
     points: (N, 3) mm; lung: (N,) wanted share, 0 to 1; weight: (N,).
     """

@@ -1,4 +1,4 @@
-"""How dark the air of a scan is, and the calibration that brings it to -1000 HU.
+"""Measure the HU of the air in a scan, and calibrate the scan so that air is -1000 HU.
 
 Hounsfield's scale has two fixed points: water 0 and air -1000. The paper says of its images that they "have been
 calibrated, and air density correction has been applied", without a formula. Ours: the air around the patient is
@@ -17,7 +17,7 @@ AIR_HU = -1000.0
 AIR_RANGE_HU = (-1200, -500)
 """Where a peak of air is looked for, in whole HU."""
 TOLERANCE_HU = 80.0
-"""Air further from -1000 than this is no drift of a scanner but another scale."""
+"""Air farther from -1000 than this is not a scanner's drift but another scale."""
 MINIMUM_SHARE = 0.002
 """Of the voxels: less air around the patient cannot be measured (a field of view within the body)."""
 MINIMUM_NEAR_SHARE = 0.0005
@@ -25,7 +25,7 @@ MINIMUM_NEAR_SHARE = 0.0005
 
 
 def measure_air(hu: NDArray) -> float | None:
-    """Median HU of the air around the patient in (D, H, W), None where there is too little of it.
+    """Return the median HU of the air around the patient in (D, H, W), None where there is too little of it.
 
     Outside the circle of reconstruction scanners write one constant, often -1024 or lower: a lowest value that alone
     makes up a tenth of the volume, with almost nothing 1 to 3 HU above it, is padding and not measured.
@@ -40,7 +40,9 @@ def measure_air(hu: NDArray) -> float | None:
 
 
 def air_is_off(hu: NDArray, air: float | None = None) -> float | None:
-    """Where the air lies if that is not near -1000 HU, nor any other air of the volume; else None.
+    """Return what is wrong with the air, or None if the air (or another air of the volume) is near -1000 HU.
+
+    air: what `measure_air` returns for the volume, if it is known.
 
     air: what `measure_air` says of the volume, if it is known.
     """
@@ -53,9 +55,9 @@ def air_is_off(hu: NDArray, air: float | None = None) -> float | None:
 
 
 def calibrate_air(hu: NDArray) -> tuple[NDArray, dict[str, float | None]]:
-    """HU scaled so that air is -1000 and water 0, with the measured air and the factor.
+    """Scale HU so that air is -1000 and water 0; return them with the measured air and the factor.
 
-    Without air near -1000 HU to measure the values come back as they are, with factor 1 and the air that was seen.
+    Without measurable air near -1000 HU the values are unchanged, the factor is 1 and the air is the one that was seen.
     """
     air = measure_air(hu)
     if air is None or abs(air - AIR_HU) > TOLERANCE_HU:
@@ -65,12 +67,12 @@ def calibrate_air(hu: NDArray) -> tuple[NDArray, dict[str, float | None]]:
 
 
 def _sample(hu: NDArray) -> NDArray[np.float32]:
-    """About 32 slices at every second row and column."""
+    """Return about 32 slices at every second row and column."""
     return np.asarray(hu[:: max(1, hu.shape[0] // 32), ::2, ::2], np.float32)
 
 
 def _without_padding(sample: NDArray, values: NDArray) -> NDArray[np.int64]:
-    """Those of `values` that lie in AIR_RANGE_HU, rounded, without padding."""
+    """Return those of `values` that lie in AIR_RANGE_HU, rounded, without padding."""
     whole = np.rint(values[(values >= AIR_RANGE_HU[0]) & (values <= AIR_RANGE_HU[1])]).astype(np.int64)
     if whole.size == 0:
         return whole

@@ -1,8 +1,8 @@
-"""Which way up is a bare array? npz data sets store CTs without geometry; the patient's own anatomy tells.
+"""Find the orientation of an array without geometry, as npz data sets store CTs, from the patient's anatomy.
 
-Rows and columns of an axial slice are taken as scanners write them, columns running to the patient's left; a mirror
-image cannot be told from a patient, so that is an assumption, not a finding. What is found out: along z, which end is
-the head; along y, which side is the back.
+Columns of an axial slice are assumed to run to the patient's left, as scanners write them: a mirror image cannot be
+told from a patient. Found by the anatomy are the end of z at which the head lies, and the side of y on which the back
+lies.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ COARSE_MM = 3.0
 
 
 def orient_by_anatomy(volume: Volume, name: str = "volume") -> Volume:
-    """The same voxels with the direction of z and y set; `volume` comes with columns to the left (code "LPS").
+    """Return the same voxels with the direction of z and y found by the anatomy; columns must run to the left ("LPS").
 
-    Back: the side of the spine, where between the lungs the bone lies. Head: the end where a trachea is found. Where
-    there are no lungs the orientation stays as it came (inspection refuses such a volume); lungs without a trachea from
-    either end are an InputError.
+    Back: the side of the spine, where the bone between the lungs lies. Head: the end where a trachea is found. Without
+    lungs the orientation is unchanged (inspection refuses such a volume). Lungs without a trachea at either end are an
+    InputError.
     """
     coarse = coarsened(volume, COARSE_MM)
     best: tuple[int, str] | None = None
@@ -39,14 +39,14 @@ def orient_by_anatomy(volume: Volume, name: str = "volume") -> Volume:
     if best is None:
         if lungs_seen:
             raise InputError(
-                f"{name}: no trachea found that would tell head from feet; give the orientation of the array"
+                f"{name}: no trachea found, by which head and feet are told apart; give the orientation of the array"
             )
         return volume
     return with_code(volume, best[1])
 
 
 def with_code(volume: Volume, code: str) -> Volume:
-    """The voxels taken to lie as `code` says: where x, y and z index run to, such as LPS."""
+    """Return the same voxels with axes that run as `code` says: three letters for x, y and z, such as LPS."""
     signs = {"L": (0, 1.0), "R": (0, -1.0), "P": (1, 1.0), "A": (1, -1.0), "S": (2, 1.0), "I": (2, -1.0)}
     direction = np.zeros((3, 3))
     for column, letter in enumerate(code):
@@ -56,7 +56,7 @@ def with_code(volume: Volume, code: str) -> Volume:
 
 
 def _back(volume: Volume) -> str:
-    """ "P" if rows run to the back, else "A": the spine is the bone in the body's middle third."""
+    """Return "P" if rows run to the back, else "A": the spine is the bone in the body's middle third."""
     body = volume.array > -300
     columns = np.flatnonzero(body.sum((0, 1)) > 0.1 * body.sum((0, 1)).max())
     third = (columns[-1] - columns[0] + 1) // 3 if columns.size else 0

@@ -22,24 +22,24 @@ from medsyn.volume import MODEL_DIRECTION, Volume, centred_origin_mm, read_volum
 NUM_PHANTOMS = 16
 PHANTOM_ATLAS = Path(__file__).with_name("atlas.nii.gz")
 MINIMUM_ML = 500.0
-"""An atlas with less lung than this is none."""
+"""Smallest lung volume of an atlas."""
 
 
 @cache
 def load_atlas(path: str | None) -> Volume:
-    """uint8 lung mask (D, H, W) in model orientation around the origin; `path` None: the phantoms' mean lung.
+    """Return the uint8 lung mask (D, H, W) in model orientation around the origin; None: the phantoms' mean lung.
 
     A file without lungs in it is an InputError.
     """
     volume = reorient(read_volume(path or PHANTOM_ATLAS))
     lung = volume.array > 0
     if lung.sum() * volume.voxel_mm3 / 1000 < MINIMUM_ML:
-        raise InputError(f"{path}: no lung atlas, its labels hold less than {MINIMUM_ML:.0f} ml; give a lung mask")
+        raise InputError(f"{path}: not a lung atlas, its labels hold less than {MINIMUM_ML:.0f} ml; give a lung mask")
     return centred(Volume(lung.astype(np.uint8), volume.spacing_mm))
 
 
 def phantom_atlas(count: int = NUM_PHANTOMS, seed: int = 0) -> Volume:
-    """The mean lung of `count` phantoms on their 64^3 grid of about 5 mm.
+    """Return the mean lung of `count` phantoms on their 64^3 grid of about 5 mm.
 
     Each one's signed distance to the pleura is stretched from its bounding box to the mean bounding box; the mean
     distance below 0 is lung.
@@ -57,7 +57,7 @@ def phantom_atlas(count: int = NUM_PHANTOMS, seed: int = 0) -> Volume:
 
 
 def centred(atlas: Volume) -> Volume:
-    """The same voxels with the middle of the lungs' bounding box at the origin."""
+    """Return the same voxels with the middle of the lungs' bounding box at the origin."""
     shift = [
         (low + high) / 2 - (count - 1) / 2
         for (low, high), count in zip(bounds(atlas.array > 0), atlas.array.shape, strict=True)

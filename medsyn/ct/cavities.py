@@ -1,11 +1,11 @@
 """Find the pleural cavities of a chest CT: aerated lung and what fills the rest (fluid, consolidation, bowel).
 
-Takes the lungs found by thresholds and an atlas of healthy lungs. Neither water nor consolidated lung nor bowel can be
-told from liver and heart by density alone, but where a cavity ends is known from what disease does not move: the ribs,
-the spine, the outside of the body, the aerated rest of the lungs. The atlas is fitted to this evidence
-(`medsyn.ct.affine_fit`); soft tissue counts little, fluid that `medsyn.masks.effusion` recognises counts as cavity.
-Where the fitted atlas then expects lung and a thick piece of the scan has none, that piece is cavity too; the fit is
-repeated without the soft tissue around it. Healthy lungs are returned as they are.
+Takes the lungs found by thresholds and an atlas of healthy lungs. Density alone cannot tell water, consolidated lung or
+bowel from liver and heart. The ends of a cavity follow from what disease does not move: the ribs, the spine, the
+outside of the body, and the aerated rest of the lungs. The atlas is fitted to this evidence (`medsyn.ct.affine_fit`);
+soft tissue has a low weight, and fluid that `medsyn.masks.effusion` recognises counts as cavity. A thick piece of the
+scan without lung where the fitted atlas expects lung is part of the cavity; the fit is then repeated without the soft
+tissue around it. Healthy lungs are returned unchanged.
 
 Axes are (D, H, W) in model orientation; points are LPS millimetres.
 """

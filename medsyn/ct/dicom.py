@@ -33,8 +33,8 @@ from medsyn.ct.dicom_slices import IMAGE_TYPE, KERNEL, MOST_UNEVEN, SAME_COSINE,
 from medsyn.ct.geometry import MOST_SKEW_DEGREES, HeaderFacts, check_geometry, tilt_notes
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
+from medsyn.header_hints import HeaderHints
 from medsyn.kernels import equal_thickness_mm, is_sharp
-from medsyn.reading import Reading
 from medsyn.scan_warnings import SERIES, SPACING, warn
 from medsyn.volume import from_sitk
 
@@ -170,11 +170,11 @@ def _chosen(folder: str | Path, series: list[Series], wanted: str | None) -> Ser
     return min(fit, key=Series.rank) if fit else max(series, key=lambda s: (s.is_ct, len(s.files)))
 
 
-def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
+def read_series(folder: str | Path, hints: HeaderHints | None = None) -> Scan:
     """Read the chosen series in HU (GDCM applies slope and intercept), with its faults and what was left out."""
-    reading = reading or Reading()
+    hints = hints or HeaderHints()
     found = list_series(folder)
-    series = _chosen(folder, found, reading.series)
+    series = _chosen(folder, found, hints.series)
     if series.num_frames > 1:
         raise InputError(f"{folder}: {_MULTI_FRAME.format(series.num_frames)}")
     if not series.is_ct:
@@ -188,7 +188,7 @@ def read_series(folder: str | Path, reading: Reading | None = None) -> Scan:
         raise InputError(f"{folder}: its DICOM series cannot be read ({reason}); export it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{folder}: its DICOM series is not a 3-D grey-level volume; give an axial CT series")
-    volume, faults, warnings = check_geometry(from_sitk(image), series.facts, reading, str(folder))
+    volume, faults, warnings = check_geometry(from_sitk(image), series.facts, hints, str(folder))
     _, notes = tilt_notes(series.tilt, 0.0)  # `series_faults` names a tilt that is too large
     left_out = _left_out(found, series) + _unreadable(folder, found)
     return Scan(volume, series_faults(series) + faults, left_out + _uneven(series) + warnings + notes)

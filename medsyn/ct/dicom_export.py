@@ -22,9 +22,10 @@ from pydicom.valuerep import DSfloat
 
 from medsyn import __version__
 from medsyn.ct.inspect import scale_faults
-from medsyn.ct.reading import SUFFIXES, read_scan
+from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_dir
+from medsyn.names import CT_SUFFIXES, split_suffix
 from medsyn.orientation import reorient
 from medsyn.progress import log, track
 from medsyn.volume import Volume
@@ -67,7 +68,7 @@ def export_dicom(path: str | Path, out: str | Path) -> None:
     series = _Series(_stem(path), datetime.now(UTC), *(str(generate_uid(prefix=None)) for _ in range(3)))
     width = max(4, len(str(len(values))))
     with atomic_dir(out) as folder:
-        for k in track(range(len(values)), what="export", total=len(values)):
+        for k in track(range(len(values)), description="export", total=len(values)):
             dataset = _slice(volume, values, k, series)
             dataset.save_as(folder / f"{k + 1:0{width}d}.dcm", enforce_file_format=True)
     log.info("%s: %d slices, series %s", out, len(values), series.series_uid)
@@ -175,6 +176,5 @@ def _plain(name: str) -> str:
 
 def _stem(path: Path) -> str:
     """Return the name of a volume: of its file, or of its folder where the file is volume.nii.gz."""
-    suffix = next(end for end in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(end))
-    stem = path.name[: -len(suffix)]
+    stem, _ = split_suffix(path.name, CT_SUFFIXES)
     return path.resolve().parent.name if stem == "volume" else stem

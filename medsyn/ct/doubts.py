@@ -1,7 +1,7 @@
-"""Warnings that the voxels of a chest CT give rise to: what changes a measure but proves no fault.
+"""Find what may change a measure of a chest CT but does not prove a fault, and return it as warnings.
 
 Takes a volume in HU that `medsyn.ct.inspect` does not refuse, and returns lines of `medsyn.scan_warnings`. Arrays are
-(D, H, W) in model orientation. `spine_in_front` is the one finding that does prove a fault.
+(D, H, W) in model orientation. Of these findings only `spine_in_front` proves a fault.
 """
 
 from __future__ import annotations

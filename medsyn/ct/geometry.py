@@ -1,8 +1,8 @@
-"""What the header of an image file says of its geometry, and what it leaves open.
+"""Check the geometry that the header of an image file states.
 
 Gives faults (the scan is refused) and warnings (`medsyn.scan_warnings`): no spacing, no orientation, two transforms
-that differ, axes that are not at right angles. The manifest or the command line can say what a header does not
-(`medsyn.reading.Reading`); then nothing is left open.
+that differ, axes that are not at right angles. What a header lacks can be given by the manifest or the command line
+(`medsyn.header_hints.HeaderHints`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
+from medsyn.header_hints import HeaderHints
 from medsyn.nifti import Header
 from medsyn.orientation import orientation_code
-from medsyn.reading import Reading
 from medsyn.scan_warnings import GEOMETRY, ORIENTATION, SPACING, warn
 from medsyn.volume import EXACT_DEGREES, Volume, skew_degrees, straightened
 
@@ -73,18 +73,18 @@ def text_facts(path: Path) -> HeaderFacts:
 
 
 def check_geometry(
-    volume: Volume, facts: HeaderFacts, reading: Reading, name: str
+    volume: Volume, facts: HeaderFacts, hints: HeaderHints, name: str
 ) -> tuple[Volume, list[str], list[str]]:
     """Return a volume with orthogonal axes, the faults and the warnings; without any spacing, InputError."""
     warnings: list[str] = []
-    if reading.spacing_mm is None:
+    if hints.spacing_mm is None:
         if not facts.has_spacing:
             raise InputError(f"{name}: carries no spacing; {GIVE_SPACING}")
         if _is_bare(volume):
             text = "1 mm in every direction with an identity matrix and no origin, as files without a spacing have"
             warnings.append(warn(SPACING, f"{text}; {GIVE_SPACING}"))
         warnings += _other_spacing(volume, facts)
-    if reading.orientation != "auto":
+    if hints.orientation != "auto":
         return volume, [], warnings
     if not facts.has_orientation or _is_bare(volume):
         why = "an identity matrix" if facts.has_orientation else "no orientation"

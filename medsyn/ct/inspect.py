@@ -28,10 +28,10 @@ from medsyn.ct.padding import is_padded
 from medsyn.ct.reading import read_scan
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
+from medsyn.header_hints import HeaderHints
 from medsyn.masks.lungs import LEFT, RIGHT, WORKING_MM, Lungs, segment_lungs
 from medsyn.masks.morphology import coarsened
 from medsyn.orientation import orientation_code, reorient
-from medsyn.reading import Reading
 from medsyn.volume import Volume
 
 COARSEST_MM = 10.0
@@ -60,7 +60,7 @@ class Chest:
 
     @cached_property
     def cavities(self) -> Cavities:
-        """The pleural cavities: the lungs and what fills the rest of each side."""
+        """Return the pleural cavities: the lungs and what fills the rest of each side."""
         return find_cavities(self.volume, self.lungs)
 
 
@@ -74,7 +74,7 @@ class Verdict(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
+def inspect(path: str | Path, hints: HeaderHints | None = None) -> dict[str, Any]:
     """Return facts and verdict on one file; one that cannot be read is `rejected` with that reason.
 
     A path that does not exist is an InputError.
@@ -83,7 +83,7 @@ def inspect(path: str | Path, reading: Reading | None = None) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        scan = read_scan(path, reading)
+        scan = read_scan(path, hints)
     except InputError as error:
         return {"path": str(path), "verdict": "rejected", "reasons": [str(error)], "warnings": []}
     return {"path": str(path)} | describe(scan)
@@ -114,14 +114,14 @@ def describe(scan: Scan) -> dict[str, Any]:
     return facts
 
 
-def read_hu(path: str | Path, reading: Reading | None = None) -> Volume:
+def read_hu(path: str | Path, hints: HeaderHints | None = None) -> Volume:
     """Read one CT; a series that is not straight and complete and values that cannot be HU are an InputError."""
-    return read_hu_scan(path, reading).volume
+    return read_hu_scan(path, hints).volume
 
 
-def read_hu_scan(path: str | Path, reading: Reading | None = None) -> Scan:
+def read_hu_scan(path: str | Path, hints: HeaderHints | None = None) -> Scan:
     """Read one CT as `read_hu` does, with its warnings."""
-    scan = read_scan(path, reading)
+    scan = read_scan(path, hints)
     faults = scan.faults + value_faults(scan.volume.array)
     if faults:
         raise InputError(f"{path}: {'; '.join(faults)}; give a whole CT in HU")
@@ -129,7 +129,7 @@ def read_hu_scan(path: str | Path, reading: Reading | None = None) -> Scan:
 
 
 def judge(volume: Volume) -> Verdict:
-    """Judge whether a volume is a chest CT in HU."""
+    """Return the faults, facts and warnings of a volume: whether it is a chest CT in HU."""
     model = reorient(volume)
     values = value_faults(model.array)
     air = None if values else measure_air(model.array)
@@ -177,7 +177,7 @@ def _oblique_degrees(volume: Volume) -> float:
 
 
 def value_faults(array: np.ndarray) -> list[str]:
-    """Reasons why the voxels (D, H, W) cannot be those of a CT: not on the scale of HU, constant, or without bone."""
+    """Return why voxels (D, H, W) cannot be those of a CT: not on the scale of HU, constant, or without bone."""
     if faults := scale_faults(array):
         return faults
     low, high = float(array.min()), float(array.max())
@@ -187,7 +187,7 @@ def value_faults(array: np.ndarray) -> list[str]:
 
 
 def scale_faults(array: np.ndarray) -> list[str]:
-    """Reasons why voxels (D, H, W) are not on the scale of HU: NaN, scaled to a small range, offset, rescaled twice.
+    """Return why voxels (D, H, W) are not on the scale of HU: NaN, a small range, an offset, rescaled twice.
 
     A poor image on the right scale, a constant one for example, has none.
     """
@@ -213,7 +213,7 @@ def scale_faults(array: np.ndarray) -> list[str]:
 
 
 def _air_faults(array: np.ndarray, measured: float | None) -> list[str]:
-    """Reasons from the air around the patient: a scanner's drift is small, another slope or intercept is not."""
+    """Return faults of the air around the patient: a scanner's drift is small, a wrong slope or intercept is not."""
     air = None if measured is None else air_is_off(array, measured)
     if air is None:
         return []

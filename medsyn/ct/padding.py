@@ -1,8 +1,8 @@
-"""Padding: values far below air that scanners, archives and resampling write where there is no image.
+"""Find padding: values far below air that scanners, archives and resampling write where there is no image.
 
-Padding is the outside of the round field of view, of a turned box, or an empty slice: in every axial slice it reaches
-the border. A scan whose intercept was applied twice holds equally low values, but in the lungs too, which the body
-encloses. So padding is told from double rescaling by where the low voxels lie, not by their value.
+Padding is the outside of the round field of view or of a rotated box, or an empty slice: it reaches the border of every
+axial slice. A scan whose intercept was applied twice holds equally low values, but also in the lungs, which the body
+encloses. So padding is recognised by where the low voxels lie and not by their value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILL_HU = -1024
 LOW_HU = -1500.0
 """Far below air; noise and streaks reach -1200."""
 MOST_INSIDE = 0.02
-"""Of the voxels that are no padding, the share that may be low and enclosed: streaks of metal. Lungs are 10 %."""
+"""Of the voxels that are not padding, the share that may be low and enclosed: streaks of metal. Lungs are 10 %."""
 SOFT_HU, MINIMUM_SOFT = (-200.0, 200.0), 0.04
 """Soft tissue, and its least share of the image: rescaled twice it lies near -1000."""
 
@@ -45,7 +45,7 @@ def is_padded(hu: NDArray) -> bool:
 def clip_padding(volume: Volume) -> tuple[Volume, dict[str, float]]:
     """Return a CT with its padding at FILL_HU, and facts for qc.json: `padding_percent` and `padding_lowest_hu`.
 
-    Low values that are no padding stay, so that inspection refuses them.
+    Low values that are not padding stay, so that inspection refuses them.
     """
     array = volume.array
     lowest = float(array.min())

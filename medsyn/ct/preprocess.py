@@ -32,7 +32,7 @@ from medsyn.errors import InputError
 from medsyn.masks.labels import as_labels
 from medsyn.masks.lungs import LEFT, RIGHT
 from medsyn.masks.morphology import bounds
-from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.orientation import orientation_code, reorient, reorient_to
 from medsyn.scan_warnings import AIR, NOT_A_CHEST, topic_of, warn
 from medsyn.volume import Volume, centred_origin_mm, from_sitk, grid_spacing_mm, to_sitk
 
@@ -215,8 +215,11 @@ def _cropped(model: Volume, transform: sitk.Transform, config: PreprocessConfig)
 
 
 def _smooth(model: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
-    """Gaussian smoothing of axes that are downsampled strongly: sigma^2 = (grid^2 - source^2) / (8 ln 2), in full
-    widths at half maximum. Padding below -1024 is lifted to it first."""
+    """Smooth the axes that are downsampled strongly with a Gaussian.
+
+    sigma^2 = (grid^2 - source^2) / (8 ln 2), in full widths at half maximum. Padding below -1024 is lifted to -1024
+    first.
+    """
     array = np.maximum(model.array, FILL_HU).astype(np.float32)
     for axis, (source, target) in enumerate(zip(model.spacing_mm, spacing_mm, strict=True)):
         if target >= SMOOTH_RATIO * source:
@@ -238,7 +241,7 @@ def _given_mask(
     mask: Volume, source: Volume, transform: sitk.Transform, config: PreprocessConfig, on_grid: bool, name: str
 ) -> Volume:
     """Return a mask on the model's grid: nearest neighbour with the CT's transform. `name` ends with the structure."""
-    mask = laid_on(mask, source, name)
+    mask = reorient_to(mask, source, name)
     mask = mask.with_array(as_labels(mask.array, name.rpartition(" ")[2], name, may_be_empty=False))
     if on_grid:
         spacing, origin = model_grid(config)
@@ -259,7 +262,7 @@ def _quality(
     on_grid: bool,
     config: PreprocessConfig,
 ) -> dict[str, Any]:
-    """Facts for qc.json; volume_scale is the factor by which a structure's volume changes from scanner to model."""
+    """Return facts for qc.json; volume_scale is the factor by which volumes change from scanner to model space."""
     half = [extent / 2 for extent in reversed(config.field_of_view_mm)]
     mask, coarse = chest.lungs.mask, chest.volume
     index = np.argwhere(mask[::2, ::2, ::2])[:, ::-1] * 2 * np.array(coarse.spacing_mm[::-1])
@@ -287,7 +290,7 @@ def _quality(
 
 
 def describe_grid(volume: Volume) -> dict[str, Any]:
-    """Size, spacing and orientation of a volume, all (z, y, x)."""
+    """Return size, spacing and orientation of a volume, all (z, y, x)."""
     return {
         "size": list(volume.array.shape),
         "spacing_mm": [round(float(s), 6) for s in volume.spacing_mm],

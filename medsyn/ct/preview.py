@@ -36,7 +36,7 @@ PALETTE = {
 def three_views(
     volume: Volume, labels: NDArray | None = None, height: int = 256, at: tuple[int, int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Axial, coronal and sagittal slice side by side, RGB (height, width, 3).
+    """Return an axial, a coronal and a sagittal slice side by side, RGB (height, width, 3).
 
     labels: (D, H, W) values of PALETTE painted over the slices; at: indices (z, y, x) of the slices, none: `middle_of`
     the labels.
@@ -58,7 +58,10 @@ def three_views(
 
 
 def middle_of(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
-    """Indices (z, y, x) of the slices that show most of a mask: x through its larger half; none of it: the middle."""
+    """Return the indices (z, y, x) of the slices that show most of a mask; the middle where the mask is empty.
+
+    x: through its larger half.
+    """
     if not mask.any():
         z, y, x = (count // 2 for count in mask.shape)
         return z, y, x
@@ -67,14 +70,14 @@ def middle_of(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
 
 
 def coronal_view(volume: Volume, height: int = 128) -> NDArray[np.uint8]:
-    """The middle coronal slice, RGB (height, width, 3)."""
+    """Return the middle coronal slice, RGB (height, width, 3)."""
     grey = _grey(volume.array[:, volume.array.shape[1] // 2])
     picture = _flipped(np.repeat(grey[..., None], 3, axis=2), (True, False))
     return _scaled(picture, (volume.spacing_mm[0], volume.spacing_mm[2]), height)
 
 
 def combine(masks: Mapping[str, NDArray]) -> NDArray[np.uint8]:
-    """One label array for painting from lobes, airway, vessels, effusion, heart (later ones on top)."""
+    """Return one label array for painting from lobes, airway, vessels, effusion, heart (later ones on top)."""
     out = np.zeros(next(iter(masks.values())).shape, np.uint8)
     for name, value in (("lobes", 0), ("heart", 9), ("effusion", 8), ("vessels", 7), ("airway", 6)):
         if name in masks:
@@ -84,7 +87,7 @@ def combine(masks: Mapping[str, NDArray]) -> NDArray[np.uint8]:
 
 
 def sheet(pictures: Sequence[NDArray[np.uint8]], columns: int = 8) -> NDArray[np.uint8]:
-    """Pictures in rows of `columns`, each on a tile as large as the largest, black between them."""
+    """Return pictures in rows of `columns`, each on a tile as large as the largest, with black between them."""
     if not pictures:
         return np.zeros((16, 16, 3), np.uint8)
     height = max(p.shape[0] for p in pictures) + 2
@@ -122,7 +125,7 @@ def _flipped(picture: NDArray[np.uint8], flips: tuple[bool, bool]) -> NDArray[np
 
 
 def _scaled(picture: NDArray[np.uint8], steps: tuple[float, float], height: int) -> NDArray[np.uint8]:
-    """Nearest-neighbour scaling to `height` rows with square pixels."""
+    """Scale a picture to `height` rows with square pixels by nearest neighbour."""
     rows, columns = picture.shape[:2]
     width = max(1, round(height * columns * steps[1] / (rows * steps[0])))
     y = np.minimum((np.arange(height) + 0.5) * rows / height, rows - 1).astype(int)

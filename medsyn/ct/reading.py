@@ -1,9 +1,9 @@
 """A CT from disk, whatever its format: NIfTI, MetaImage, NRRD, npz, or a folder of DICOM slices.
 
 Gives a `Volume`: array (D, H, W) in the file's own orientation, true spacing, origin and direction. What a file does
-not say itself, or says wrongly, comes with it as `medsyn.reading.Reading`: which DICOM series (else `medsyn.ct.dicom`
-chooses), spacing and orientation, a rescale slope and intercept that were left out of the file. The last are applied
-only where the values show that they have not been applied yet.
+not say, or says wrongly, is given as `medsyn.header_hints.HeaderHints`: the DICOM series (by default the choice of
+`medsyn.ct.dicom`), spacing, orientation, and a rescale slope and intercept that the file lacks. Slope and intercept are
+applied only where the values show that they have not been applied yet.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from medsyn.ct.geometry import GIVE_SPACING, check_geometry, nifti_facts, text_f
 from medsyn.ct.padding import clip_padding
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
-from medsyn.nifti import SUFFIXES as NIFTI_SUFFIXES
+from medsyn.header_hints import HeaderHints
+from medsyn.names import CT_SUFFIXES
 from medsyn.nifti import count_non_finite, is_nifti, read_header
-from medsyn.reading import Reading
 from medsyn.volume import Volume, check_regular, read_image
 
-SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".mhd", ".nrrd", ".npz")
 KNOWN_KEY = "ct"
 """Array of an .npz file that is taken if there are several (RAD-ChestCT's name)."""
 AIR_BAND_HU, SOFT_BAND_HU = (-1100.0, -850.0), (-150.0, 150.0)
@@ -36,40 +35,40 @@ AIR_BAND_HU, SOFT_BAND_HU = (-1100.0, -850.0), (-150.0, 150.0)
 MINIMUM_SHARE = 0.02
 
 
-def read_ct(path: str | Path, reading: Reading | None = None) -> Volume:
+def read_ct(path: str | Path, hints: HeaderHints | None = None) -> Volume:
     """Read one CT; a file of no known format, a damaged one or a folder without a series is an InputError."""
-    return read_scan(path, reading).volume
+    return read_scan(path, hints).volume
 
 
-def read_scan(path: str | Path, reading: Reading | None = None) -> Scan:
+def read_scan(path: str | Path, hints: HeaderHints | None = None) -> Scan:
     """Read one CT with the faults and warnings that its file gives rise to."""
-    path, reading = Path(path), reading or Reading()
+    path, hints = Path(path), hints or HeaderHints()
     if path.is_dir():
-        scan = read_series(path, reading)
+        scan = read_series(path, hints)
     elif path.name.lower().endswith(".npz"):
-        scan = Scan(_read_npz(path, reading))
+        scan = Scan(_read_npz(path, hints))
     else:
-        scan = _read_file(path, reading)
+        scan = _read_file(path, hints)
     volume = scan.volume
-    if reading.spacing_mm is not None:
-        volume = replace(volume, spacing_mm=reading.spacing_mm)
-    if reading.slope is not None or reading.intercept is not None:
-        array, _ = rescale_once(volume.array, 1.0 if reading.slope is None else reading.slope, reading.intercept or 0.0)
+    if hints.spacing_mm is not None:
+        volume = replace(volume, spacing_mm=hints.spacing_mm)
+    if hints.slope is not None or hints.intercept is not None:
+        array, _ = rescale_once(volume.array, 1.0 if hints.slope is None else hints.slope, hints.intercept or 0.0)
         volume = volume.with_array(array)
-    if reading.orientation != "auto":
-        volume = with_code(volume, reading.orientation)
+    if hints.orientation != "auto":
+        volume = with_code(volume, hints.orientation)
     volume, facts = clip_padding(volume)
-    if reading.orientation == "auto" and path.name.lower().endswith(".npz"):
+    if hints.orientation == "auto" and path.name.lower().endswith(".npz"):
         volume = orient_by_anatomy(volume, str(path))
     return replace(scan, volume=volume, facts=scan.facts | facts)
 
 
 def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArray, bool]:
-    """HU and whether slope and intercept were applied: only if the values fit the scale of Hounsfield better with them.
+    """Return HU, and whether slope and intercept were applied: only if the values then fit the scale of HU better.
 
-    How well values fit is the smaller of two shares of the voxels, in AIR_BAND_HU and in SOFT_BAND_HU. Both count: an
-    intercept of -1024 applied once too often puts soft tissue where air belongs, and nothing where soft tissue does.
-    Where neither reading fits, nothing is applied (inspection then refuses the values).
+    The fit is the smaller of two shares of the voxels, in AIR_BAND_HU and in SOFT_BAND_HU. Both count: an intercept of
+    -1024 applied once too often puts soft tissue where air belongs, and nothing where soft tissue does. Where the
+    values fit neither with nor without them, nothing is applied (inspection then refuses the values).
     """
     sample = values[:: max(1, values.shape[0] // 64), ::2, ::2].astype(np.float32)
     as_is, rescaled = _fit(sample), _fit(slope * sample + intercept)
@@ -81,15 +80,15 @@ def rescale_once(values: NDArray, slope: float, intercept: float) -> tuple[NDArr
 
 
 def _fit(hu: NDArray) -> float:
-    """The smaller of the shares of air and of soft tissue."""
+    """Return the smaller of the shares of air and of soft tissue."""
     return min(float(((hu >= low) & (hu <= high)).mean()) for low, high in (AIR_BAND_HU, SOFT_BAND_HU))
 
 
-def _read_file(path: Path, reading: Reading) -> Scan:
+def _read_file(path: Path, hints: HeaderHints) -> Scan:
     check_regular(path)
-    if not path.name.lower().endswith(SUFFIXES):
+    if not path.name.lower().endswith(CT_SUFFIXES):
         refuse_dicom_file(path)
-        raise InputError(f"{path}: not a format read here; give {', '.join(SUFFIXES)} or a folder of DICOM slices")
+        raise InputError(f"{path}: not a format read here; give {', '.join(CT_SUFFIXES)} or a folder of DICOM slices")
     volume = read_image(path)
     if is_nifti(path):
         header = read_header(path)
@@ -99,13 +98,13 @@ def _read_file(path: Path, reading: Reading) -> Scan:
         facts = nifti_facts(header)
     else:
         facts = text_facts(path)
-    return Scan(*check_geometry(volume, facts, reading, str(path)))
+    return Scan(*check_geometry(volume, facts, hints, str(path)))
 
 
-def _read_npz(path: Path, reading: Reading) -> Volume:
+def _read_npz(path: Path, hints: HeaderHints) -> Volume:
     """Read the 3-D array of an .npz file, (D, H, W); its spacing must come with it."""
     check_regular(path)
-    if reading.spacing_mm is None:
+    if hints.spacing_mm is None:
         raise InputError(f"{path}: npz arrays carry no spacing; {GIVE_SPACING}")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -113,7 +112,9 @@ def _read_npz(path: Path, reading: Reading) -> Volume:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read, the file is damaged or no npz ({error}); copy it again") from None
+        raise InputError(
+            f"{path}: cannot be read, the file is damaged or not an npz file ({error}); copy it again"
+        ) from None
     found = {name: _without_single_axes(array) for name, array in arrays.items() if array.dtype.kind in "iuf"}
     volumes = {name: array for name, array in found.items() if array.ndim == 3 and array.size}
     if len(volumes) > 1 and KNOWN_KEY in volumes:
@@ -126,7 +127,7 @@ def _read_npz(path: Path, reading: Reading) -> Volume:
     array = next(iter(volumes.values()))
     kind = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
     array = array.astype(kind, copy=False)
-    return with_code(Volume(array, reading.spacing_mm), "LPS")
+    return with_code(Volume(array, hints.spacing_mm), "LPS")
 
 
 def _without_single_axes(array: NDArray) -> NDArray:
@@ -137,7 +138,7 @@ def _without_single_axes(array: NDArray) -> NDArray:
 
 
 def _check_members(archive: zipfile.ZipFile) -> None:
-    """ValueError where the header of an array claims another size than its member of the archive has.
+    """Raise ValueError where the header of an array claims another size than its member of the archive has.
 
     NumPy allocates what a header claims before it reads.
     """

@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from medsyn.masks.labels import dice
 from medsyn.masks.morphology import bounds, coarsened
 from medsyn.volume import Volume, to_sitk
 
@@ -85,9 +86,7 @@ def overlap(atlas: Volume, moving: sitk.Image, transform: sitk.Transform) -> flo
     brought = sitk.Resample(moving, to_sitk(atlas), transform, sitk.sitkLinear, -1.0, sitk.sitkFloat32)
     array = sitk.GetArrayFromImage(brought)
     known, lung = array >= 0, array >= 0.5
-    truth = (atlas.array > 0) & known
-    total = int(lung.sum()) + int(truth.sum())
-    return 2.0 * int((lung & truth).sum()) / total if total else 0.0
+    return dice(lung, (atlas.array > 0) & known) or 0.0
 
 
 def _moving(lungs: NDArray[np.bool_], scan: Volume, cut: tuple[bool, bool]) -> sitk.Image:

@@ -36,7 +36,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"image": np.dtype("<i2"), "label": np.dtype(
 
 
 def pack_labels(lobes: NDArray, airway: NDArray, vessels: NDArray) -> NDArray[np.uint8]:
-    """One byte per voxel: lobe 0..5 + 8 airway + 16 vessel."""
+    """Return one byte per voxel: lobe 0..5 + 8 airway + 16 vessel."""
     if lobes.size and lobes.max() > 5:
         raise ValueError(f"lobe labels run from 0 to 5, found {lobes.max()}")
     packed = lobes.astype(np.uint8) + AIRWAY_BIT * (airway > 0).astype(np.uint8)
@@ -44,7 +44,7 @@ def pack_labels(lobes: NDArray, airway: NDArray, vessels: NDArray) -> NDArray[np
 
 
 def unpack_labels(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Lobes 0..5, airway 0/1 and vessels 0/1 from packed bytes."""
+    """Return lobes 0..5, airway 0/1 and vessels 0/1 from packed bytes."""
     airway, vessels = (packed & AIRWAY_BIT) > 0, (packed & VESSEL_BIT) > 0
     return (packed & LOBE_BITS).astype(np.uint8), airway.astype(np.uint8), vessels.astype(np.uint8)
 
@@ -53,7 +53,7 @@ class Chunked:
     """An array (n, D, H, W) on disk; `array[row]` or `array[row, z, y, x]` reads the chunks that it needs.
 
     Damaged or missing chunks are an InputError that names the subject. TensorStore reads with threads: a process that
-    was forked after the array was opened must open it anew or be started by spawning.
+    was forked after the array was opened must open it again or be started by spawning.
     """
 
     def __init__(self, path: Path, subject_ids: Sequence[str]) -> None:
@@ -90,12 +90,12 @@ class Chunked:
 
 
 def read_index(folder: Path) -> list[dict[str, str]]:
-    """Rows of a shard's index.csv, in the order of its arrays."""
+    """Return the rows of a shard's index.csv, in the order of its arrays."""
     return read_csv(folder / "index.csv", INDEX_COLUMNS)
 
 
 def open_high(folder: Path) -> tuple[Chunked, Chunked]:
-    """Images and labels (n, D, H, W) of a shard at full resolution, on disk."""
+    """Open the images and labels (n, D, H, W) of a shard at full resolution, on disk."""
     index = read_index(folder)
     image, label = (Chunked(folder / f"high_{kind}.zarr", [row["subject_id"] for row in index]) for kind in DTYPES)
     _check_lengths(folder, index, image.shape, label.shape)
@@ -148,7 +148,7 @@ def write_shard(
 
 
 def checksum(image: NDArray, label: NDArray) -> str:
-    """SHA-256 of one subject's voxels."""
+    """Return the SHA-256 of one subject's voxels."""
     digest = hashlib.sha256()
     for values, dtype in zip((image, label), DTYPES.values(), strict=True):
         digest.update(np.ascontiguousarray(values, dtype=dtype).tobytes())
@@ -181,7 +181,7 @@ def _tensorstore() -> Any:
 
 
 def _location(path: Path) -> dict[str, Any]:
-    """Where an array lies; what is absent is an error when read, so chunks of zeros are written too."""
+    """Return the location of an array; absent chunks are errors when read, so chunks of zeros are written too."""
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path)},
@@ -214,7 +214,7 @@ def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
 @contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
-    """TensorStore reports a full disk as a ValueError that holds the system's error number; raise it as OSError."""
+    """Raise OSError for a full disk, which TensorStore reports as a ValueError that holds the system's error number."""
     try:
         yield
     except ValueError as error:
@@ -225,5 +225,5 @@ def _os_errors(path: Path) -> Iterator[None]:
 
 
 def _first(error: Exception) -> str:
-    """The library's message without its appendix of settings."""
+    """Return the library's message without its appendix of settings."""
     return str(error).split(" [")[0]

@@ -47,7 +47,7 @@ def ddim(
     """
     x = noise
     grid = ddim_grid(num_steps)
-    for tau, following in track(zip(grid, [*grid[1:], None], strict=True), what=what, total=len(grid)):
+    for tau, following in track(zip(grid, [*grid[1:], None], strict=True), description=what, total=len(grid)):
         x0 = _clean_volume(denoiser, x, tau, fixed, fixed_channels)
         if following is None:
             return x0
@@ -90,7 +90,7 @@ def dpmpp_2m(
     """
     x = noise
     before: tuple[Tensor, float] | None = None  # the previous prediction, and its step in lambda
-    for tau, following in track(list(pairwise([*dpmpp_2m_grid(num_steps), None])), what=what):
+    for tau, following in track(list(pairwise([*dpmpp_2m_grid(num_steps), None])), description=what):
         x0 = _clean_volume(denoiser, x, tau, fixed, fixed_channels)  # type: ignore[arg-type]
         if following is None:
             return x0

@@ -194,7 +194,7 @@ def pool_volumes(files: Sequence[Path], size: int | None, out: Path) -> NDArray:
     out.parent.mkdir(parents=True, exist_ok=True)
     rows: NDArray | None = None
     shape: tuple[int, ...] = ()
-    for number, path in enumerate(track(files, what="classify: read", total=len(files))):
+    for number, path in enumerate(track(files, description="classify: read", total=len(files))):
         array = read_volume(path).array
         shape = shape or array.shape
         if array.shape != shape:

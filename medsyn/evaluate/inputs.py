@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from medsyn.errors import InputError
 from medsyn.evaluate.measures import ANATOMIES, MEASURES
 from medsyn.files import read_csv
+from medsyn.names import VOLUME_SUFFIXES, split_suffix
 from medsyn.progress import log
 from medsyn.volume import STRUCTURES
 
@@ -28,7 +29,6 @@ VALIDITY = (*(f"{name}_found" for name in ANATOMIES), "chest")
 """Columns beside the measures: 1 yes, 0 no, empty where the measurement failed."""
 _DAMAGED = (LookupError, ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 """What a damaged or foreign .npz raises."""
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 WITH, WITHOUT = ("positive", "with"), ("negative", "without")
 
 
@@ -55,8 +55,8 @@ def list_volumes(folders: Iterable[str | Path]) -> dict[str, Path]:
         paths = (child / "volume.nii.gz" for child in folder.iterdir())
         entries = [(path.parent.name, path) for path in paths if os.path.lexists(path)]  # a broken link is named later
         if not entries:
-            files = [(_stem(path), path) for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES)]
-            files = [(stem, path) for stem, path in files if not path.name.startswith(".")]
+            names = [(split_suffix(path.name, VOLUME_SUFFIXES), path) for path in folder.iterdir()]
+            files = [(stem, path) for (stem, suffix), path in names if suffix and not path.name.startswith(".")]
             masks = {f"{stem}_{structure}" for stem, _ in files for structure in STRUCTURES}  # as `generate` names them
             entries = [(stem, path) for stem, path in files if stem not in masks]
         for identity, path in entries:
@@ -199,8 +199,3 @@ def parse_number(text: str, name: str, path: str | Path) -> float | None:
     except ValueError:
         raise InputError(f"{path}: {name} holds '{text}', which is not a number") from None
     return value if math.isfinite(value) else None
-
-
-def _stem(path: Path) -> str:
-    suffix = next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
-    return path.name[: -len(suffix)]

@@ -25,7 +25,7 @@ from medsyn.masks.effusion import WORKING_MM, segment_effusion
 from medsyn.masks.heart import cardiothoracic_ratio, ratio_of_heart
 from medsyn.masks.lungs import LEFT, RIGHT, segment_lungs
 from medsyn.masks.morphology import Spacing, block_factors, block_labels, block_mean
-from medsyn.orientation import laid_on, reorient
+from medsyn.orientation import reorient, reorient_to
 from medsyn.volume import Volume
 
 MEASURES = ("lung_volume_ml", "airway_volume_mm3", "effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio")
@@ -71,7 +71,7 @@ def measure(
     `failures` says by structure why a mask is missing whose segmentation failed.
     """
     model = reorient(volume)
-    given = {name: laid_on(mask, model, f"mask {name}").array for name, mask in (masks or {}).items()}
+    given = {name: reorient_to(mask, model, f"mask {name}").array for name, mask in (masks or {}).items()}
     failed = dict(failures or {})
     if given or failed:
         lobes = given.pop("lobes", None)

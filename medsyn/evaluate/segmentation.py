@@ -12,9 +12,8 @@ from typing import Any
 
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import is_prompted, list_volumes, read_prompts
-from medsyn.evaluate.statistics import dice, mean_label_dice
 from medsyn.files import write_csv
-from medsyn.masks.labels import as_labels
+from medsyn.masks.labels import as_labels, dice, mean_label_dice
 from medsyn.volume import read_volume
 
 COLUMNS = ("sample_id", "subject_id", "seed", "text", "airway_dice", "lobe_dice", "reason")

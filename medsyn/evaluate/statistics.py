@@ -70,20 +70,6 @@ def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float 
         return float(stats.ttest_ind(a, b, equal_var=False, alternative="greater").pvalue)
 
 
-def dice(first: NDArray, second: NDArray) -> float | None:
-    """2 |A and B| / (|A| + |B|) of two boolean masks of one shape; None when both are empty."""
-    a, b = first.astype(bool), second.astype(bool)
-    total = int(a.sum()) + int(b.sum())
-    return None if total == 0 else 2.0 * int((a & b).sum()) / total
-
-
-def mean_label_dice(first: NDArray, second: NDArray, labels: Sequence[int]) -> float | None:
-    """Mean Dice over those `labels` that occur in either label map; None when none does."""
-    scores = [dice(first == label, second == label) for label in labels]
-    known = [score for score in scores if score is not None]
-    return float(np.mean(known)) if known else None
-
-
 def area_under_roc(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """Probability that a positive scores above a negative (ties count half); None with one class only."""
     score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)

@@ -1,10 +1,10 @@
-"""The airway's lumen by region growing from the trachea with leak control.
+"""Segment the airway's lumen by region growing from the trachea with leak control.
 
-Takes HU (D, H, W) in model orientation and spacing in millimetres. Seed: the round dark blob near the midline that
-continues through the slices of the upper part of the volume. Growth: the threshold rises in steps of 10 HU and the last
-volume before it jumps is kept; the usable threshold differs from scan to scan (-880 on one, -810 on another), so the
-jump is what matters, not a constant. That is done on a coarse grid (`medsyn.masks.lungs`). On a fine one `follow` goes
-on from there into the smaller bronchi, where a leak closes the place of the leak and not the whole growth.
+Takes HU (D, H, W) in model orientation and spacing in millimetres. The seed is the round dark blob near the midline
+that continues through the slices of the upper part of the volume. The threshold rises in steps of 10 HU, and the last
+volume before a jump is kept. The threshold at which a leak begins differs per scan (-880 on one, -810 on another), so
+the jump decides and not a constant. This runs on a coarse grid (`medsyn.masks.lungs`). On a fine grid `follow`
+continues into the smaller bronchi; there a leak stops only the branch that leaks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PIECE_ML, BEYOND_MM = 0.4, 40.0
 
 
 def central_airway(hu: NDArray, inside: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Trachea and the bronchi that can be followed; empty where no trachea is found.
+    """Return the trachea and the bronchi that can be followed; empty where no trachea is found.
 
     inside: air within the body (`medsyn.masks.lungs.inner_air`).
     """
@@ -40,7 +40,7 @@ def central_airway(hu: NDArray, inside: NDArray[np.bool_], spacing_mm: Spacing) 
 
 
 def find_trachea(hu: NDArray, inside: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Voxels of the trachea above the carina: the best chain of round blobs, at least 15 mm long, from the top down."""
+    """Return the trachea above the carina: the best chain of round blobs, at least 15 mm long, from the top down."""
     empty = np.zeros(hu.shape, bool)
     body = hu > -300
     columns = np.flatnonzero(body.any((0, 1)))
@@ -78,7 +78,10 @@ def find_trachea(hu: NDArray, inside: NDArray[np.bool_], spacing_mm: Spacing) ->
 def _round_blobs(
     air: NDArray[np.bool_], hu: NDArray, spacing_mm: Spacing
 ) -> list[tuple[NDArray[np.bool_], float, float, float]]:
-    """Blobs of a slice that may be a trachea (60 to 700 mm2, round, dark): mask, centre (y, x) and roundness 0..1."""
+    """Return blobs of a slice that may be a trachea (60 to 700 mm2, round, dark).
+
+    Each is a mask, its centre (y, x) and its roundness from 0 to 1.
+    """
     labels, _ = ndimage.label(air)
     pixel_mm2 = spacing_mm[1] * spacing_mm[2]
     found = []
@@ -99,7 +102,7 @@ def _round_blobs(
 
 
 def grow(hu: NDArray, inside: NDArray[np.bool_], seeds: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Everything joined to `seeds` below the highest threshold that does not leak into the lung."""
+    """Return what is joined to `seeds` below the highest threshold that does not leak into the lung."""
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     start = np.unravel_index(np.argmin(np.where(seeds, hu, np.inf)), hu.shape)
     kept = np.zeros(hu.shape, bool)
@@ -116,10 +119,11 @@ def grow(hu: NDArray, inside: NDArray[np.bool_], seeds: NDArray[np.bool_], spaci
 
 
 def follow(hu: NDArray, airway: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """The lumen on a fine grid: `airway` as it was found on a coarser one, its rim, and the bronchi beyond its ends.
+    """Return the lumen on a fine grid: `airway` found on a coarser grid, its rim, and the bronchi beyond its ends.
 
-    The threshold rises; a piece that it joins to the lumen is taken if it is small. What is larger than a piece of a
-    bronchus can be is lung, and so is all that hangs on it, at this threshold and later. Other branches go on growing.
+    The threshold rises in steps. A piece that a step joins to the lumen is added if it is small. A piece larger than a
+    bronchus can be is lung: it is excluded at this and later thresholds, with everything attached to it. Other branches
+    continue to grow.
     """
     if not airway.any():
         return airway

@@ -1,10 +1,11 @@
-"""Pleural effusion in a chest CT: pools of even, water-like tissue behind and below a lung.
+"""Segment pleural effusion in a chest CT: pools of even, water-like tissue behind and below a lung.
 
-Fluid lies some 30 to 40 HU below muscle. The scan is smoothed, so that noise no longer hides this step, and compared
-with the muscle of its own back, so that a bias of the whole scan matters less. What remains after an opening are pools
-of fluid and things that look like it: the stomach (below the lungs or away from the back), fatty muscle (apart from the
-lungs or high up), the edges of consolidations (uneven) and of the heart (anterior). Takes arrays (D, H, W) in model
-orientation. Checked on phantoms only, not on real effusions.
+Fluid is some 30 to 40 HU darker than muscle. The scan is smoothed, so that noise does not hide this difference, and
+compared with the muscle of the same scan's back, so that an offset of the whole scan matters less. After an opening,
+pools of fluid remain together with tissue that looks like them. These are excluded by place and evenness: the stomach
+(below the lungs or away from the back), fatty muscle (apart from the lungs or high up), the edges of consolidations
+(uneven) and of the heart (anterior). Takes arrays (D, H, W) in model orientation. Checked on phantoms only, not on real
+effusions.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ EVEN_HU = 30.0
 
 
 def depth_below_skin_mm(body: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.float64]:
-    """Distance of every voxel of the body (holes filled) to the air around it, within its axial slice; outside: 0."""
+    """Return the distance of every voxel of the body, holes filled, to the air around it in its slice; outside 0."""
     slices = [np.pad(ndimage.binary_fill_holes(part), 1) for part in body]
     return np.stack([ndimage.distance_transform_edt(part, sampling=spacing_mm[1:])[1:-1, 1:-1] for part in slices])
 
 
 def segment_effusion(hu: NDArray, lungs: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Pleural fluid (bool) of a scan in HU whose voxels are about 4 to 5 mm; lungs: 0, 1 right, 2 left."""
+    """Return the pleural fluid (bool) of a scan in HU with voxels of about 4 to 5 mm; lungs: 0, 1 right, 2 left."""
     nothing = np.zeros(hu.shape, bool)
     if not (lungs > 0).any():
         return nothing
@@ -69,7 +70,7 @@ def segment_effusion(hu: NDArray, lungs: NDArray[np.uint8], spacing_mm: Spacing)
 
 
 def pleural_cavities(lungs: NDArray[np.uint8], effusion: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Lung labels (1 right, 2 left) with the fluid added to the side of the midline on which it lies."""
+    """Return lung labels (1 right, 2 left) with the fluid added to the side of the midline on which it lies."""
     found = [np.flatnonzero(mask.any((0, 1))) for mask in (lungs > 0, effusion)]
     ends = [end for columns in found if columns.size for end in (columns[0], columns[-1])]
     middle = (min(ends) + max(ends)) / 2 if ends else 0.0
@@ -78,7 +79,7 @@ def pleural_cavities(lungs: NDArray[np.uint8], effusion: NDArray[np.bool_]) -> N
 
 
 def fluid_on_grid(hu: NDArray, lungs: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """`segment_effusion` for a grid of any fineness: found on blocks of about 4 mm, given back on the grid."""
+    """Return `segment_effusion` on a grid of any spacing: it is run on blocks of about 4 mm."""
     factors = block_factors(spacing_mm, WORKING_MM)
     coarse = block_labels(lungs, factors)
     steps: Spacing = tuple(s * f for s, f in zip(spacing_mm, factors, strict=True))  # type: ignore[assignment]
@@ -87,7 +88,10 @@ def fluid_on_grid(hu: NDArray, lungs: NDArray[np.uint8], spacing_mm: Spacing) ->
 
 
 def muscle_hu(smooth: NDArray, lung: NDArray[np.bool_], spacing_mm: Spacing) -> float:
-    """Mode of the smoothed HU, 25 to 95, of the muscles beside the spine, 10 to 40 mm under the skin; 51 if unseen."""
+    """Return the mode of the smoothed HU (25 to 95) of the muscles beside the spine; 51 if there are too few voxels.
+
+    The muscles are sought 10 to 40 mm below the skin of the back.
+    """
     levels = np.flatnonzero(lung.any((1, 2)))
     columns = np.flatnonzero(lung.any((0, 1)))
     middle, half = (columns[0] + columns[-1]) // 2, int(70 / spacing_mm[2])
@@ -101,7 +105,7 @@ def muscle_hu(smooth: NDArray, lung: NDArray[np.bool_], spacing_mm: Spacing) -> 
 
 
 def _noise_hu(hu: NDArray, smooth: NDArray, core_hu: float) -> float:
-    """Standard deviation of the scan's noise, from the middle of muscle and solid organs."""
+    """Return the standard deviation of the scan's noise, from the middle of muscle and solid organs."""
     solid = ndimage.binary_erosion((smooth > core_hu + EDGE_STEP_HU) & (smooth < 80))
     return 1.48 * float(np.median(np.abs(hu[solid] - smooth[solid]))) if solid.any() else 0.0
 
@@ -109,7 +113,7 @@ def _noise_hu(hu: NDArray, smooth: NDArray, core_hu: float) -> float:
 def _pleural(
     core: NDArray[np.bool_], lung: NDArray[np.bool_], hu: NDArray, noise_hu: float, spacing_mm: Spacing
 ) -> NDArray[np.bool_]:
-    """The pools near a lung that reach the back of the thorax and its lower part, as even as the noise allows."""
+    """Return the pools near a lung that reach the back and the lower thorax and are as even as the noise allows."""
     labels, sizes = components(core)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     near = dilate(lung, CONTACT_MM, spacing_mm)

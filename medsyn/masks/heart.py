@@ -1,12 +1,11 @@
-"""Cardiothoracic ratio from lungs: the widest cardiac silhouette over the inner thoracic width at the same axial level
-(paper, V-C).
+"""Measure the cardiothoracic ratio from the lungs: cardiac over inner thoracic width at one level (paper, V-C).
 
-The heart cannot be told from vessels and diaphragm by thresholds, but its two lateral borders can: they are where the
-soft tissue between the lungs, in front of the vertebral bodies, ends. Per axial slice the tissue between is the convex
-hull of the pleural cavities without them; its left and right ends count where it is at least `THICKNESS_MM` deep, so
-that slivers along the chest wall do not. Below the right diaphragm's dome, where the liver would be taken for heart,
-the right border is held; below the left dome nothing is measured. Takes arrays (D, H, W) in model orientation, spacing
-in mm.
+Thresholds cannot separate the heart from vessels and diaphragm, but they find its two lateral borders, where the soft
+tissue between the lungs ends in front of the vertebral bodies. Per axial slice, the tissue between the lungs is the
+convex hull of the pleural cavities without the cavities. Its left and right ends count where it is at least
+`THICKNESS_MM` deep, which excludes slivers along the chest wall. Below the dome of the right diaphragm, where the liver
+would be taken for the heart, the right border is held constant; below the left dome nothing is measured. Takes arrays
+(D, H, W) in model orientation, spacing in mm.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DOME_PERCENTILE = 90
 def cardiothoracic_ratio(
     hu: NDArray, lungs: NDArray[np.uint8], effusion: NDArray[np.bool_], spacing_mm: Spacing
 ) -> float | None:
-    """Maximal cardiac width / maximal inner thoracic width at the same level; None when no slice shows a heart.
+    """Return maximal cardiac width / maximal inner thoracic width at the same level; None if no slice shows a heart.
 
     lungs: 0, 1 right, 2 left; effusion: pleural fluid, part of the thoracic cavity.
     """
@@ -40,7 +39,7 @@ def cardiothoracic_ratio(
 
 
 def ratio_of_heart(heart: NDArray[np.bool_], cavity: NDArray[np.bool_]) -> float | None:
-    """The same ratio from a mask of the heart, its largest part, and one of the thoracic cavity (D, H, W)."""
+    """Return the cardiothoracic ratio from masks (D, H, W) of heart (its largest part) and thoracic cavity."""
     labels, sizes = components(heart)
     heart = (labels > 0) & (labels == np.argmax(sizes))
     borders = np.full((heart.shape[0], 2), np.nan)
@@ -51,7 +50,7 @@ def ratio_of_heart(heart: NDArray[np.bool_], cavity: NDArray[np.bool_]) -> float
 
 
 def _ratio(borders: NDArray[np.float64], cavity: NDArray[np.bool_]) -> float | None:
-    """Width between the borders (D, 2) where it is largest, over the width of the cavity at that level."""
+    """Return the largest width between the borders (D, 2) over the width of the cavity at the same level."""
     best = None
     for z in np.flatnonzero(np.isfinite(borders).all(1)):
         columns = np.flatnonzero(cavity[z].any(0))
@@ -64,7 +63,7 @@ def _ratio(borders: NDArray[np.float64], cavity: NDArray[np.bool_]) -> float | N
 def cardiac_borders(
     hu: NDArray, lungs: NDArray[np.uint8], effusion: NDArray[np.bool_], spacing_mm: Spacing
 ) -> NDArray[np.float64]:
-    """Right and left border of the heart per axial slice, as x edges in voxels (D, 2); NaN where not seen."""
+    """Return the right and left border of the heart per slice, as x edges in voxels (D, 2); NaN where not seen."""
     borders = np.full((lungs.shape[0], 2), np.nan)
     sides = pleural_cavities(lungs, effusion)
     right, left, cavity = sides == RIGHT, sides == LEFT, sides > 0
@@ -86,7 +85,7 @@ def cardiac_borders(
 
 
 def _central_run(thick: NDArray[np.bool_], cavity: NDArray[np.bool_]) -> tuple[int, int] | None:
-    """First and one past the last column of the run of `thick` columns that lies in the middle third of the cavity."""
+    """Return the first and one past the last column of the run of `thick` columns in the middle third of the cavity."""
     columns = np.flatnonzero(cavity.any(0))
     width = columns[-1] - columns[0] + 1
     labels, count = ndimage.label(thick)
@@ -101,7 +100,7 @@ def _central_run(thick: NDArray[np.bool_], cavity: NDArray[np.bool_]) -> tuple[i
 
 
 def dome_level(lung: NDArray[np.bool_], spacing_mm: Spacing, side: int) -> int:
-    """First slice above the diaphragm's dome: the highest floor of the lung in its lateral third, behind."""
+    """Return the first slice above the diaphragm's dome: the highest floor of the lung in its lateral third, behind."""
     columns, rows = np.flatnonzero(lung.any((0, 1))), np.flatnonzero(lung.any((0, 2)))
     if columns.size == 0:
         return 0
@@ -116,7 +115,7 @@ def dome_level(lung: NDArray[np.bool_], spacing_mm: Spacing, side: int) -> int:
 
 
 def _median_along_z(borders: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Running median over slices, NaN where the slice itself is NaN."""
+    """Return the running median over slices, NaN where the slice itself is NaN."""
     if window <= 1:
         return borders
     filled = borders.copy()

@@ -1,6 +1,8 @@
-"""Masks that a user gives: whole numbers within the labels of their structure, whatever type they are stored in."""
+"""Label maps: checks of masks that a user gives, and the Dice coefficient of two masks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from medsyn.errors import InputError
 from medsyn.volume import LOBE_NAMES
 
 TOLERANCE = 1e-3
-"""Scaled storage (a slope in the header) turns 3 into 2.999997; farther from a whole number is no label."""
+"""Scaled storage (a slope in the header) turns 3 into 2.999997; a value farther from a whole number is not a label."""
 _FULL = 255
 """What many programs write for 1 in a mask of one structure."""
 
@@ -32,8 +34,22 @@ def as_labels(array: NDArray, structure: str, name: str, *, may_be_empty: bool =
         labels = np.where(labels == _FULL, 1, labels)
     if labels.size and (labels.min() < 0 or labels.max() > highest):
         raise InputError(
-            f"{name}: labels run from {labels.min():g} to {labels.max():g}, not 0 to {highest}; correct the mask"
+            f"{name}: labels run from {labels.min():g} to {labels.max():g}, expected 0 to {highest}; correct the mask"
         )
     if not may_be_empty and not labels.any():
         raise InputError(f"{name}: is empty; correct the mask, or leave it out to have {structure} segmented")
     return labels.astype(np.uint8)
+
+
+def dice(first: NDArray, second: NDArray) -> float | None:
+    """Return 2 |A and B| / (|A| + |B|) of two boolean masks of one shape, None if both are empty."""
+    a, b = first.astype(bool), second.astype(bool)
+    total = int(a.sum()) + int(b.sum())
+    return None if total == 0 else 2.0 * int((a & b).sum()) / total
+
+
+def mean_label_dice(first: NDArray, second: NDArray, labels: Sequence[int]) -> float | None:
+    """Return the mean Dice over those `labels` that occur in either label map, None if none does."""
+    scores = [dice(first == label, second == label) for label in labels]
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known else None

@@ -20,8 +20,9 @@ RIGHT_HORIZONTAL = (0.466, 0.017, 0.327, -0.102, 0.224, -0.386)
 
 
 def segment_lobes(lungs: NDArray[np.uint8], cavities: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Lobe labels 0..5 (order of `medsyn.volume.LOBE_NAMES`) from lung labels (1 right, 2 left), model orientation (D,
-    H, W).
+    """Return lobe labels 0..5 (order of `medsyn.volume.LOBE_NAMES`) from lung labels (1 right, 2 left).
+
+    lungs: (D, H, W) in model orientation; cavities: lungs with the fluid around them, by default the lungs.
     """
     out = np.zeros(lungs.shape, np.uint8)
     cavities = lungs if cavities is None else cavities
@@ -41,7 +42,7 @@ def segment_lobes(lungs: NDArray[np.uint8], cavities: NDArray[np.uint8] | None =
 
 
 def _unit(index: NDArray[np.int64], box: NDArray[np.bool_], axis: int) -> NDArray[np.float32]:
-    """Index along an axis scaled to 0..1 over the extent of `box`."""
+    """Return an index along an axis scaled to 0..1 over the extent of `box`."""
     extent = np.flatnonzero(box.any(tuple(other for other in range(3) if other != axis)))
     return np.asarray((index - extent[0]) / max(extent[-1] - extent[0], 1), np.float32)
 

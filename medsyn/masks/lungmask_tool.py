@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsyn.config import MasksConfig
 from medsyn.errors import InputError
 from medsyn.masks.classical import lobes_of_lungs
 from medsyn.masks.lungs import LEFT, RIGHT
@@ -32,17 +33,18 @@ CPU_BATCH, GPU_BATCH = 4, 20
 
 
 class Lungmask:
-    """See `medsyn.masks.segment.Tool`."""
+    """Find lobes with lungmask; see `medsyn.masks.tools.Segmenter`."""
 
-    def __init__(self, root: Path, model: str) -> None:
-        self._model = model
-        files = find_weights("lungmask", model.split("_"), root)
+    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+        self._model = config.lungmask_model
+        root = Path(config.weights_dir)
+        files = find_weights("lungmask", config.lungmask_model.split("_"), root)
         self.version = metadata.version("lungmask")
         self.weights_hash = hash_weights(files, root)
         self._inferer = _load(files)
 
     def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        """The lobes of a CT in HU in model orientation."""
+        """Return the lobes of a CT in HU in model orientation."""
         labels = self._inferer.apply(to_sitk(volume))
         if self._model == "R231":
             return {"lobes": lobes_of_lungs(volume, _relabel(labels, LUNGS))}
@@ -50,7 +52,7 @@ class Lungmask:
 
 
 def _load(files: Sequence[Path]) -> Any:
-    """lungmask's inference object with its networks, from the state dicts of a model and of the one that fills."""
+    """Return lungmask's inference object with the networks of a model and, if asked for, of the one that fills it."""
     from lungmask import LMInferer
 
     logging.getLogger("lungmask").setLevel(logging.WARNING)  # it writes to standard output
@@ -64,12 +66,12 @@ def _load(files: Sequence[Path]) -> Any:
     for path, net in zip(files, (inferer.model, inferer.fillmodelm), strict=False):
         expected = 1 + len(LOBES if "lobes" in path.name else LUNGS)
         if net.last.out_channels != expected:
-            raise InputError(f"{path}: a model of {net.last.out_channels} classes, not {expected}; copy it again")
+            raise InputError(f"{path}: a model of {net.last.out_channels} classes, expected {expected}; copy it again")
     return inferer
 
 
 def _relabel(labels: NDArray[np.uint8], names: dict[int, int]) -> NDArray[np.uint8]:
-    """`labels` with each key of `names` replaced by its value, others by 0."""
+    """Return `labels` with each key of `names` replaced by its value, and all others by 0."""
     table = np.zeros(256, np.uint8)
     table[list(names)] = list(names.values())
     return table[labels]

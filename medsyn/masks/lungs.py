@@ -1,10 +1,12 @@
-"""Lungs by thresholds, for any chest CT in model orientation.
+"""Segment the lungs of a chest CT by thresholds.
 
 Takes HU (D, H, W) = (z inferior to superior, y posterior to anterior, x patient's right to left) and spacing in
-millimetres. Air below -400 HU that does not reach the in-plane border of its axial slice (the 2-D rule: a padded slice
-that touches the trachea does no harm) lies inside the body; without the airway its two large lateral components are the
-lungs. Bullae stay lung (nothing is cut off at the dark end), vessels and small dense disease are closed over, dense
-disease at the pleura is lost, as with every threshold.
+millimetres. Air inside the body is below -400 HU and does not reach the border of its own axial slice. (The rule is
+applied per slice, so that a padded slice that touches the trachea does no harm.) Without the airway, the two large
+lateral components of this air are the lungs.
+
+Bullae remain part of the lung, because there is no lower threshold. Vessels and small dense lesions are closed over.
+Dense disease that touches the pleura is lost, as with every threshold.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ HOLE_MM2 = 400.0
 AROUND_MM = 12.0
 """Space around a lung in which its holes are looked for: a slice's outside is then larger than any hole."""
 MINIMUM_ML = 80.0
-"""A smaller component is no lung, unless ..."""
+"""A smaller component is not a lung, unless ..."""
 COLLAPSED_ML = 25.0
 """... it lies on the side where no other is: a lung compressed by an effusion."""
 
@@ -51,12 +53,12 @@ class Lungs:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Both lungs."""
+        """Return both lungs as one mask."""
         return self.label > 0
 
 
 def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
-    """Right and left lung; both empty where the volume shows none."""
+    """Return the right and left lung and the airway; all are empty where the volume shows no lung."""
     factors = block_factors(spacing_mm, WORKING_MM)
     coarse = block_mean(hu, factors)
     coarse_mm: Spacing = tuple(s * f for s, f in zip(spacing_mm, factors, strict=True))  # type: ignore[assignment]
@@ -162,7 +164,7 @@ def _two_sides(
 
 
 def _midline(air: NDArray[np.bool_], airway: NDArray[np.bool_]) -> float:
-    """Column between the lungs: the trachea's, else the emptiest near the middle of all lung air."""
+    """Return the column between the lungs: the trachea's, else the emptiest near the middle of all lung air."""
     if airway.any():
         levels = np.flatnonzero(airway.any((1, 2)))
         trachea = airway[levels[0] + 2 * (levels[-1] - levels[0]) // 3 :]
@@ -205,7 +207,7 @@ def _part_in_two(
 def _refine(
     coarse: NDArray[np.uint8], hu: NDArray, factors: tuple[int, int, int], coarse_mm: Spacing
 ) -> NDArray[np.uint8]:
-    """Labels on the fine grid: the coarse interior as it is, its outermost layer by the fine threshold."""
+    """Return labels on the fine grid: the coarse interior unchanged, its outermost layer by the fine threshold."""
     out = np.zeros(hu.shape, np.uint8)
     step = max(coarse_mm[1:])
     for side in (RIGHT, LEFT):

@@ -19,13 +19,13 @@ IN_PLANE[1, :, 1] = IN_PLANE[1, 1, :] = True
 
 
 def block_factors(spacing_mm: Spacing, working_mm: float) -> tuple[int, int, int]:
-    """Voxels (z, y, x) to average so that the working grid's spacing comes near, not above, `working_mm`."""
+    """Return the voxels (z, y, x) per block, so that its spacing comes near `working_mm` and does not exceed it."""
     z, y, x = (max(1, int(working_mm / step + 1e-6)) for step in spacing_mm)
     return (z, y, x)
 
 
 def block_mean(array: NDArray, factors: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Mean over blocks of `factors` voxels; edges are repeated to fill the last block."""
+    """Return the means over blocks of `factors` voxels; edges are repeated to fill the last block."""
     if factors == (1, 1, 1):
         return array.astype(np.float32)
     shape = tuple(-(-count // factor) for count, factor in zip(array.shape, factors, strict=True))
@@ -44,7 +44,7 @@ def block_mean(array: NDArray, factors: tuple[int, int, int]) -> NDArray[np.floa
 
 
 def coarsened(volume: Volume, working_mm: float) -> Volume:
-    """Float32 means over blocks of about, not above, `working_mm`, where they lie; a coarser volume's own voxels."""
+    """Return float32 means over blocks of at most `working_mm`, as a volume; a coarser volume keeps its own voxels."""
     factors = block_factors(volume.spacing_mm, working_mm)
     spacing: Spacing = tuple(s * f for s, f in zip(volume.spacing_mm, factors, strict=True))  # type: ignore[assignment]
     first = [(f - 1) / 2 * s for f, s in zip(reversed(factors), reversed(volume.spacing_mm), strict=True)]
@@ -61,7 +61,7 @@ def block_expand(array: NDArray, factors: tuple[int, int, int], shape: tuple[int
 
 
 def block_labels(labels: NDArray[np.uint8], factors: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Labels on blocks of `factors` voxels: the one that fills more than half of a block."""
+    """Return labels on blocks of `factors` voxels: the label that fills more than half of a block."""
     if factors == (1, 1, 1):
         return labels
     out: NDArray[np.uint8] | None = None
@@ -75,7 +75,7 @@ def block_labels(labels: NDArray[np.uint8], factors: tuple[int, int, int]) -> ND
 def components(
     mask: NDArray[np.bool_], structure: NDArray | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Connected components: label array (0 background) and voxels of each label (index 0 is background, set to 0)."""
+    """Return connected components: the label array (0 background) and the voxels per label (0 for the background)."""
     labels, count = ndimage.label(mask, structure)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
@@ -83,13 +83,13 @@ def components(
 
 
 def keep_large(mask: NDArray[np.bool_], minimum_voxels: float, structure: NDArray | None = None) -> NDArray[np.bool_]:
-    """Only the components with at least `minimum_voxels` voxels."""
+    """Return only the components with at least `minimum_voxels` voxels."""
     labels, sizes = components(mask, structure)
     return (sizes >= max(minimum_voxels, 1))[labels]
 
 
 def ball(radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Ellipsoid of `radius_mm` on the grid, one voxel at least."""
+    """Return an ellipsoid of `radius_mm` on the grid, at least one voxel."""
     half = [int(radius_mm / step) for step in spacing_mm]
     axes = np.ogrid[tuple(slice(-h, h + 1) for h in half)]
     distance = sum((axis * step) ** 2 for axis, step in zip(axes, spacing_mm, strict=True))
@@ -103,7 +103,7 @@ def bounds(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def box_of(mask: NDArray[np.bool_], margin_mm: float, spacing_mm: Spacing) -> tuple[slice, ...]:
-    """Bounding box of a mask that is not empty, and at least `margin_mm` and a voxel around it within the array."""
+    """Return the bounding box of a mask that is not empty, widened by `margin_mm` and a voxel within the array."""
     box = []
     for (first, last), step, count in zip(bounds(mask), spacing_mm, mask.shape, strict=True):
         margin = int(margin_mm / step) + 1
@@ -112,7 +112,7 @@ def box_of(mask: NDArray[np.bool_], margin_mm: float, spacing_mm: Spacing) -> tu
 
 
 def dilate(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Dilation by a ball."""
+    """Dilate a mask by a ball."""
     element = ball(radius_mm, spacing_mm)
     if element.size == 1 or not mask.any():
         return mask
@@ -122,7 +122,7 @@ def dilate(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> ND
 
 
 def erode(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Erosion by a ball; outside the array counts as inside."""
+    """Erode a mask by a ball; voxels outside of the array count as inside the mask."""
     element = ball(radius_mm, spacing_mm)
     if element.size == 1 or not mask.any():
         return mask
@@ -132,7 +132,7 @@ def erode(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDA
 
 
 def close(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Closing by a ball; the array's edge counts as going on unchanged, so that nothing is closed against it."""
+    """Close a mask by a ball; the mask is continued beyond the array, so that nothing is closed against its edge."""
     half = [int(radius_mm / step) for step in spacing_mm]
     padded = np.pad(mask, [(h, h) for h in half], mode="edge")
     closed = erode(dilate(padded, radius_mm, spacing_mm), radius_mm, spacing_mm)
@@ -140,5 +140,5 @@ def close(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDA
 
 
 def open_(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Opening by a ball."""
+    """Open a mask by a ball."""
     return dilate(erode(mask, radius_mm, spacing_mm), radius_mm, spacing_mm) & mask

@@ -1,13 +1,13 @@
-"""The airway by NaviAirway (Wang et al. 2022, arXiv:2203.04294), the way MedSyn uses it: the paper's choice.
+"""Segment the airway with NaviAirway (Wang et al. 2022, arXiv:2203.04294) as MedSyn does: the paper's choice.
 
 Two networks of one architecture (`medsyn.models.airway_net`), one trained supervised and one semi-supervised, each
-slide over the whole CT. The mask is the union of both at 0.5, reduced to its largest connected part and filled.
-Takes HU (D, H, W) on any grid in any orientation: spacing is not used, and the training crops were flipped along every
-axis. Facts from the authors' MIT-licensed release (AntonotnaWang/NaviAirway on GitHub) and from how MedSyn's
-(batmanlab/MedSyn) calls it: the second pass, which reconnects broken branches, is left out.
+slide over the whole CT. The mask is the union of both at 0.5, reduced to its largest connected part and filled. Takes
+HU (D, H, W) on any grid in any orientation: spacing is not used, and the training crops were flipped along every axis.
+Facts are from the authors' MIT-licensed release (AntonotnaWang/NaviAirway on GitHub) and from the call in MedSyn's
+(batmanlab/MedSyn), which leaves out the second pass that reconnects broken branches.
 
-The release evaluates the windows at the far borders again and again (256 windows for 256^3, of which 135 differ). Here
-each is evaluated once and blended as often and in the same order, so the result is the same.
+The release evaluates the windows at the far borders repeatedly (256 windows for 256^3, of which 135 differ). Here each
+is evaluated once and blended as often and in the same order, so the result is the same.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class NaviAirway:
 
     @classmethod
     def load(cls, supervised: Path, semi_supervised: Path, device: str = "cpu") -> NaviAirway:
-        """From the authors' checkpoint files (FILES); missing, wrong or twice the same file is an InputError."""
+        """Load the authors' checkpoints (FILES); a missing or wrong file, or the same file twice, is an InputError."""
         networks = [load_network(path) for path in (supervised, semi_supervised)]
         first, second = (network.state_dict().values() for network in networks)
         if all(map(torch.equal, first, second)):
@@ -64,14 +64,14 @@ class NaviAirway:
         return cls(networks, device)
 
     def segment(self, hu: NDArray, name: str = "volume") -> NDArray[np.uint8]:
-        """Airway mask 0/1 of HU (D, H, W); `name` is the volume's in errors. Nothing found is an empty mask.
+        """Return the airway mask 0/1 of HU (D, H, W); nothing found is an empty mask.
 
-        InputError for another number of axes, a side below 8 voxels (the networks halve three times; such a volume is
-        no chest CT) and values that are not finite.
+        Another number of axes, a side below 8 voxels (the networks halve three times; such a volume is not a chest CT)
+        and values that are not finite are InputErrors, which begin with `name`.
         """
         if hu.ndim != 3 or min(hu.shape) < SIZE_MULTIPLE:
             raise InputError(
-                f"{name}: NaviAirway wants three axes of at least {SIZE_MULTIPLE} voxels, not {hu.shape};"
+                f"{name}: {hu.shape} voxels, NaviAirway expects three axes of at least {SIZE_MULTIPLE};"
                 " give the whole scan, or choose another tool for the airway"
             )
         if not np.isfinite(hu).all():
@@ -80,7 +80,7 @@ class NaviAirway:
         return largest_tree(np.logical_or.reduce(found)).astype(np.uint8)
 
     def probabilities(self, hu: NDArray) -> NDArray[np.float32]:
-        """HU (D, H, W) -> each network's probability of airway (m, D, H, W)."""
+        """Return each network's probability of airway (m, D, H, W) for HU (D, H, W)."""
         crop, _ = fit_windows(hu.shape)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.inference_mode():
             batch_size = self._batch_size(crop)
@@ -96,7 +96,7 @@ class NaviAirway:
         return maps
 
     def _batch_size(self, crop: Size) -> int:
-        """Windows at a time: one on a CPU; on a GPU what its free memory holds, by the measured peak of one."""
+        """Return the windows per batch: 1 on a CPU; on a GPU what its free memory holds, by the measured peak of 1."""
         if self.device.type != "cuda":
             return 1
         network = self.networks[0]
@@ -105,7 +105,7 @@ class NaviAirway:
 
 
 def load_network(path: Path) -> AirwayNet:
-    """The network of one checkpoint file, in evaluation mode on the CPU; a file that does not fit is an InputError.
+    """Return the network of a checkpoint file, in evaluation mode on the CPU; an unfit file is an InputError.
 
     The file holds a dict with the state dict under `model_state_dict`, or the state dict alone (.safetensors too). The
     prefix `module.` that parallel training leaves is dropped. Only tensors are unpickled, never code.
@@ -129,7 +129,7 @@ def load_network(path: Path) -> AirwayNet:
             raise InputError(f"{path}: tensor {key} is {'missing' if key in wanted else 'unknown'}; {remedy}")
         if tensors[key].shape != wanted[key].shape:
             shapes = tuple(tensors[key].shape), tuple(wanted[key].shape)
-            raise InputError(f"{path}: tensor {key} has shape {shapes[0]}, the network wants {shapes[1]}; {remedy}")
+            raise InputError(f"{path}: tensor {key} has shape {shapes[0]}, expected {shapes[1]}; {remedy}")
         if not bool(torch.isfinite(tensors[key]).all()):
             raise InputError(f"{path}: tensor {key} holds values that are not finite; fetch the file again")
     network.load_state_dict(tensors, assign=True)
@@ -150,7 +150,7 @@ def normalise(values: NDArray) -> NDArray[np.float32]:
 def sliding_window(
     volume: NDArray[np.float32], predict: Predict, crop: Size = CROP, stride: Size = STRIDE
 ) -> NDArray[np.float32]:
-    """Maps (m, D, H, W) of `predict` over all windows of a normalised `volume`, each crop normalised once more.
+    """Return maps (m, D, H, W) of `predict` over all windows of a normalised `volume`; each crop is normalised again.
 
     The windows of one z are predicted together, each once, however often the order of the release comes back to it.
     """
@@ -159,7 +159,7 @@ def sliding_window(
     order = [(y, x) for y in ys for x in xs]
     number = {start: i for i, start in enumerate(dict.fromkeys(order))}
     maps = blended = np.empty(0, np.float32)
-    for step, z in enumerate(track(zs, what="NaviAirway")):
+    for step, z in enumerate(track(zs, description="NaviAirway")):
         if step == 0 or z != zs[step - 1]:
             maps = predict(np.stack([normalise(volume[_window((z, y, x), crop)]) for y, x in number]))
         if step == 0:
@@ -170,7 +170,7 @@ def sliding_window(
 
 
 def fit_windows(shape: Sequence[int], crop: Size = CROP, stride: Size = STRIDE) -> tuple[Size, Size]:
-    """Crop and stride for a volume of `shape`: a longer side is halved until it fits and then also is the stride."""
+    """Return crop and stride for a volume: a crop side that is too long is halved until it fits, as its stride."""
     sides, steps = list(crop), list(stride)
     for axis, length in enumerate(shape):
         while sides[axis] > length:
@@ -179,7 +179,7 @@ def fit_windows(shape: Sequence[int], crop: Size = CROP, stride: Size = STRIDE) 
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Starts along one axis: every `stride` up to `length`, moved back to fit, so that the last ones repeat."""
+    """Return the starts along an axis: every `stride` up to `length`, moved back to fit, so the last ones repeat."""
     return [min(start, length - crop) for start in range(0, length, stride)]
 
 
@@ -192,7 +192,7 @@ def blend(blended: NDArray[np.float32], new: NDArray[np.float32]) -> None:
 
 
 def largest_tree(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest 18-connected part with its cavities filled; empty stays empty.
+    """Return the largest 18-connected part with its cavities filled; an empty mask stays empty.
 
     Filled is all but the largest 26-connected part of the background. The release clusters supervoxels of a watershed
     instead, which gave the same voxels on 30 of 30 random noisy trees, and fails on an empty mask.

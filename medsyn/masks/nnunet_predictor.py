@@ -1,7 +1,7 @@
-"""nnU-Net's predictor for a process that segments many scans: networks are loaded once, in this process alone.
+"""Replace nnU-Net's predictor in a process that segments many scans: networks are loaded once, in this process.
 
-For one scan nnU-Net's own loads them, forks a dozen processes to list the files, and starts others to read and write,
-each of which imports everything again. Its sequential way gives the same masks.
+nnU-Net's own predictor loads them for each scan, forks a dozen processes to list the files, and starts others to read
+and write, each of which imports everything again. Its sequential mode gives the same masks.
 """
 
 from __future__ import annotations

@@ -1,52 +1,32 @@
-"""One contract for every mask tool: a CT in, label maps on the CT's own grid out, with a record of what was run.
+"""Segment one CT: lobes, airway and vessels on its own grid, each by the tool that the configuration names.
 
-`segment` turns the CT into model orientation, asks the tool that the configuration names for each structure, checks
-what comes back, and turns the masks back, so that the files lie voxel for voxel on the input. Masks that came with the
-CT replace a tool's. What the networks do in silence when something is wrong (an empty mask, sides swapped) is an error
-here.
+`segment` turns the CT into model orientation, runs the tools (`medsyn.masks.tools`), checks what they return, and turns
+the masks back, so that the files lie voxel for voxel on the input. Masks that came with the CT replace a tool's. Faults
+that the networks do not report (an empty mask, swapped sides) are errors here.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.config import MasksConfig
 from medsyn.errors import InputError
-from medsyn.masks.classical import Classical
 from medsyn.masks.labels import as_labels
-from medsyn.orientation import laid_on, orientation_code, reorient
+from medsyn.masks.tools import MASK_TOOLS, Segmenter, open_tool
+from medsyn.orientation import orientation_code, reorient, reorient_to
 from medsyn.progress import log
 from medsyn.volume import STRUCTURES, Volume
 
 GIVEN = "given"
 RIGHT_LOBES, LEFT_LOBES = (3, 4, 5), (1, 2)
 """Labels of `medsyn.volume.LOBE_NAMES` by side."""
-PACKAGES = {"lungmask": ("lungmask",), "totalsegmentator": ("totalsegmentator", "nnunetv2")}
-"""What a tool imports, by its name in the configuration."""
-
-
-class Tool(Protocol):
-    """A tool, held over a shard: it loads its networks at the first volume and keeps them."""
-
-    @property
-    def version(self) -> str:
-        """Of the package that does the work."""
-
-    @property
-    def weights_hash(self) -> str | None:
-        """SHA-256 of what `medsyn.weight_files.hash_weights` says; None without weights."""
-
-    def segment(self, volume: Volume, structures: Sequence[str]) -> Mapping[str, NDArray[np.uint8]]:
-        """Masks of the named structures on the grid of `volume`, a CT in HU (D, H, W) in model orientation."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +40,10 @@ class Masks:
 
 
 @cache
-def open_tools(config: MasksConfig) -> dict[str, Tool]:
-    """The tools that the configuration names, by name, the same objects at every call.
+def open_tools(config: MasksConfig) -> dict[str, Segmenter]:
+    """Return the tools that the configuration names, by name, opened once per process.
 
-    Without their packages and weights, InputError.
+    Without their packages or weights, InputError.
     """
     chosen = {structure: getattr(config, structure) for structure in STRUCTURES}
     return {
@@ -72,34 +52,13 @@ def open_tools(config: MasksConfig) -> dict[str, Tool]:
     }
 
 
-def open_tool(name: str, config: MasksConfig, structures: Sequence[str]) -> Tool:
-    """One tool, ready for `structures`; InputError without its package or weights."""
-    for package in PACKAGES.get(name, ()):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"masks: the tool '{name}' needs the Python package {package}, which is not installed here; run"
-                " `pip install --no-deps -r envs/requirements.lock`, or choose 'classical'"
-            )
-    root = Path(config.weights_dir)
-    if name == "classical":
-        return Classical()
-    if name == "lungmask":
-        from medsyn.masks.lungmask_tool import Lungmask
-
-        return Lungmask(root, config.lungmask_model)
-    if name == "naviairway":
-        from medsyn.masks.naviairway_tool import NaviAirwayTool
-
-        return NaviAirwayTool(root)
-    from medsyn.masks.totalsegmentator_tool import TotalSegmentator
-
-    return TotalSegmentator(root, structures)
-
-
 def segment(
     volume: Volume, config: MasksConfig, given: Mapping[str, Volume] | None = None, name: str = "volume"
 ) -> Masks:
-    """Lobes, airway and vessels of one CT in HU; a volume without any lung is an InputError that names `name`."""
+    """Return lobes, airway and vessels of one CT in HU; a volume without any lung is an InputError.
+
+    given: masks on the same grid, which replace a tool's; name: of the CT, for messages.
+    """
     tools = open_tools(config)
     model = reorient(volume)
     labels = {key: _on_grid(mask, volume, f"{name}: given {key}") for key, mask in (given or {}).items()}
@@ -118,26 +77,33 @@ def segment(
 
 
 def _run(
-    tool: Tool, tool_name: str, model: Volume, structures: Sequence[str], name: str
+    tool: Segmenter, tool_name: str, model: Volume, structures: Sequence[str], name: str
 ) -> dict[str, NDArray[np.uint8]]:
-    """What the tool finds; an empty result is an InputError that names `name`."""
+    """Return what the tool finds; an empty or unfit result is an InputError that begins with `name`."""
     try:
         found = tool.segment(model, structures)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    for structure in structures:
-        mask = found[structure]
-        if mask.shape != model.array.shape or mask.dtype != np.uint8:
-            raise ValueError(f"{tool_name} gave {structure} of shape {mask.shape}, {mask.dtype}")
+    masks = {structure: _checked(found, structure, model, f"{name}: {tool_name}") for structure in structures}
+    for structure, mask in masks.items():
         if structure == "lobes":
             missing = missing_sides(mask)
             if len(missing) == 2:
                 raise InputError(f"{name}: no right and no left lung found; is this a chest CT in HU?")
             if missing:
                 log.warning("segment: %s: no %s lung found; its lobes are left empty", name, missing[0])
-        elif tool_name != "classical" and not mask.any():
+        elif not MASK_TOOLS[tool_name].may_find_nothing and not mask.any():
             raise InputError(f"{name}: {tool_name} found no {structure}; is this a chest CT in HU with a whole lung?")
-    return {structure: found[structure] for structure in structures}
+    return masks
+
+
+def _checked(found: Mapping[str, NDArray[np.uint8]], structure: str, model: Volume, source: str) -> NDArray[np.uint8]:
+    """Return one mask of a tool; InputError, which begins with `source`, for another shape or other labels."""
+    mask = found.get(structure)
+    if mask is None or mask.shape != model.array.shape:
+        shown = "no mask" if mask is None else f"an array of shape {mask.shape}"
+        raise InputError(f"{source} gave {shown} for {structure}, expected {model.array.shape} voxels; repair the tool")
+    return as_labels(mask, structure, f"{source}'s {structure}")
 
 
 def missing_sides(lobes: NDArray[np.uint8]) -> list[str]:
@@ -147,7 +113,7 @@ def missing_sides(lobes: NDArray[np.uint8]) -> list[str]:
 
 
 def check_sides(lobes: NDArray[np.uint8], name: str) -> None:
-    """InputError if the right lung of lobe labels (model orientation) does not lie to the right of the left one."""
+    """Raise InputError if the right lung of lobe labels (model orientation) does not lie to the right of the left."""
     right, left = (np.isin(lobes, side).sum((0, 1)) for side in (RIGHT_LOBES, LEFT_LOBES))
     columns = np.arange(lobes.shape[2])
     if right.any() and left.any() and np.average(columns, weights=right) >= np.average(columns, weights=left):
@@ -156,7 +122,7 @@ def check_sides(lobes: NDArray[np.uint8], name: str) -> None:
         )
 
 
-def _record(tool: str, mask: Volume, made_by: Tool | None, seconds: float) -> dict[str, Any]:
+def _record(tool: str, mask: Volume, made_by: Segmenter | None, seconds: float) -> dict[str, Any]:
     return {
         "tool": tool,
         "version": made_by.version if made_by else None,
@@ -167,6 +133,6 @@ def _record(tool: str, mask: Volume, made_by: Tool | None, seconds: float) -> di
 
 
 def _on_grid(mask: Volume, target: Volume, name: str) -> Volume:
-    """A given mask as uint8 on the grid of `target`; another grid is an InputError."""
-    mask = laid_on(mask, target, name)
+    """Return a given mask as uint8 on the grid of `target`; another grid is an InputError."""
+    mask = reorient_to(mask, target, name)
     return mask.with_array(as_labels(mask.array, name.rpartition(" ")[2], name))

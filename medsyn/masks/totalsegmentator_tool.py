@@ -2,9 +2,9 @@
 
 Tasks: `total` for lobes and heart, `lung_vessels` (in release 2.18 with the classes lung_airways, lung_airways_wall,
 lung_arteries, lung_veins) for airway and vessels, `pleural_pericard_effusion`; each first finds the lungs or heart with
-the 3 mm model. The API takes one scan at a time and would load its networks anew for each, start worker processes, take
-every core, download what is missing, delete old folders beside the weights and report its use; `_prepare` and
-`medsyn.masks.nnunet_predictor` keep it from all of that.
+the 3 mm model. The API takes one scan at a time. For each scan it would load its networks again, start worker
+processes, take every core, download missing weights, delete old folders beside the weights and report its use;
+`_prepare` and `medsyn.masks.nnunet_predictor` prevent all of that.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsyn.config import MasksConfig
 from medsyn.device import network_device
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.files import write_json
@@ -51,9 +52,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class TotalSegmentator:
-    """See `medsyn.masks.segment.Tool`; structures are those of CLASSES."""
+    """Find the structures of CLASSES with TotalSegmentator; see `medsyn.masks.tools.Segmenter`."""
 
-    def __init__(self, root: Path, structures: Sequence[str]) -> None:
+    def __init__(self, config: MasksConfig, structures: Sequence[str]) -> None:
+        root = Path(config.weights_dir)
         files = find_weights("totalsegmentator", structures, root)
         self.version = metadata.version("TotalSegmentator")
         self.weights_hash = hash_weights(files, root)
@@ -81,7 +83,7 @@ class TotalSegmentator:
         return masks
 
     def _run(self, task: str, image: nibabel.Nifti1Image, classes: Sequence[str]) -> NDArray[np.uint8]:
-        """Labels (D, H, W) of one task, numbered as TotalSegmentator numbers them."""
+        """Return the labels (D, H, W) of one task, in TotalSegmentator's numbers."""
         os.environ["TOTALSEG_HOME_DIR"] = self._home.name
         os.environ["TOTALSEG_WEIGHTS_PATH"] = str(self._weights)
         api = _prepare()
@@ -108,7 +110,7 @@ class TotalSegmentator:
 
 
 def to_nifti(volume: Volume) -> nibabel.Nifti1Image:
-    """The volume as nibabel's image: array (x, y, z), affine to RAS millimetres."""
+    """Return the volume as nibabel's image: array (x, y, z), affine to RAS millimetres."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(volume.direction).reshape(3, 3) @ np.diag(list(reversed(volume.spacing_mm)))
     affine[:3, 3] = volume.origin_mm
@@ -116,7 +118,7 @@ def to_nifti(volume: Volume) -> nibabel.Nifti1Image:
 
 
 def _relabel(labels: NDArray[np.uint8], task: str, classes: dict[str, int]) -> NDArray[np.uint8]:
-    """The labels of the classes that are asked for, in the project's numbers; TotalSegmentator's are found by name."""
+    """Return the requested classes in the project's numbers; TotalSegmentator's numbers are found by name."""
     from totalsegmentator.map_to_binary import class_map
 
     table = np.zeros(256, np.uint8)
@@ -126,7 +128,7 @@ def _relabel(labels: NDArray[np.uint8], task: str, classes: dict[str, int]) -> N
 
 
 def _prepare() -> Any:
-    """TotalSegmentator's API with trainers that need no torchvision, our predictor, and no way to a download.
+    """Return TotalSegmentator's API with trainers that need no torchvision, our predictor, and downloads disabled.
 
     nnU-Net finds a trainer by importing its packages in order of their names, and one of them needs timm and
     torchvision; `custom_trainers` is asked first. Missing weights are found by `find_weights` before anything runs.
@@ -151,7 +153,7 @@ def _prepare() -> Any:
 
 
 def _crop(image: nibabel.Nifti1Image, where: nibabel.Nifti1Image, **options: Any) -> Any:
-    """TotalSegmentator's crop around a mask; an empty one, for which it would take the whole scan, is an error."""
+    """Return TotalSegmentator's crop around a mask; an empty mask, for which it takes the whole scan, is an error."""
     from totalsegmentator.cropping import crop_to_mask
 
     if not np.asarray(where.dataobj).any():

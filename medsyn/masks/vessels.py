@@ -1,8 +1,9 @@
-"""Pulmonary vessels inside the lungs by thresholds.
+"""Segment pulmonary vessels inside the lungs by thresholds.
 
-Takes HU (D, H, W), lung and airway masks and spacing in millimetres. On fine grids a vessel is what, freed of a part of
-the scanner's blur, lies nearer to blood than to lung, away from the airway's wall. On coarse ones a vessel fills only
-part of a voxel, so the threshold falls with the voxel's size and is measured against the lung's own parenchyma.
+Takes HU (D, H, W), lung and airway masks and spacing in millimetres. On fine grids the scan is sharpened to remove part
+of the scanner's blur; a voxel is vessel if it is then nearer to blood than to lung and not in the airway's wall. On
+coarse grids a vessel fills only part of a voxel, so the threshold falls with the voxel's size and is relative to the
+lung's own parenchyma.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PLEURA_MM, WALL_MM, MINIMUM_MM3 = 2.0, 2.5, 15.0
 def segment_vessels(
     hu: NDArray, lung: NDArray[np.bool_], airway: NDArray[np.bool_], spacing_mm: Spacing
 ) -> NDArray[np.uint8]:
-    """Vessel mask 0/1, arteries and veins together, only inside `lung`."""
+    """Return the vessel mask 0/1, arteries and veins together, inside `lung` only."""
     if not lung.any():
         return np.zeros(hu.shape, np.uint8)
     find = _fine if max(spacing_mm[1:]) <= FINE_MM else _coarse
@@ -37,7 +38,7 @@ def segment_vessels(
 
 
 def _fine(hu: NDArray, lung: NDArray[np.bool_], airway: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Vessels start inside the lung and are then grown by one voxel into its outermost layer, which is partly wall."""
+    """Return vessels that start inside the lung, grown by one voxel into its outermost layer, which is partly wall."""
     sharp = hu.astype(np.float32)
     blurred = ndimage.gaussian_filter(sharp, [SHARPEN_MM / step for step in spacing_mm], truncate=3)
     sharp *= 1 + SHARPEN

@@ -13,6 +13,8 @@ from medsyn.models.lobe_channel import NUM_LOBES, lobe_labels
 CHANNELS = ("image", "lobe", "airway", "vessel")
 STRUCTURE_OF = {"lobe": "lobes", "airway": "airway", "vessel": "vessels"}
 """Channel -> the structure's name in files (medsyn.volume.STRUCTURES)."""
+CHANNEL_OF = {name: name for name in CHANNELS} | {structure: name for name, structure in STRUCTURE_OF.items()}
+"""A channel, by its own name or by that of its structure -> the channel."""
 
 
 def to_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> NDArray:

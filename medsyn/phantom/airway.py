@@ -1,6 +1,6 @@
 """The airway tree: trachea, carina, main and lobar bronchi by landmarks, then grown into every lobe.
 
-Radii: the trachea's is drawn (diameters 15-18 mm; Weibel 1963, Morphometry of the Human Lung), the rest follow the
+Radii: the trachea's is sampled (diameters 15-18 mm; Weibel 1963, Morphometry of the Human Lung), the rest follow the
 volume supplied (see tree.py). Wall thickness 0.25 mm + 0.2 r: about 2 mm at the trachea and 0.8 mm in a segmental
 bronchus, as in CT morphometry (Montaudon et al., J Anat 211:579, 2007).
 """
@@ -42,7 +42,7 @@ class Airways:
     radius: dict[int, NDArray[np.float64]]
 
     def lumen(self) -> Tubes:
-        """All lumina wide enough to be an airway on CT."""
+        """Return all lumina that are wide enough to be an airway on CT."""
         tubes = Tubes.empty()
         for part in self.central.values():
             tubes = tubes + part
@@ -63,7 +63,7 @@ def _kept(tree: Tree, branches: Tree, wide: NDArray[np.bool_], radius: NDArray[n
 
 
 def build_airways(anatomy: Anatomy, points: dict[int, NDArray[np.float64]], smallest: int) -> Airways:
-    """Central airways by landmarks, lobar trees grown into `points` (label to (n, 3) mm, evenly spread in the lobe)."""
+    """Return central airways by landmarks and lobar trees grown into `points` (label to (n, 3) mm, even per lobe)."""
     share = {label: len(p) for label, p in points.items()}
     whole = float(sum(share.values()))
 

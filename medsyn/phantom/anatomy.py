@@ -1,4 +1,4 @@
-"""One person: every number that shapes a phantom, drawn from a seed, in millimetres of the model's field of view.
+"""One person: every number that shapes a phantom, sampled from a seed, in millimetres of the model's field of view.
 
 Frame: (z, y, x) with z inferior to superior, y posterior to anterior, x patient right to left, origin at the centre of
 the field of view. Nothing here knows of a grid. Mean dimensions are adult textbook values at full inspiration: inner
@@ -66,15 +66,15 @@ class Anatomy:
 
     @property
     def height(self) -> float:
-        """From the tip of the posterior recess to the apex."""
+        """Return the height from the tip of the posterior recess to the apex."""
         return self.top - self.bottom
 
     def level(self, t: float) -> float:
-        """z of height fraction t."""
+        """Return z of the height fraction t."""
         return self.bottom + t * self.height
 
     def profile(self, z: NDArray) -> tuple[Array, Array, Array, Array]:
-        """Half width, centre y, half depth of the inner chest wall and y of the vertebral bodies at heights z."""
+        """Return half width, centre y and half depth of the inner chest wall, and y of the vertebrae, at heights z."""
         t = (z - self.bottom) / self.height
         width = self.half_width * _smooth_interp(t, _PROFILE_T, _PROFILE_WIDTH)
         front = self.half_depth * _smooth_interp(t, _PROFILE_T, _PROFILE_FRONT)
@@ -85,7 +85,7 @@ class Anatomy:
         )
 
     def point(self, z: float, y: float, x: float) -> NDArray[np.float64]:
-        """A landmark given for the mean adult, scaled to this subject."""
+        """Return a landmark, given for the mean adult, scaled to this subject."""
         return np.array([z * self.height / 252.0, y * self.half_depth / 88.0, x * self.half_width / 132.0])
 
 
@@ -139,7 +139,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def hyperinflated(anatomy: Anatomy, laa950_percent: float) -> Anatomy:
-    """The chest of a subject with emphysema: lower and flatter domes, deeper from front to back.
+    """Return the chest of a subject with emphysema: lower and flatter domes, deeper from front to back.
 
     Full effect from 45 % of the lung below -950 HU on: domes 8 % of the lung's height lower and a third flatter, the
     sagittal diameter 6 % larger (signs of hyperinflation, Fleischner Society glossary 2008 and textbooks).
@@ -154,7 +154,7 @@ def hyperinflated(anatomy: Anatomy, laa950_percent: float) -> Anatomy:
 
 
 def _rotation(about_z: float, about_y: float, about_x: float) -> NDArray[np.float64]:
-    """Rotation matrix on (z, y, x) vectors from three small angles."""
+    """Return the rotation matrix on (z, y, x) vectors from three small angles."""
 
     def plane(i: int, j: int, angle: float) -> NDArray[np.float64]:
         matrix = np.eye(3)
@@ -176,7 +176,7 @@ _HEART = (  # centre (z, y, x), long axis (z, y, x), semi-axes (long, across, ac
 
 
 def heart_ellipsoids(anatomy: Anatomy, ctr: float) -> list[Ellipsoid]:
-    """The heart's pieces, widened until its widest axial extent is `ctr` times the inner thoracic width there."""
+    """Return the heart's pieces, widened so that its widest axial extent is `ctr` times the inner thorax there."""
     z = np.arange(anatomy.level(0.05), anatomy.level(0.75), 1.0)
     chest = 2.0 * anatomy.profile(z)[0]
     low, high = 0.4, 2.6
@@ -208,7 +208,7 @@ def _scaled_heart(anatomy: Anatomy, lateral: float) -> list[Ellipsoid]:
 
 
 def cardiothoracic_ratio(z: NDArray, chest: NDArray, pieces: list[Ellipsoid]) -> float:
-    """Maximal cardiac width over inner thoracic width `chest` at the same of the heights `z`, slices in closed form."""
+    """Return maximal cardiac width over inner thoracic width `chest` at the same of the heights `z`, in closed form."""
     left, right = np.full(z.shape, -np.inf), np.full(z.shape, np.inf)
     for piece in pieces:
         shape = (piece.axes.T * piece.semi**2) @ piece.axes

@@ -17,12 +17,12 @@ _SPONGY, _CORTEX, _CARTILAGE, _DISC, _CANAL = 210.0, 680.0, 120.0, 85.0, 20.0
 
 
 def cover(distance: Array, width: float) -> Array:
-    """Share of a voxel of edge `width` that lies inside a surface at signed `distance`."""
+    """Return the share of a voxel of edge `width` that lies inside a surface at signed `distance`."""
     return np.clip(np.float32(0.5) - distance * np.float32(1 / width), 0, 1)
 
 
 def _bone_hu(distance: Array, a: Anatomy, width: float, cortex_mm: float) -> Array:
-    """Spongy inside, dense near the surface."""
+    """Return the HU of bone: spongy inside, dense near the surface."""
     inner = cover(distance + np.float32(cortex_mm), width)
     return (np.float32(a.bone_hu) * (_CORTEX + (_SPONGY - _CORTEX) * inner)).astype(np.float32)
 

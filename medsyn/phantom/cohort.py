@@ -20,7 +20,7 @@ REPORT_COLUMNS = ("report_id", "findings", "impression")
 
 
 def shard_indices(count: int, shard: tuple[int, int]) -> range:
-    """Global indices of shard k of N (every N-th subject, starting at k)."""
+    """Return the global indices of shard k of N (every N-th subject, starting at k)."""
     k, n = shard
     return range(k, count, n)
 
@@ -30,7 +30,7 @@ def write_cohort(out: str | Path, indices: Iterable[int], *, seed: int, size: in
     indices = list(indices)
     rows = []
     with atomic_dir(out) as folder:
-        for index in track(indices, what="phantoms"):
+        for index in track(indices, description="phantoms"):
             rows.append(write_subject(folder, index, seed=seed, size=size))
         write_csv(folder / "cohort.csv", rows, COHORT_COLUMNS)
         write_json(folder / "provenance.json", provenance(None, seed=seed, size=size, num_subjects=len(indices)))

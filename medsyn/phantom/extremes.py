@@ -63,7 +63,7 @@ class ExtremeSubject:
 def render_extreme(
     seed: int, index: int, size: int = 64, specs: Sequence[FindingSpec] = (), extremes: Sequence[Extreme] = ()
 ) -> ExtremeSubject:
-    """Subject `index` of the cohort with `seed` with the findings `specs` and `extremes`; without either, healthy."""
+    """Render subject `index` of the cohort with `seed` with the findings `specs` and `extremes`; healthy without."""
     plan, grid, layers, rendering = render_findings(seed, index, size, tuple(specs))
     lungs = lungs_on(plan.body, grid, slice(None), layers.around)
     space, shell = cover(lungs.lung, grid.width), lungs.shell

@@ -36,7 +36,7 @@ class Body:
         self.tables = self.anatomy.profile(z)
 
     def lookup(self, z: Array) -> tuple[Array, ...]:
-        """Half width, centre y, half depth and spine y at every point's height."""
+        """Return half width, centre y, half depth and spine y at every point's height."""
         index = np.clip((z + np.float32(_LUT_HALF)) * np.float32(1 / _LUT_STEP) + 0.5, 0, len(self.tables[0]) - 1)
         index = index.astype(np.int32)
         return tuple(table[index] for table in self.tables)
@@ -64,23 +64,23 @@ class Shell:
 
 
 def smooth_max(a: Array, b: Array, k: float) -> Array:
-    """Maximum of two distances with edges rounded over about k mm (polynomial)."""
+    """Return the maximum of two distances with edges rounded over about k mm (polynomial)."""
     h = np.maximum(np.float32(k) - np.abs(a - b), 0)
     return np.maximum(a, b) + h * h * np.float32(0.25 / k)
 
 
 def smooth_min(a: Array, b: Array, k: float) -> Array:
-    """Minimum of two distances with corners filled over about k mm."""
+    """Return the minimum of two distances with corners filled over about k mm."""
     return -smooth_max(-a, -b, k)
 
 
 def sigmoid(value: Array) -> Array:
-    """Smooth step from 0 to 1, cheap and bounded (algebraic)."""
+    """Return a smooth step from 0 to 1, cheap and bounded (algebraic)."""
     return (np.float32(0.5) + np.float32(0.5) * value / np.sqrt(1 + value * value)).astype(np.float32)
 
 
 def coordinates(anatomy: Anatomy, grid: Grid, slab: slice) -> tuple[Array, Array, Array]:
-    """Positions in the subject's own (rotated) frame."""
+    """Return positions in the subject's own (rotated) frame."""
     z, y, x = grid.axes
     r = anatomy.rotation.astype(np.float32)
     z3, y3, x3 = z[slab, None, None], y[None, :, None], x[None, None, :]
@@ -88,7 +88,7 @@ def coordinates(anatomy: Anatomy, grid: Grid, slab: slice) -> tuple[Array, Array
 
 
 def shell(body: Body, grid: Grid, slab: slice) -> Shell:
-    """Chest wall, diaphragm and pleural apex on one slab."""
+    """Return chest wall, diaphragm and pleural apex on one slab."""
     a = body.anatomy
     z, y, x = coordinates(a, grid, slab)
     width, centre, depth, spine_y = body.lookup(z)
@@ -103,7 +103,7 @@ def shell(body: Body, grid: Grid, slab: slice) -> Shell:
 
 
 def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> tuple[Array, Array]:
-    """Distance to a squircle-like wall of half width and half depth, and the angle around it."""
+    """Return the distance to a squircle-like wall of half width and half depth, and the angle around it."""
     u, v = x / width, y / depth
     uu, vv = u * u, v * v
     q = uu + vv - np.float32(squareness) * np.minimum(uu, 1.5) * np.minimum(vv, 1.5)
@@ -115,7 +115,7 @@ def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> 
 
 
 def _dome(a: Anatomy, z: Array, y: Array, x: Array) -> Array:
-    """Height above the diaphragm: two domes, deepest in the posterior recess, with a saddle under the heart."""
+    """Return the height above the diaphragm: two domes, deepest in the posterior recess, a saddle under the heart."""
     right = _half_dome(a, y, x, -1.0, a.level(a.dome_top_right))
     left = _half_dome(a, y, x, 1.0, a.level(a.dome_top_right + a.dome_top_left))
     return z - smooth_max(right, left, 14.0)
@@ -138,7 +138,7 @@ def _apex(a: Anatomy, z: Array, y: Array, x: Array) -> Array:
 
 
 def heart_distance(body: Body, z: Array, y: Array, x: Array) -> Array:
-    """Signed distance to the heart: its four chambers' ellipsoids, blended."""
+    """Return the signed distance to the heart: its four chambers' ellipsoids, blended."""
     best: Array | None = None
     for piece in body.heart:
         offset = (z - np.float32(piece.centre[0]), y - np.float32(piece.centre[1]), x - np.float32(piece.centre[2]))
@@ -157,7 +157,10 @@ def heart_distance(body: Body, z: Array, y: Array, x: Array) -> Array:
 
 
 def septum_distance(a: Anatomy, s: Shell) -> Array:
-    """The thin middle of the mediastinum: lungs nearly meet before and behind the great vessels, not at the inlet."""
+    """Return the distance to the thin middle of the mediastinum.
+
+    The lungs nearly meet before and behind the great vessels, but not at the inlet.
+    """
     high = np.maximum(s.z - np.float32(a.level(0.80)), 0) * np.float32(1 / 40.0)
     low = np.maximum(np.float32(a.level(0.42)) - s.z, 0) * np.float32(1 / 60.0)
     front = np.clip((s.y - 10) * np.float32(1 / 60.0), 0, 1)
@@ -166,7 +169,7 @@ def septum_distance(a: Anatomy, s: Shell) -> Array:
 
 
 def lung_distance(a: Anatomy, s: Shell, mediastinum: Array) -> Array:
-    """Signed distance to the pleural space: inside the chest wall, above the diaphragm, beside the mediastinum."""
+    """Return the signed distance to the lungs: inside the wall, above the diaphragm, beside the mediastinum."""
     slope = np.float32(0.72)
     wall = smooth_max(s.cavity, s.apex * np.float32(0.6), 8.0)
     base = smooth_max(wall, -s.dome * slope, 3.0)
@@ -174,7 +177,7 @@ def lung_distance(a: Anatomy, s: Shell, mediastinum: Array) -> Array:
 
 
 def fissures(body: Body, s: Shell) -> tuple[Array, Array]:
-    """Signed heights above the oblique and horizontal fissures, mm along their normals."""
+    """Return the signed heights above the oblique and horizontal fissures, mm along their normals."""
     a = body.anatomy
     v = s.y / np.float32(a.half_depth)
     u = np.abs(s.x) / np.float32(a.half_width)
@@ -187,7 +190,7 @@ def fissures(body: Body, s: Shell) -> tuple[Array, Array]:
 
 
 def lobe_labels(body: Body, s: Shell, inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Labels 1..5 of LOBE_NAMES inside `inside`, 0 outside."""
+    """Return labels 1..5 of LOBE_NAMES inside `inside`, 0 outside."""
     oblique, horizontal = fissures(body, s)
     upper = oblique > 0
     left = np.where(upper, 1, 2)

@@ -23,29 +23,29 @@ class Grid:
 
     @cached_property
     def spacing(self) -> tuple[float, float, float]:
-        """Spacing (z, y, x) in mm."""
+        """Return the spacing (z, y, x) in mm."""
         return grid_spacing_mm(self.size, FIELD_OF_VIEW_MM)
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel in millilitres."""
+        """Return the volume of one voxel in millilitres."""
         return float(np.prod(self.spacing)) / 1000.0
 
     @property
     def width(self) -> float:
-        """Edge of the cube that has a voxel's volume, mm."""
+        """Return the edge of the cube that has a voxel's volume, mm."""
         return float(np.prod(self.spacing)) ** (1 / 3)
 
     @cached_property
     def axes(self) -> tuple[NDArray[np.float32], ...]:
-        """Coordinates (mm) of the cell centres along z, y and x."""
+        """Return the coordinates (mm) of the cell centres along z, y and x."""
         return tuple(
             ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32)
             for n, step in zip(self.size, self.spacing, strict=True)
         )
 
     def slabs(self, voxels: int = 1 << 20) -> Iterator[slice]:
-        """Slices along z of about `voxels` voxels each: small enough to stay in cache."""
+        """Return slices along z of about `voxels` voxels each: small enough to stay in cache."""
         step = max(1, voxels // (self.size[1] * self.size[2]))
         for start in range(0, self.size[0], step):
             yield slice(start, min(start + step, self.size[0]))
@@ -76,7 +76,7 @@ class Noise:
         return matrix
 
     def sample(self, grid: Grid, slab: slice) -> NDArray[np.float32]:
-        """Values on a z slab of `grid`."""
+        """Return the values on a z slab of `grid`."""
         wz, wy, wx = (self._weights(c, i) for i, c in enumerate(grid.axes))
         values = np.tensordot(wz[slab], self.nodes, (1, 0))
         values = np.matmul(values, wx.T)

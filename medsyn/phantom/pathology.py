@@ -50,18 +50,18 @@ class Pathology:
 
 
 def effusion_score(s: Shell) -> Array:
-    """How dependent a point of the pleural space is, mm: posterior, then basal; fluid climbs along the wall."""
+    """Return how dependent a point of the pleural space is, mm: posterior, then basal; fluid climbs along the wall."""
     wall = np.maximum(-s.cavity, 0)
     return -s.y - np.float32(0.42) * s.z + np.float32(26.0) * np.exp(-wall * np.float32(1 / 11.0))
 
 
 def destruction_score(p: Pathology, s: Shell, grid: Grid, slab: slice) -> Array:
-    """Where emphysema destroys the lung first: patches, more of them towards the apices."""
+    """Return where emphysema destroys the lung first: patches, more of them towards the apices."""
     return p.patches.sample(grid, slab) + s.z * np.float32(1 / 55.0)
 
 
 def bullae_distance(p: Pathology, s: Shell) -> Array:
-    """Signed distance to the nearest bulla, 99 mm where there is none."""
+    """Return the signed distance to the nearest bulla, 99 mm without any."""
     best = np.full(s.z.shape, 99.0, np.float32)
     for centre, radius in p.bullae:
         c = centre.astype(np.float32)
@@ -73,7 +73,7 @@ def bullae_distance(p: Pathology, s: Shell) -> Array:
 
 
 def opacity_score(p: Pathology, o: Opacity, s: Shell, fringe: Array) -> Array:
-    """Distance from the lesion's centre with a ragged edge, mm."""
+    """Return the distance from the lesion's centre with a ragged edge, mm."""
     c = o.centre.astype(np.float32)
     d = np.sqrt((s.z - c[0]) ** 2 + (s.y - c[1]) ** 2 + (s.x - c[2]) ** 2)
     ragged = 0.06 * o.reach if o.kind == "nodule" else 7.0

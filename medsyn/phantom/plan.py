@@ -58,12 +58,12 @@ class Plan:
 
     @property
     def anatomy(self) -> Anatomy:
-        """The subject's shape."""
+        """Return the subject's shape."""
         return self.body.anatomy
 
 
 def lungs_on(body: Body, grid: Grid, slab: slice, tubes_distance: NDArray[np.float32]) -> Lungs:
-    """Chest, heart, mediastinum and pleural space on one slab; `tubes_distance` from `mediastinal_distance`."""
+    """Return chest, heart, mediastinum and pleural space on one slab; `tubes_distance` from `mediastinal_distance`."""
     s = shell(body, grid, slab)
     heart = heart_distance(body, s.z, s.y, s.x)
     heart = np.maximum(heart, s.cavity + 3)
@@ -74,12 +74,12 @@ def lungs_on(body: Body, grid: Grid, slab: slice, tubes_distance: NDArray[np.flo
 
 
 def mediastinal_distance(grid: Grid, body: Body, tubes: Tubes) -> NDArray[np.float32]:
-    """Distance to the central tubes (own frame), 99 mm beyond 16 mm."""
+    """Return the distance to the central tubes (own frame), 99 mm beyond 16 mm."""
     return distance_around(grid, tubes.rotated(body.anatomy.rotation.T), 16.0)
 
 
 def central_tubes(airways: Airways, vessels: Vessels) -> Tubes:
-    """What the mediastinum wraps: trachea, main and intermediate bronchi, great vessels, oesophagus."""
+    """Return what the mediastinum wraps: trachea, main and intermediate bronchi, great vessels, oesophagus."""
     airway = airways.central
     return (
         airway["trachea"].widened(1.2, 0.25)
@@ -117,7 +117,7 @@ _TYPICAL = {1: 230, 2: 230, 3: 190, 4: 90, 5: 260}
 
 
 def _place_fissures(body: Body, lungs: Lungs) -> None:
-    """Shift the fissures until the lobes have the drawn shares of their lung."""
+    """Shift the fissures until the lobes have the sampled shares of their lung."""
     upper, middle, left_upper = body.anatomy.lobe_shares
     inside = lungs.lung < 0
     oblique, horizontal = fissures(body, lungs.shell)
@@ -131,7 +131,7 @@ def _place_fissures(body: Body, lungs: Lungs) -> None:
 
 
 def _scatter(body: Body, lungs: Lungs, rng: np.random.Generator) -> dict[int, NDArray[np.float64]]:
-    """Points spread evenly in every lobe, the trees' targets."""
+    """Return points spread evenly in every lobe, the trees' targets."""
     labels = lobe_labels(body, lungs.shell, lungs.lung < -2.5)
     s = lungs.shell
     wanted = _POINTS_PER_LITRE * PLAN_GRID.voxel_ml / 1000.0

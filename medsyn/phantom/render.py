@@ -97,7 +97,7 @@ def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, grid: G
 
 
 def _shares_at(grid: Grid, layer: NDArray[np.uint8], points: NDArray[np.bool_], blur_mm: float) -> Array:
-    """Coverage of a layer of `grid`, blurred, at the marked points of the plan grid."""
+    """Return the coverage of a layer of `grid`, blurred, at the marked points of the plan grid."""
     where = np.nonzero(points)
     index = [((w + 0.5) * m / n).astype(int) for w, n, m in zip(where, PLAN_GRID.size, grid.size, strict=True)]
     if blur_mm == 0:
@@ -112,7 +112,7 @@ def _shares_at(grid: Grid, layer: NDArray[np.uint8], points: NDArray[np.bool_], 
 
 
 def tube_layers(plan: Plan, grid: Grid) -> Layers:
-    """Everything tubular of the subject and its noise fields, ready for `render` on `grid`."""
+    """Return everything tubular of the subject and its noise fields, ready for `render` on `grid`."""
     turn = plan.anatomy.rotation.T
 
     def covered(tubes: Tubes) -> NDArray[np.uint8]:
@@ -179,7 +179,7 @@ def _share(layer: NDArray[np.uint8]) -> Array:
 def _lung_tissue(
     plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: Layers, labels: NDArray[np.uint8]
 ) -> tuple[Array, Array]:
-    """HU of what fills the pleural space, and the share of each voxel that is fluid."""
+    """Return the HU of what fills the pleural space, and the share of each voxel that is fluid."""
     s, width = lungs.shell, grid.width
     air = _parenchyma(plan, p, grid, slab, lungs, layers)
     if p.destroyed_level is not None:
@@ -195,7 +195,7 @@ def _lung_tissue(
 
 
 def _parenchyma(plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: Layers) -> Array:
-    """Lung without vessels: density falls from back to front (gravity), texture, fissures."""
+    """Return lung without vessels: density falls from back to front (gravity), texture, fissures."""
     a, s, width = plan.anatomy, lungs.shell, grid.width
     down = -(s.y + np.float32(0.02 * a.half_depth)) * np.float32(1 / (2 * a.half_depth))
     air = np.float32(a.lung_hu + p.diffuse_hu) + np.float32(a.gravity_hu) * down
@@ -233,7 +233,7 @@ def _paint_effusion(p: Pathology, s: Shell, air: Array, width: float) -> Array:
 
 
 def _scan(plan: Plan, grid: Grid, hu: Array) -> NDArray[np.int16]:
-    """Scanner: quantum noise, then the point spread of both, then whole Hounsfield units."""
+    """Apply the scanner: quantum noise, then the point spread of both, then whole Hounsfield units."""
     rng = np.random.default_rng([*plan.seed, 41, grid.size[0]])
     sigma = [PSF_SIGMA_MM / step for step in grid.spacing]
     noise = rng.standard_normal(grid.size, dtype=np.float32)

@@ -62,13 +62,13 @@ class Report:
 
 
 def severity_word(kind: Kind, amount: float) -> str:
-    """The word for `amount` of `kind` (table in the module's docstring)."""
+    """Return the word for `amount` of `kind` (table in the module's docstring)."""
     thresholds, words = GRADES[kind]
     return words[int(np.searchsorted(thresholds, amount, side="right"))]
 
 
 def write_report(findings: Sequence[FindingSpec], rng: np.random.Generator) -> Report:
-    """The report of a subject with exactly `findings` (none: a normal chest).
+    """Return the report of a subject with exactly `findings` (none: a normal chest).
 
     rng: the only source of variation; the same findings and generator state give the same words.
     """
@@ -136,7 +136,7 @@ def _impression(findings: Sequence[FindingSpec], rng: np.random.Generator) -> st
 
 
 def _lung_negatives(findings: Sequence[FindingSpec]) -> list[Pool]:
-    """Pools of sentences that deny what the lungs of this subject do not have."""
+    """Return pools of sentences that deny what the lungs of this subject do not have."""
     pools: list[Pool] = [] if _has(findings, "emphysema") else [phrases.EMPHYSEMA_NONE]
     consolidation, ground_glass = _has(findings, "consolidation"), _has(findings, "ground_glass_opacity")
     if not consolidation and not ground_glass:
@@ -160,7 +160,7 @@ def _pertinent_negatives(findings: Sequence[FindingSpec]) -> list[Pool]:
 
 
 def _effusion(effusions: Sequence[FindingSpec], rng: np.random.Generator) -> str:
-    """One sentence for one or two effusions."""
+    """Return one sentence for one or two effusions."""
     grades = {spec.side: severity_word("pleural_effusion", spec.amount) for spec in effusions}
     left_open = rng.random() < OPEN_PROBABILITY
     if len(grades) == 1:

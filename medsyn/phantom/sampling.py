@@ -1,8 +1,8 @@
 """Which findings a phantom has: prevalences and severities of the embedded cohort.
 
 About 27 % of subjects are normal; of all, each of pleural effusion, emphysema and cardiomegaly is present in about 35
-%, consolidation and ground glass in 12 % each and nodules in 15 %, in any combination. A subject drawn as ill with no
-finding is drawn again. Severities are Beta(2, 1.3) distributed: most cases are plain to see.
+%, consolidation and ground glass in 12 % each and nodules in 15 %, in any combination. A subject sampled as ill with no
+finding is sampled again. Severities are Beta(2, 1.3) distributed: most cases are plain to see.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AMOUNT: dict[Kind, tuple[float, float]] = {
 
 
 def amount_of(kind: Kind, severity: float) -> float:
-    """Amount of a severity in (0, 1]."""
+    """Return the amount of a severity in (0, 1]."""
     low, high = AMOUNT[kind]
     return round(low + (high - low) * severity, 3 if kind == "cardiomegaly" else 1)
 

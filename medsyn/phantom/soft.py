@@ -19,7 +19,7 @@ def paint(hu: Array, share: Array, value: Array | np.floating | float) -> None:
 
 
 def body_distance(a: Anatomy, s: Shell) -> tuple[Array, Array]:
-    """Signed distances to the skin and to the muscles' outer face."""
+    """Return the signed distances to the skin and to the muscles' outer face."""
     t = (s.z - np.float32(a.bottom)) / np.float32(a.height)
     front = np.clip((s.angle - np.float32(1.7)) * np.float32(2.0), 0, 1) * np.clip(1 - np.abs(t - 0.66) * 3.6, 0, 1)
     back = np.clip(np.float32(1.9) - s.angle, 0, 1) * np.clip((t - np.float32(0.25)) * 2.5, 0, 1)
@@ -51,7 +51,7 @@ def _breasts(a: Anatomy, s: Shell) -> Array:
 
 
 def paint_wall(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> None:
-    """Body from the skin to the inner chest wall; `mottle` is a unit-variance noise that breaks up fat planes."""
+    """Paint the body from skin to inner chest wall; `mottle` is unit-variance noise that breaks up fat planes."""
     skin, muscle = body_distance(a, s)
     paint(hu, cover(skin, width), SKIN)
     paint(hu, cover(skin + np.float32(2.2), width), FAT)
@@ -66,7 +66,7 @@ def paint_wall(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> 
 
 
 def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> None:
-    """Liver on the right, stomach with its gas bubble and spleen on the left, below the diaphragm's 3 mm of muscle."""
+    """Paint liver, stomach with its gas bubble and spleen below the diaphragm's 3 mm of muscle."""
     under = cover(s.dome, width) * cover(s.cavity, width)
     if not under.any():
         return
@@ -100,7 +100,7 @@ def _ellipsoid(s: Shell, centre: tuple[float, float, float], semi: tuple[float, 
 
 
 def paint_heart(a: Anatomy, hu: Array, heart: Array, mottle: Array, width: float) -> None:
-    """Myocardium around blood; without contrast the two look alike."""
+    """Paint myocardium around blood; without contrast the two look alike."""
     muscle = np.float32(48.0 + 0.35 * max(a.blood_hu - 42, 0))
     paint(hu, cover(heart, width), muscle)
     inner = sigmoid((-heart - np.float32(11.0) + 3 * mottle) * np.float32(0.6))

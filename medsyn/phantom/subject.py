@@ -31,19 +31,19 @@ class RenderedSubject:
 
 
 def subject_id(index: int) -> str:
-    """phantom-00000 and so on."""
+    """Return the id: phantom-00000 and so on."""
     return f"phantom-{index:05d}"
 
 
 def subject_findings(seed: int, index: int) -> tuple[FindingSpec, ...]:
-    """The findings of subject `index` of the cohort with `seed`."""
+    """Return the findings of subject `index` of the cohort with `seed`."""
     return sample_findings(np.random.default_rng(np.random.SeedSequence([seed, index]).spawn(1)[0]))
 
 
 def render_subject(
     seed: int, index: int, size: int = 64, specs: Sequence[FindingSpec] | None = None
 ) -> RenderedSubject:
-    """Subject `index` of the cohort with `seed` on a size^3 grid over 292 x 316 x 316 mm (z, y, x).
+    """Render subject `index` of the cohort with `seed` on a size^3 grid over 292 x 316 x 316 mm (z, y, x).
 
     specs: findings instead of the sampled ones (the anatomy stays). The same arguments give the same bits; another
     size gives the same person. The volume's centre is the world's origin.
@@ -79,7 +79,7 @@ def render_findings(
 
 
 def _measures(body: Body, rendering: Rendering, grid: Grid) -> dict[str, object]:
-    """Volumes of the masks and the three measures of the paper's Tables II to IV, on the rendered voxels."""
+    """Return the volumes of the masks and the three measures of Tables II to IV, on the rendered voxels."""
     masks = rendering.masks
     lobes = masks["lobes"]
     volumes = {name: round(float((lobes == label).sum()) * grid.voxel_ml, 3) for label, name in _LABELS.items()}
@@ -96,7 +96,7 @@ def _measures(body: Body, rendering: Rendering, grid: Grid) -> dict[str, object]
 
 
 def _cardiothoracic_ratio(body: Body, heart: NDArray[np.uint8], grid: Grid) -> float:
-    """Maximal width of the heart mask over the maximal inner width of the chest on the same axial slice."""
+    """Return the maximal width of the heart mask over the maximal inner width of the chest on the same axial slice."""
     columns = (heart > 0).max(axis=1)  # (D, W)
     extent = np.where(columns.any(1), grid.size[2] - columns.argmax(1) - columns[:, ::-1].argmax(1), 0)
     widest = int(extent.argmax())

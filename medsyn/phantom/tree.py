@@ -36,13 +36,13 @@ class Tree:
         return len(self.start)
 
     def directions(self) -> NDArray[np.float64]:
-        """Unit vector of every branch."""
+        """Return the unit vector of every branch."""
         span = self.end - self.start
         return span / np.maximum(np.linalg.norm(span, axis=1, keepdims=True), 1e-9)
 
 
 def relative_radius(share: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """Radius over the root's radius of a branch that supplies `share` (0..1) of the whole."""
+    """Return the radius, over the root's, of a branch that supplies `share` (0..1) of the whole."""
     share = np.asarray(share, float)
     below = np.minimum(share / CENTRAL_SHARE, 1.0) ** (1 / FLOW_EXPONENT)
     return np.maximum(share, CENTRAL_SHARE) ** (1 / CENTRAL_EXPONENT) * below
@@ -98,7 +98,7 @@ def grow(
 
 
 def _halves(points: NDArray, owner: NDArray, heads: NDArray) -> NDArray[np.int64]:
-    """0 or 1 for each point: its side of the plane that contains the branch and halves the points' longest spread."""
+    """Return the side (0 or 1) of each point: of the plane with the branch that halves the points' longest spread."""
     count = np.maximum(np.bincount(owner, minlength=len(heads)), 1)
     centre = np.stack([np.bincount(owner, points[:, i], len(heads)) for i in range(3)], 1) / count[:, None]
     offset = points - centre[owner]
@@ -113,7 +113,7 @@ def _halves(points: NDArray, owner: NDArray, heads: NDArray) -> NDArray[np.int64
 
 
 def _tip(origin: NDArray, head: NDArray, centre: NDArray, share: NDArray) -> NDArray:
-    """End of each daughter: part of the way to the centre of its points, bent no more than the largest angle."""
+    """Return the end of each daughter: part of the way to the centre of its points, bent at most the largest angle."""
     span = centre - origin
     distance = np.maximum(np.linalg.norm(span, axis=1, keepdims=True), 1e-9)
     toward = span / distance
@@ -125,7 +125,7 @@ def _tip(origin: NDArray, head: NDArray, centre: NDArray, share: NDArray) -> NDA
 
 
 def curved_tubes(tree: Tree, radius: NDArray[np.float64], pieces: int = 3) -> Tubes:
-    """The branches as gently bent tubes that leave along their parent's direction and keep one radius each."""
+    """Return branches as gently bent tubes that leave along their parent's direction and keep one radius each."""
     heads = tree.directions()
     incoming = np.where((tree.parent >= 0)[:, None], heads[np.maximum(tree.parent, 0)], heads)
     length = np.linalg.norm(tree.end - tree.start, axis=1, keepdims=True)

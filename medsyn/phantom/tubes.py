@@ -36,31 +36,31 @@ class Tubes:
         )
 
     def select(self, keep: NDArray[np.bool_]) -> Tubes:
-        """The capsules where `keep`."""
+        """Return the capsules where `keep`."""
         return Tubes(self.start[keep], self.end[keep], self.start_radius[keep], self.end_radius[keep])
 
     def widened(self, factor: float, offset: float) -> Tubes:
-        """Radius r becomes factor r + offset."""
+        """Return the tubes with radius factor r + offset."""
         return Tubes(self.start, self.end, self.start_radius * factor + offset, self.end_radius * factor + offset)
 
     def rotated(self, matrix: NDArray[np.float64]) -> Tubes:
-        """Positions p become matrix @ p."""
+        """Return the tubes with positions matrix @ p."""
         return Tubes(self.start @ matrix.T, self.end @ matrix.T, self.start_radius, self.end_radius)
 
     @staticmethod
     def empty() -> Tubes:
-        """No tube."""
+        """Return no tube."""
         return Tubes(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0), np.zeros(0))
 
     @staticmethod
     def path(points: list[NDArray[np.float64]], radii: list[float]) -> Tubes:
-        """One polyline through `points` with the radius of each point."""
+        """Return one polyline through `points` with the radius of each point."""
         p, r = np.array(points, float), np.array(radii, float)
         return Tubes(p[:-1], p[1:], r[:-1], r[1:])
 
 
 def coverage(grid: Grid, tubes: Tubes, faintest: float = 0.04) -> NDArray[np.uint8]:
-    """Coverage of every voxel by the union of `tubes`, 0..255; capsules fainter than `faintest` are left out."""
+    """Return the coverage of every voxel by the union of `tubes`, 0..255, without capsules fainter than `faintest`."""
     half = grid.width / 2
     result = np.zeros(grid.size, np.uint8)
     strongest = np.maximum(tubes.start_radius, tubes.end_radius)
@@ -74,7 +74,7 @@ def coverage(grid: Grid, tubes: Tubes, faintest: float = 0.04) -> NDArray[np.uin
 
 
 def distance_around(grid: Grid, tubes: Tubes, margin: float) -> NDArray[np.float32]:
-    """Signed distance to the union of `tubes` within `margin` mm of them, 99 elsewhere."""
+    """Return the signed distance to the union of `tubes` within `margin` mm of them, 99 elsewhere."""
     result = np.full(grid.size, 99.0, np.float32)
     for flat, distance, radius in _stamps(grid, tubes, margin, floor=0.0):
         np.minimum.at(result.reshape(-1), flat, np.round(distance - radius, 3))
@@ -84,7 +84,7 @@ def distance_around(grid: Grid, tubes: Tubes, margin: float) -> NDArray[np.float
 def _stamps(
     grid: Grid, tubes: Tubes, margin: float, floor: float
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
-    """Flat voxel indices near the capsules, distance to each axis and radius there, in batches of equal box size."""
+    """Yield flat voxel indices near the capsules, distance to each axis and radius there, in equal boxes."""
     if len(tubes) == 0:
         return
     pieces = _cut(tubes, 3.0 * grid.width)
@@ -138,7 +138,7 @@ def _box(
 
 
 def _cut(tubes: Tubes, longest: float) -> Tubes:
-    """The same tubes in pieces no longer than `longest` mm or their diameter."""
+    """Return the same tubes in pieces no longer than `longest` mm or their diameter."""
     length = np.linalg.norm(tubes.end - tubes.start, axis=1)
     limit = np.maximum(longest, 2 * np.maximum(tubes.start_radius, tubes.end_radius))
     count = np.maximum(np.ceil(length / limit).astype(int), 1)

@@ -73,7 +73,7 @@ class Vessels:
 
 
 def build_vessels(anatomy: Anatomy, airways: Airways, points: dict[int, NDArray[np.float64]], smallest: int) -> Vessels:
-    """Vessels for the given bronchi; `points` (label to (n, 3) mm) are those that the veins drain."""
+    """Return vessels for the given bronchi; `points` (label to (n, 3) mm) are those that the veins drain."""
     great = Tubes.empty()
     for landmarks, radii in _GREAT.values():
         great = great + Tubes.path([anatomy.point(*p) for p in landmarks], [r * anatomy.scale for r in radii])
@@ -91,7 +91,7 @@ def build_vessels(anatomy: Anatomy, airways: Airways, points: dict[int, NDArray[
 
 
 def _artery(anatomy: Anatomy, tree: Tree, bronchus: NDArray[np.float64], root: tuple[float, float, float]) -> Tubes:
-    """The tree moved sideways by the two radii, so that bronchus and artery touch, and joined to its root."""
+    """Return the tree moved sideways by the two radii, so that bronchus and artery touch, joined to its root."""
     radius = (bronchus * 0.95 + 0.15) * anatomy.vessel_scale
     heads = tree.directions()
     preferred = np.array([0.55, 0.25, 0.8 if root[2] > 0 else -0.8])

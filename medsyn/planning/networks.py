@@ -21,7 +21,7 @@ from medsyn.training.need import TrainingShapes
 
 def denoiser(config: Config, kind: str) -> ModelStage:
     """Return the stage of the `kind` (low_res or super_res) network that needs the most memory: the most channels."""
-    stages = (stage_configs(config).get(f"{kind}_{name}") for name in config.variants)
+    stages = (stage_configs(config).get(f"{kind}_{name}") for name in config.methods)
     return max((stage for stage in stages if isinstance(stage, ModelStage)), key=lambda stage: len(stage.channels))
 
 
@@ -54,7 +54,7 @@ def batch_of(config: Config, stage: ModelStage, width: int, count: int) -> dict[
 
 
 def sampling_of(config: Config) -> Sampling:
-    """Describe the sampling of the variant with the most channels."""
+    """Describe the sampling of the method with the most channels."""
     low, high = (denoiser(config, kind) for kind in ("low_res", "super_res"))
     width = text_width(config)
     widest = max(config.text.encoders.values(), key=lambda encoder: bert_sizes(encoder)["hidden_size"])

@@ -1,7 +1,7 @@
-"""Quality control of preprocessing: how many CTs were registered, fell back or were rejected, by finding.
+"""Count, per finding, how many CTs were registered, fell back to centre alignment or were rejected.
 
 An alignment that depends on a disease puts healthy and ill patients into different coordinate frames, and a rejection
-that depends on it removes the ill from the cohort. Both would bias every table, so both are counted per finding.
+that depends on a disease removes the ill from the cohort. Both would bias every table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OUTCOMES = ("registered", "fell_back", "not_registered", "rejected", "unknown")
 """registered to the atlas; fell back to centre alignment; accepted where no registration was asked for; rejected by
 preprocessing; no record of what happened."""
 OK = ("ok", "")
-"""Status of a subject that a stage accepted, as `medsyn.stages.shards.accepted` reads it."""
+"""Status of a subject that a stage accepted, as `medsyn.stages.shards.accepted_ids` reads it."""
 ALL, NO_FINDING, UNLABELLED = "all", "no finding", "no labels"
 COLUMNS = (
     *("finding", "n", "alignment_asked", *OUTCOMES, "masks_rejected"),

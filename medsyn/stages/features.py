@@ -33,7 +33,7 @@ def extract(
     parts = [np.empty((0, net.num_features), dtype=np.float32)]
     shape: Sequence[int] = ()
     with open_shard(out, state, provenance(stage="features", weights=sha256(weights))) as shard:
-        for number, paths in enumerate(track(batches, what="features", total=len(batches))):
+        for number, paths in enumerate(track(batches, description="features", total=len(batches))):
 
             def work(target: Path, paths: Sequence[Path] = paths, shape: Sequence[int] = shape) -> list[int]:
                 volumes = list(_read_equal(paths, shape))

@@ -1,13 +1,13 @@
-"""Two folders of volumes from any system compared (the verb `evaluate`): FID, MMD and the anatomical measures.
+"""Compare two folders of volumes from any system (the verb `evaluate`): FID, MMD and the anatomical measures.
 
-Files are CTs in HU on any grid. For FID and MMD each is brought to the model's grid as the cohort's volumes are; the
-measures are taken on the file's own grid with the classical tools. A real file that is not a chest CT is left
-out of FID and MMD. A generated one never is: it is brought to the grid by its middle and scored like the others;
-`not_chest_fraction_synthetic` is their share.
+Files are CTs in HU on any grid. For FID and MMD each is brought to the model's grid like the cohort's volumes; the
+measures are taken on the file's own grid with the classical tools. A real file that is not a chest CT is left out of
+FID and MMD. A generated file is never left out for that: it is brought to the grid by its middle and scored like the
+others; `not_chest_fraction_synthetic` is the share of such files.
 
-A file that cannot be read, is not in HU, or cannot be brought to the grid is refused and costs only itself. A system
-whose failed volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number,
-and more than a limit of refused volumes makes the comparison an error.
+A file that cannot be read, is not in HU, or cannot be brought to the grid is refused alone. A system whose failed
+volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number, and more
+refused volumes than a limit make the comparison an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medsyn.config import PreprocessConfig
 from medsyn.ct.inspect import judge, read_hu_scan, scale_faults
 from medsyn.ct.preprocess import preprocess
-from medsyn.ct.reading import SUFFIXES, read_ct, read_scan
+from medsyn.ct.reading import read_ct, read_scan
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
@@ -33,9 +33,10 @@ from medsyn.evaluate.inputs import list_volumes, text_fields
 from medsyn.evaluate.measures import MEASURES, NEEDS, Measured
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
+from medsyn.header_hints import HeaderHints
+from medsyn.names import CT_SUFFIXES, split_suffix
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.reading import Reading
 from medsyn.scan_warnings import count_topics, of_measures
 from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
 from medsyn.stages.tables import measure_volume
@@ -58,8 +59,8 @@ COLUMNS = (
     *(f"{name}_{group}" for name in _COUNTS for group in GROUPS),
     *("feature_extractor", "note"),
 )
-_SUFFIXES = tuple(end for end in sorted(SUFFIXES, key=len, reverse=True) if not end.startswith(".img"))
-"""The longest first; a pair is named by its .hdr."""
+_SUFFIXES = tuple(end for end in CT_SUFFIXES if not end.startswith(".img"))
+"""A pair is named by its .hdr."""
 _VOLUME_FAULTS = (*SUBJECT_FAULTS, ArithmeticError, EOFError, MemoryError)
 """What a volume may raise that is damaged or whose header claims nonsense."""
 
@@ -69,7 +70,7 @@ class Folder:
     """Volumes to compare, and what their files do not say themselves or say wrongly."""
 
     path: str | Path
-    reading: Reading = field(default_factory=Reading)
+    hints: HeaderHints = field(default_factory=HeaderHints)
 
 
 @dataclass
@@ -172,11 +173,11 @@ def find_volumes(folder: str | Path) -> dict[str, Path]:
     if not found:
         for parent, _, names in os.walk(folder):
             for name in names:
-                suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), None)
-                if suffix is None or name.startswith("."):
+                stem, suffix = split_suffix(name, _SUFFIXES)
+                if not suffix or name.startswith("."):
                     continue
                 path = Path(parent) / name
-                identity = str(path.relative_to(folder))[: -len(suffix)]
+                identity = str(path.with_name(stem).relative_to(folder))
                 if identity in found:
                     raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
                 found[identity] = path
@@ -189,7 +190,7 @@ def find_volumes(folder: str | Path) -> dict[str, Path]:
 
 def _measure_group(group: _Group) -> None:
     """Read and measure every volume of a group; one that cannot be read is refused."""
-    for entry in track(group.entries.values(), what=f"measure, {group.name}", total=len(group.entries)):
+    for entry in track(group.entries.values(), description=f"measure, {group.name}", total=len(group.entries)):
         try:
             scan = _read(entry.path, group)
             entry.sha256 = sha256(entry.path)
@@ -210,8 +211,8 @@ def _measure_group(group: _Group) -> None:
 def _read(path: Path, group: _Group) -> Scan:
     """Read a real CT, or a generated volume whatever it shows; one that is not on the scale of HU is an InputError."""
     if group.name == "real":
-        return read_hu_scan(path, group.folder.reading)
-    scan = read_scan(path, group.folder.reading)
+        return read_hu_scan(path, group.folder.hints)
+    scan = read_scan(path, group.folder.hints)
     if faults := scale_faults(scan.volume.array):
         raise InputError(f"{path}: {'; '.join(faults)}; give volumes in HU")
     return scan
@@ -237,13 +238,13 @@ def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
     A real volume that is not a chest is left out.
     """
     used = group.used()
-    for name, entry in track(used.items(), what=f"features, {group.name}", total=len(used)):
+    for name, entry in track(used.items(), description=f"features, {group.name}", total=len(used)):
         real = group.name == "real"
         if real and entry.not_chest:
             entry.note("features", InputError(f"{name}: rejected, {entry.not_chest}"))
             continue
         try:
-            volume = read_ct(entry.path, group.folder.reading)
+            volume = read_ct(entry.path, group.folder.hints)
             array = preprocess(volume, config, name=name, require_chest=real).volume.array
         except _VOLUME_FAULTS as error:
             entry.refused = True
@@ -296,7 +297,7 @@ def _measure_rows(groups: Mapping[str, _Group], seed: int) -> list[dict[str, Any
 
 
 def _difference(synthetic: NDArray, real: NDArray, seed: int) -> dict[str, float]:
-    """Difference of the means and its bootstrap bounds, both samples resampled."""
+    """Return the difference of the means and its bootstrap bounds, both samples resampled."""
     if min(len(synthetic), len(real)) == 0:
         return {}
     result = {"value": float(synthetic.mean() - real.mean())}
@@ -316,7 +317,7 @@ def _facts(groups: Mapping[str, _Group]) -> dict[str, Any]:
     entries = [entry for group in groups.values() for entry in group.entries.values()]
     return {
         "inputs": {str(entry.path): entry.sha256 for entry in entries},
-        "reading": {name: asdict(group.folder.reading) for name, group in groups.items()},
+        "reading": {name: asdict(group.folder.hints) for name, group in groups.items()},
         "rejects": [
             {"file": str(entry.path), "stage": stage, "reason": reason}
             for entry in entries

@@ -1,10 +1,10 @@
-"""The loop that every per-volume stage runs: items in, a folder with one sub-folder each and an index.csv out.
+"""Run a stage on the items of a shard: one sub-folder per item and an index.csv, with restart after a kill.
 
-Finished items lie in a state folder until all are there, so that a job that was killed goes on where it was: the files
-of an item in output/<item>, its outcome in records/<item>.json, each there whole or not at all. An item is reused only
-under the same settings, code and packages (the folder's key) and for the same input (the item's identity).
+Finished items lie in a state folder until all are finished, so that the next job continues where a killed job stopped:
+the files of an item in output/<item>, its outcome in records/<item>.json, each complete or absent. An item is reused
+only under the same settings, code and packages (the folder's key) and for the same input (the item's identity).
 
-A subject that cannot be used costs only itself: index.csv says why it is rejected. Too many of them stop the run.
+A subject that cannot be used is rejected alone: index.csv says why. Too many rejected subjects stop the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ from medsyn.provenance import hash_json, installation
 from medsyn.scan_warnings import join_warnings
 from medsyn.scratch import MARK, claim_state, remove_state
 
-INDEX_COLUMNS = ("subject_id", "status", "reason", "warnings")
+ID_COLUMNS = ("subject_id", "sample_id")
+"""First column of an index.csv: items are subjects of the cohort, or samples, as `generate` and its prompts name them.
+
+Tables that are made of such a folder (measures, features) call their items subjects in both cases.
+"""
+INDEX_COLUMNS = (ID_COLUMNS[0], "status", "reason", "warnings")
 VOLUME = "volume.nii.gz"
 SUBJECT_FAULTS = (InputError, RuntimeError, ValueError, OSError)
 """What a bad file may raise. Faults of the machine (`is_machine_fault`) are among them and stop the run."""
@@ -52,7 +57,7 @@ class Outcome:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings of an item that is ok."""
+        """Return the warnings of an item that is ok."""
         return list(self.result.get("warnings", ())) if isinstance(self.result, dict) else []
 
 
@@ -86,7 +91,7 @@ class Shard:
 
     def reject(self, name: str, identity: str | None, reason: str) -> Outcome:
         """Keep that the input of an item cannot be used."""
-        if Path(name).name == name and name != "..":  # an id that is no folder name may be what is rejected
+        if Path(name).name == name and name != "..":  # the id may be rejected because it cannot name a folder
             shutil.rmtree(self.folder / name, ignore_errors=True)
         return self._keep(Outcome(name, "rejected", reason), identity)
 
@@ -162,7 +167,7 @@ def open_shard(out: Path, state: Path | None, settings: Mapping[str, Any]) -> It
 
 
 def is_machine_fault(error: Exception) -> bool:
-    """Whether a fault says nothing of the subject: no GPU memory, a GPU that failed, a full disk, a quota."""
+    """Return whether a fault is the machine's: no GPU memory, a failed GPU, a full disk, a quota."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ in _GPU_FAULTS
@@ -173,7 +178,7 @@ def run_shard(
     names: Iterable[str],
     work: Callable[[str, Path], Any],
     identify: Callable[[str], str | None],
-    what: str,
+    description: str,
 ) -> list[Outcome]:
     """Return the outcome of each item: kept from an earlier job, or of `work(name, its new sub-folder)` now.
 
@@ -182,7 +187,7 @@ def run_shard(
     """
     names = list(names)
     outcomes, num_kept = [], 0
-    for name in track(names, what=what, total=len(names)):
+    for name in track(names, description=description, total=len(names)):
         identity = identify(name)
         outcome = shard.recall(name, identity)
         if outcome is not None:
@@ -194,11 +199,11 @@ def run_shard(
                 if is_machine_fault(error):
                     raise
                 reason = " ".join(str(error).split())
-                log.warning("%s: subject %s rejected: %s", what, name, reason)
+                log.warning("%s: subject %s rejected: %s", description, name, reason)
                 outcome = shard.reject(name, identity if isinstance(error, InputError) else None, reason)
         outcomes.append(outcome)
     if num_kept:
-        log.info("%s: %d of %d were finished by an earlier job", what, num_kept, len(names))
+        log.info("%s: %d of %d were finished by an earlier job", description, num_kept, len(names))
     return outcomes
 
 
@@ -258,19 +263,25 @@ def is_rejects_file(path: Path) -> bool:
         return handle.readline(len(header) + 2).rstrip(b"\r\n") == header
 
 
-def accepted(folder: str | Path) -> list[str]:
-    """Subjects of a stage's folder that are ok: from its index.csv, else every sub-folder that holds a volume."""
+def accepted_ids(folder: str | Path) -> list[str]:
+    """Return the ids that a stage accepted: those with status ok in index.csv, else sub-folders that hold a volume."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; run the stage that makes it")
     index = folder / "index.csv"
     if index.exists():
         rows = read_csv(index)
-        key = next((name for name in ("subject_id", "sample_id") if rows and name in rows[0]), None)
-        if rows and key is None:
-            raise InputError(f"{index}: missing column subject_id; write it again with the stage that makes it")
-        return [row[str(key)] for row in rows if row.get("status", "ok") in ("ok", "")]
+        if rows and not set(ID_COLUMNS) & set(rows[0]):
+            raise InputError(
+                f"{index}: has no column {' or '.join(ID_COLUMNS)}; write it again with the stage that makes it"
+            )
+        return [item_id(row) for row in rows if row.get("status", "ok") in ("ok", "")]
     return sorted(path.parent.name for path in folder.glob(f"*/{VOLUME}"))
+
+
+def item_id(row: Mapping[str, str]) -> str:
+    """Return the id of a row of an index.csv, whichever of ID_COLUMNS holds it."""
+    return next(row[name] for name in ID_COLUMNS if name in row)
 
 
 def _hash_path(path: Path) -> str:

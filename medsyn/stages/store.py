@@ -1,4 +1,4 @@
-"""The training store of a shard from its preprocessed volumes and masks, and a subject of it back to NIfTI."""
+"""Make the training store of a shard from its preprocessed volumes and masks; export a subject of it as NIfTI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsyn.files import atomic_dir, read_json, write_json
 from medsyn.masks.labels import as_labels
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
-from medsyn.stages.shards import VOLUME, accepted
+from medsyn.stages.shards import VOLUME, accepted_ids
 from medsyn.volume import MODEL_DIRECTION, STRUCTURES, Volume, read_volume, write_volume
 
 _TOLERANCE_MM = 0.01
@@ -25,7 +25,7 @@ _TOLERANCE_MM = 0.01
 
 def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, config: PreprocessConfig) -> None:
     """Write the store of the subjects that both preprocessing and segmentation accepted."""
-    ready = set(accepted(volumes)) & set(accepted(masks))
+    ready = set(accepted_ids(volumes)) & set(accepted_ids(masks))
     chosen = [subject for subject in subjects if subject.subject_id in ready]
     unknown = ready - {subject.subject_id for subject in subjects}
     if unknown:
@@ -37,7 +37,7 @@ def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, 
     rows = [{"subject_id": s.subject_id, "report_id": s.report_id, "split": s.split} for s in chosen]
     arrays = (
         read_subject(volumes / s.subject_id / VOLUME, masks / s.subject_id, config)
-        for s in track(chosen, what="store", total=len(chosen))
+        for s in track(chosen, description="store", total=len(chosen))
     )
     spacing, origin = model_grid(config)
     with atomic_dir(out) as folder:
@@ -47,7 +47,7 @@ def store_shard(volumes: Path, masks: Path, subjects: list[Subject], out: Path, 
 
 
 def read_subject(volume: Path, masks: Path, config: PreprocessConfig) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """HU and packed labels (D, H, W) of one subject; another grid than the model's or another label: InputError."""
+    """Return HU and packed labels (D, H, W) of a subject; another grid than the model's is an InputError."""
     files = [volume, *(masks / f"{name}.nii.gz" for name in STRUCTURES)]
     image, *labels = (read_volume(path) for path in files)
     for path, found in zip(files, (image, *labels), strict=True):

@@ -16,26 +16,24 @@ from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.inputs import VALIDITY, keep_split
 from medsyn.evaluate.measures import MEASURES, Measured, measure
-from medsyn.evaluate.statistics import dice
 from medsyn.files import read_json, write_csv, write_json
-from medsyn.masks.labels import as_labels
-from medsyn.masks.segment import Tool, open_tool
-from medsyn.orientation import laid_on, reorient
+from medsyn.header_hints import HeaderHints
+from medsyn.masks.labels import as_labels, dice
+from medsyn.masks.tools import ANATOMY, MASK_TOOLS, Segmenter, open_tool
+from medsyn.orientation import reorient, reorient_to
 from medsyn.progress import log
 from medsyn.provenance import provenance
-from medsyn.reading import Reading
 from medsyn.scan_warnings import join_warnings, of_measures
 from medsyn.stages.shards import (
     SUBJECT_FAULTS,
     VOLUME,
-    accepted,
+    accepted_ids,
     identity_of,
     is_machine_fault,
     open_shard,
     run_shard,
 )
 from medsyn.volume import LOBE_NAMES, STRUCTURES, Volume, read_volume, to_sitk
-from medsyn.weight_files import ANATOMY
 
 MEASURE_COLUMNS = ("subject_id", *MEASURES, *VALIDITY, "reason", "warnings")
 GIVEN_STRUCTURES = ("lobes", "airway")
@@ -43,25 +41,25 @@ GIVEN_STRUCTURES = ("lobes", "airway")
 QC_COLUMNS = ("subject_id", "lung", *LOBE_NAMES, "lobes_mean", "airway", "vessels")
 
 
-def open_anatomy_tool(config: MeasureStage) -> Tool | None:
-    """The tool that finds the anatomy to be measured; None: the classical way of `measure`."""
-    if config.anatomy_tool == "classical":
+def open_anatomy_tool(config: MeasureStage) -> Segmenter | None:
+    """Return the tool that finds the anatomy to be measured, or None where `measure` has the tool's method itself."""
+    if MASK_TOOLS[config.anatomy_tool].measures_itself:
         return None
     return open_tool(config.anatomy_tool, MasksConfig(weights_dir=config.weights_dir), ANATOMY)
 
 
 def measure_one(
-    path: str | Path, masks: str | Path | None = None, tool: Tool | None = None, reading: Reading | None = None
+    path: str | Path, masks: str | Path | None = None, tool: Segmenter | None = None, hints: HeaderHints | None = None
 ) -> Measured:
     """Return the measures of one CT file; values that cannot be those of a CT are an InputError.
 
     masks: folder with lobes.nii.gz and airway.nii.gz on its grid; without them, what `tool` finds, or the classical
     segmentation.
     """
-    return measure_volume(read_hu(path, reading), masks, tool)
+    return measure_volume(read_hu(path, hints), masks, tool)
 
 
-def measure_volume(volume: Volume, masks: str | Path | None = None, tool: Tool | None = None) -> Measured:
+def measure_volume(volume: Volume, masks: str | Path | None = None, tool: Segmenter | None = None) -> Measured:
     """Return the measures of a volume in HU, whatever it shows; see `measure_one`."""
     model = reorient(volume)
     if masks is not None:
@@ -80,7 +78,7 @@ def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[st
         try:
             if not file.exists():
                 raise InputError(f"{file}: no such mask; run `medsyn segment` into that folder, or leave --masks away")
-            mask = laid_on(read_volume(file), model, str(file))
+            mask = reorient_to(read_volume(file), model, str(file))
             masks[name] = mask.with_array(as_labels(mask.array, name, str(file)))
         except InputError as error:
             failures[name] = str(error)
@@ -91,7 +89,7 @@ def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[st
     return masks, failures
 
 
-def _find_anatomy(tool: Tool, model: Volume) -> tuple[dict[str, Volume], dict[str, str]]:
+def _find_anatomy(tool: Segmenter, model: Volume) -> tuple[dict[str, Volume], dict[str, str]]:
     """Return what the tool finds, and by structure why it failed.
 
     A tool that fails is run again for each structure alone, so that the others are not lost.
@@ -116,13 +114,13 @@ def _find_anatomy(tool: Tool, model: Volume) -> tuple[dict[str, Volume], dict[st
 
 
 def measure_json(
-    path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage, reading: Reading | None = None
+    path: str | Path, masks: str | Path | None, out: str | Path, config: MeasureStage, hints: HeaderHints | None = None
 ) -> None:
     """Write one CT's measures: a number or null each, whether lung, airway and heart were found (null: their
     segmentation failed), the verdict `chest`, `reasons` for what is absent or failed, `warnings` whose cause may change
     a measure, provenance.
     """
-    scan = read_hu_scan(path, reading)
+    scan = read_hu_scan(path, hints)
     volume = scan.volume
     result = measure_volume(volume, masks, open_anatomy_tool(config) if masks is None else None)
     faults, _, warnings = judge(volume)
@@ -151,7 +149,7 @@ def measure_shard(
     state: where finished rows lie until the end (`open_shard`).
     """
     tool = open_anatomy_tool(config) if masks is None else None
-    names = accepted(volumes)
+    names = accepted_ids(volumes)
     kept = keep_split(names, cohort, split)
 
     def work(name: str, _: Path) -> dict[str, Any]:
@@ -167,7 +165,7 @@ def measure_shard(
         write_csv(out, rows, MEASURE_COLUMNS)
 
 
-def _measure_row(path: Path, masks: Path | None, tool: Tool | None) -> dict[str, Any]:
+def _measure_row(path: Path, masks: Path | None, tool: Segmenter | None) -> dict[str, Any]:
     volume = read_ct(path)
     result = measure_volume(volume, masks, tool)
     faults, _, warnings = judge(volume)
@@ -213,7 +211,7 @@ def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) ->
 
 def accepted_masks(folder: Path) -> list[str]:
     """Subjects with masks in a stage folder."""
-    names = accepted(folder)
+    names = accepted_ids(folder)
     return names or sorted(path.parent.name for path in folder.glob("*/lobes.nii.gz"))
 
 

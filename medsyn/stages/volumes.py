@@ -1,4 +1,4 @@
-"""Preprocessing and segmentation of one CT or of a shard of the cohort, with the files that each leaves behind."""
+"""Preprocess and segment one CT or a shard of the cohort, and write the files of each."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from medsyn.ct.preview import combine, coronal_view, sheet, three_views, write_p
 from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, read_json, sha256, write_json
+from medsyn.header_hints import HeaderHints, parse_hints
 from medsyn.masks.segment import open_tools, segment
 from medsyn.nifti import files_of
 from medsyn.orientation import reorient
 from medsyn.outputs import check_folder
 from medsyn.progress import log
 from medsyn.provenance import provenance
-from medsyn.reading import Reading, parse_reading
 from medsyn.scan_warnings import count_topics
-from medsyn.stages.shards import VOLUME, accepted, check_rejects, identity_of, open_shard, run_shard, write_index
+from medsyn.stages.shards import VOLUME, accepted_ids, check_rejects, identity_of, open_shard, run_shard, write_index
 from medsyn.volume import STRUCTURES, read_volume, write_volume
 
 CONTACT_SHEET_SUBJECTS = 64
@@ -35,13 +35,13 @@ def preprocess_one(
     out: Path,
     config: PreprocessConfig,
     masks: Mapping[str, str | Path] | None = None,
-    reading: Reading | None = None,
+    hints: HeaderHints | None = None,
 ) -> list[str]:
     """Write volume.nii.gz, transform.tfm, qc.json, preview.png (and given_*.nii.gz) of one CT into folder `out`.
 
     Return the warnings that qc.json holds.
     """
-    scan = read_scan(path, reading)
+    scan = read_scan(path, hints)
     if scan.faults:
         raise InputError(f"{path}: rejected, {'; '.join(scan.faults)}")
     given = {name: read_volume(mask) for name, mask in (masks or {}).items()}
@@ -65,7 +65,7 @@ def preprocess_one(
 
 
 def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfig, state: Path | None = None) -> None:
-    """The same for subjects of a cohort: one sub-folder each, index.csv and contact_sheet.png.
+    """Preprocess subjects of a cohort into one sub-folder each, with index.csv and contact_sheet.png.
 
     state: where finished subjects lie until the end (`open_shard`).
     """
@@ -73,13 +73,13 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
 
     def work(name: str, target: Path) -> dict[str, list[str]]:
         subject = by_name[name]
-        reading = parse_reading(subject.reading)
-        return {"warnings": preprocess_one(subject.image, target, config, subject.masks, reading)}
+        hints = parse_hints(subject.hints)
+        return {"warnings": preprocess_one(subject.image, target, config, subject.masks, hints)}
 
     def identify(name: str) -> str | None:
         subject = by_name[name]
         files = [*files_of(Path(subject.image)), *(Path(mask) for mask in subject.masks.values())]
-        return identity_of(subject.image, subject.masks, subject.reading, *files)
+        return identity_of(subject.image, subject.masks, subject.hints, *files)
 
     check_folder(out)
     settings = provenance(config, stage="preprocess")
@@ -99,13 +99,13 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
         shard.publish(out)
 
 
-def segment_one(path: str | Path, out: Path, config: MasksConfig, reading: Reading | None = None) -> None:
+def segment_one(path: str | Path, out: Path, config: MasksConfig, hints: HeaderHints | None = None) -> None:
     """Write lobes, airway, vessels (.nii.gz), segment.json and preview.png of one CT into folder `out`.
 
     Masks that lie beside a preprocessed volume as given_*.nii.gz replace a tool's.
     """
     path = Path(path)
-    volume = read_hu(path, reading)
+    volume = read_hu(path, hints)
     given = {}
     if path.name == VOLUME:
         files = {name: path.parent / f"given_{name}.nii.gz" for name in STRUCTURES}
@@ -125,7 +125,7 @@ def segment_one(path: str | Path, out: Path, config: MasksConfig, reading: Readi
 
 
 def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | None = None) -> None:
-    """The same for every accepted subject of a shard of preprocessed volumes; index.csv lists them.
+    """Segment every accepted subject of a shard of preprocessed volumes; index.csv lists them.
 
     state: where finished subjects lie until the end (`open_shard`).
     """
@@ -138,7 +138,7 @@ def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | N
         return identity_of(str(volumes), *(file for file in files if file.name == VOLUME or file.exists()))
 
     check_folder(out)
-    names = accepted(volumes)
+    names = accepted_ids(volumes)
     tools = {name: [tool.version, tool.weights_hash] for name, tool in open_tools(config).items()}
     with open_shard(out, state, provenance(config, stage="segment", tools=tools)) as shard:
         rows = write_index(shard.folder, run_shard(shard, names, work, identify, "segment"))

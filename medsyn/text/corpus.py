@@ -11,11 +11,11 @@ from pathlib import Path
 
 from medsyn.errors import InputError
 from medsyn.files import read_csv
+from medsyn.text import SPLITS
 from medsyn.text.plain import plain_text
 from medsyn.text.sections import section_text, text_fingerprints
 
 REPORT_COLUMNS = ("report_id", "findings", "impression", "split")
-SPLITS = ("train", "validation", "text_only")
 
 
 @dataclass(frozen=True)

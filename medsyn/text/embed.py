@@ -136,7 +136,7 @@ def _encode(
     order = sorted(places, key=lambda key: (len(text(key)), key))
     size = max(1, _SHARD_BYTES // (2 * encoder.num_tokens * encoder.hidden_size))
     shards: dict[str, list[str]] = {}
-    for start in track(range(0, len(order), size), what="embed"):
+    for start in track(range(0, len(order), size), description="embed"):
         keys = order[start : start + size]
         states, _ = encoder.encode([text(key) for key in keys])
         name = f"{text_key(identity + ''.join(keys))}.safetensors"

@@ -84,7 +84,7 @@ def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> Training
     run.start()
     steps = range(run.step, config.num_steps)
     with sigterm_event() as stop, closing(run.batches()) as batches, torch.random.fork_rng(devices=[]):
-        for step in track(steps, what=task.name, total=config.num_steps, initial=run.step):
+        for step in track(steps, description=task.name, total=config.num_steps, initial=run.step):
             run.optimise(step, batches)
             if any_process(accelerator, stop.is_set()):
                 run.save()

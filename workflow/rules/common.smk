@@ -6,9 +6,11 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from medsyn.cluster import check_executor, prefer_commands
-from medsyn.config import Config, check_keys, stage_configs, validate
+from medsyn.config import Config, check_keys, stage_texts, validate
 from medsyn.errors import InputError
+from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
+from medsyn.masks.tools import use_network
 
 try:
     check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
@@ -51,24 +53,26 @@ onstart:
 prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
 
 RESULTS = CONFIG.results_dir
+LAYOUT = Layout(RESULTS)
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
-VARIANTS = list(CONFIG.variants)
-MAIN = CONFIG.variants["medsyn"]
-SHAPE_VARIANTS = ["medsyn"] + [
-    name for name in VARIANTS if CONFIG.variants[name].channels != MAIN.channels
+METHODS = list(CONFIG.methods)
+REFERENCE = CONFIG.reference
+MAIN = CONFIG.methods[REFERENCE]
+SHAPE_METHODS = [REFERENCE] + [
+    name for name in METHODS if CONFIG.methods[name].channels != MAIN.channels
 ]
-TEXT_VARIANTS = ["medsyn"] + [
-    name for name in VARIANTS if CONFIG.variants[name].text_encoder != MAIN.text_encoder
+TEXT_METHODS = [REFERENCE] + [
+    name for name in METHODS if CONFIG.methods[name].text_encoder != MAIN.text_encoder
 ]
 FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
-# networks that segment want a GPU and more memory and time than the classical tools
-NETWORKS_SEGMENT = {CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels} != {
-    "classical"
-}
-NETWORKS_MEASURE = CONFIG.evaluation.anatomy_tool != "classical"
+# Mask tools with a network request a GPU, and more memory and time.
+NETWORKS_SEGMENT = use_network(
+    CONFIG.masks.lobes, CONFIG.masks.airway, CONFIG.masks.vessels
+)
+NETWORKS_MEASURE = use_network(CONFIG.evaluation.anatomy_tool)
 # Minutes for one volume of 256 x 256 x 256, for the time requests. Measured on one core: preprocessing, classical tools
 # and the store. Estimated: whatever needs a GPU; see docs/cluster.md.
 MINUTES_PREPROCESS = 0.5
@@ -81,7 +85,7 @@ MINUTES_SAMPLE = 1.5
 
 wildcard_constraints:
     shard=r"\d+",
-    variant="|".join(VARIANTS),
+    method="|".join(METHODS),
     encoder="|".join(CONFIG.text.encoders),
     set=r"[a-z_]+",
 
@@ -152,14 +156,14 @@ def training_devices():
     return {"nodes": nodes, "tasks": nodes, "mpi": "srun"} | devices
 
 
-def super_res_donor(variant):
-    """The variant whose super-resolution net `variant` samples with."""
-    return CONFIG.variants[variant].super_res_from or variant
+def super_res_donor(method):
+    """The method whose super-resolution net `method` samples with."""
+    return CONFIG.methods[method].super_res_from or method
 
 
 def encoder_of(wildcards):
-    """The text encoder that conditions a variant."""
-    return CONFIG.variants[wildcards.variant].text_encoder
+    """The text encoder that conditions a method."""
+    return CONFIG.methods[wildcards.method].text_encoder
 
 
 def manifests(wildcards=None):
@@ -219,25 +223,25 @@ def real_masks(wildcards=None):
     return [f"{RESULTS}/masks/{shard}" for shard in SHARDS]
 
 
-def samples(variant, prompt_set):
-    """Folders of the volumes that `variant` drew for `prompt_set`."""
+def samples(method, prompt_set):
+    """Folders of the volumes that `method` drew for `prompt_set`."""
     return [
-        f"{RESULTS}/samples/{variant}/{prompt_set}/{shard}" for shard in SAMPLE_SHARDS
+        f"{RESULTS}/samples/{method}/{prompt_set}/{shard}" for shard in SAMPLE_SHARDS
     ]
 
 
-def measures(variant, prompt_set):
-    """Measures of the volumes that `variant` drew for `prompt_set`."""
+def measures(method, prompt_set):
+    """Measures of the volumes that `method` drew for `prompt_set`."""
     return [
-        f"{RESULTS}/measures/{variant}/{prompt_set}/{shard}.csv"
+        f"{RESULTS}/measures/{method}/{prompt_set}/{shard}.csv"
         for shard in SAMPLE_SHARDS
     ]
 
 
-def features(variant, prompt_set):
-    """Features of the volumes that `variant` drew for `prompt_set`."""
+def features(method, prompt_set):
+    """Features of the volumes that `method` drew for `prompt_set`."""
     return [
-        f"{RESULTS}/features/{variant}/{prompt_set}/{shard}.npz"
+        f"{RESULTS}/features/{method}/{prompt_set}/{shard}.npz"
         for shard in SAMPLE_SHARDS
     ]
 
@@ -247,21 +251,21 @@ def group(option, label, paths):
     return [option, label, *paths]
 
 
-def full_names(variants):
-    """Words that give variants the names under which tables print them.
+def full_names(methods):
+    """Words that give methods the names under which tables print them.
 
     Rules call it in a lambda: a plain string in `params:` would have its braces read as wildcards.
     """
     return [
         word
-        for name in variants
-        for word in ("--label", name, CONFIG.variants[name].label)
+        for name in methods
+        for word in ("--label", name, CONFIG.methods[name].label)
     ]
 
 
-def report_prompts(variant):
-    """The set of prompts that a language-model variant answers for Table VII."""
-    return "pairs" if variant == "medsyn" else "effusion_pairs"
+def report_prompts(method):
+    """The set of prompts that a language-model method answers for Table VII."""
+    return "pairs" if method == REFERENCE else "effusion_pairs"
 
 
 GIVEN_LABELS = CONFIG.evaluation.label_source == "given"

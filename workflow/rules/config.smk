@@ -1,9 +1,6 @@
 """One JSON file of settings per stage: editing a stage re-runs that stage and what follows, nothing else."""
 
-STAGE_JSON = {
-    name: stage.model_dump_json(indent=2)
-    for name, stage in stage_configs(CONFIG).items()
-}
+STAGE_TEXTS = stage_texts(CONFIG)
 
 
 rule write_config:
@@ -17,7 +14,7 @@ rule write_config:
         mem_mb=100,
         runtime=5,
     params:
-        text=lambda wildcards: STAGE_JSON[wildcards.stage],
+        text=lambda wildcards: STAGE_TEXTS[wildcards.stage],
     message:
         "settings of {wildcards.stage}"
     shell:

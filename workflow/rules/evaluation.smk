@@ -29,12 +29,12 @@ rule measure_cohort:
 
 rule measure_samples:
     input:
-        volumes="<results>/samples/{variant}/{set}/{shard}",
+        volumes="<results>/samples/{method}/{set}/{shard}",
         config="<results>/config/measure.json",
     output:
-        "<results>/measures/{variant}/{set}/{shard}.csv",
+        "<results>/measures/{method}/{set}/{shard}.csv",
     log:
-        "<logs>/measure_samples/{variant}/{set}/{shard}.log",
+        "<logs>/measure_samples/{method}/{set}/{shard}.log",
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -44,9 +44,9 @@ rule measure_samples:
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/measure_samples/{{variant}}/{{set}}/{{shard}}",
+        state=f"{RESULTS}/state/measure_samples/{{method}}/{{set}}/{{shard}}",
     message:
-        "measuring generated volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
+        "measuring generated volumes: {wildcards.method}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
         "exec python -m medsyn measure --volumes {input.volumes:q} --config {input.config:q} --state {params.state:q}"
         " --out {output:q} 2> {log:q}"
@@ -108,12 +108,12 @@ rule extract_cohort_features:
 rule extract_sample_features:
     input:
         weights="<results>/features/extractor.safetensors",
-        volumes="<results>/samples/{variant}/{set}/{shard}",
+        volumes="<results>/samples/{method}/{set}/{shard}",
         config="<results>/config/preprocess.json",
     output:
-        "<results>/features/{variant}/{set}/{shard}.npz",
+        "<results>/features/{method}/{set}/{shard}.npz",
     log:
-        "<logs>/extract_sample_features/{variant}/{set}/{shard}.log",
+        "<logs>/extract_sample_features/{method}/{set}/{shard}.log",
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -123,9 +123,9 @@ rule extract_sample_features:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/extract_sample_features/{{variant}}/{{set}}/{{shard}}",
+        state=f"{RESULTS}/state/extract_sample_features/{{method}}/{{set}}/{{shard}}",
     message:
-        "extracting features: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard}"
+        "extracting features: {wildcards.method}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
         "exec python -m medsyn features --weights {input.weights:q} --volumes {input.volumes:q} --config {input.config:q}"
         " --state {params.state:q} --out {output:q} 2> {log:q}"
@@ -137,7 +137,7 @@ rule classify:
         labels=TABLE6_LABELS,
         volumes=table6_volumes,
         prompts="<results>/prompts/augmentation.csv",
-        samples=samples("medsyn", "augmentation"),
+        samples=samples(REFERENCE, "augmentation"),
         config="<results>/config/augmentation.json",
     output:
         "<results>/classify/{finding}.csv",
@@ -165,7 +165,7 @@ rule classify:
 rule score_segmentation:
     input:
         prompts="<results>/prompts/segmentation.csv",
-        samples=samples("medsyn", "segmentation"),
+        samples=samples(REFERENCE, "segmentation"),
         masks=real_masks,
     output:
         "<results>/segmentation_scores.csv",
@@ -189,8 +189,8 @@ rule table1:
         cohort="<results>/cohort/cohort.csv",
         real_measures=REAL_MEASURES,
         real_features=REAL_FEATURES,
-        measures=[path for name in SHAPE_VARIANTS for path in measures(name, "reports")],
-        features=[path for name in SHAPE_VARIANTS for path in features(name, "reports")],
+        measures=[path for name in SHAPE_METHODS for path in measures(name, "reports")],
+        features=[path for name in SHAPE_METHODS for path in features(name, "reports")],
         config="<results>/config/evaluation.json",
     output:
         table=report(
@@ -213,16 +213,16 @@ rule table1:
             *group("--measures", "real", REAL_MEASURES),
             *(
                 word
-                for name in SHAPE_VARIANTS
+                for name in SHAPE_METHODS
                 for word in group("--features", name, features(name, "reports"))
             ),
             *(
                 word
-                for name in SHAPE_VARIANTS
+                for name in SHAPE_METHODS
                 for word in group("--measures", name, measures(name, "reports"))
             ),
         ],
-        labels=lambda wildcards: full_names(SHAPE_VARIANTS),
+        labels=lambda wildcards: full_names(SHAPE_METHODS),
     message:
         "Table I: FID, MMD, airway volume"
     shell:
@@ -233,7 +233,7 @@ rule table1:
 rule finding_table:
     input:
         prompts="<results>/prompts/pairs.csv",
-        measures=measures("medsyn", "pairs"),
+        measures=measures(REFERENCE, "pairs"),
         config="<results>/config/evaluation.json",
     output:
         table=report(
@@ -307,7 +307,7 @@ rule table6:
         mem_mb=memory_mb(1000),
         runtime=minutes(60),
     params:
-        labels=lambda wildcards: full_names(["medsyn"]),
+        labels=lambda wildcards: full_names([REFERENCE]),
     message:
         "Table VI: data augmentation"
     shell:
@@ -318,11 +318,11 @@ rule table7:
     input:
         prompts=expand(
             "<results>/prompts/{set}.csv",
-            set=sorted({report_prompts(name) for name in TEXT_VARIANTS}),
+            set=sorted({report_prompts(name) for name in TEXT_METHODS}),
         ),
         measures=[
             path
-            for name in TEXT_VARIANTS
+            for name in TEXT_METHODS
             for path in measures(name, report_prompts(name))
         ],
         config="<results>/config/evaluation.json",
@@ -344,10 +344,10 @@ rule table7:
     params:
         groups=[
             word
-            for name in TEXT_VARIANTS
+            for name in TEXT_METHODS
             for word in group(
                 "--measures",
-                CONFIG.variants[name].text_encoder,
+                CONFIG.methods[name].text_encoder,
                 measures(name, report_prompts(name)),
             )
         ],
@@ -362,7 +362,7 @@ rule figure3:
     input:
         cohort="<results>/cohort/cohort.csv",
         volumes=real_volumes,
-        samples=[path for name in SHAPE_VARIANTS for path in samples(name, "reports")],
+        samples=[path for name in SHAPE_METHODS for path in samples(name, "reports")],
     output:
         report(
             "<results>/eval/figures/figure3.png",
@@ -382,7 +382,7 @@ rule figure3:
             *group("--volumes", "real", real_volumes()),
             *(
                 word
-                for name in SHAPE_VARIANTS
+                for name in SHAPE_METHODS
                 for word in group("--volumes", name, samples(name, "reports"))
             ),
         ],
@@ -400,7 +400,7 @@ rule figure4:
         labels="<results>/labels.csv",
         volumes=real_volumes,
         prompts="<results>/prompts/pairs.csv",
-        samples=samples("medsyn", "pairs"),
+        samples=samples(REFERENCE, "pairs"),
     output:
         report(
             "<results>/eval/figures/figure4.png",
@@ -427,7 +427,7 @@ rule figure4:
 rule figure5:
     input:
         prompts="<results>/prompts/pairs.csv",
-        measures=measures("medsyn", "pairs"),
+        measures=measures(REFERENCE, "pairs"),
     output:
         report(
             "<results>/eval/figures/figure5.png",
@@ -456,7 +456,7 @@ rule figure6:
         prompts="<results>/prompts/controlled.csv",
         volumes=real_volumes,
         masks=real_masks,
-        samples=samples("medsyn", "controlled"),
+        samples=samples(REFERENCE, "controlled"),
     output:
         report(
             "<results>/eval/figures/figure6.png",
@@ -484,7 +484,7 @@ rule hero_figure:
     input:
         cohort="<results>/cohort/cohort.csv",
         volumes=real_volumes,
-        samples=samples("medsyn", "reports"),
+        samples=samples(REFERENCE, "reports"),
     output:
         report(
             "<results>/eval/figures/hero.png",

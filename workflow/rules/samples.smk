@@ -26,15 +26,15 @@ rule write_prompts:
 
 rule sample:
     input:
-        run="<results>/models/{variant}/run.json",
+        run="<results>/models/{method}/run.json",
         prompts="<results>/prompts/{set}.csv",
         config="<results>/config/sampling.json",
         volumes=expand("<results>/preprocessed/{shard}", shard=SHARDS),
         masks=expand("<results>/masks/{shard}", shard=SHARDS),
     output:
-        directory("<results>/samples/{variant}/{set}/{shard}"),
+        directory("<results>/samples/{method}/{set}/{shard}"),
     log:
-        "<logs>/sample/{variant}/{set}/{shard}.log",
+        "<logs>/sample/{method}/{set}/{shard}.log",
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -44,13 +44,13 @@ rule sample:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/sample/{{variant}}/{{set}}/{{shard}}",
+        state=f"{RESULTS}/state/sample/{{method}}/{{set}}/{{shard}}",
         weights=lambda wildcards, input: Path(input.run).parent,
         num_shards=len(SAMPLE_SHARDS),
         volumes_root=lambda wildcards, input: Path(input.volumes[0]).parent,
         masks_root=lambda wildcards, input: Path(input.masks[0]).parent,
     message:
-        "generating volumes: {wildcards.variant}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
+        "generating volumes: {wildcards.method}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
     shell:
         "exec python -m medsyn generate --weights {params.weights:q} --prompts {input.prompts:q}"
         " --shard {wildcards.shard:q}/{params.num_shards:q} --config {input.config:q}"

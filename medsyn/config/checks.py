@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from medsyn.config.methods import MedSynConfig
+from medsyn.config.section import unique
+
 if TYPE_CHECKING:
-    from medsyn.config import Config, StageModelConfig, TrainConfig
+    from medsyn.config.experiment import Config
+    from medsyn.config.networks import StageModelConfig, TrainConfig
 
 MAX_VOXELS = 1 << 30
 """Of one volume: 1,024 x 1,024 x 1,024, four times the number of the largest clinical CTs."""
@@ -25,17 +29,10 @@ def check_config(config: Config) -> None:
     """ValueError at the first setting that does not fit another one."""
     _check_cohort(config)
     _check_text(config)
-    _check_variants(config)
+    _check_methods(config)
     _check_grids(config)
     _check_batches(config)
     _check_evaluation(config)
-
-
-def unique(key: str, values: Sequence[str]) -> None:
-    """ValueError if a value stands twice."""
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{key}: '{value}' stands {values.count(value)} times, expected once")
 
 
 def _check_cohort(config: Config) -> None:
@@ -79,22 +76,32 @@ def _check_text(config: Config) -> None:
         raise ValueError("sampling.null_text: zero is all padding to low_res.unet.mask_padding; expected learned")
 
 
-def _check_variants(config: Config) -> None:
-    if "medsyn" not in config.variants:
-        raise ValueError("variants must contain 'medsyn', the full model")
-    unique("variants.*.label", [variant.label for variant in config.variants.values()])
-    for name, variant in config.variants.items():
+def _check_methods(config: Config) -> None:
+    if not config.methods:
+        raise ValueError("methods: is empty, expected at least one method")
+    unique("methods.*.label", [method.label for method in config.methods.values()])
+    for key, name in (("reference", config.reference), ("compare_with", config.compare_with)):
+        if name is not None and name not in config.methods:
+            raise ValueError(f"{key}: '{name}' is not among methods; expected one of {', '.join(config.methods)}")
+    if not isinstance(config.methods[config.reference], MedSynConfig):
+        raise ValueError(f"reference: '{config.reference}' is not a model of this package; expected one of kind medsyn")
+    for name, method in config.methods.items():
         if name == "real":
-            raise ValueError("variants.real: this name is that of the real CTs in tables and folders; choose another")
-        if variant.text_encoder not in config.text.encoders:
-            raise ValueError(f"variants.{name}.text_encoder: no encoder named '{variant.text_encoder}' in text")
-        donor = variant.super_res_from
-        if donor is not None and (
-            donor not in config.variants
-            or config.variants[donor].super_res_from is not None
-            or config.variants[donor].channels != variant.channels
-        ):
-            raise ValueError(f"variants.{name}.super_res_from: '{donor}' must be a trained variant, same channels")
+            raise ValueError("methods.real: this name is that of the real CTs in tables and folders; choose another")
+        if isinstance(method, MedSynConfig):
+            _check_model(config, name, method)
+
+
+def _check_model(config: Config, name: str, method: MedSynConfig) -> None:
+    if method.text_encoder not in config.text.encoders:
+        raise ValueError(f"methods.{name}.text_encoder: no encoder named '{method.text_encoder}' in text")
+    if method.super_res_from is None:
+        return
+    donor = config.methods.get(method.super_res_from)
+    if not isinstance(donor, MedSynConfig) or donor.super_res_from is not None or donor.channels != method.channels:
+        raise ValueError(
+            f"methods.{name}.super_res_from: '{method.super_res_from}' must be a trained method with the same channels"
+        )
 
 
 def _check_grids(config: Config) -> None:
@@ -175,5 +182,5 @@ def _num_processes(config: Config) -> int:
 @cache
 def _labels() -> tuple[str, ...]:
     """Return the names of the report labels, from the rules."""
-    rules = Path(__file__).parent / "text/label_rules.yaml"
+    rules = Path(__file__).parents[1] / "text/label_rules.yaml"
     return tuple(yaml.safe_load(rules.read_text(encoding="utf-8"))["findings"])

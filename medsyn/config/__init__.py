@@ -1,0 +1,81 @@
+"""Every setting of the project: frozen models, one section per stage, unknown keys are errors, units in names.
+
+YAML files hold a `Config`. A verb never reads YAML: the verb `config` validates the file once and writes one JSON file
+per stage with just what that stage depends on (`stages`), so that editing a setting re-runs its stage and what follows,
+and nothing else.
+"""
+
+from medsyn.config.cohort import CohortConfig, PhantomConfig
+from medsyn.config.compute import ComputeConfig
+from medsyn.config.evaluation import (
+    AugmentationConfig,
+    EvaluationConfig,
+    FeaturesConfig,
+    Finding,
+    Measure,
+    PromptPairConfig,
+    PromptSettings,
+)
+from medsyn.config.experiment import Config
+from medsyn.config.methods import MedSynConfig, MethodConfig
+from medsyn.config.networks import StageModelConfig, TrainConfig, UNetConfig
+from medsyn.config.reading import check_keys, load_config, load_stage, validate
+from medsyn.config.sampling import SamplingConfig
+from medsyn.config.section import Section
+from medsyn.config.stages import (
+    AugmentationStage,
+    CohortStage,
+    FeaturesStage,
+    MeasureStage,
+    ModelStage,
+    PromptsStage,
+    SamplingStage,
+    TextEncoderStage,
+    prompts_stage,
+    stage_configs,
+    stage_texts,
+)
+from medsyn.config.text import LongReports, ReportSection, TextConfig, TextEncoderConfig
+from medsyn.config.volumes import MasksConfig, PreprocessConfig
+
+__all__ = [
+    "AugmentationConfig",
+    "AugmentationStage",
+    "CohortConfig",
+    "CohortStage",
+    "ComputeConfig",
+    "Config",
+    "EvaluationConfig",
+    "FeaturesConfig",
+    "FeaturesStage",
+    "Finding",
+    "LongReports",
+    "MasksConfig",
+    "Measure",
+    "MeasureStage",
+    "MedSynConfig",
+    "MethodConfig",
+    "ModelStage",
+    "PhantomConfig",
+    "PreprocessConfig",
+    "PromptPairConfig",
+    "PromptSettings",
+    "PromptsStage",
+    "ReportSection",
+    "SamplingConfig",
+    "SamplingStage",
+    "Section",
+    "StageModelConfig",
+    "TextConfig",
+    "TextEncoderConfig",
+    "TextEncoderStage",
+    "TrainConfig",
+    "UNetConfig",
+    "check_keys",
+    "load_config",
+    "load_stage",
+    "prompts_stage",
+    "stage_configs",
+    "stage_texts",
+    "validate",
+]

@@ -1,0 +1,87 @@
+"""Settings of the denoisers: the U-Net and its training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from medsyn.config.section import Count, Fraction, OwnSeed, Precision, Section, Share, Size3, Width
+
+
+class UNetConfig(Section):
+    """The one U-Net (the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
+
+    dim: Width = 16
+    mults: Annotated[tuple[Width, ...], Field(min_length=1, max_length=10)] = (1, 2, 4)
+    num_heads: int = Field(4, ge=1, le=1024)
+    num_groups: Width = 8
+    init_kernel: int = Field(7, ge=1, le=63, description="edge of the first convolution, odd")
+    num_bottom_blocks: int = Field(4, ge=1, le=256, description="attention blocks at the bottom (text-conditioned net)")
+    mask_padding: bool = Field(
+        False, description="ignore the padding of a text (needs text.mask_padding); the authors attend to it"
+    )
+    patch_size: int = Field(1, ge=1, le=64, description="edge of the voxel cube that the network sees as one voxel")
+    sigma_data: PositiveFloat | None = Field(
+        None,
+        description="standard deviation of what is to be drawn: the network then predicts only what the noise hides",
+    )
+    add_condition: bool = Field(
+        False, description="super-resolution: add the condition to the output, so that only the difference is learned"
+    )
+    up_order: Literal["A", "B"] = Field("A", description="A: upsample early (training scripts), B: late (inference)")
+
+    @model_validator(mode="after")
+    def _check(self) -> UNetConfig:
+        for width in (self.dim, *(self.dim * mult for mult in self.mults)):
+            if width % self.num_groups:
+                raise ValueError(f"num_groups {self.num_groups} does not divide {width} channels (dim times mults)")
+        if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
+            raise ValueError("dim must be even and at least 4, init_kernel odd")
+        return self
+
+
+class TrainConfig(Section):
+    """The one training loop."""
+
+    num_steps: int = Field(1000, ge=1, le=1_000_000_000)
+    batch_size: Count = Field(16, description="samples per optimiser step over all processes")
+    micro_batch_size: Count = Field(16, description="samples per process and forward pass")
+    learning_rate: PositiveFloat = 1e-4
+    num_warmup_steps: int = Field(0, ge=0)
+    learning_rate_decay: Literal["constant", "cosine"] = "constant"
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    ema_decay: Share = 0.999
+    ema_start_step: int = Field(0, ge=0, description="before this step the average is a plain copy")
+    ema_every: PositiveInt = 1
+    precision: Precision = "fp32"
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
+    compile: bool = Field(False, description="torch.compile the network; pays on a GPU")
+    checkpoint_every: PositiveInt = 250
+    log_every: PositiveInt = 50
+    preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
+    tensorboard: bool = Field(False, description="event files too, if the package tensorboard is installed")
+    text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
+    max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
+    condition_interpolation: Literal["nearest", "linear"] = Field(
+        "nearest", description="super-resolution: how the condition is enlarged; the authors take nearest"
+    )
+    crop_size: Size3 | None = Field(None, description="super-resolution: random crop (D, H, W)")
+    timestep_power: PositiveFloat = Field(
+        1.0, description="t = u^this, u uniform; 1 is the paper's, below 1 trains more at high noise: text acts sooner"
+    )
+    augment: bool = Field(
+        False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
+    )
+    seed: OwnSeed = 0
+
+
+class StageModelConfig(Section):
+    """Network and training of one resolution."""
+
+    unet: UNetConfig = UNetConfig()
+    train: TrainConfig = TrainConfig()

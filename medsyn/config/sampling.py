@@ -1,0 +1,31 @@
+"""Settings of sampling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from medsyn.config.section import Count, OwnSeed, Precision, Section, Shards, Steps
+
+
+class SamplingConfig(Section):
+    """How volumes are drawn (paper: 50 and 20 DDIM steps)."""
+
+    solver: Literal["ddim", "dpmpp_2m"] = Field("ddim", description="dpmpp_2m: second order, for fewer steps")
+    num_steps_low_res: Steps = 50
+    num_steps_super_res: Steps = 20
+    guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
+    null_text: Literal["learned", "zero"] = Field(
+        "learned",
+        description="states that stand for no text: the null text learned in training, or zeros (the paper's Table V)",
+    )
+    fix_super_res: bool = Field(False, description="keep given channels at both resolutions; the authors: low only")
+    batch_size: Count | Literal["auto"] = Field(
+        8,
+        description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
+    )
+    compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
+    precision: Precision = "fp32"
+    num_shards: Shards = 2
+    seed: OwnSeed = 0

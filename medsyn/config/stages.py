@@ -1,0 +1,181 @@
+"""What a verb reads: one model per results/config/<stage>.json, with just what that stage depends on.
+
+A stage is composed of sections of the configuration, or of their shared bases, so that no field is declared twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import PositiveInt
+
+from medsyn.config.cohort import CohortConfig, PhantomConfig
+from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, EvaluationConfig, FeaturesConfig, PromptSettings
+from medsyn.config.experiment import Config
+from medsyn.config.methods import MedSynConfig
+from medsyn.config.networks import TrainConfig, UNetConfig
+from medsyn.config.sampling import SamplingConfig
+from medsyn.config.section import PathText, Registered, Section
+from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
+from medsyn.config.volumes import PreprocessConfig
+
+SectionType = TypeVar("SectionType", bound=Section)
+Window = tuple[float, float]
+"""Of HU, [low, high]."""
+
+
+class CohortStage(CohortConfig):
+    """config/cohort.json: the cohort's settings, and which sections its reports are read by."""
+
+    sections: tuple[ReportSection, ...] = ("report", "findings", "impression")
+
+
+class MeasureStage(Section):
+    """config/measure.json"""
+
+    anatomy_tool: AnatomyTool = "classical"
+    weights_dir: PathText = "weights"
+
+
+class TextEncoderStage(TextInputs):
+    """config/text_<encoder>.json"""
+
+    encoder: TextEncoderConfig
+
+
+class ModelStage(Section):
+    """config/<low_res|super_res>_<method>.json: everything the training of one network depends on."""
+
+    stage: Literal["low_res", "super_res"]
+    channels: tuple[str, ...]
+    unet: UNetConfig
+    train: TrainConfig
+    window_hu: Window
+    low_res_factor: PositiveInt
+    num_tokens: PositiveInt = 1
+    sections: tuple[str, ...] = ()
+
+
+class SamplingStage(Section):
+    """config/sampling.json"""
+
+    sampling: SamplingConfig
+    preprocess: PreprocessConfig
+
+
+class FeaturesStage(Section):
+    """config/features.json"""
+
+    features: FeaturesConfig
+    window_hu: Window
+
+
+class AugmentationStage(Section):
+    """config/augmentation.json"""
+
+    augmentation: AugmentationConfig
+    window_hu: Window
+
+
+class PromptsStage(PromptSettings):
+    """config/prompts.json: what the prompts of all evaluations depend on."""
+
+    augmentation_findings: tuple[str, ...]
+    num_reports_per_class: PositiveInt
+
+
+def stage_configs(config: Config) -> dict[str, Section]:
+    """Return the content of every results/config/<stage>.json."""
+    config = _with_seed(config, config.seed, keep=(CohortConfig, PhantomConfig))
+    evaluation, window_hu = config.evaluation, config.preprocess.window_hu
+    stages: dict[str, Section] = {
+        "cohort": CohortStage(**_fields(CohortConfig, config.cohort), sections=config.text.sections),
+        "phantom": config.phantom,
+        "preprocess": config.preprocess,
+        "masks": config.masks,
+        "measure": MeasureStage(anatomy_tool=evaluation.anatomy_tool, weights_dir=config.masks.weights_dir),
+        "sampling": SamplingStage(sampling=config.sampling, preprocess=config.preprocess),
+        "features": FeaturesStage(features=evaluation.features, window_hu=window_hu),
+        "augmentation": AugmentationStage(augmentation=evaluation.augmentation, window_hu=window_hu),
+        "evaluation": evaluation,
+        "prompts": prompts_stage(evaluation),
+    }
+    for name, encoder in config.text.encoders.items():
+        stages[f"text_{name}"] = TextEncoderStage(**_fields(TextInputs, config.text), encoder=encoder)
+    for name, method in config.methods.items():
+        if isinstance(method, MedSynConfig):
+            stages[f"low_res_{name}"] = _model_stage(config, "low_res", method)
+            if method.super_res_from is None:
+                stages[f"super_res_{name}"] = _model_stage(config, "super_res", method)
+    return stages
+
+
+def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
+    """Return the part of the evaluation's settings that prompts depend on."""
+    augmentation = evaluation.augmentation
+    return PromptsStage(
+        **_fields(PromptSettings, evaluation),
+        augmentation_findings=augmentation.findings,
+        num_reports_per_class=augmentation.num_reports_per_class,
+    )
+
+
+def stage_texts(config: Config) -> dict[str, str]:
+    """Return the text of every results/config/<stage>.json.
+
+    A stage that names something of a plugin lists that plugin, and the evaluation lists all of them, which may hold
+    exhibits: a new plugin makes the tables again, and nothing else. Keys stand in the order of the configuration,
+    which is that of the prompts and of the tables' rows.
+    """
+    texts = {}
+    for name, stage in stage_configs(config).items():
+        plugins = config.plugins if name == "evaluation" else sorted(set(_plugins_of(stage)))
+        values = stage.model_dump(mode="json") | ({"plugins": list(plugins)} if plugins else {})
+        texts[name] = json.dumps(values, indent=2, allow_nan=False)
+    return texts
+
+
+def _plugins_of(section: Section) -> Iterator[str]:
+    """Yield the plugins that registered what a section and the sections below it name."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        for note in field.metadata:
+            if isinstance(note, Registered) and (plugin := note.registry.plugin_of(value)):
+                yield plugin
+        for part in value.values() if isinstance(value, Mapping) else [value]:
+            if isinstance(part, Section):
+                yield from _plugins_of(part)
+
+
+def _fields(base: type[Section], section: Section) -> dict[str, Any]:
+    """Return the fields of `base` from a section that has them."""
+    return {name: getattr(section, name) for name in base.model_fields}
+
+
+def _with_seed(section: SectionType, seed: int, keep: tuple[type[Section], ...]) -> SectionType:
+    """Return `section` with `seed` in every section below it that leaves its own seed out, types `keep` excepted."""
+    changes: dict[str, Any] = {}
+    for name, value in section:
+        if name == "seed" and name not in section.model_fields_set:
+            changes[name] = seed
+        elif isinstance(value, Section) and not isinstance(value, keep):
+            changes[name] = _with_seed(value, seed, keep)
+        elif isinstance(value, dict):
+            changes[name] = {k: _with_seed(v, seed, keep) if isinstance(v, Section) else v for k, v in value.items()}
+    return section.model_copy(update=changes)
+
+
+def _model_stage(config: Config, network: Literal["low_res", "super_res"], method: MedSynConfig) -> ModelStage:
+    model = config.low_res if network == "low_res" else config.super_res
+    text: dict[str, Any] = {"num_tokens": config.text.num_tokens, "sections": config.text.sections}
+    return ModelStage(
+        stage=network,
+        channels=method.channels,
+        unet=model.unet,
+        train=model.train,
+        window_hu=config.preprocess.window_hu,
+        low_res_factor=config.preprocess.low_res_factor,
+        **(text if network == "low_res" else {}),
+    )
