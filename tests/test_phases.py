@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,3 +219,18 @@ def test_phases_that_do_not_fit_are_told(tmp_path, change, words):
     phases = (replace(task.phases[0], **change), task.phases[1])
     with pytest.raises(InputError, match=words):
         train(replace(task, phases=phases), SETTINGS, tmp_path / "state")
+
+
+def test_the_examples_of_the_page_run(tmp_path):
+    """docs/training.md as a reader would paste it: both trainings, and the columns that the page names."""
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names = {"state": tmp_path}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2 and names["network"](torch.zeros(2, 4)).shape == (2, 1, 4, 4, 4)
+    rows = read_csv(
+        tmp_path / "wgan/metrics.csv", ("critic_loss", "critic_grad_norm", "generator_loss", "critic_distance")
+    )
+    assert [row["step"] for row in rows] == ["10", "20"]
+    assert max(parameter.abs().max() for parameter in names["result"].networks["critic"].parameters()) <= 0.1

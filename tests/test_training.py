@@ -135,7 +135,7 @@ def test_same_command_same_bytes(data_folder, tmp_path, capsys):
         assert main([*command(data_folder, out), "--quiet"]) == 0
     assert sha256(outs[0]) == sha256(outs[1])
     assert main([*command(data_folder, outs[0]), "--quiet"]) == 2
-    assert "remove the file to train it anew" in capsys.readouterr().err
+    assert "remove the file to train it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["low_res", "super_res"])
@@ -354,7 +354,7 @@ def test_a_state_of_which_nothing_can_be_read_is_not_trained_over(tmp_path):
     train(quadratic(), SETTINGS, tmp_path / "state")
     for path in (tmp_path / "state").glob("step_*"):
         (path / "facts.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="delete the folder to start anew"):
+    with pytest.raises(InputError, match="delete the folder to start again"):
         train(quadratic(), SETTINGS, tmp_path / "state")
 
 

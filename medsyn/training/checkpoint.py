@@ -80,7 +80,7 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensor
             tensors.setdefault(group, {})[name] = value
         return tensors, facts
     if steps:
-        raise InputError(f"{folder}: none of its checkpoints can be read; delete the folder to start anew")
+        raise InputError(f"{folder}: none of its checkpoints can be read; delete the folder to start again")
     return None
 
 
@@ -113,5 +113,5 @@ def _check_identity(folder: Path, stored: Mapping[str, Any], current: Mapping[st
         if before != after:
             raise InputError(
                 f"{folder}: this state belongs to a training with {key} = {before}, now it is {after};"
-                " restore the setting, or delete the folder to start anew"
+                " restore the setting, or delete the folder to start again"
             )
