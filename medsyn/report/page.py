@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def _cards(made: Mapping[str, Path]) -> list[Card]:
 
 
 def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings that a reader asks for first."""
+    """Return the settings that a reader asks for first."""
     rows: list[tuple[str, str]] = []
     if "preprocess" in stages:
         grid = stages["preprocess"]
@@ -153,21 +153,22 @@ def _rejects(files: ReportFiles) -> list[tuple[str, str, str]]:
     for role in ("preprocessed", "masks", "samples"):
         for folder in files.get(role, []):
             stage = "/".join(folder.parts[-4:-1]) if role == "samples" else role
-            for row in _index(folder):
+            for row in _index(folder, [] if role == "samples" else ["subject_id", "status"]):
                 if row.get("status", "ok") not in ("ok", ""):
                     rows.append((row.get("sample_id") or row.get("subject_id", ""), stage, row.get("reason", "")))
     return rows
 
 
-def _index(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of a shard's index.csv; none where there is none."""
+def _index(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a shard's index.csv, which must have `columns`; none where there is none."""
     path = folder / "index.csv"
-    return read_csv(path) if path.exists() else []
+    return read_csv(path, columns) if path.exists() else []
 
 
 def _warnings(files: ReportFiles) -> Facts | None:
-    """Number of preprocessed CTs with at least one warning of each topic, and one of the warnings as an example."""
-    used = [row for folder in files.get("preprocessed", []) for row in _index(folder) if row["status"] == "ok"]
+    """Return the number of preprocessed CTs with warnings of each topic, and one of the warnings as an example."""
+    listed = [row for folder in files.get("preprocessed", []) for row in _index(folder, ["subject_id", "status"])]
+    used = [row for row in listed if row["status"] == "ok"]
     scans = {row["subject_id"]: split_warnings(row.get("warnings", "")) for row in used}
     examples: dict[str, str] = {}
     for subject, warnings in scans.items():
@@ -251,7 +252,7 @@ def _model(name: str, paths: list[Path]) -> Facts:
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    """Numeric columns of a CSV; empty fields are NaN. No file gives no columns."""
+    """Return the numeric columns of a CSV; empty fields are NaN, and no file gives no columns."""
     if not path.exists():
         return {}
     rows = read_csv(path)
