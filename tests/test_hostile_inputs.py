@@ -25,14 +25,15 @@ from medsyn.exhibits.figure4 import figure4
 from medsyn.exhibits.panels import write_figure
 from medsyn.exhibits.table6 import table6
 from medsyn.files import read_csv, read_json, write_csv, write_json
-from medsyn.generate import Roots, generate_shard
 from medsyn.masks.labels import as_labels
 from medsyn.masks.segment import segment
+from medsyn.methods.prompts import Roots
+from medsyn.methods.run import open_run, sampling_with
+from medsyn.methods.sampling import sample_shard
 from medsyn.models.medsyn_checkpoint import import_medsyn
 from medsyn.names import sample_fault, subject_fault
 from medsyn.report.files import find_files
 from medsyn.report.page import write_report
-from medsyn.run import open_run, sampling_with
 from medsyn.stages.shards import open_shard
 from medsyn.stages.volumes import preprocess_one
 from medsyn.tensors import load_checkpoint
@@ -172,7 +173,7 @@ def test_a_sample_id_that_leads_elsewhere_deletes_nothing(tmp_path, monkeypatch)
     write_csv(tmp_path / "p.csv", [{"sample_id": i, "text": "", "seed": 1} for i in ids], ["sample_id", "text", "seed"])
     run = open_run(run_folder, sampling_with(run_folder, None))
     state = tmp_path / "work/state"
-    generate_shard(run, tmp_path / "p.csv", "0/1", Roots(), tmp_path / "out", state)
+    sample_shard(run, tmp_path / "p.csv", "0/1", Roots(), tmp_path / "out", state)
     status = {row["sample_id"]: row["status"] for row in read_csv(tmp_path / "out/index.csv")}
     assert [name for name, said in status.items() if said == "ok"] == ["good"]
     assert precious.exists()

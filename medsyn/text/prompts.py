@@ -27,6 +27,7 @@ import numpy as np
 from medsyn.config import PromptsStage
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
+from medsyn.names import report_sample_id
 from medsyn.progress import log
 from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.labels import default_labeler
@@ -123,7 +124,7 @@ def _reports(sources: Sources) -> list[Row]:
     pool = of_split(sources.reports, "validation")
     chosen = sources.draw(pool, sources.config.num_fid_samples, "reports")
     return [
-        sources.row(f"report_{number:05d}", "report", report, sources.seed("reports", number))
+        sources.row(report_sample_id(number), "report", report, sources.seed("reports", number))
         for number, report in enumerate(chosen)
     ]
 

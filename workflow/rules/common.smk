@@ -13,6 +13,8 @@ from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
 from medsyn.mask_tools import use_network
+from medsyn.methods.base import METHODS as KINDS
+from medsyn.methods.base import check_answers
 from medsyn.report.files import report_needs
 
 try:
@@ -60,6 +62,12 @@ LAYOUT = Layout(RESULTS)
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
 METHODS = list(CONFIG.methods)
+NETWORKS = {
+    name: KINDS[CONFIG.methods[name].kind].networks(CONFIG, name) for name in METHODS
+}
+ASSEMBLED = [
+    name for name in METHODS if KINDS[CONFIG.methods[name].kind].assembles
+]  # their networks are joined to a run.json
 REFERENCE = CONFIG.reference
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
@@ -82,6 +90,9 @@ wildcard_constraints:
     shard=r"\d+",
     method="|".join(METHODS),
     encoder="|".join(CONFIG.text.encoders),
+    network="|".join(
+        dict.fromkeys(network for found in NETWORKS.values() for network in found)
+    ),
     set=r"[a-z_]+",
 
 
@@ -151,14 +162,51 @@ def training_devices():
     return {"nodes": nodes, "tasks": nodes, "mpi": "srun"} | devices
 
 
-def super_res_donor(method):
-    """The method whose super-resolution net `method` samples with."""
-    return CONFIG.methods[method].super_res_from or method
+def option(name, values):
+    """Words of an option of a verb; none without values."""
+    return [name, *values] if values else []
 
 
-def encoder_of(wildcards):
-    """The text encoder that conditions a method."""
-    return CONFIG.methods[wildcards.method].text_encoder
+def kind_of(method):
+    """The kind of a method."""
+    return KINDS[CONFIG.methods[method].kind]
+
+
+def network_embeddings(wildcards):
+    """Embeddings of the reports that a network trains with; none for one that takes no text."""
+    encoder = NETWORKS[wildcards.method][wildcards.network].text_encoder
+    return [LAYOUT.embeddings(encoder)] if encoder else []
+
+
+def networks_before(wildcards):
+    """Weights of the networks of the same method that the training of a network reads."""
+    before = NETWORKS[wildcards.method][wildcards.network].after
+    return [LAYOUT.network(wildcards.method, network) for network in before]
+
+
+def model_parts(wildcards):
+    """Networks and text encoder that a run of our model joins."""
+    return kind_of(wildcards.method).parts(CONFIG, wildcards.method)
+
+
+def sampler_files(wildcards):
+    """Files that a method opens to answer prompts: run.json, weights, a folder."""
+    try:
+        check_answers(CONFIG, wildcards.method, wildcards.set)
+    except InputError as error:
+        raise WorkflowError(str(error))
+    return kind_of(wildcards.method).inputs(CONFIG, wildcards.method)
+
+
+def sampler_settings(wildcards):
+    """Settings that a method answers prompts with."""
+    stage, _ = kind_of(wildcards.method).sampling(CONFIG, wildcards.method)
+    return LAYOUT.config(stage)
+
+
+def sampler_state(wildcards):
+    """State of a method's files that the workflow does not make: one that is replaced changes it."""
+    return kind_of(wildcards.method).state(CONFIG.methods[wildcards.method])
 
 
 def manifests(wildcards=None):
