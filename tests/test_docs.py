@@ -1,4 +1,4 @@
-"""The pages: every link, path, name of the code and key of the configuration in them exists, and every page is listed."""
+"""The pages: every link, path, name of the code and key of the configuration in them exists, every page is listed."""
 
 from __future__ import annotations
 
