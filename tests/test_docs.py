@@ -1,4 +1,4 @@
-"""The pages: every link, path, name of the code and key of the configuration in them exists, every page is listed."""
+"""The pages: links, paths, names of the code and keys of the configuration exist, and the index lists every page."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ OF_THE_USER = (
     "config/rad_chest.csv",
 )
 """Paths that a page tells the reader to make."""
+FILE_ENDINGS = {"py", "json", "csv", "yaml", "md", "safetensors", "html", "smk"}
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -31,6 +32,10 @@ PATH = re.compile(
     r"(?<![\w./{-])(?:medsyn|docs|config|tests|benchmarks|workflow|slurm|envs|\.ci|\.github)/[\w./*-]*[\w*]"
 )
 FILE = re.compile(r"(?<![\w./*-])\w+\.(?:py|smk)\b")
+OWN = re.compile(r"(?:^# |--plugin |plugins: \[)(\w+\.py)\b", re.MULTILINE)
+"""Modules of the reader's own: the first line of a block of code, and what is named as a plugin."""
+GROUPS = {"medsyn.methods", "medsyn.exhibits", "medsyn.mask_tools", "medsyn.solvers"}
+"""Groups of entry points."""
 KEY = re.compile(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)+)(?![\w/(])")
 
 
@@ -103,7 +108,7 @@ def test_every_path_and_file_named_exists(page):
     for path in PATH.findall(inside):
         assert list(ROOT.glob(path)) or any(fnmatch(path, user) for user in OF_THE_USER), path
     known = {path.name for folder in ("medsyn", "tests", "benchmarks", "docs", "workflow") for path in files(folder)}
-    own = {Path(name).name for name in re.findall(r"^# (\S+\.py)\b", text, re.MULTILINE)}
+    own = set(OWN.findall(text))
     for name in FILE.findall(inside):
         assert name in known | own, name
 
@@ -119,14 +124,11 @@ def test_every_name_of_the_code_and_key_of_the_configuration_exists(page):
     names = names_of_the_code()
     for word in CODE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         for name in re.findall(r"(?<![\w./-])medsyn(?:\.\w+)+", word):
-            assert name in names or name.endswith((".log", ".py")), name
+            assert name in names | GROUPS or name.endswith(".log"), name
         for key in KEY.findall(word):
             first, *rest = key.split(".")
             if first in schema["properties"] and rest[-1] not in FILE_ENDINGS:
                 assert knows(schema, schema["properties"][first], rest), key
-
-
-FILE_ENDINGS = {"py", "json", "csv", "yaml", "md", "safetensors", "html", "smk"}
 
 
 def test_the_patterns_find_what_they_look_for():

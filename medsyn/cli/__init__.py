@@ -1,4 +1,4 @@
-"""The command line: one verb a step, heavy imports only inside the verb that needs them.
+"""Parse the command line and run one verb per step. Heavy imports stand inside the verb that needs them.
 
 Each module here adds the verbs of one part of the package through `add_verbs(verbs)`. Exit status: 0 success, 2 bad
 input (one line on stderr, no traceback), 1 anything else.

@@ -1,4 +1,4 @@
-"""Every setting of the project: frozen models, one section per stage, unknown keys are errors, units in names.
+"""Validate every setting of the project. Models are frozen, unknown keys are errors, units stand in names.
 
 YAML files hold a `Config`. A verb never reads YAML: the verb `config` validates the file once and writes one JSON file
 per stage with just what that stage depends on (`stages`), so that editing a setting re-runs its stage and what follows,

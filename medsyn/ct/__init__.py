@@ -1,0 +1,1 @@
+"""Read, inspect, register and preprocess chest CTs, and keep them in the training store."""

@@ -1,0 +1,1 @@
+"""State the noise schedule, the training objective and the samplers, each with its equation."""

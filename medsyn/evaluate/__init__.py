@@ -1,0 +1,1 @@
+"""Compute features, distances, anatomical measures and statistics: arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Define the networks, and read and write their weights."""

@@ -1,1 +1,1 @@
-"""The embedded cohort: procedural chest phantoms with findings, masks, truth and reports."""
+"""Render the embedded cohort: procedural chest phantoms with findings, masks, truth and reports."""

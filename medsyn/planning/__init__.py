@@ -1,1 +1,1 @@
-"""Memory planning: count what a GPU must hold, without a GPU and without data, and choose settings that fit."""
+"""Count the memory that a GPU needs, without a GPU and without data, and choose settings that fit."""

@@ -1,1 +1,1 @@
-"""Stage drivers: what a verb does to a shard of subjects. Above ct, masks and evaluate, below the command line."""
+"""Do the work of a verb on a shard of subjects: skip finished ones, list rejected ones, resume."""

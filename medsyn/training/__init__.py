@@ -1,0 +1,1 @@
+"""Train every network by one loop, with checkpoints and exact resuming."""
