@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from medsyn.cluster import check_executor, prefer_commands
-from medsyn.config import Config, check_keys, stage_texts, validate
+from medsyn.config import Config, MedSynConfig, check_keys, stage_texts, validate
 from medsyn.errors import InputError
 from medsyn.exhibits.base import exhibits_of, inputs_of, words_of
 from medsyn.exhibits.sources import Sources
@@ -65,9 +65,9 @@ METHODS = list(CONFIG.methods)
 NETWORKS = {
     name: KINDS[CONFIG.methods[name].kind].networks(CONFIG, name) for name in METHODS
 }
-ASSEMBLED = [
-    name for name in METHODS if KINDS[CONFIG.methods[name].kind].assembles
-]  # their networks are joined to a run.json
+MODELS = [
+    name for name in METHODS if isinstance(CONFIG.methods[name], MedSynConfig)
+]  # of this package: their networks are joined to a run.json
 REFERENCE = CONFIG.reference
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6

@@ -48,7 +48,7 @@ rule assemble_model:
     log:
         "<logs>/assemble_model/{method}.log",
     wildcard_constraints:
-        method="|".join(ASSEMBLED),
+        method="|".join(MODELS),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
