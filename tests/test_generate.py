@@ -205,14 +205,14 @@ def test_zero_null_text_needs_a_network_that_reads_zeros(tmp_path, run_folder, c
 
 
 def count_batches(monkeypatch, run, **blocks):
-    """Return lists, by name, to which the sizes of the batches are added that low_res's ResBlocks `blocks` are given."""
+    """Return, by name, lists that collect the batch sizes which the ResBlocks `blocks` of low_res are given."""
     sizes, plain = {name: [] for name in blocks}, FastUNet._block
 
-    def counted(network, block, x, *others):
+    def counted(network, block, x, *others, **named):
         for name, wanted in blocks.items():
             if block is wanted:
                 sizes[name].append(len(x))
-        return plain(network, block, x, *others)
+        return plain(network, block, x, *others, **named)
 
     monkeypatch.setattr(FastUNet, "_block", counted)
     return sizes
