@@ -19,7 +19,7 @@ from medsyn.cli import main
 from medsyn.config import Config, load_config, stage_texts, validate
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import maximum_mean_discrepancy
-from medsyn.evaluate.measures import MEASURES
+from medsyn.evaluate.measure_names import MEASURES
 from medsyn.exhibits.base import EXHIBITS, Exhibit, inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.files import read_csv, read_json, write_csv
