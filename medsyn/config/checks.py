@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from medsyn.config.methods import MedSynConfig
+from medsyn.config.methods import METHODS, MedSynConfig
 from medsyn.config.section import unique
 
 if TYPE_CHECKING:
@@ -77,8 +77,6 @@ def _check_text(config: Config) -> None:
 
 
 def _check_methods(config: Config) -> None:
-    from medsyn.methods.base import METHODS
-
     if not config.methods:
         raise ValueError("methods: is empty, expected at least one method")
     unique("methods.*.label", [method.label for method in config.methods.values()])

@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, EvaluationConfig, FeaturesConfig, PromptSettings
 from medsyn.config.experiment import Config
+from medsyn.config.methods import METHODS
 from medsyn.config.networks import TrainConfig, UNetConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import PathText, Registered, Section
@@ -88,8 +89,6 @@ class PromptsStage(PromptSettings):
 
 def stage_configs(config: Config) -> dict[str, Section]:
     """Return the content of every results/config/<stage>.json."""
-    from medsyn.methods.base import METHODS
-
     config = _with_seed(config, config.seed, keep=(CohortConfig, PhantomConfig))
     evaluation, window_hu = config.evaluation, config.preprocess.window_hu
     stages: dict[str, Section] = {

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 from pydantic import SerializeAsAny
 
 from medsyn.config import MethodConfig, PreprocessConfig, Section, validate
+from medsyn.config.methods import METHODS
 from medsyn.config.section import Name, Registered
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.layout import Layout
-from medsyn.registry import Registry, load_plugins
+from medsyn.registry import load_plugins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,11 +113,6 @@ class Method(ABC):
         return {}
 
 
-METHODS: Registry[Kind] = Registry(
-    "kind of method",
-    "medsyn.methods",
-    {"medsyn": "medsyn.methods.medsyn:KIND", "external": "medsyn.methods.external:KIND"},
-)
 KindName = Annotated[Name, Registered(METHODS)]
 
 
@@ -236,7 +232,8 @@ def kind_of(config: Path) -> Kind:
     kind = str(values.get("kind", "medsyn"))
     if kind not in METHODS:
         raise InputError(f"{config}: kind: {METHODS.unknown(kind)}")
-    return METHODS[kind]
+    found: Kind = METHODS[kind]
+    return found
 
 
 def check_answers(config: Config, name: str, prompt_set: str) -> None:
