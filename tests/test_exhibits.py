@@ -3,6 +3,7 @@ from outside the package."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ import yaml
 from conftest import ROOT, run_snakemake
 
 from medsyn.cli import main
-from medsyn.config import Config, load_config, stage_texts, validate
+from medsyn.config import Config, MedSynConfig, load_config, stage_texts, validate
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import maximum_mean_discrepancy
 from medsyn.evaluate.measure_names import MEASURES
@@ -272,8 +273,7 @@ def test_a_method_without_text_says_so_in_table_1(tmp_path, monkeypatch):
 
 
 def test_a_reference_without_text_has_no_exhibits_of_prompts(monkeypatch):
-    monkeypatch.setattr("medsyn.exhibits.sources.takes_text", lambda config, method: method != "medsyn")
-    monkeypatch.setattr("medsyn.exhibits.finding_tables.takes_text", lambda config, method: method != "medsyn")
+    monkeypatch.setattr(MedSynConfig, "takes_text", property(lambda entry: entry.label != "MedSyn"))
     sources = sources_of()
     made = [name for name in EXHIBITS.builtin if EXHIBITS[name].in_all(sources.config)]
     assert made == ["table1", "figure3", "hero"]
@@ -389,6 +389,42 @@ def test_a_table_from_outside_the_package_is_made_by_the_workflow_and_stands_in_
     run = run_snakemake("--report", "page.html", *only, target, directory=tmp_path, config=config)
     assert run.returncode == 0, run.stderr
     assert "Kernel distance to the *real* volumes, lower_is better." in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_a_table_may_be_made_of_volumes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(EXHIBITS, "_things", dict(EXHIBITS._things))
+    exhibit = Exhibit(
+        name="counts",
+        kind="table",
+        title="Counts",
+        caption="Volumes per method.",
+        needs=lambda sources: [sources.made("volumes", sources.reference, "reports")],
+        options=("volumes",),
+        make=lambda inputs, _: (["n"], [{"n": len(files)} for files in inputs.volumes().values()]),
+        uses_settings=False,
+    )
+    EXHIBITS.register("counts", exhibit)
+    volume = Path("volumes/0/a/volume.nii.gz")
+    volume.parent.mkdir(parents=True)
+    hashes = []
+    for content in ("one", "other"):
+        volume.write_text(content)
+        assert main(["table", "counts", "--volumes", "ours", "volumes/0", "--out", "counts.csv", "--quiet"]) == 0
+        hashes.append(read_json("counts.json")["inputs"]["volumes/0"])
+    assert read_csv("counts.csv") == [{"n": "1"}]
+    assert hashes[0] != hashes[1]
+
+
+def test_the_report_of_a_run_with_a_strangers_network_of_our_networks_name(tmp_path):
+    for name, stage in (("low_res_gan", {"kind": "gan", "width": 3}), ("cohort", {"source": "phantom"})):
+        path = Path(Layout(str(tmp_path)).config(name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(stage))
+    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path / "r.html"), "--quiet"]) == 0
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "embedded procedural phantoms" in page
+    assert "low_res_gan" in page  # among the settings of every stage
 
 
 def test_the_shipped_configurations_make_every_exhibit():

@@ -12,7 +12,7 @@ from medsyn.exhibits.captions import BY_SEED, VERDICT, found
 from medsyn.exhibits.inputs import Inputs, MeasureRows
 from medsyn.exhibits.needs import Need
 from medsyn.exhibits.numbers import equation, number
-from medsyn.exhibits.sources import Sources, takes_text
+from medsyn.exhibits.sources import Sources
 
 MEASURE_OF_FINDING = {
     "pleural_effusion": "effusion_volume_ml",
@@ -30,7 +30,7 @@ def needs(sources: Sources) -> list[Need]:
 
 def reference_takes_text(config: Config) -> bool:
     """Return whether the reference can answer prompts at all."""
-    return takes_text(config, config.reference)
+    return config.methods[config.reference].takes_text
 
 
 def measures_of_one(inputs: Inputs) -> tuple[str, MeasureRows]:

@@ -9,11 +9,6 @@ from medsyn.exhibits.needs import Need
 from medsyn.layout import REAL, Layout
 
 
-def takes_text(config: Config, method: str) -> bool:
-    """Return whether a method of the configuration is conditioned on text."""
-    return bool(getattr(config.methods[method], "takes_text", True))
-
-
 class Sources:
     """What an exhibit can ask for: files of methods and prompt sets, files of the cohort, names of methods.
 
@@ -80,7 +75,7 @@ class Sources:
 
     def takes_text(self, method: str) -> bool:
         """Return whether a method is conditioned on text."""
-        return takes_text(self.config, method)
+        return self.config.methods[method].takes_text
 
     def text_encoder(self, method: str) -> str | None:
         """Return the language model of a method; None for a method without one of this package's."""

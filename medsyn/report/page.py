@@ -101,7 +101,11 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("Mask tools", ", ".join(f"{name}: {stages['masks'][name]}" for name in ("lobes", "airway", "vessels")))
         )
     for name, stage in stages.items():
-        if name.startswith(("low_res_", "super_res_")):
+        if {
+            "stage",
+            "unet",
+            "train",
+        } <= stage.keys():  # a denoiser of this package; another kind's network has other keys
             train, unet = stage["train"], stage["unet"]
             text = (
                 f"channels {', '.join(stage['channels'])}; width {unet['dim']}, multipliers"
