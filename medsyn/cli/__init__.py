@@ -26,7 +26,7 @@ from medsyn.registry import load_plugins
 
 OUT_OF_MEMORY = (
     "the GPU's memory does not suffice (`medsyn plan` says what fits); to train, lower train.micro_batch_size or set"
-    " train.activation_checkpointing, to draw,"
+    " train.activation_checkpointing, to sample,"
     " set sampling.batch_size: 1 and sampling.precision: bf16, to segment, hide the GPU"
     " (CUDA_VISIBLE_DEVICES=)"
 )
@@ -100,14 +100,14 @@ def add_state(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_options(args: argparse.Namespace, names: Sequence[str], *, chosen: str, other: str) -> None:
-    """InputError at the first of the options `names` that was given: the form `other` reads them, not `chosen`."""
+    """Raise InputError at the first given option of `names`: the form `other` reads them, not `chosen`."""
     given = next((name for name in names if getattr(args, name)), None)
     if given is not None:
         raise InputError(f"--{given.replace('_', '-')} goes with {other}, not with {chosen}; leave it out")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the whole command line."""
     from medsyn.cli import (
         data,
         evaluation,
@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """InputError unless the verb can write its outputs without loss of an input or of a file that it did not make."""
+    """Raise InputError if an output of the verb would replace an input or a file that the verb did not make."""
     WRITER.verb, WRITER.force = args.verb, getattr(args, "force", False)
     if args.outputs is None:
         return

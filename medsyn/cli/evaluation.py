@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsyn.cli import Verbs, add_split, add_state, table_and_json
 
-VOLUMES_HELP = "folders <id>/volume.nii.gz, one a shard"
+VOLUMES_HELP = "folders <id>/volume.nii.gz, one per shard"
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -57,7 +57,7 @@ def _add_feature_verbs(verbs: Verbs) -> None:
         " --labels results/labels.csv --out results/features/extractor.safetensors",
     )
     parser.add_argument("--config", required=True, help="features.json of the verb config")
-    parser.add_argument("--store", nargs="+", default=[], help="training stores, one a shard")
+    parser.add_argument("--store", nargs="+", default=[], help="training stores, one per shard")
     parser.add_argument("--labels", required=True, help="labels.csv of the verb label")
     parser.add_argument("--out", required=True, help="safetensors file")
     add_state(parser)
@@ -65,7 +65,7 @@ def _add_feature_verbs(verbs: Verbs) -> None:
     parser = verbs.add(
         "features",
         _features,
-        summary="Features of a folder of volumes (HU on the model grid).",
+        summary="Extract features of a folder of volumes (HU on the model grid).",
         example="medsyn features --weights results/features/extractor.safetensors --volumes results/preprocessed/0"
         " --config results/config/preprocess.json --out results/features/real/0.npz",
     )
@@ -101,21 +101,21 @@ def _add_score_verbs(verbs: Verbs) -> None:
     parser.add_argument("--prompts", required=True, help="prompt set 'augmentation'")
     parser.add_argument("--samples", required=True, nargs="+", help=f"generated: {VOLUMES_HELP}")
     parser.add_argument("--method-label", default="MedSyn", help="name of the generating model in the rows")
-    parser.add_argument("--out", required=True, help="CSV, one row a method and fold")
+    parser.add_argument("--out", required=True, help="CSV, one row per method and fold")
     add_state(parser)
 
     parser = verbs.add(
         "score-segmentation",
         _score_segmentation,
-        summary="Dice of generated airway and lobes where the image was given (Table V).",
+        summary="Write the Dice of generated airway and lobes where the image was given (Table V).",
         example="medsyn score-segmentation --prompts results/prompts/segmentation.csv"
         " --samples results/samples/medsyn/segmentation/0 --masks results/masks/0"
         " --out results/segmentation_scores.csv",
     )
     parser.add_argument("--prompts", required=True, help="prompt set 'segmentation'")
-    parser.add_argument("--samples", required=True, nargs="+", help="generated folders, one a shard")
+    parser.add_argument("--samples", required=True, nargs="+", help="generated folders, one per shard")
     parser.add_argument("--masks", required=True, nargs="+", help="folders <subject_id>/{lobes,airway}.nii.gz")
-    parser.add_argument("--out", required=True, help="CSV, one row a sample")
+    parser.add_argument("--out", required=True, help="CSV, one row per sample")
 
 
 def _train_features(args: argparse.Namespace) -> None:

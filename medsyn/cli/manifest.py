@@ -137,7 +137,7 @@ def _csv(args: argparse.Namespace) -> Manifest:
 
 
 def _folder(args: argparse.Namespace) -> str:
-    """The folder of the download, else that of the volumes."""
+    """Return the folder of the download, else that of the volumes."""
     folder: str | None = args.folder or args.images
     if folder is None:
         raise InputError(
@@ -147,5 +147,5 @@ def _folder(args: argparse.Namespace) -> str:
 
 
 def _named(names: Sequence[str] | None, found: Sequence[Path]) -> Sequence[Path]:
-    """The files that an option names, else those that were found."""
+    """Return the files that an option names, else those that were found."""
     return found if names is None else [Path(name) for name in names]

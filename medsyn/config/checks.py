@@ -26,7 +26,7 @@ NEEDED_PAIRS = ("pleural_effusion", "emphysema", "cardiomegaly")
 
 
 def check_config(config: Config) -> None:
-    """ValueError at the first setting that does not fit another one."""
+    """Raise ValueError at the first setting that does not fit another one."""
     _check_cohort(config)
     _check_text(config)
     _check_methods(config)
@@ -84,7 +84,11 @@ def _check_methods(config: Config) -> None:
         if name is not None and name not in config.methods:
             raise ValueError(f"{key}: '{name}' is not among methods; expected one of {', '.join(config.methods)}")
     if not isinstance(config.methods[config.reference], MedSynConfig):
-        raise ValueError(f"reference: '{config.reference}' is not a model of this package; expected one of kind medsyn")
+        own = ", ".join(name for name, entry in config.methods.items() if isinstance(entry, MedSynConfig))
+        raise ValueError(
+            f"reference: '{config.reference}' is not a model of this package; expected a method of kind medsyn,"
+            + (f" such as {own}" if own else " and there is none; add one under methods")
+        )
     for name, method in config.methods.items():
         if name == "real":
             raise ValueError("methods.real: this name is that of the real CTs in tables and folders; choose another")
@@ -112,7 +116,7 @@ def _check_grids(config: Config) -> None:
 
 
 def _check_levels(key: str, name: str, grid: Sequence[int], model: StageModelConfig) -> None:
-    """The grid that a network sees must be divisible by its patches, and in-plane by 2 at every level."""
+    """Raise ValueError unless a network's grid is divisible by its patches, and in-plane by 2 at every level."""
     patch, levels = model.unet.patch_size, len(model.unet.mults)
     multiple = patch * 2 ** (levels - 1)
     if grid[1] % multiple or grid[2] % multiple or grid[0] % patch:

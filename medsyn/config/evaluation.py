@@ -48,7 +48,7 @@ class AugmentationConfig(Section):
     """Table VI: a classifier trained with and without synthetic volumes."""
 
     findings: tuple[Name, ...] = Field(("pleural_effusion", "lung_opacity"), min_length=1)
-    num_reports_per_class: Count = Field(100, description="reports drawn per finding and per label")
+    num_reports_per_class: Count = Field(100, description="reports chosen per finding and per label")
     num_folds: int = Field(5, ge=2, le=1000, description="folds of the cross-validation, split by patient")
     input_size: PositiveInt | None = Field(
         32,

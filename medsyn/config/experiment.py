@@ -42,7 +42,8 @@ class Config(Section):
         description="what is compared, by name: models of this package, and other systems"
     )
     reference: Name = Field(
-        "", description="method of Tables II to VI and of the figures; when left out, the first of methods"
+        "",
+        description="method of kind medsyn, of Tables II to VI and of the figures; when left out, the first of methods",
     )
     compare_with: Name | None = Field(
         None, description="method whose airway volume the others must exceed in Table I; null: no test"

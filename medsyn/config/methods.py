@@ -43,7 +43,7 @@ class MedSynConfig(MethodConfig):
     @model_validator(mode="after")
     def _check(self) -> MedSynConfig:
         if "image" not in self.channels:
-            raise ValueError(f"channels: {list(self.channels)} has no 'image', which is what the model draws; add it")
+            raise ValueError(f"channels: {list(self.channels)} has no 'image', which every model samples; add it")
         unique("channels", self.channels)
         return self
 

@@ -24,7 +24,7 @@ class UNetConfig(Section):
     patch_size: int = Field(1, ge=1, le=64, description="edge of the voxel cube that the network sees as one voxel")
     sigma_data: PositiveFloat | None = Field(
         None,
-        description="standard deviation of what is to be drawn: the network then predicts only what the noise hides",
+        description="standard deviation of the training data: the network then predicts only what the noise hides",
     )
     add_condition: bool = Field(
         False, description="super-resolution: add the condition to the output, so that only the difference is learned"
@@ -72,7 +72,9 @@ class TrainConfig(Section):
     )
     crop_size: Size3 | None = Field(None, description="super-resolution: random crop (D, H, W)")
     timestep_power: PositiveFloat = Field(
-        1.0, description="t = u^this, u uniform; 1 is the paper's, below 1 trains more at high noise: text acts sooner"
+        1.0,
+        description="exponent of the timestep distribution, t = u^this, u uniform; values below 1 (paper: 1) sample"
+        " noisier timesteps more often, which makes the text take effect earlier in training",
     )
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"

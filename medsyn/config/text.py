@@ -30,8 +30,9 @@ class TextEncoderConfig(Section):
     dropout: Share = Field(0.0, description="from scratch only; a checkpoint keeps its own")
     small_corpus: bool = Field(
         False,
-        description="for hundreds of reports: from scratch, attention begins as a comparison of the sections; a batch"
-        " holds every pair beside its swap (layers >= 2, heads and batch size multiples of 4)",
+        description="for hundreds of reports, from scratch: initialise the attention so that it compares the two"
+        " sections, and put each pair and its swapped copy into the same batch (layers >= 2, heads and batch size"
+        " multiples of 4)",
     )
     num_warmup_steps: int = Field(50, ge=0, description="optimiser steps of linear warm-up, at most one epoch")
     mask_fraction: float = Field(0.15, gt=0, lt=1)
@@ -62,7 +63,7 @@ class TextInputs(Section):
     mask_padding: bool = Field(False, description="zero the states of padding positions (authors' code: false)")
     sections: Annotated[tuple[ReportSection, ...], Field(min_length=1)] = Field(
         ("report", "findings", "impression"),
-        description="what a training step may be conditioned on, drawn evenly among those that the report has",
+        description="what a training step may be conditioned on, chosen evenly among those that the report has",
     )
     long_reports: LongReports = Field(
         "shorten_findings",

@@ -31,7 +31,9 @@ class PreprocessConfig(Section):
     calibrate_air: bool = Field(
         False, description="scale HU so that the air around the patient is -1000 and water stays 0"
     )
-    max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this is no chest CT")
+    max_reject_fraction: Fraction = Field(
+        0.2, description="stop a shard of which more than this share is not a chest CT"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PreprocessConfig:
@@ -67,4 +69,4 @@ class MasksConfig(Section):
         "LTRCLobes_R231", description="lobes filled with R231's lungs, lobes alone, or R231's lungs with our fissures"
     )
     weights_dir: PathText = Field("weights", description="folder with the tools' weight files, see medsyn weights list")
-    max_reject_fraction: Fraction = Field(0.2, description="stop a shard when more of it than this has no masks")
+    max_reject_fraction: Fraction = Field(0.2, description="stop a shard of which more than this share has no masks")

@@ -41,7 +41,7 @@ def make(inputs: Inputs, _: EvaluationConfig) -> Figure:
 def figure6(prompts: Sequence[str], real: Files, samples: Files, masks: Sequence[str], phantom: bool) -> Figure:
     """Draw the fixed mask, the real image it comes from, and samples with several seeds.
 
-    One row per structure (lobes, airway, vessels) that a prompt row fixes; its outline is drawn on the samples.
+    One row per structure (lobes, airway, vessels) that a prompt row fixes; the samples show its outline.
     """
     from medsyn.exhibits.panels import FAINT, drawing, grid, notes, row_label, show, show_mask
     from medsyn.volume import read_volume

@@ -1,4 +1,4 @@
-"""Drawing CT slices as a radiologist hangs them: the patient's right on the viewer's left, anterior and superior up.
+"""Draw CT slices as a radiologist hangs them: the patient's right on the viewer's left, anterior and superior up.
 
 Volumes are in model orientation, arrays (D, H, W) = (z inferior to superior, y posterior to anterior, x right to left),
 spacing in millimetres (z, y, x), which sets the true aspect ratio. Slices are at fixed fractions of the field of view,
@@ -36,7 +36,7 @@ LOBE_COLOURS = ("#000000", "#4c9bd6", "#1d5c8f", "#f2a65a", "#e4572e", "#a63d2f"
 
 
 def slice_of(array: NDArray, plane: Plane, fraction: float) -> NDArray:
-    """The slice (rows downwards, columns to the viewer's right) at `fraction` of the axis that `plane` cuts.
+    """Return the slice (rows downwards, columns to the viewer's right) at `fraction` of the axis that `plane` cuts.
 
     Fractions run inferior to superior, posterior to anterior, right to left.
     """
@@ -49,7 +49,7 @@ def slice_of(array: NDArray, plane: Plane, fraction: float) -> NDArray:
 
 
 def aspect_of(volume: Volume, plane: Plane) -> float:
-    """Height over width of one displayed voxel."""
+    """Return height over width of one displayed voxel."""
     z, y, x = volume.spacing_mm
     return {"axial": y / x, "coronal": z / x, "sagittal": z / y}[plane]
 
@@ -97,7 +97,7 @@ def show_mask(axes: Axes, mask: Volume, structure: str, fraction: float) -> None
 
 
 def blank(axes: Axes) -> None:
-    """No ticks, a thin frame, black behind, upper edges of a row aligned."""
+    """Remove the ticks; draw a thin frame on black, with the upper edges of a row aligned."""
     axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -143,7 +143,7 @@ def _own_style() -> Iterator[None]:
 def grid(
     figure: Figure, rows: int, columns: int, *, left: float, top: float, bottom: float, gap: float = 0.04
 ) -> NDArray[Any]:
-    """Axes (rows, columns) with margins in inches and a small gap."""
+    """Add axes (rows, columns) with margins in inches and a small gap."""
     width, height = figure.get_size_inches()
     return figure.subplots(
         rows,
@@ -160,15 +160,15 @@ def grid(
     )
 
 
-def first_volumes(files: dict[str, Path], names: Sequence[str], count: int, what: str) -> list[tuple[str, Volume]]:
-    """The first `count` of `names` that have a file, read; none at all is an InputError naming `what`."""
+def first_volumes(files: dict[str, Path], names: Sequence[str], count: int, option: str) -> list[tuple[str, Volume]]:
+    """Read the first `count` of `names` that have a file; none at all is an InputError that names `option`."""
     chosen = [name for name in names if name in files][:count]
     if not chosen:
-        raise InputError(f"{what}: no volume to show; the folders given hold none of the ids wanted")
+        raise InputError(f"{option}: no volume to show in the folders given; name folders that hold accepted volumes")
     return [(name, read_volume(files[name])) for name in chosen]
 
 
 def notes(text: str, phantom: bool) -> str:
-    """A footer that says plainly what the volumes are."""
+    """Return a footer that says what the volumes are."""
     convention = "Patient's right on the viewer's left."
     return " ".join([text, convention, PHANTOM_NOTE] if phantom else [text, convention])

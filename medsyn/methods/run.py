@@ -78,7 +78,7 @@ class Run(Method):
                 network.compile(mode=mode)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Text states (n, num_tokens, hidden), rounded to the float16 in which training reads them."""
+        """Return text states (n, num_tokens, hidden), rounded to the float16 in which training reads them."""
         if self._encoder is None:
             self._encoder = open_text_encoder(self.text_encoder)
         states, _ = self._encoder.encode(list(texts))
@@ -175,7 +175,7 @@ class Run(Method):
 
     @cached_property
     def _low_res_bytes(self) -> int:
-        """What a forward pass takes for one volume: told by the widths of the network, on a GPU by trying as well."""
+        """Bytes of a forward pass for one volume, counted from the widths of the network; on a GPU measured as well."""
         element = _DTYPES[self.settings.sampling.precision].itemsize
         each = forward_bytes(self.low_res, [s // self.factor for s in self.settings.preprocess.size], element)
         return max(each, peak_bytes(self._one_pass, self.device)) if self.device.type == "cuda" else each
@@ -226,7 +226,7 @@ def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_enco
 
 
 def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, ModelStage]:
-    """Both networks and the settings of the second; networks of different channels or windows are an InputError."""
+    """Load both networks and the settings of the second; different channels or windows are an InputError."""
     low, low_stage = load(low_res)
     high, high_stage = load(super_res)
     for path, stage, wanted in ((low_res, low_stage, "low_res"), (super_res, high_stage, "super_res")):

@@ -84,7 +84,7 @@ def record(method: Method, prompt: Prompt) -> dict[str, Any]:
 
 
 def _sample_batch(method: Method, batch: Sequence[NumberedRow], roots: Roots, kept: Shard) -> list[Outcome]:
-    """Outcomes of a batch, wrong rows first; its volumes are sampled again together if one of them is not there."""
+    """Return the outcomes of a batch, wrong rows first; one missing volume samples all volumes of the batch again."""
     identities = {row["sample_id"]: identity_of_row(method, row, roots) for _, row in batch}
     outcomes, ready = [], []
     for number, row in batch:

@@ -1,4 +1,4 @@
-"""Small line charts as inline SVG for the HTML report: crisp at any zoom, no fonts or scripts from elsewhere."""
+"""Draw small line charts as inline SVG for the HTML report: crisp at any zoom, no fonts or scripts from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Series = tuple[str, Sequence[float], Sequence[float]]
 
 
 def chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool = False) -> str:
-    """An SVG of (label, x, y) lines; points that are not finite (or not positive with `log_y`) are left out."""
+    """Return an SVG of (label, x, y) lines; points that are not finite (or not positive with `log_y`) are left out."""
     lines = [(label, _points(x, y, log_y)) for label, x, y in series]
     points = [point for _, line in lines for point in line]
     if not points:

@@ -1,4 +1,4 @@
-"""Public checkpoints of the networks around the denoisers as safetensors: behind `medsyn import-checkpoint`.
+"""Turn public checkpoints of the networks around the denoisers into safetensors: behind `medsyn import-checkpoint`.
 
 The results stand in for the originals where pickled files are not wanted: NaviAirway's in the weights folder,
 Med3D's as `evaluation.features.weights`.

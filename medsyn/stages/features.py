@@ -1,4 +1,4 @@
-"""Features of a shard's volumes for FID and MMD: behind the verb `features`."""
+"""Extract features of a shard's volumes for FID and MMD: behind the verb `features`."""
 
 from __future__ import annotations
 

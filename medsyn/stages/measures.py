@@ -190,7 +190,7 @@ def _noted_warnings(path: Path) -> list[str] | None:
 
 
 def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) -> None:
-    """Dice of every structure against the true masks beside each subject's truth.json, with a row of means."""
+    """Write the Dice of every structure against the true masks beside each truth.json, with a row of means."""
     truths = {s.subject_id: Path(s.truth).parent for s in subjects if s.truth}
     rows: list[dict[str, Any]] = []
     for folder in folders:
@@ -211,13 +211,13 @@ def mask_quality(folders: Sequence[Path], subjects: list[Subject], out: Path) ->
 
 
 def accepted_masks(folder: Path) -> list[str]:
-    """Subjects with masks in a stage folder."""
+    """Return the subjects with masks in a folder of a stage."""
     names = accepted_ids(folder)
     return names or sorted(path.parent.name for path in folder.glob("*/lobes.nii.gz"))
 
 
 def _scores(masks: Path, truth: Path) -> dict[str, float | None]:
-    """Dice values of one subject, the truth brought to the masks' grid by nearest neighbour."""
+    """Return the Dice of one subject, the truth brought to the masks' grid by nearest neighbour."""
     record = masks / "segment.json"
     facts = read_json(record) if record.exists() else {}
     transform = sitk.AffineTransform(3)

@@ -97,27 +97,27 @@ wildcard_constraints:
 
 
 def memory_mb(base, per_megavoxel=0):
-    """`base` MB plus `per_megavoxel` MB for the grid, half as much again on every retry."""
+    """Return `base` MB plus `per_megavoxel` MB for the grid, half as much again on every retry."""
     return lambda wildcards, attempt: int(
         (WRAPPER_MB + base + per_megavoxel * MEGAVOXELS) * (1 + 0.5 * (attempt - 1))
     )
 
 
 def minutes(first):
-    """Time request: half as much again on every retry, at most the day that partitions commonly allow."""
+    """Return a time request: half as much again on every retry, at most the day that partitions commonly allow."""
     return lambda wildcards, attempt: min(int(first * (1 + 0.5 * (attempt - 1))), 1440)
 
 
 def shard_minutes(each, volumes):
-    """Time request of a shard: twice the estimated minutes of its volumes, at least one hour and at most eight.
+    """Return the time request of a shard: twice the estimated minutes of its volumes, at least one hour and at most eight.
 
-    What eight hours do not suffice for goes on where it was, requeued.
+    A shard that needs more than eight hours is requeued and goes on where it was.
     """
     return minutes(min(max(60, math.ceil(2 * each * volumes)), 480))
 
 
 def num_cts():
-    """CTs of the cohort; a manifest is taken to have one on every line."""
+    """Return the number of CTs of the cohort; a manifest is taken to have one on every line."""
     if CONFIG.cohort.source == "phantom":
         return CONFIG.phantom.num_subjects
     with open(CONFIG.cohort.manifest, encoding="utf-8", errors="replace") as lines:
@@ -134,7 +134,7 @@ SAMPLES_PER_SHARD = math.ceil(
 
 
 def launcher():
-    """How a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job.
+    """Return how a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job.
 
     It replaces the shell, which SIGTERM would end before the checkpoint is written.
     """
@@ -154,7 +154,7 @@ def launcher():
 
 
 def training_devices():
-    """GPUs and nodes of a training job. On several nodes GPUs are counted per node (gres) and the job itself calls srun (mpi)."""
+    """Return GPUs and nodes of a training job. On several nodes GPUs are counted per node (gres) and the job itself calls srun (mpi)."""
     nodes, gpus = CONFIG.compute.num_nodes_training, CONFIG.compute.num_gpus_training
     if nodes == 1:
         return {"gpu": gpus, "nodes": 1}
@@ -163,34 +163,34 @@ def training_devices():
 
 
 def option(name, values):
-    """Words of an option of a verb; none without values."""
+    """Return the words of an option of a verb; none without values."""
     return [name, *values] if values else []
 
 
 def kind_of(method):
-    """The kind of a method."""
+    """Return the kind of a method."""
     return KINDS[CONFIG.methods[method].kind]
 
 
 def network_embeddings(wildcards):
-    """Embeddings of the reports that a network trains with; none for one that takes no text."""
+    """Return the embeddings of the reports that a network trains with; none for one that takes no text."""
     encoder = NETWORKS[wildcards.method][wildcards.network].text_encoder
     return [LAYOUT.embeddings(encoder)] if encoder else []
 
 
 def networks_before(wildcards):
-    """Weights of the networks of the same method that the training of a network reads."""
+    """Return the weights of the networks of the same method that the training of a network reads."""
     before = NETWORKS[wildcards.method][wildcards.network].after
     return [LAYOUT.network(wildcards.method, network) for network in before]
 
 
 def model_parts(wildcards):
-    """Networks and text encoder that a run of our model joins."""
+    """Return the networks and the text encoder that a run of our model joins."""
     return kind_of(wildcards.method).parts(CONFIG, wildcards.method)
 
 
 def sampler_files(wildcards):
-    """Files that a method opens to answer prompts: run.json, weights, a folder."""
+    """Return the files that a method opens to answer prompts: run.json, weights, a folder."""
     try:
         check_answers(CONFIG, wildcards.method, wildcards.set)
     except InputError as error:
@@ -199,25 +199,25 @@ def sampler_files(wildcards):
 
 
 def sampler_settings(wildcards):
-    """Settings that a method answers prompts with."""
+    """Return the settings that a method answers prompts with."""
     stage, _ = kind_of(wildcards.method).sampling(CONFIG, wildcards.method)
     return LAYOUT.config(stage)
 
 
 def sampler_state(wildcards):
-    """State of a method's files that the workflow does not make: one that is replaced changes it."""
+    """Return the state of a method's files that the workflow does not make: one that is replaced changes it."""
     return kind_of(wildcards.method).state(CONFIG.methods[wildcards.method])
 
 
 def manifests(wildcards=None):
-    """Manifest files that make up the cohort."""
+    """Return the manifest files that make up the cohort."""
     if CONFIG.cohort.source == "manifest":
         return [CONFIG.cohort.manifest]
     return [f"{LAYOUT.phantom(shard)}/cohort.csv" for shard in SHARDS]
 
 
 def cohort_inputs(wildcards):
-    """What `validate_cohort` depends on: the user's files, or the folders of the phantoms.
+    """Return what `validate_cohort` depends on: the user's files, or the folders of the phantoms.
 
     Snakemake reads braces in a path as a wildcard. A file of such a name is watched by `files_of_manifest` alone.
     """
@@ -228,14 +228,14 @@ def cohort_inputs(wildcards):
 
 
 def files_of_manifest(wildcards):
-    """State of the manifest and which of its files are missing: a file that is added later changes it."""
+    """Return the state of the manifest and which of its files are missing: a file that is added later changes it."""
     if CONFIG.cohort.source == "phantom":
         return ""
     return manifest_state([CONFIG.cohort.manifest], CONFIG.cohort.reports)
 
 
 def files_of_shard(wildcards):
-    """State of the CTs of a shard: a CT that is replaced, as a rejection advises, changes it.
+    """Return the state of the CTs of a shard: a CT that is replaced, as a rejection advises, changes it.
 
     Snakemake evaluates it again when the job starts, and does not compare functions that take `input` with the last run.
     """
@@ -245,7 +245,7 @@ def files_of_shard(wildcards):
 
 
 def text_only_reports():
-    """CSV of reports without images, as words of the verb's option; none if there are none."""
+    """Return the CSV of reports without images, as words of the verb's option; none if there are none."""
     path = (
         CONFIG.cohort.reports
         if CONFIG.cohort.source == "manifest"
@@ -255,17 +255,17 @@ def text_only_reports():
 
 
 def real_volumes(wildcards=None):
-    """Folders of the preprocessed CTs."""
+    """Return the folders of the preprocessed CTs."""
     return [LAYOUT.preprocessed(shard) for shard in SHARDS]
 
 
 def real_masks(wildcards=None):
-    """Folders of the CTs' masks."""
+    """Return the folders of the CTs' masks."""
     return [LAYOUT.masks(shard) for shard in SHARDS]
 
 
 def samples(method, prompt_set):
-    """Folders of the volumes that `method` sampled for `prompt_set`."""
+    """Return the folders of the volumes that `method` sampled for `prompt_set`."""
     return [LAYOUT.samples(method, prompt_set, shard) for shard in SAMPLE_SHARDS]
 
 
@@ -273,7 +273,7 @@ GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
 
 
 def labels_in(layout):
-    """Labels of a cohort's CTs that the feature extractor and Table VI's classifiers learn from."""
+    """Return the labels of a cohort's CTs that the feature extractor and Table VI's classifiers learn from."""
     return layout.cohort("given_labels") if GIVEN_LABELS else layout.labels()
 
 
@@ -285,7 +285,7 @@ TABLE6_SPLIT = "validation" if TABLE6_LAYOUT == LAYOUT else "all"
 
 
 def table6_volumes(wildcards):
-    """Folders of the preprocessed CTs that Table VI's classifiers learn from and are tested on."""
+    """Return the folders of the preprocessed CTs that Table VI's classifiers learn from and are tested on."""
     if TABLE6_LAYOUT == LAYOUT:
         return real_volumes()
     shards = Path(TABLE6_LAYOUT.preprocessed("0")).parent
@@ -309,7 +309,7 @@ IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
 
 
 def exhibit_outputs(exhibit):
-    """Files that an exhibit writes; Snakemake's report shows the table or figure."""
+    """Return the files that an exhibit writes; Snakemake's report shows the table or figure."""
     files = exhibit.files(LAYOUT)
     category = "Tables" if exhibit.kind == "table" else "Figures"
     caption = "../report/exhibit.rst"

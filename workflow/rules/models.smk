@@ -1,8 +1,8 @@
 """The networks of every method, and the runs that join those of our model.
 
-The state folder is no output: Snakemake deletes the outputs of a failed job, and a killed training must go on where it was.
-Running the same command again resumes it. Its time request is what partitions allow and queues like, not what it needs: a job
-that its limit stops after progress is requeued (docs/cluster.md).
+The state folder is not an output: Snakemake deletes the outputs of a failed job, and a killed training run must go on where it
+was. Running the same command again resumes it. Its time request is what partitions allow and queues like, not what it needs: a
+job that its limit stops after progress is requeued (docs/cluster.md).
 """
 
 

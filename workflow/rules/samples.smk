@@ -1,4 +1,4 @@
-"""Prompts and the volumes drawn from them; sharded."""
+"""Prompts and the volumes sampled from them; sharded."""
 
 
 rule write_prompts:

@@ -1,7 +1,7 @@
 """CTs to the model's grid, their masks, and the arrays that training reads; sharded.
 
-What a stopped shard has finished is kept in its state folder, which is no output, as a training's. `exec` lets SIGTERM
-reach the program, not a shell that would end before it.
+What a stopped shard has finished is kept in its state folder, which is not an output, as that of a training run. `exec` lets
+SIGTERM reach the program, not a shell that would end before it.
 """
 
 
