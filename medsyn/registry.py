@@ -2,7 +2,8 @@
 
 A thing of the package is named by `module:attribute` and imported when it is asked for, so that listing names costs
 nothing. An installed package offers things as entry points of the registry's group. A user's module, named under
-`plugins` in the configuration, calls `register`.
+`plugins` in the configuration, calls `register`. The registries themselves stand at the end of this module, so that the
+configuration can check names without importing what they stand for.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from medsyn.errors import InputError
+
+if TYPE_CHECKING:
+    from medsyn.diffusion.base import Solver
+    from medsyn.mask_tools import MaskTool
 
 T = TypeVar("T")
 _importing: list[str] = []
@@ -141,3 +146,23 @@ def _load(what: str, source: str) -> T:  # type: ignore[type-var]
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"{what}: {source} cannot be imported ({error}); repair or remove the package") from error
+
+
+# --- what can be added ---
+
+MASK_TOOLS: Registry[MaskTool] = Registry(
+    "mask tool",
+    "medsyn.mask_tools",
+    {
+        name: f"medsyn.masks.own_tools:{name.upper()}"
+        for name in ("classical", "lungmask", "totalsegmentator", "naviairway")
+    },
+)
+"""Mask tools (`medsyn.mask_tools`): `masks.lobes`, `masks.airway`, `masks.vessels`, `evaluation.anatomy_tool`."""
+
+SOLVERS: Registry[Solver] = Registry(
+    "solver",
+    "medsyn.solvers",
+    {"ddim": "medsyn.diffusion.solvers:DDIM", "dpmpp_2m": "medsyn.diffusion.solvers:DPMPP_2M"},
+)
+"""Samplers (`medsyn.diffusion.base`): `sampling.solver`."""
