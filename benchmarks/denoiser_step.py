@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class Case:
     tokens: tuple[int, int] | None
     guidance_scale: float
 
-    def on(self, device: torch.device, dtype: torch.dtype = torch.float32, plain: bool = False) -> UNet:
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32, plain: bool = False) -> Any:
         """Build the plain or the fast network with random weights on a device, the same in every call."""
         network = deepcopy(self.plain if plain else self.fast).to_empty(device="cpu")
         generator = torch.Generator().manual_seed(0)

@@ -31,8 +31,9 @@ from medsyn.planning.networks import denoiser, sampling_of, text_training, train
 from medsyn.planning.sampling import count_sampling, sample_both
 from medsyn.text.bert import IGNORED
 from medsyn.training.cost import GIB
-from medsyn.training.loop import Task, train
+from medsyn.training.loop import train
 from medsyn.training.need import DTYPES, TrainingShapes, count_training
+from medsyn.training.task import Task
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("case", "device", "counted_gib", "measured_gib", "ratio", "reserved_gib", "reserved_ratio")

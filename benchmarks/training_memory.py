@@ -25,7 +25,8 @@ from torch import Tensor, distributed, nn
 from medsyn.config import TrainConfig
 from medsyn.ct.store import write_shard
 from medsyn.training.data import Store
-from medsyn.training.loop import Task, train
+from medsyn.training.loop import train
+from medsyn.training.task import Task
 
 MIB = 2**20
 

@@ -20,10 +20,10 @@ from medsyn.run import open_run
 from medsyn.tensors import check_tensors, load_checkpoint, save_tensors
 from medsyn.text import embed
 from medsyn.text.encoder import TextEncoder
-from medsyn.training.checkpoint import load_checkpoint as resume
+from medsyn.training.checkpoint import newest_checkpoint as resume
 from medsyn.training.checkpoint import save_checkpoint
 from medsyn.training.data import Embeddings
-from medsyn.training.stages import train_denoiser
+from medsyn.training.denoiser import train_denoiser
 
 
 def flip(path: Path, place: int = -5) -> None:
@@ -127,7 +127,11 @@ def test_a_limit_of_the_system_is_an_error_of_the_system(tmp_path):
 @pytest.mark.parametrize(
     ("verb", "function", "options"),
     [
-        ("train", "medsyn.training.stages.train", ["--store", "store", "--state", "state", "--out", "net.safetensors"]),
+        (
+            "train",
+            "medsyn.training.denoiser.train",
+            ["--store", "store", "--state", "state", "--out", "net.safetensors"],
+        ),
         ("pretrain-text", "medsyn.text.pretrain.read_corpus", ["--reports", "r.csv", "--out", "model"]),
         ("embed", "medsyn.text.embed.TextEncoder", ["--reports", "r.csv", "--encoder", "e", "--out", "e.json"]),
     ],
@@ -161,7 +165,7 @@ def test_a_damaged_network_is_trained_again_and_a_whole_one_is_kept(tmp_path, mo
     def begin(*_: object) -> None:
         raise Trained
 
-    monkeypatch.setattr("medsyn.training.stages.train", begin)
+    monkeypatch.setattr("medsyn.training.denoiser.train", begin)
     store, out = tiny_models.make_store(tmp_path / "store"), tmp_path / "net.safetensors"
     stage = tiny_models.stage("super_res")
     save(out, build(stage, None).state_dict(), stage, {})

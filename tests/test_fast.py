@@ -21,7 +21,8 @@ from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.normalization import SMALL_GRID
 from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
 from medsyn.models.unet import UNet
-from medsyn.training.loop import Task, train
+from medsyn.training.loop import train
+from medsyn.training.task import Task
 
 TOLERANCE = 5e-5  # float32, values of order 1: the parity numbers are met to 1e-4
 TAU = 612.0

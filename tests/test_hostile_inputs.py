@@ -35,7 +35,7 @@ from medsyn.stages.shards import open_shard
 from medsyn.stages.volumes import preprocess_one
 from medsyn.tensors import load_checkpoint
 from medsyn.text import hub
-from medsyn.training.checkpoint import load_checkpoint as resume
+from medsyn.training.checkpoint import newest_checkpoint as resume
 from medsyn.volume import Volume, read_volume, write_volume
 
 # --- masks that a user gives ---

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medsyn.cohort.manifest import split_patients
 from medsyn.errors import InputError
-from medsyn.evaluate.statistics import dice, mean_label_dice
+from medsyn.masks.labels import dice, mean_label_dice
 from medsyn.models.unet import from_patches, to_patches
 from medsyn.names import parse_shard
 from medsyn.orientation import orientation_code, reorient

@@ -35,14 +35,17 @@ from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
 from medsyn.models.weights import build, load
 from medsyn.tensors import save_tensors
 from medsyn.training.augment import random_affine
-from medsyn.training.checkpoint import load_checkpoint, save_checkpoint
+from medsyn.training.checkpoint import newest_checkpoint, save_checkpoint
 from medsyn.training.cost import GIB, count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
+from medsyn.training.denoiser import denoising_task
 from medsyn.training.ema import Ema
-from medsyn.training.loop import METRIC_COLUMNS, NO_EFFECT, DivergedError, Task, _Run, learning_rate, train
+from medsyn.training.loop import NO_EFFECT, DivergedError, learning_rate, train
+from medsyn.training.metrics import METRIC_COLUMNS
 from medsyn.training.need import Need
-from medsyn.training.processes import made_ahead, make_accelerator
-from medsyn.training.stages import denoising_task
+from medsyn.training.processes import make_accelerator, prefetch
+from medsyn.training.task import Task
+from medsyn.training.throughput import Throughput
 from medsyn.training.watch import LossWatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +119,7 @@ def test_weights_of_a_version_with_other_training_settings_open(tmp_path):
 def test_pictures_on_the_way_and_event_files_outlive_the_state(data_folder, tmp_path, monkeypatch):
     out = tmp_path / "low_res.safetensors"
     settings = {"preview_every": 5, "tensorboard": True, "activation_checkpointing": True}
-    monkeypatch.setattr("medsyn.training.loop.peak_tflops", lambda _device, _precision: 0.1)
+    monkeypatch.setattr("medsyn.training.throughput.peak_tflops", lambda _device, _precision: 0.1)
     assert main([*command(data_folder, out, **settings), "--quiet"]) == 0
     pictures = sorted((tmp_path / "low_res_previews").iterdir())
     assert [path.name for path in pictures] == ["step_00000005.png", "step_00000010.png"]
@@ -133,7 +136,7 @@ def test_same_command_same_bytes(data_folder, tmp_path, capsys):
         assert main([*command(data_folder, out), "--quiet"]) == 0
     assert sha256(outs[0]) == sha256(outs[1])
     assert main([*command(data_folder, outs[0]), "--quiet"]) == 2
-    assert "remove the file to train it anew" in capsys.readouterr().err
+    assert "remove the file to train it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["low_res", "super_res"])
@@ -328,7 +331,7 @@ def test_run_stopped_by_sigterm_resumes_exactly(tmp_path):
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(DivergedError, match="step 14"):
         train(quadratic(poison_at=13), SETTINGS, tmp_path / "state")
-    tensors, facts = load_checkpoint(tmp_path / "state", _identity(tmp_path / "state"))
+    tensors, facts = newest_checkpoint(tmp_path / "state", _identity(tmp_path / "state"))
     assert facts["step"] == 10 and torch.isfinite(tensors["network"]["weight"]).all()
 
 
@@ -352,7 +355,7 @@ def test_a_state_of_which_nothing_can_be_read_is_not_trained_over(tmp_path):
     train(quadratic(), SETTINGS, tmp_path / "state")
     for path in (tmp_path / "state").glob("step_*"):
         (path / "facts.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="delete the folder to start anew"):
+    with pytest.raises(InputError, match="delete the folder to start again"):
         train(quadratic(), SETTINGS, tmp_path / "state")
 
 
@@ -382,18 +385,18 @@ def test_weights_spoilt_by_a_gradient_are_not_kept(tmp_path):
     settings = SETTINGS.model_copy(update={"log_every": 5})
     with pytest.raises(DivergedError, match=r"norm nan at step 10; the checkpoint of step 5"):
         train(replace(plain, batch=batch, loss=loss), settings, tmp_path / "state")
-    tensors, facts = load_checkpoint(tmp_path / "state", _identity(tmp_path / "state"))
+    tensors, facts = newest_checkpoint(tmp_path / "state", _identity(tmp_path / "state"))
     assert facts["step"] == 5 and torch.isfinite(tensors["network"]["weight"]).all()
 
 
-def test_batches_made_ahead_are_the_same_in_the_same_order(tmp_path, monkeypatch):
+def test_batches_prefetch_are_the_same_in_the_same_order(tmp_path, monkeypatch):
     def slow(key):
         time.sleep(0.01 * (key % 3))
         return key
 
-    assert list(made_ahead(slow, range(20), 4)) == list(range(20))
+    assert list(prefetch(slow, range(20), 4)) == list(range(20))
     with pytest.raises(ZeroDivisionError):
-        list(made_ahead(lambda key: 1 // key, range(3), 2))
+        list(prefetch(lambda key: 1 // key, range(3), 2))
     plain = train(quadratic(), SETTINGS, tmp_path / "a")
     monkeypatch.setattr("medsyn.training.loop.num_data_threads", lambda _device: 3)
     ahead = train(quadratic(), SETTINGS, tmp_path / "b")
@@ -505,11 +508,11 @@ def test_sigterm_during_a_preview_keeps_the_raw_weights(tmp_path):
     settings = SETTINGS.model_copy(update={"preview_every": 8, "ema_decay": 0.5})
     with pytest.raises(SystemExit, match="143"):
         train(replace(quadratic(), preview=preview), settings, tmp_path / "a")
-    stopped, _ = load_checkpoint(tmp_path / "a", _identity(tmp_path / "a"))
+    stopped, _ = newest_checkpoint(tmp_path / "a", _identity(tmp_path / "a"))
     with pytest.raises(SystemExit, match="143"):
         task = quadratic(on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None)
         train(task, settings, tmp_path / "b")
-    undisturbed, _ = load_checkpoint(tmp_path / "b", _identity(tmp_path / "b"))
+    undisturbed, _ = newest_checkpoint(tmp_path / "b", _identity(tmp_path / "b"))
     assert not torch.equal(stopped["network"]["weight"], stopped["ema"]["weight"])
     for group, tensors in undisturbed.items():
         assert all(torch.equal(stopped[group][name], value) for name, value in tensors.items()), group
@@ -567,21 +570,21 @@ def test_fp16_scales_the_loss_skips_overflows_and_resumes_exactly(tmp_path):
     single = train(task(), settings.model_copy(update={"precision": "fp32"}), tmp_path / "single")
     assert torch.allclose(half.network.weight, single.network.weight, atol=0.02)
     train(task(overflow_at=8), settings, tmp_path / "whole")  # after a row of the log, before the checkpoint of step 10
-    tensors, facts = load_checkpoint(tmp_path / "whole", _identity(tmp_path / "whole"))
+    tensors, facts = newest_checkpoint(tmp_path / "whole", _identity(tmp_path / "whole"))
     assert facts["scaler"]["scale"] == 32768.0  # halved once
     assert torch.isfinite(tensors["network"]["weight"]).all()
     assert float(tensors["optimizer"]["0.step"]) == settings.num_steps - 1
     with pytest.raises(DivergedError):
         train(task(overflow_at=8, poison_at=17), settings, tmp_path / "broken")
     train(task(overflow_at=8), settings, tmp_path / "broken")
-    again, other = load_checkpoint(tmp_path / "broken", _identity(tmp_path / "broken"))
+    again, other = newest_checkpoint(tmp_path / "broken", _identity(tmp_path / "broken"))
     assert torch.equal(tensors["network"]["weight"], again["network"]["weight"])
     assert facts["scaler"] == other["scaler"] and facts["metrics"][2]["grad_norm"] is not None
 
 
 def test_metrics_tell_memory_and_the_share_of_the_peak(tmp_path, monkeypatch):
     task = replace(quadratic(), flops=lambda: 2_000_000)
-    monkeypatch.setattr("medsyn.training.loop.peak_tflops", lambda _device, _precision: 0.5)
+    monkeypatch.setattr("medsyn.training.throughput.peak_tflops", lambda _device, _precision: 0.5)
     rows = train(task, SETTINGS, tmp_path / "a").metrics
     for row in rows:
         assert row["tflops_per_second"] == pytest.approx(row["samples_per_second"] * 2e-6, rel=0.01)
@@ -596,14 +599,14 @@ def test_the_log_says_counted_beside_measured_memory(tmp_path, monkeypatch, capl
     settings = SETTINGS.model_copy(update={"num_steps": 1})
     accelerator = make_accelerator("fp32")
     task = replace(quadratic(), memory=lambda processes: Need({"weights": processes * 2 * GIB}))
-    run = _Run(task, settings, tmp_path, accelerator)
-    run._count_memory()
-    assert run.need is None and run._memory_in_words(1.5) == "1.5 GiB resident"
+    run = Throughput(task.phased(), settings, accelerator)
+    run.count()
+    assert run.need is None and run.describe_memory(1.5) == "1.5 GiB resident"
     on_gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
     run.accelerator = on_gpu
-    monkeypatch.setattr("medsyn.training.loop.total_bytes", lambda _device: 4 * GIB)
-    run._count_memory()
-    assert run._memory_in_words(1.5) == "1.5 GiB allocated (counted 4.0)"
+    monkeypatch.setattr("medsyn.training.throughput.total_bytes", lambda _device: 4 * GIB)
+    run.count()
+    assert run.describe_memory(1.5) == "1.5 GiB allocated (counted 4.0)"
     assert "more than the GPU's 4.0 GiB" in caplog.text and "medsyn plan" in caplog.text
 
 

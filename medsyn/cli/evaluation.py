@@ -73,6 +73,7 @@ def _add_feature_verbs(verbs: Verbs) -> None:
     parser.add_argument("--store", nargs="+", default=[], help="training stores, one a shard")
     parser.add_argument("--labels", required=True, help="labels.csv of the verb label")
     parser.add_argument("--out", required=True, help="safetensors file")
+    add_state(parser)
 
     parser = verbs.add(
         "features",
@@ -114,6 +115,7 @@ def _add_score_verbs(verbs: Verbs) -> None:
     parser.add_argument("--samples", required=True, nargs="+", help=f"generated: {VOLUMES_HELP}")
     parser.add_argument("--method-label", default="MedSyn", help="name of the generating model in the rows")
     parser.add_argument("--out", required=True, help="CSV, one row a method and fold")
+    add_state(parser)
 
     parser = verbs.add(
         "score-segmentation",
@@ -178,7 +180,8 @@ def _train_features(args: argparse.Namespace) -> None:
     from medsyn.config import FeaturesStage, load_stage
     from medsyn.evaluate.features import make_extractor
 
-    make_extractor(load_stage(FeaturesStage, args.config), args.store, args.labels, args.out)
+    stage = load_stage(FeaturesStage, args.config)
+    make_extractor(stage, [Path(store) for store in args.store], Path(args.labels), Path(args.out), args.state)
 
 
 def _features(args: argparse.Namespace) -> None:
@@ -208,6 +211,7 @@ def _classify(args: argparse.Namespace) -> None:
         samples=args.samples,
         method_label=args.method_label,
         out=Path(args.out),
+        state=args.state,
     )
 
 

@@ -139,7 +139,7 @@ def _batch_size(value: str) -> int | str:
 
 def _train(args: argparse.Namespace) -> None:
     from medsyn.config import ModelStage, load_stage
-    from medsyn.training.stages import train_denoiser
+    from medsyn.training.denoiser import train_denoiser
 
     stage = load_stage(ModelStage, args.config)
     train_denoiser(stage, args.store, args.embeddings, args.state, args.out)

@@ -13,6 +13,7 @@ beside the output while the verb runs, so that memory does not grow with their n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +24,14 @@ import torch
 from numpy.typing import NDArray
 
 from medsyn.config import AugmentationConfig, AugmentationStage
-from medsyn.device import network_device
 from medsyn.errors import InputError
-from medsyn.evaluate.features import Rows, fit, num_batches, scores_of
 from medsyn.evaluate.inputs import labels_of, list_volumes, read_labels, read_prompts, split_prompt_type
 from medsyn.evaluate.statistics import accuracy_and_f1
 from medsyn.files import read_csv, write_csv
-from medsyn.models.resnet3d import ResNetClassifier, one_finding_classifier
+from medsyn.models.resnet3d import one_finding_classifier
 from medsyn.progress import log, track
-from medsyn.scratch import beside
+from medsyn.scratch import beside, claim_state, remove_state
+from medsyn.training.findings import Rows, classifier_config, num_batches, scores_of, train_classifier
 from medsyn.volume import read_volume
 
 ALL_SPLITS = "all"
@@ -62,6 +62,7 @@ def classify(
     samples: Sequence[str],
     method_label: str,
     out: Path,
+    state: Path | None = None,
 ) -> None:
     """Cross-validate both classifiers of `finding` and write one row per method and fold.
 
@@ -69,6 +70,9 @@ def classify(
     is `<finding>/positive` or `<finding>/negative`, made by the model `method_label`. The column patient_id of the
     prompts names whose report prompted a volume. Real volumes of fewer than two patients leave the table empty, with a
     warning.
+
+    state: where the checkpoints of all classifiers lie until the end, by default a hidden folder beside `out`. The same
+    command continues where it was stopped.
     """
     real = _real(finding, cohort, labels, volumes, split)
     synthetic = _synthetic(finding, prompts, samples)
@@ -76,28 +80,33 @@ def classify(
     if len(set(real.patients)) < 2:
         log.warning("classify: %d labelled volumes in the split %s, nothing to cross-validate", len(real), split)
     else:
-        with beside(out) as folder:
+        state = claim_state(state or out.with_name(f".{out.name}.state"), out)
+        with beside(out, clean=True) as folder:
             files, size = [*real.files, *synthetic.files], stage.augmentation.input_size
             pool = pool_volumes(files, size, folder / "volumes.npy")
-            rows = cross_validate(pool, real, synthetic, finding, stage.augmentation, stage.window_hu)
+            rows = cross_validate(pool, real, synthetic, finding, stage.augmentation, stage.window_hu, state)
         for row in rows:
             row["method"] += f" with {method_label}" if row["method"] == "augmented" else ""
     write_csv(out, rows, COLUMNS)
+    if state is not None:
+        remove_state(state)
 
 
 def cross_validate(
-    volumes: Rows,
+    volumes: NDArray,
     real: Labelled,
     synthetic: Labelled,
     finding: str,
     config: AugmentationConfig,
     window_hu: tuple[float, float],
+    state: Path,
 ) -> list[dict[str, Any]]:
-    """Rows (COLUMNS) of baseline and augmented classifier.
+    """Return rows (COLUMNS) of baseline and augmented classifier.
 
-    volumes: (n, D, H, W) in HU, those of `real` and then those of `synthetic`.
+    volumes: (n, D, H, W) in HU, those of `real` and then those of `synthetic`; state: for the checkpoints.
     """
     labels = np.concatenate([real.labels, synthetic.labels])
+    data = hashlib.sha256(np.ascontiguousarray(volumes).data).hexdigest()
     folds = stratified_folds(real.labels, config.num_folds, config.seed, real.patients)
     rows = []
     for fold, test in enumerate(folds):
@@ -107,19 +116,24 @@ def cross_validate(
         num_steps = config.num_epochs * num_batches(len(train) + len(usable), config.batch_size)
         for method, extra in (("baseline", []), ("augmented", usable)):
             chosen = np.concatenate([train, np.asarray(extra, dtype=np.int64)])
-            model = _new_classifier(config, seed=config.seed + fold)
-            fit(
-                model,
+            result = train_classifier(
+                lambda: one_finding_classifier(config.base_width),
                 Subset(volumes, chosen),
                 torch.from_numpy(labels[chosen].astype(np.float32))[:, None],
                 window_hu=window_hu,
-                num_steps=num_steps,
-                batch_size=min(config.batch_size, len(chosen)),
-                learning_rate=config.learning_rate,
-                seed=config.seed + fold,
-                what=f"{finding} {method} fold {fold + 1}/{len(folds)}",
+                config=classifier_config(
+                    num_steps,
+                    batch_size=min(config.batch_size, len(chosen)),
+                    learning_rate=config.learning_rate,
+                    seed=config.seed + fold,
+                    log_every=num_steps,
+                ),
+                name=f"{finding} {method} fold {fold + 1}/{len(folds)}",
+                identity={"base_width": config.base_width, "volumes": data, "chosen": chosen.tolist()}
+                | {"labels": labels[chosen].tolist()},
+                state=state,
             )
-            predicted = scores_of(model, Subset(volumes, test), window_hu)[:, 0] > 0
+            predicted = scores_of(result.network, Subset(volumes, test), window_hu)[:, 0] > 0
             accuracy, f1 = accuracy_and_f1(predicted, real.labels[test])
             rows.append(
                 {
@@ -208,13 +222,6 @@ class Subset:
 
     def __getitem__(self, index: Any) -> NDArray:
         return np.asarray(self._volumes[self._rows[index]])
-
-
-def _new_classifier(config: AugmentationConfig, seed: int) -> ResNetClassifier:
-    device = network_device()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return one_finding_classifier(config.base_width).to(device)
 
 
 def _real(finding: str, cohort: Path, labels: Path, volumes: Sequence[str], split: str) -> Labelled:

@@ -15,8 +15,8 @@ from medsyn.live_bytes import META
 from medsyn.models.resnet3d import ResNet3d, one_finding_classifier
 from medsyn.models.weights import build
 from medsyn.planning.sampling import Sampling
+from medsyn.training.denoiser import denoiser_training
 from medsyn.training.need import TrainingShapes
-from medsyn.training.stages import denoiser_training
 
 
 def denoiser(config: Config, kind: str) -> ModelStage:
@@ -86,7 +86,7 @@ def features_of(
 
 
 def classifier_training(config: AugmentationConfig, size: tuple[int, ...]) -> TrainingShapes:
-    """Describe training Table VI's classifier on volumes of `size` (D, H, W), by `medsyn.evaluate.features.fit`."""
+    """Describe training Table VI's classifier on volumes of `size` (D, H, W), as `medsyn.training.findings` does it."""
 
     def batch(count: int) -> dict[str, Tensor]:
         volumes = torch.empty(count, 1, *size, device=META).to(memory_format=torch.channels_last_3d)

@@ -41,8 +41,9 @@ from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Texts, cut
 from medsyn.text.sections import SECTIONS
 from medsyn.text.tokenizer import Special, TokenIds, load_tokenizer, token_ids, train_tokenizer
-from medsyn.training.loop import Task, train
+from medsyn.training.loop import train
 from medsyn.training.processes import to_device
+from medsyn.training.task import Task
 
 CURVE_COLUMNS = ("epoch", "step", "train_loss", "mlm_perplexity", "unigram_perplexity", "pairing_accuracy")
 _EMA_DECAY = 0.98

@@ -55,7 +55,7 @@ def drop_checkpoints(folder: Path, from_step: int) -> int | None:
     return max((step for step in steps if step < from_step), default=None)
 
 
-def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
+def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
     """(tensors, facts) of the newest readable checkpoint, or None if there never was one.
 
     Another run's state, or a state of which nothing can be read, is an InputError. The tensors are mapped from the
@@ -80,7 +80,7 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors,
             tensors.setdefault(group, {})[name] = value
         return tensors, facts
     if steps:
-        raise InputError(f"{folder}: none of its checkpoints can be read; delete the folder to start anew")
+        raise InputError(f"{folder}: none of its checkpoints can be read; delete the folder to start again")
     return None
 
 
@@ -113,5 +113,5 @@ def _check_identity(folder: Path, stored: Mapping[str, Any], current: Mapping[st
         if before != after:
             raise InputError(
                 f"{folder}: this state belongs to a training with {key} = {before}, now it is {after};"
-                " restore the setting, or delete the folder to start anew"
+                " restore the setting, or delete the folder to start again"
             )

@@ -1,4 +1,4 @@
-"""What a training costs: floating-point operations of a sample, and the memory at its peak."""
+"""Count the floating-point operations of a sample, and measure the peak of the memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def count_flops(
     """Operations (2 per multiply-add) of one forward and backward pass over `batch`, counted without doing them.
 
     Matrix products, convolutions and attention count, as is usual for model-FLOP utilisation; `build` must make the
-    network without activation checkpointing, whose second forward pass is no work of the model.
+    network without activation checkpointing, whose second forward pass is not work of the model.
     """
     with torch.device("meta"):
         network = build()

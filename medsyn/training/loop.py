@@ -1,112 +1,90 @@
 """The one training loop, for every network: accelerate, AdamW, clipping, EMA, and exact resume.
 
-The loop knows nothing of volumes or text. A task gives it samples that are pure functions of (step, slot), so the
-weights after step n depend on the settings and the data only: a run that is killed and started again with the same
-command ends with the same bits on a CPU, and the processes of a distributed run share the slots of one batch.
+An optimiser step runs the phases of a task in order (`medsyn.training.task`); a plain Task has one. A task gives
+batches that are pure functions of (number of the update, slots), so the weights after step n depend on the settings and
+the data only: a run that is killed and started again with the same command ends with the same bits on a CPU, and the
+processes of a distributed run share the slots of one batch.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from medsyn.cluster import requeue_job
 from medsyn.config import TrainConfig
 from medsyn.errors import InputError
 from medsyn.files import write_csv
-from medsyn.memory import keep_freed_memory, total_bytes
+from medsyn.memory import keep_freed_memory
 from medsyn.progress import log, track
-from medsyn.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
-from medsyn.training.cost import GIB, peak_memory_gib, peak_tflops
-from medsyn.training.ema import Ema
+from medsyn.training.checkpoint import drop_checkpoints, newest_checkpoint, save_checkpoint
 from medsyn.training.events import Events
-from medsyn.training.need import Need
+from medsyn.training.metrics import Fault, PhaseMetrics, Update, columns_of
 from medsyn.training.processes import (
     any_process,
-    made_ahead,
     make_accelerator,
     num_data_threads,
     pinned,
+    prefetch,
     sigterm_event,
-    synchronise,
     to_device,
     wait_for_main_process,
 )
-from medsyn.training.watch import FACTOR, NUM_STEPS, LossWatch
+from medsyn.training.state import TrainingState
+from medsyn.training.task import Batch, Networks, Phase, PhasedTask, Task
+from medsyn.training.throughput import Throughput
 
-METRIC_COLUMNS = (
-    *("step", "loss", "loss_ema", "grad_norm", "learning_rate", "samples_per_second"),
-    *("peak_memory_gib", "tflops_per_second", "flop_utilisation"),
-)
-"""Of the main process: loss and norm are means over the steps since the last row, memory and rates as they are now."""
 NO_EFFECT = ("checkpoint_every", "log_every", "preview_every", "tensorboard", "activation_checkpointing")
 """Settings of TrainConfig that the weights do not depend on: a run may be resumed with others."""
 _FLUSH_EVERY = 10  # steps between looks at the loss on the device
 
-Batch = Any
-
 
 @dataclass(frozen=True)
-class Task:
-    """What to train.
+class TrainingResult:
+    """The networks by name, in the main process with the averaged (EMA) weights, and the rows of the metrics table."""
 
-    build() makes the network (its weights come from torch's generator, which the loop seeds for it); batch(step, slots)
-    the samples `slots` of optimiser step `step` (0-based), on a GPU called in other threads ahead of time;
-    loss(network, batch) a scalar, the mean over the samples; identity is everything besides the TrainConfig that the
-    result depends on. preview(network, step) draws what the averaged weights make after a step; flops() counts the
-    operations of one sample, forward and backward; memory(num_processes) counts what the run needs of a GPU.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    batch: Callable[[int, Sequence[int]], Batch]
-    loss: Callable[[nn.Module, Batch], Tensor]
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    preview: Callable[[nn.Module, int], None] | None = None
-    flops: Callable[[], int] | None = None
-    memory: Callable[[int], Need] | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The network, in the main process with the averaged (EMA) weights, and the rows of the metrics table."""
-
-    network: nn.Module
+    networks: Networks
     metrics: list[dict[str, Any]]
     is_main_process: bool
     num_processes: int
 
+    @property
+    def network(self) -> nn.Module:
+        """The network of a plain Task."""
+        [network] = self.networks.values()
+        return network
+
 
 class DivergedError(InputError):
-    """The loss is no longer a finite number, or has exploded (medsyn.training.watch)."""
+    """A loss is no longer a finite number or has exploded (medsyn.training.watch), or the task reports a collapse."""
 
 
-def train(task: Task, config: TrainConfig, state: Path) -> Trained:
+def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> TrainingResult:
     """Train, or continue from the newest checkpoint in `state`.
 
-    Raises InputError for a state of another run, DivergedError for a non-finite or exploded loss (the last good
-    checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives. SLURM is then asked to
-    requeue the job, because the training run made progress.
+    Raises InputError for a state of another run, DivergedError for a non-finite or exploded loss or a collapse (the
+    last good checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives. SLURM is then
+    asked to requeue the job, because the training run made progress.
     """
     keep_freed_memory()
     accelerator = make_accelerator(config.precision)
     wait_for_main_process(accelerator)  # which may still be busy with the result of the training run before
-    run = _Run(task, config, state, accelerator)
+    run = _Run(task.phased() if isinstance(task, Task) else task, config, state, accelerator)
     run.resume()
     run.start()
-    with sigterm_event() as stop:
-        bar = track(range(run.step, config.num_steps), description=task.name, total=config.num_steps, initial=run.step)
-        for step, batches in zip(bar, run.batches(), strict=True):
+    steps = range(run.step, config.num_steps)
+    with sigterm_event() as stop, closing(run.batches()) as batches, torch.random.fork_rng(devices=[]):
+        for step in track(steps, description=task.name, total=config.num_steps, initial=run.step):
             run.optimise(step, batches)
             if any_process(accelerator, stop.is_set()):
                 run.save()
@@ -128,65 +106,45 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class _Run:
-    """State of one training run between two steps."""
+    """One training run between two steps."""
 
-    def __init__(self, task: Task, config: TrainConfig, state: Path, accelerator: Accelerator) -> None:
-        self.task, self.config, self.state, self.accelerator = task, config, state, accelerator
+    def __init__(self, task: PhasedTask, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
+        self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
         self.micro = min(config.micro_batch_size, config.batch_size)
         if config.batch_size % (self.micro * accelerator.num_processes):
             raise InputError(
                 f"{task.name}: train.batch_size {config.batch_size} is not a multiple of micro_batch_size {self.micro}"
                 f" times {accelerator.num_processes} processes"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            network = task.build()
-        if config.compile:
-            network.compile()  # in place: names and values of the weights stay
-        self.bare = network
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
-        self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        self.ema: Ema | None = None  # the same in every process: the main process keeps it
-        if accelerator.is_main_process:
-            self.ema = Ema(network, decay=config.ema_decay, start_step=config.ema_start_step, every=config.ema_every)
-        self.step = 0
-        self.saved_step = 0
-        self.metrics: list[dict[str, Any]] = []
-        self.watch = LossWatch()
-        self.flops: int | None = None
-        self.need: Need | None = None
+        self.state = TrainingState(task, config, accelerator)
+        self.phases = {phase.name: PhaseMetrics(phase, accelerator) for phase in task.phases}
+        self.throughput = Throughput(task, config, accelerator)
         self.events: Events | None = None
-        self.pending: list[tuple[Tensor, Tensor]] = []
-        self.window: list[tuple[float, float | None]] = []
-        self.started = (time.monotonic(), 0)
-        self.logged = (time.monotonic(), 0)
+        self.metrics: list[dict[str, Any]] = []
+        self.step = self.saved_step = 0
+        stride = self.micro * accelerator.num_processes
+        self.firsts = range(accelerator.process_index * self.micro, config.batch_size, stride)
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
-        found = load_checkpoint(self.state, self._identity())
+        found = newest_checkpoint(self.folder, self._identity())
         if found is None:
             return
         tensors, facts = found
         if facts["step"] > self.config.num_steps:
             raise InputError(
-                f"{self.state}: this state is at step {facts['step']}, beyond num_steps {self.config.num_steps};"
-                " delete the folder to start anew"
+                f"{self.folder}: this state is at step {facts['step']}, beyond num_steps {self.config.num_steps};"
+                " delete the folder to start again"
             )
-        self.bare.load_state_dict(tensors["network"])
-        if self.ema is not None:
-            self.ema.load(tensors["ema"])
-        self.optimizer.load_state_dict(
-            {"state": _nested(tensors["optimizer"]), "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
+        self.state.load(tensors)
+        for phase in self.phases.values():
+            phase.load(facts)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        self.step, self.metrics, self.watch = facts["step"], facts["metrics"], LossWatch(**facts["watch"])
-        self.saved_step = self.step
-        self.window = [(loss, norm) for loss, norm in facts["window"]]
+        self.step = self.saved_step = facts["step"]
+        self.metrics = facts["metrics"]
         log.info(
-            "%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.state
+            "%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.folder
         )
 
     def start(self) -> None:
@@ -194,240 +152,165 @@ class _Run:
         here = torch.tensor([float(self.step), -float(self.step)], device=self.accelerator.device)
         if self.accelerator.gather(here[None]).amax(0).sum() != 0:
             raise InputError(
-                f"{self.state}: the processes do not see the same checkpoints there; put it on a file system that all"
+                f"{self.folder}: the processes do not see the same checkpoints there; put it on a file system that all"
                 " nodes share, then run the same command again"
             )
         if self.accelerator.is_main_process and self.step < self.config.num_steps:
-            self.flops = None if self.task.flops is None else self.task.flops()
-            self._count_memory()
+            self.throughput.count()
             if self.config.tensorboard:
-                self.events = Events(self.state / "tensorboard", self.step + 1)
+                self.events = Events(self.folder / "tensorboard", self.step + 1)
         wait_for_main_process(self.accelerator)
-        self.started = self.logged = (time.monotonic(), self.step)
+        self.throughput.start(self.step)
 
-    def _count_memory(self) -> None:
-        """Count what the run needs of a GPU, and warn before the first step where that is more than there is."""
-        accelerator = self.accelerator
-        if accelerator.device.type != "cuda" or self.task.memory is None:
-            return
-        self.need = self.task.memory(accelerator.num_processes)
-        card = total_bytes(accelerator.device)
-        log.info("%s: counted memory: %s", self.task.name, self.need.in_words())
-        if self.need.total > card:
-            log.warning(
-                "%s: that is more than the GPU's %.1f GiB; `medsyn plan` proposes settings", self.task.name, card / GIB
-            )
+    def batches(self) -> Generator[Batch]:
+        """Yield this process's micro-batches from the next step on, in the order in which the updates take them."""
+        on_cpu = self.accelerator.device.type == "cpu"
 
-    def batches(self) -> Iterator[Iterator[Batch]]:
-        """This process's micro-batches of each step from the next one on."""
-        accelerator = self.accelerator
-        on_cpu = accelerator.device.type == "cpu"
-        stride = self.micro * accelerator.num_processes
-        firsts = range(accelerator.process_index * self.micro, self.config.batch_size, stride)
-
-        def make(place: tuple[int, int]) -> Batch:
-            step, first = place
-            batch = self.task.batch(step, range(first, first + self.micro))
+        def make(place: tuple[Phase, int, int]) -> Batch:
+            phase, update, first = place
+            batch = phase.batch(update, range(first, first + self.micro))
             return batch if on_cpu else pinned(batch)
 
-        places = ((step, first) for step in range(self.step, self.config.num_steps) for first in firsts)
-        made = made_ahead(make, places, num_data_threads(accelerator.device))
-        for _ in range(self.step, self.config.num_steps):
-            yield islice(made, len(firsts))
+        steps = range(self.step, self.config.num_steps)
+        updates = ((phase, update) for step in steps for phase, update in self._updates(step))
+        places = ((phase, update, first) for phase, update in updates for first in self.firsts)
+        return prefetch(make, places, num_data_threads(self.accelerator.device))
 
-    def optimise(self, step: int, batches: Iterable[Batch]) -> None:
-        """One optimiser step over batch_size samples, then log and checkpoint when they are due."""
-        config, accelerator = self.config, self.accelerator
-        rate = learning_rate(config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        num_micro = config.batch_size // (self.micro * accelerator.num_processes)
-        total = torch.zeros((), device=accelerator.device)
-        for micro, batch in enumerate(batches, start=1):
-            with synchronise(accelerator, self.network, last=micro == num_micro):
-                with accelerator.autocast():
-                    loss = self.task.loss(self.network, to_device(batch, accelerator.device))
-                accelerator.backward(loss / num_micro)
-            total += loss.detach() / num_micro
-        norm = accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _updates(self, step: int) -> Iterator[tuple[Phase, int]]:
+        """Yield the phases that take part in a step and the numbers of their updates."""
+        for phase in self.task.phases:
+            if step >= phase.first_step:
+                for number in range(phase.num_updates):
+                    yield phase, step * phase.num_updates + number
+
+    def optimise(self, step: int, batches: Iterator[Batch]) -> None:
+        """Make one optimiser step over batch_size samples per update, then log and checkpoint when they are due."""
+        config = self.config
+        for phase, number in self._updates(step):
+            update = self._update(phase, step, number, islice(batches, len(self.firsts)))
+            self.phases[phase.name].pending.append(update)
         self.step = step + 1
-        if self.ema is not None:
-            self.ema.update(self.bare, self.step)
-        self.pending.append((total, torch.as_tensor(norm)))
+        self.state.average(self.step)
         due = self.step % config.checkpoint_every == 0
         logs = self.step % config.log_every == 0 or self.step == config.num_steps
         if due or logs or self.step % _FLUSH_EVERY == 0:
             self._flush()
         if logs:
-            self._log(rate)
+            self._log()
         if self.step == config.num_steps:
             return
-        if due and self.watch.num_high == 0:  # what may be the start of an explosion must not replace a good state
+        if due and not any(phase.doubtful for phase in self.phases.values()):
             self.save()
         if config.preview_every and self.step % config.preview_every == 0:
-            self.preview()
+            self._preview()
 
-    def preview(self) -> None:
-        """Let the task draw what the averaged weights make (main process); the training is as it was afterwards."""
-        if self.ema is not None and self.task.preview is not None:
-            training = self.bare.training
-            with _averaged(self.bare, self.ema), torch.no_grad():
-                self.task.preview(self.bare.eval(), self.step)
-            self.bare.train(training)
+    def _update(self, phase: Phase, step: int, number: int, batches: Iterable[Batch]) -> Update:
+        """Accumulate the gradients of one update of a phase over its micro-batches, and let its optimiser step."""
+        accelerator, state = self.accelerator, self.state
+        state.begin(phase)
+        num_micro = len(self.firsts)
+        total = torch.zeros((), device=accelerator.device)
+        named: dict[str, torch.Tensor] = {}
+        for micro, (first, batch) in enumerate(zip(self.firsts, batches, strict=True), start=1):
+            self._seed(phase, number, first)
+            with state.exchange(last=micro == num_micro):
+                with accelerator.autocast():
+                    result = phase.loss(state.given, to_device(batch, accelerator.device), step)
+                loss, others = result if isinstance(result, tuple) else (result, {})
+                accelerator.backward(loss / num_micro)
+            total += loss.detach() / num_micro
+            for name, value in others.items():
+                named[name] = named.get(name, 0) + value.detach().float() / num_micro
+        norm = state.update(phase, learning_rate(state.configs[phase.name], step))
+        return Update(step + 1, total, norm, named)
+
+    def _seed(self, phase: Phase, number: int, first: int) -> None:
+        """Seed what networks draw from torch's generators (dropout, new codes) by the place of the micro-batch."""
+        key = (self.config.seed, list(self.phases).index(phase.name), number, first)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond without a GPU
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _preview(self) -> None:
+        """Let the task draw what the averaged weights make (main process)."""
+        if self.accelerator.is_main_process and self.task.preview is not None:
+            with self.state.evaluated() as networks:
+                self.task.preview(networks, self.step)
         wait_for_main_process(self.accelerator)
 
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
         self._flush()
-        if self.ema is not None and self.step > self.saved_step:
-            moments = self.optimizer.state_dict()["state"]
-            tensors = {
-                "network": self.bare.state_dict(),
-                "ema": self.ema.average,
-                "optimizer": {f"{i}.{name}": value for i, state in moments.items() for name, value in state.items()},
-            }
-            facts = {
+        if self.accelerator.is_main_process and self.step > self.saved_step:
+            scaler = self.accelerator.scaler
+            facts: dict[str, Any] = {
                 "identity": self._identity(),
                 "metrics": self.metrics,
-                "watch": asdict(self.watch),
-                "window": self.window,
-                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
             }
-            save_checkpoint(self.state, self.step, tensors, facts)
+            for phase in self.phases.values():
+                facts |= phase.facts()
+            save_checkpoint(self.folder, self.step, self.state.tensors(), facts)
         self.saved_step = self.step
         wait_for_main_process(self.accelerator)
 
-    def finish(self) -> Trained:
+    def finish(self) -> TrainingResult:
         """Write the last checkpoint and hand out the averaged weights."""
         self.save()
-        if self.ema is not None:
-            self.bare.load_state_dict(self.ema.average, strict=False)  # tied weights have one name there
         if self.events is not None:
             self.events.close()
         is_main, num_processes = self.accelerator.is_main_process, self.accelerator.num_processes
-        return Trained(self.bare.eval(), self.metrics, is_main, num_processes)
+        return TrainingResult(self.state.finish(), self.metrics, is_main, num_processes)
 
     def _flush(self) -> None:
-        """Read the losses and norms of the last steps from the device; a non-finite or exploded one stops the run.
+        """Look at the losses and norms since the last look; a bad one ends the run."""
+        for phase in self.phases.values():
+            fault = phase.flush()
+            if fault is not None:
+                remedy = "Lower train.learning_rate or use precision bf16 or fp32"
+                name = phase.phase.name
+                self._end(f"the {name} loss" if name else "the loss", fault, remedy)
 
-        Weights that took a non-finite gradient are spoilt, so no checkpoint of that step must stay; under loss scaling
-        such a step was skipped.
-        """
-        first = self.step - len(self.pending) + 1
-        for step, (loss, norm) in enumerate(self.pending, start=first):
-            value, size = float(self.accelerator.reduce(loss, "mean")), float(norm)
-            if not math.isfinite(value):
-                self._diverged(step, f"is {value} at step {step}", step)
-            if self.accelerator.scaler is None and not math.isfinite(size):
-                self._diverged(step, f"has a gradient of norm {size} at step {step}", step)
-            self.watch.update(value)
-            if self.watch.exploded:
-                reason = f"has been more than {FACTOR:g} times its lowest smoothed value for {NUM_STEPS} steps"
-                self._diverged(step, f"({value:.4g}) {reason} at step {step}", step - NUM_STEPS)
-            self.window.append((value, size if math.isfinite(size) else None))
-        self.pending.clear()
-
-    def _diverged(self, step: int, what: str, bad_from: int) -> NoReturn:
-        """Stop; a checkpoint of step `bad_from` or later, whose weights are already bad, is removed."""
+    def _end(self, what: str, fault: Fault, remedy: str) -> NoReturn:
+        """Stop; checkpoints whose weights are already bad are removed."""
         if not self.accelerator.is_main_process:
             raise SystemExit(1)  # the main process says why
-        left = drop_checkpoints(self.state, bad_from)
-        kept = f"the checkpoint of step {left} in {self.state} is kept" if left else "there was no good checkpoint yet"
+        left = drop_checkpoints(self.folder, fault.bad_from)
+        kept = f"the checkpoint of step {left} in {self.folder} is kept" if left else "there was no good checkpoint yet"
         raise DivergedError(
-            f"{self.task.name}: the loss {what}; {kept}. Lower train.learning_rate or use precision bf16 or fp32,"
-            f" then delete {self.state} and start anew"
+            f"{self.task.name}: {what} {fault.reason}; {kept}. {remedy}, then delete {self.folder} and start again"
         )
 
-    def _log(self, rate: float) -> None:
-        now = time.monotonic()
-        since, done = self.logged
-        speed = (self.step - done) * self.config.batch_size / max(now - since, 1e-9)
-        losses = [loss for loss, _ in self.window]
-        norms = [norm for _, norm in self.window if norm is not None]  # without the steps that loss scaling skipped
-        peak = peak_memory_gib(self.accelerator.device)
-        row = {
-            "step": self.step,
-            "loss": sum(losses) / len(losses),
-            "loss_ema": self.watch.smoothed,
-            "grad_norm": sum(norms) / len(norms) if norms else None,
-            "learning_rate": rate,
-            "samples_per_second": round(speed, 2),
-            "peak_memory_gib": round(peak, 3),
-            **self._rates(speed),
-        }
+    def _log(self) -> None:
+        """Add a row to the metrics table; end the run where the task reports a collapse."""
+        row: dict[str, Any] = {"step": self.step}
+        for phase in self.phases.values():
+            row |= phase.row(learning_rate(self.state.configs[phase.phase.name], self.step - 1))
+        row |= self.throughput.row(self.step)
+        last = self.metrics[-1]["step"] if self.metrics else 0
         self.metrics.append(row)
-        self.window.clear()
-        self.logged = (now, self.step)
-        begun, start = self.started
-        left = (self.config.num_steps - self.step) * (now - begun) / max(self.step - start, 1)
         if self.accelerator.is_main_process:
-            write_csv(self.state / "metrics.csv", self.metrics, METRIC_COLUMNS)
+            write_csv(self.folder / "metrics.csv", self.metrics, columns_of(self.metrics))
             if self.events is not None:
                 self.events.add(self.step, row)
-            log.info(
-                "%s: step %d of %d, loss %.4f, %.1f samples/s%s, %s, %s left",
-                *(self.task.name, self.step, self.config.num_steps, row["loss"], speed, _rates_in_words(row)),
-                *(self._memory_in_words(peak), _duration(left)),
-            )
-
-    def _rates(self, samples_per_second: float) -> dict[str, float | None]:
-        """TFLOP/s of the model over all processes, and their share of the peak where that is known."""
-        if self.flops is None:
-            return {"tflops_per_second": None, "flop_utilisation": None}
-        rate = self.flops * samples_per_second / 1e12
-        peak = peak_tflops(self.accelerator.device, self.config.precision)
-        share = None if peak is None else rate / (peak * self.accelerator.num_processes)
-        return {"tflops_per_second": float(f"{rate:.4g}"), "flop_utilisation": share and float(f"{share:.4g}")}
-
-    def _memory_in_words(self, peak_gib: float) -> str:
-        """The measured peak beside the counted one; on a CPU the largest resident memory of the process."""
-        if self.accelerator.device.type != "cuda":
-            return f"{peak_gib:.1f} GiB resident"
-        counted = "" if self.need is None else f" (counted {self.need.counted / GIB:.1f})"
-        return f"{peak_gib:.1f} GiB allocated{counted}"
+            losses = ", ".join(f"{name} {row[name]:.4f}" for name in _loss_columns(row))
+            words = self.throughput.describe(row, self.step)
+            log.info("%s: step %d of %d, %s, %s", self.task.name, self.step, self.config.num_steps, losses, words)
+        reason = None if self.task.collapsed is None else self.task.collapsed(row)
+        if reason is not None:
+            self._end("the training has collapsed:", Fault(f"{reason} at step {self.step}", last + 1), "Change it")
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the weights after a step depend on (not how long the run is, unless the rate decays)."""
         free = set(NO_EFFECT)
-        if self.config.learning_rate_decay == "constant":
+        if all(config.learning_rate_decay == "constant" for config in self.state.configs.values()):
             free.add("num_steps")
         settings = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
+        for phase in self.task.phases:
+            settings |= phase.identity()
         return {**settings, **self.task.identity, "num_processes": self.accelerator.num_processes}
 
 
-@contextmanager
-def _averaged(network: nn.Module, ema: Ema) -> Iterator[None]:
-    """Put the averaged weights into the network; both sets change places, nothing is copied."""
-    _exchange(network, ema)
-    try:
-        yield
-    finally:
-        _exchange(network, ema)
-
-
-def _exchange(network: nn.Module, ema: Ema) -> None:
-    for name, parameter in network.named_parameters():
-        parameter.data, ema.average[name] = ema.average[name], parameter.data
-
-
-def _rates_in_words(row: Mapping[str, Any]) -> str:
-    rate, share = row["tflops_per_second"], row["flop_utilisation"]
-    if rate is None:
-        return ""
-    return f", {rate:.3g} TFLOP/s" + ("" if share is None else f" ({share:.1%} of the peak)")
-
-
-def _nested(flat: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """State of an optimiser from names `index.name`; copies, because the file they are mapped from may be removed."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for path, value in flat.items():
-        index, _, name = path.partition(".")
-        state.setdefault(int(index), {})[name] = value.clone()
-    return state
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+def _loss_columns(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in row if (name == "loss" or name.endswith("_loss")) and row[name] is not None]

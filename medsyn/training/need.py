@@ -66,7 +66,7 @@ class Need:
 
 @dataclass(frozen=True)
 class TrainingShapes:
-    """What `count_training` counts: build and loss as in `medsyn.training.loop.Task`, batch(count) makes samples
+    """What `count_training` counts: build and loss as in `medsyn.training.task.Task`, batch(count) makes samples
     without data.
 
     share_true: see `CudaRules`. preview(network): what is computed without gradients between two steps.

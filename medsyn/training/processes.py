@@ -1,4 +1,4 @@
-"""The processes and the device of a training: accelerate set up, batches made ahead, gradients exchanged, SIGTERM.
+"""Processes and device of a training run: accelerate set up, batches prefetched, gradients exchanged, SIGTERM.
 
 A process that reaches a collective operation fails when the others are not there within the time-out of its backend (10
 minutes with NCCL). What the main process does alone may take longer, so the others wait for it with
@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,8 +71,8 @@ def num_data_threads(device: torch.device) -> int:
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // here))
 
 
-def made_ahead(make: Callable[[Key], Made], keys: Iterable[Key], num_threads: int) -> Iterator[Made]:
-    """make(key) of each key, in order; with threads the next ones are made while the caller works."""
+def prefetch(make: Callable[[Key], Made], keys: Iterable[Key], num_threads: int) -> Generator[Made]:
+    """Yield make(key) for each key, in order; with threads the next ones are made while the caller works."""
     if num_threads == 0:
         yield from map(make, keys)
         return
@@ -111,6 +111,31 @@ def synchronise(accelerator: Accelerator, network: nn.Module, *, last: bool) -> 
     else:
         with accelerator.no_sync(network):
             yield
+
+
+def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients over the processes, in one exchange per type of number."""
+    if accelerator.num_processes == 1:
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_type.values():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        parts = (flat / accelerator.num_processes).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def share_buffers(accelerator: Accelerator, networks: Iterable[nn.Module]) -> None:
+    """Give every process the buffers of the main process (statistics, codebooks), which are those of a checkpoint."""
+    if accelerator.num_processes == 1:
+        return
+    for network in networks:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 @contextmanager

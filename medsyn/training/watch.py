@@ -1,10 +1,10 @@
-"""When a training is lost: the loss is no number, or it has exploded.
+"""Detect an exploding loss.
 
-The rule for an exploded loss: 100 optimiser steps in a row whose loss is more than ten times the lowest smoothed loss
-so far. Losses of single steps scatter (the time t is drawn anew), so one of them, however large, proves nothing and
-ends no run; a training that recovers breaks the row. One that has been ten times worse than it was for 100 steps has
-lost what it learned. A lowest loss below a thousandth of the first counts as that, so that the jitter of a perfect fit
-is no explosion.
+A loss has exploded if it was more than ten times its lowest smoothed value in 100 optimiser steps in a row. Losses of
+single steps scatter, because every step has other times t, so one large loss does not end a run. A network whose loss
+has been ten times as high for 100 steps has lost what it learned. A lowest loss below a thousandth of the first one
+counts as a thousandth of it, so that the jitter of a perfect fit is not taken for an explosion. The rule supposes a
+positive loss that falls.
 """
 
 from __future__ import annotations

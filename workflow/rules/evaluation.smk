@@ -69,11 +69,13 @@ rule train_features:
         runtime=minutes(480),
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
+    params:
+        state=f"{RESULTS}/state/train_features",
     message:
         "training the feature extractor of FID and MMD (progress: {log})"
     shell:
-        "python -m medsyn train-features --config {input.config:q} --store {input.store:q} --labels {input.labels:q}"
-        " --out {output:q} 2> {log:q}"
+        "exec python -m medsyn train-features --config {input.config:q} --store {input.store:q} --labels {input.labels:q}"
+        " --state {params.state:q} --out {output:q} 2>> {log:q}"
 
 
 rule extract_cohort_features:
@@ -151,12 +153,13 @@ rule classify:
         nodes=1,
     params:
         split=TABLE6_SPLIT,
+        state=f"{RESULTS}/state/classify/{{finding}}",
     message:
         "cross-validating classifiers of {wildcards.finding} with and without generated volumes"
     shell:
-        "python -m medsyn classify --finding {wildcards.finding:q} --config {input.config:q} --cohort {input.cohort:q}"
+        "exec python -m medsyn classify --finding {wildcards.finding:q} --config {input.config:q} --cohort {input.cohort:q}"
         " --labels {input.labels:q} --volumes {input.volumes:q} --split {params.split:q} --prompts {input.prompts:q}"
-        " --samples {input.samples:q} --method-label medsyn --out {output:q} 2> {log:q}"
+        " --samples {input.samples:q} --method-label medsyn --state {params.state:q} --out {output:q} 2>> {log:q}"
 
 
 rule score_segmentation:

@@ -1,4 +1,4 @@
-"""Training of one denoiser from store and text to its files: the driver behind `medsyn train`.
+"""Train one denoiser from store and text to its files: the driver behind `medsyn train`.
 
 Writes <out>.safetensors (averaged weights, settings and provenance inside), <out stem>_metrics.csv and
 <out stem>_preview.png (training volumes, noisy at t = 0.5, what the network makes of them, and samples with the same
@@ -34,8 +34,10 @@ from medsyn.scratch import claim_state, remove_state
 from medsyn.training.checkpoint import flatten
 from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData
-from medsyn.training.loop import METRIC_COLUMNS, Task, train
+from medsyn.training.loop import train
+from medsyn.training.metrics import columns_of
 from medsyn.training.need import Need, TrainingShapes, count_training
+from medsyn.training.task import Task
 
 _NUM_PREVIEWS = 4
 _PREVIEW_T = 0.5
@@ -47,7 +49,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     if stage.stage == "super_res" and embeddings is not None:
         raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
     if out.exists() and _is_whole(out):
-        raise InputError(f"{out}: this network is trained; remove the file to train it anew")
+        raise InputError(f"{out}: this network is trained; remove the file to train it again")
     claim_state(state, out)
     store = Store(shards, "high" if stage.stage == "super_res" else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
@@ -60,7 +62,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
         return
     facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
     record = provenance(stage, data=data.identity(), **facts)
-    write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, METRIC_COLUMNS)
+    write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, columns_of(trained.metrics))
     save(out, trained.network.state_dict(), stage, record)
     write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
     _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
@@ -78,7 +80,7 @@ def _is_whole(out: Path) -> bool:
 
 
 def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None = None) -> Task:
-    """The training loop's task of one denoiser; pictures on the way go into the folder `previews`."""
+    """Return the training loop's task of one denoiser; pictures on the way go into the folder `previews`."""
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
 
@@ -112,7 +114,7 @@ def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None 
 def denoiser_training(
     stage: ModelStage, cond_dim: int | None, batch: Callable[[int], dict[str, Tensor]]
 ) -> TrainingShapes:
-    """The training of a denoiser, to be counted without data; batch(count) makes samples on the meta device."""
+    """Describe the training of a denoiser for counting; batch(count) makes samples on the meta device."""
 
     def network() -> FastUNet:
         return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
@@ -124,12 +126,12 @@ def denoiser_training(
 
 
 def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) -> Tensor:
-    """The denoising loss of a batch of TrainingData."""
+    """Return the denoising loss of a batch of TrainingData."""
     return denoising_loss(network, batch["x0"], batch["epsilon"], batch["t"], **_conditions(batch, stage))
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
-    """PNG, one row a volume: its channels in the middle coronal slice, then noisy, then predicted, then sampled.
+    """Write a PNG with one row per volume: its channels in the middle coronal slice, noisy, predicted, and sampled.
 
     The last is a sample of a few DDIM steps from the training volume's noise and text, or low-resolution condition.
     """
@@ -150,7 +152,7 @@ def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
 def _preview_volumes(
     network: nn.Module, batch: dict[str, Tensor], stage: ModelStage, num_steps: int = _NUM_PREVIEW_STEPS
 ) -> tuple[Tensor, ...]:
-    """Volumes [B, C, D, H, W] of a batch: clean, noisy, predicted from the noisy ones, sampled from their noise."""
+    """Return volumes [B, C, D, H, W]: clean, noisy, predicted from the noisy ones, sampled from their noise."""
     t = torch.full_like(batch["t"], _PREVIEW_T)
     if "drop_text" in batch:
         batch["drop_text"] = torch.zeros_like(batch["drop_text"])
@@ -175,7 +177,7 @@ def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor
 
 
 def _keep_events(source: Path, target: Path) -> None:
-    """Copy the event files out of the state, to those of earlier trainings."""
+    """Copy the event files out of the state, to those of earlier training runs."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
 
