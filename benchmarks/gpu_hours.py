@@ -37,8 +37,8 @@ def main() -> None:
     config = load_config(ROOT / "config/paper.yaml")
     built = cases(config, full=True)
     work = {
-        "train_low_res, one network": training_flops(built["low_res"], config.low_res),
-        "train_super_res, one network": training_flops(built["super_res"], config.super_res),
+        "train_network low_res, one network": training_flops(built["low_res"], config.low_res),
+        "train_network super_res, one network": training_flops(built["super_res"], config.super_res),
         f"sample, {NUM_VOLUMES:,} volumes": NUM_VOLUMES * sampling_flops(config, built),
     }
     print(f"| estimate | EFLOP | {' | '.join(f'{name} (h)' for name in PEAK_TFLOPS)} |")

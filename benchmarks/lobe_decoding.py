@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsyn.files import read_csv
-from medsyn.generate import Roots, _batches, _prompt
 from medsyn.masks.labels import dice, mean_label_dice
+from medsyn.methods.prompts import Roots, prompt_of, read_prompts
+from medsyn.methods.run import open_run, sampling_with
+from medsyn.methods.sampling import batches
 from medsyn.models.channels import to_channel
 from medsyn.models.lobe_channel import NUM_LOBES, lobe_labels
-from medsyn.run import open_run, sampling_with
 from medsyn.volume import read_volume
 
 LOBES = range(1, NUM_LOBES + 1)
@@ -123,10 +123,10 @@ DECODERS = {
 def sampled(results: Path, weights: Path) -> Iterator[tuple[str, str, NDArray]]:
     """Subject, `text` or `none`, and lobe channel (D, H, W) of every volume of the set `segmentation`."""
     run = open_run(weights, sampling_with(weights, None))
-    roots = Roots(results / "preprocessed", results / "masks")
-    for rows in _batches(run, read_csv(results / "prompts/segmentation.csv")):
-        volumes = run.draw([_prompt(run, row, roots) for row in rows])
-        for row, volume in zip(rows, volumes, strict=True):
+    roots = Roots.below(results / "preprocessed", results / "masks")
+    for batch in batches(run, list(enumerate(read_prompts(results / "prompts/segmentation.csv")))):
+        volumes = run.sample_arrays([prompt_of(run, row, number, roots) for number, row in batch])
+        for (_, row), volume in zip(batch, volumes, strict=True):
             yield row["fix_image"], row["text_mode"], volume[run.channels.index("lobe")]
 
 

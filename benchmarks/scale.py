@@ -44,8 +44,8 @@ MB_EACH = {
     "build_store": 17.0,
     "pretrain_text": 440.0,
     "embed_reports": 3 * 192 * 768 * 2 / 1e6,
-    "train_low_res": 2_870.0,
-    "train_super_res": 220.0,
+    "train_network low_res": 2_870.0,
+    "train_network super_res": 220.0,
     "train_features": 190.0,
     "sample": 20.7,
 }
@@ -123,11 +123,17 @@ def volumes_in(prompt_set: str, config: Config) -> int:
     }[prompt_set]
 
 
+def name_of(job: Any) -> str:
+    """The rule of a job; that of training with the network."""
+    network = job.wildcards.get("network")
+    return f"{job.rule_name} {network}" if network else job.rule_name
+
+
 def storage_gb(jobs: list[Any], config: Config, num_cts: int, num_reports: int) -> float:
     """GB that the jobs of one rule leave on disk."""
-    rule = jobs[0].rule_name
+    rule = name_of(jobs[0])
     if rule == "sample":
-        sets = {(job.wildcards["variant"], job.wildcards["set"]) for job in jobs}
+        sets = {(job.wildcards["method"], job.wildcards["set"]) for job in jobs}
         return sum(volumes_in(name, config) * MB_EACH["sample"] for _, name in sets) / 1000
     number = len(jobs)
     if rule in PER_CT:
@@ -155,8 +161,8 @@ def main() -> None:
     print("| rule | jobs | threads | memory (GB) | GPUs | hours per job | node hours | GPU hours | storage (GB) |")
     print("|---|---|---|---|---|---|---|---|---|")
     total, stored, config = [0.0, 0.0], 0.0, load_config(args.config)
-    for rule in dict.fromkeys(job.rule_name for job in jobs):
-        same = [job for job in jobs if job.rule_name == rule]
+    for rule in dict.fromkeys(map(name_of, jobs)):
+        same = [job for job in jobs if name_of(job) == rule]
         hours = [job.resources.runtime * job.resources.get("nodes", 1) / 60 for job in same]
         gpus = same[0].resources.get("gpu", 0)
         total = [total[0] + sum(hours), total[1] + gpus * sum(hours)]

@@ -51,6 +51,16 @@ def sample_fault(name: str) -> str | None:
     return _fault("sample_id", name)
 
 
+def report_sample_id(number: int) -> str:
+    """Return the sample_id of a row of the prompts `reports`."""
+    return f"report_{number:05d}"
+
+
+def is_report_sample_id(name: str) -> bool:
+    """Return whether a name is the sample_id of a row of the prompts `reports`."""
+    return name.startswith("report_") and name[7:].isdecimal() and name == report_sample_id(int(name[7:]))
+
+
 def _fault(column: str, name: str) -> str | None:
     if len(name) > MAX_ID or len(name.encode(errors="replace")) > 2 * MAX_ID:
         return f"{column} '{_shown(name)}' has {len(name)} characters, expected at most {MAX_ID}; shorten it"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from medsyn.cli import main
-from medsyn.evaluate.report import write_report
-from medsyn.evaluate.report_tables import alignment_table
 from medsyn.files import read_csv, write_csv
+from medsyn.report.files import find_files
+from medsyn.report.page import write_report
+from medsyn.report.tables import alignment_table
 
 LABELS = {"a": (0, 0), "b": (0, 0), "c": (1, 0), "d": (1, 1), "e": (1, 0), "f": (0, 0)}
 QC = {
@@ -122,7 +123,7 @@ def page(run: Path) -> str:
     """Return the alignment part of the HTML report about `run`."""
     (run / "qc").mkdir(exist_ok=True)
     (run / "qc.csv").rename(run / "qc/alignment.csv")
-    write_report(run, run / "report.html", phantom=False)
+    write_report(find_files(run), run / "report.html", phantom=False)
     return (run / "report.html").read_text(encoding="utf-8").split('id="alignment"')[1].split("<h2")[0]
 
 

@@ -29,7 +29,7 @@ def test_help_says_in_a_sentence_what_each_verb_does(capsys):
 def test_every_verb_that_the_pages_and_the_rules_call_is_there():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "workflow/rules").glob("*.smk")]
     called = {verb: page.name for page in pages for verb in COMMAND.findall(page.read_text(encoding="utf-8"))}
-    assert {"inspect", "generate", "evaluate", "cohort", "figure"} <= set(called), "the pattern finds commands"
+    assert {"inspect", "generate", "evaluate", "cohort", "classify"} <= set(called), "the pattern finds commands"
     assert set(called) <= set(VERBS), {verb: called[verb] for verb in called if verb not in VERBS}
 
 

@@ -15,8 +15,8 @@ from medsyn.cli import main
 from medsyn.errors import InputError
 from medsyn.evaluate.features import load_extractor
 from medsyn.files import write_json
+from medsyn.methods.run import open_run
 from medsyn.models.weights import build, load, save
-from medsyn.run import open_run
 from medsyn.tensors import check_tensors, load_checkpoint, save_tensors
 from medsyn.text import embed
 from medsyn.text.encoder import TextEncoder

@@ -21,8 +21,8 @@ from medsyn.files import read_csv, sha256
 from medsyn.orientation import MODEL_CODE, reorient
 from medsyn.scan_warnings import ORIENTATION, RANGE, SPACING
 from medsyn.stages import folders as stages_folders
-from medsyn.stages.folders import find_volumes
 from medsyn.volume import Volume, write_volume
+from medsyn.volume_files import find_volumes
 
 KINDS = ("normal", "effusion")
 

@@ -60,7 +60,7 @@ def run(tmp_path: Path) -> Path:
         write_volume(tmp_path / f"volumes/s{k}/volume.nii.gz", Volume(array, SPACING))
     prompts = []
     for k in range(8):
-        sign = ("negative", "positive")[k % 2]
+        sign = ("without", "with")[k % 2]
         write_volume(tmp_path / f"samples/p{k}/volume.nii.gz", Volume(volume(50 + k, k % 2 == 1), SPACING))
         prompts.append({"sample_id": f"p{k}", "prompt_type": f"dense/{sign}", "text": "x", "seed": k})
     write_csv(tmp_path / "prompts.csv", prompts, ["sample_id", "prompt_type", "text", "seed"])

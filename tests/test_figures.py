@@ -9,9 +9,10 @@ import pytest
 
 from medsyn.cli import main
 from medsyn.evaluate.measures import MEASURES
-from medsyn.evaluate.panels import aspect_of, slice_of
-from medsyn.evaluate.report_tables import display_table, number, p_value
+from medsyn.exhibits.numbers import number, p_value
+from medsyn.exhibits.panels import aspect_of, slice_of
 from medsyn.files import write_csv
+from medsyn.report.tables import display_table
 from medsyn.volume import Volume, write_volume
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -39,19 +40,17 @@ def run(tmp_path: Path) -> Path:
             write_volume(tmp_path / f"masks/0/s{k}/{name}.nii.gz", Volume(mask, spacing))
     prompts, measured = [], []
     for finding in ("pleural_effusion", "cardiomegaly"):
-        for sign in ("positive", "negative"):
+        for sign in ("with", "without"):
             for k in range(3):
                 name = f"{finding}_{sign}_{k}"
                 write_volume(tmp_path / f"samples/{name}/volume.nii.gz", Volume(body(10 + k), spacing))
                 text = f"A sentence about {finding}."
                 prompts.append({"sample_id": name, "prompt_type": f"{finding}/{sign}", "text": text, "seed": k})
-                measured.append(
-                    {"subject_id": name, "cardiothoracic_ratio": 0.4 + 0.01 * k + 0.2 * (sign == "positive")}
-                )
+                measured.append({"subject_id": name, "cardiothoracic_ratio": 0.4 + 0.01 * k + 0.2 * (sign == "with")})
     write_csv(tmp_path / "pairs.csv", prompts, ["sample_id", "prompt_type", "text", "seed"])
     write_csv(tmp_path / "measures.csv", measured, ["subject_id", *MEASURES, "reason"])
     controlled = [
-        {"sample_id": f"cardiomegaly_positive_{k}", "prompt_type": "controlled", "text": "x", "fix_lobes": "s0"}
+        {"sample_id": f"cardiomegaly_with_{k}", "prompt_type": "controlled", "text": "x", "fix_lobes": "s0"}
         for k in range(3)
     ]
     write_csv(tmp_path / "controlled.csv", controlled, ["sample_id", "prompt_type", "text", "fix_lobes", "fix_airway"])

@@ -12,9 +12,10 @@ from tiny_models import HIDDEN, SIZE, install_text_encoder, make_run, stage
 
 from medsyn.cli import main
 from medsyn.files import read_csv, sha256, write_csv
+from medsyn.methods.base import Prompt
+from medsyn.methods.run import Run, open_run, sampling_with
 from medsyn.models.weights import build, load, save
 from medsyn.orientation import reorient
-from medsyn.run import Prompt, Run, open_run, sampling_with
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
 
 FIELDS = (
@@ -75,56 +76,56 @@ def test_prompts_in_shards_and_a_bad_row(run_folder, tmp_path):
     assert files == {"volume.nii.gz", "lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz", "provenance.json"}
 
 
-def test_stopped_in_the_middle_batches_that_are_whole_are_not_drawn_again(run_folder, tmp_path, monkeypatch):
+def test_stopped_in_the_middle_batches_that_are_whole_are_not_sampled_again(run_folder, tmp_path, monkeypatch):
     rows = [{"sample_id": f"p{i}", "seed": i if i != 4 else "x"} for i in range(6)]
     prompts = write_prompts(tmp_path / "prompts.csv", rows)
     command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", "2", "--quiet"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    drawn, draw = [], Run.draw
+    sampled, sample = [], Run.sample_arrays
 
     def stopped(run, batch):
-        drawn.append([prompt.sample_id for prompt in batch])
-        if len(drawn) == 3:
+        sampled.append([prompt.sample_id for prompt in batch])
+        if len(sampled) == 3:
             raise SystemExit(143)
-        return draw(run, batch)
+        return sample(run, batch)
 
-    monkeypatch.setattr(Run, "draw", stopped)
+    monkeypatch.setattr(Run, "sample_arrays", stopped)
     command += ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
-    for options in ([], ["--guidance", "3"]):  # other settings draw all of it again
+    for options in ([], ["--guidance", "3"]):  # other settings sample all of it again
         with pytest.raises(SystemExit):
             main([*command, *options])
-        assert drawn == [["p0", "p1"], ["p2", "p3"], ["p5"]]
-        drawn.clear()
+        assert sampled == [["p0", "p1"], ["p2", "p3"], ["p5"]]
+        sampled.clear()
     with pytest.raises(SystemExit):
         main(command)
-    drawn.extend([[]] * 3)
+    sampled.extend([[]] * 3)
     assert main(command) == 0
-    assert drawn[6:] == [["p5"]]
+    assert sampled[6:] == [["p5"]]
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"index.csv", "volume.nii.gz"}
     assert [path for path in files if sha256(tmp_path / "whole" / path) != sha256(tmp_path / "out" / path)] == []
     assert not (tmp_path / "state").exists()
 
 
-def test_a_row_whose_file_is_missing_does_not_have_its_batch_drawn_again(run_folder, tmp_path, monkeypatch):
+def test_a_row_whose_file_is_missing_does_not_have_its_batch_sampled_again(run_folder, tmp_path, monkeypatch):
     lobes = tmp_path / "lobes.nii.gz"
     write_volume(lobes, grid(np.zeros(SIZE, np.uint8)))
     rows = [{"sample_id": "a", "fix_lobes": str(lobes)}, {"sample_id": "b", "fix_lobes": "missing"}]
     prompts = write_prompts(tmp_path / "prompts.csv", [*rows, rows[0] | {"sample_id": "c", "guidance_scale": "3"}])
     command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", "2", "--quiet"]
-    drawn, draw = [], Run.draw
+    sampled, sample = [], Run.sample_arrays
 
     def stopped(run, batch):
-        drawn.append([prompt.sample_id for prompt in batch])
-        if len(drawn) == 2:
+        sampled.append([prompt.sample_id for prompt in batch])
+        if len(sampled) == 2:
             raise SystemExit(143)
-        return draw(run, batch)
+        return sample(run, batch)
 
-    monkeypatch.setattr(Run, "draw", stopped)
+    monkeypatch.setattr(Run, "sample_arrays", stopped)
     with pytest.raises(SystemExit):
         main([*command, "--out", str(tmp_path / "out")])
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    assert drawn == [["a"], ["c"], ["c"]]
+    assert sampled == [["a"], ["c"], ["c"]]
     index = read_csv(tmp_path / "out" / "index.csv")
     assert {row["sample_id"]: row["status"] for row in index} == {"a": "ok", "b": "rejected", "c": "ok"}
 
@@ -132,9 +133,9 @@ def test_a_row_whose_file_is_missing_does_not_have_its_batch_drawn_again(run_fol
 def test_a_volume_does_not_depend_on_its_batch(run_folder):
     run = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0))
     prompts = [Prompt(f"p{i}", text, seed=i) for i, text in enumerate(("Effusion.", None, "Normal.", "Nodule."))]
-    together = run.draw(prompts)
+    together = run.sample_arrays(prompts)
     for i, prompt in enumerate(prompts):
-        difference = np.abs(run.draw([prompt])[0] - together[i])
+        difference = np.abs(run.sample_arrays([prompt])[0] - together[i])
         assert difference.mean() < 1e-5 and difference.max() < 1e-3  # rounding, amplified by random weights
     assert np.abs(together[0] - together[2]).max() > 0.01
 
@@ -142,7 +143,7 @@ def test_a_volume_does_not_depend_on_its_batch(run_folder):
 def test_text_guidance_and_null_text_matter(run_folder):
     plain = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0))
     strong = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=4.0))
-    draws = [run.draw([Prompt("p", text, 3)]) for run in (plain, strong) for text in ("Effusion.", None)]
+    draws = [run.sample_arrays([Prompt("p", text, 3)]) for run in (plain, strong) for text in ("Effusion.", None)]
     with_text, null, guided, null_again = draws
     assert np.abs(with_text - null).max() > 1e-4
     assert np.abs(with_text - guided).max() > 1e-4
@@ -179,10 +180,14 @@ def test_zero_null_text_is_zeros_in_place_of_the_learned_states(run_folder):
         [Prompt("p", "Effusion.", 3)],
         [Prompt("p", text, 3) for text in ("", None)],
     ):
-        assert np.array_equal(zero.draw(prompts), cleared.draw(prompts))
-        assert np.abs(zero.draw(prompts) - learned.draw(prompts)).max() > 1e-4  # guidance 2: in its second branch too
+        assert np.array_equal(zero.sample_arrays(prompts), cleared.sample_arrays(prompts))
+        assert (
+            np.abs(zero.sample_arrays(prompts) - learned.sample_arrays(prompts)).max() > 1e-4
+        )  # guidance 2: in its second branch too
     one = Prompt("p", "Effusion.", 3, guidance_scale=1.0)
-    assert np.array_equal(zero.draw([one]), learned.draw([one]))  # without guidance a text is read alone
+    assert np.array_equal(
+        zero.sample_arrays([one]), learned.sample_arrays([one])
+    )  # without guidance a text is read alone
 
 
 def test_zero_null_text_stands_in_the_provenance(run_folder, tmp_path):
@@ -205,10 +210,10 @@ def test_guidance_runs_the_down_path_once_and_the_rest_twice_only_if_needed(run_
     calls = {"downs": [], "bottom_out": []}
     run.low_res.downs[0].first.register_forward_hook(lambda _m, x, _y: calls["downs"].append(len(x[0])))
     run.low_res.bottom_out.register_forward_hook(lambda _m, x, _y: calls["bottom_out"].append(len(x[0])))
-    run.draw([Prompt("p", "Effusion.", 0)])
+    run.sample_arrays([Prompt("p", "Effusion.", 0)])
     assert calls == {"downs": [1] * 3, "bottom_out": [1] * 3}  # two steps and the call at tau = 0
     run.settings = sampling_with(run_folder, None, guidance_scale=2.0, num_steps_low_res=2)
-    run.draw([Prompt("p", "Effusion.", 0)])
+    run.sample_arrays([Prompt("p", "Effusion.", 0)])
     assert calls == {"downs": [1] * 6, "bottom_out": [1] * 3 + [2] * 3}
 
 
@@ -217,7 +222,7 @@ def test_text_is_encoded_to_keys_once_a_volume(run_folder):
     calls = []
     for block in run.low_res.bottom:
         block.cross_attention.to_kv.register_forward_hook(lambda *_: calls.append(1))
-    run.draw([Prompt("p", "Effusion.", 0)])
+    run.sample_arrays([Prompt("p", "Effusion.", 0)])
     assert len(calls) == len(run.low_res.bottom)
 
 
@@ -226,9 +231,9 @@ def test_guidance_in_two_batches_when_memory_is_short(run_folder, monkeypatch):
     sizes = []
     run.low_res.bottom_out.register_forward_hook(lambda _m, x, _y: sizes.append(len(x[0])))
     prompts = [Prompt("p", "Effusion.", 0), Prompt("q", "Normal.", 1)]
-    plenty = run.draw(prompts)
-    monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: 1000)
-    short = run.draw(prompts)
+    plenty = run.sample_arrays(prompts)
+    monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device: 1000)
+    short = run.sample_arrays(prompts)
     assert set(sizes[: len(sizes) // 3]) == {4} and set(sizes[len(sizes) // 3 :]) == {2}
     difference = np.abs(plenty - short)
     assert difference.mean() < 5e-5 and difference.max() < 1e-2  # rounding, amplified by random weights and guidance
@@ -236,16 +241,16 @@ def test_guidance_in_two_batches_when_memory_is_short(run_folder, monkeypatch):
 
 def test_automatic_batches_follow_the_memory_and_hold_the_same_volumes(run_folder, tmp_path, monkeypatch):
     auto = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
-    monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: 1 << 40)
+    monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device: 1 << 40)
     assert auto.batch_size == 32
     each = 2 * auto._low_res_bytes + 12 * 4 * 16**3  # guidance: two branches; three float32 copies of 4 channels
     for count in (0.5, 1.5, 3.5):
         few = open_run(run_folder, sampling_with(run_folder, None, batch_size="auto"))
-        monkeypatch.setattr("medsyn.run.available_bytes", lambda _device, n=count: int(n * each / 0.7))
+        monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device, n=count: int(n * each / 0.7))
         assert few.batch_size == max(int(count), 1)
     prompts = write_prompts(tmp_path / "p.csv", [{"sample_id": f"p{i}", "seed": i} for i in range(4)])
     volumes = {}
-    monkeypatch.setattr("medsyn.run.available_bytes", lambda _device: int(3.5 * each / 0.7))
+    monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device: int(3.5 * each / 0.7))
     for size in ("auto", "1"):
         command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", size]
         assert main([*command, "--out", str(tmp_path / size), "--quiet"]) == 0
@@ -257,7 +262,7 @@ def test_the_solver_is_chosen_by_settings_and_by_flag(run_folder, tmp_path):
     draws = {}
     for solver in ("ddim", "dpmpp_2m"):
         run = open_run(run_folder, sampling_with(run_folder, None, solver=solver, num_steps_low_res=4))
-        draws[solver] = run.draw([Prompt("p", "Effusion.", 3)])
+        draws[solver] = run.sample_arrays([Prompt("p", "Effusion.", 3)])
     assert np.isfinite(draws["dpmpp_2m"]).all() and np.abs(draws["ddim"] - draws["dpmpp_2m"]).max() > 1e-3
     out = tmp_path / "ct.nii.gz"
     command = ["generate", "--weights", str(run_folder), "--text", "x", "--solver", "dpmpp_2m", "--out", str(out)]
@@ -271,7 +276,7 @@ def test_channels_may_be_fixed_at_low_resolution_only(run_folder):
     draws = {}
     for fix in (True, False):
         run = open_run(run_folder, sampling_with(run_folder, None, fix_super_res=fix))
-        draws[fix] = [run.draw([Prompt("p", "x", 3, fixed=given)])[0] for given in ({"lobe": lobes}, {})]
+        draws[fix] = [run.sample_arrays([Prompt("p", "x", 3, fixed=given)])[0] for given in ({"lobe": lobes}, {})]
     wanted = 2 * lobes.astype(np.float32) / 5 - 1
     channel = 1
     assert np.abs(draws[True][0][channel] - wanted).max() < 1e-6
@@ -282,7 +287,7 @@ def test_channels_may_be_fixed_at_low_resolution_only(run_folder):
 def test_a_compiled_run_draws_the_same_volume(run_folder, monkeypatch):
     """Capture by the compiler with its plain backend: the program is the same, only the machine code is not made."""
     prompts = [Prompt("p", "Effusion.", 0)]
-    expected = open_run(run_folder, sampling_with(run_folder, None)).draw(prompts)
+    expected = open_run(run_folder, sampling_with(run_folder, None)).sample_arrays(prompts)
     compiled = []
     original = torch.nn.Module.compile
 
@@ -292,7 +297,7 @@ def test_a_compiled_run_draws_the_same_volume(run_folder, monkeypatch):
 
     monkeypatch.setattr(torch.nn.Module, "compile", plain_backend)
     run = open_run(run_folder, sampling_with(run_folder, None, compile=True))
-    difference = np.abs(run.draw(prompts) - expected)
+    difference = np.abs(run.sample_arrays(prompts) - expected)
     assert len(compiled) == 2
     assert difference.mean() < 5e-5 and difference.max() < 1e-2  # rounding, amplified by random weights and guidance
 
@@ -370,7 +375,7 @@ def test_moved_run_still_opens(run_folder, tmp_path):
     moved = tmp_path / "elsewhere"
     run_folder.rename(moved)
     run = open_run(moved, sampling_with(moved, None))
-    assert torch.isfinite(torch.from_numpy(run.draw([Prompt("p", "x", 0)]))).all()
+    assert torch.isfinite(torch.from_numpy(run.sample_arrays([Prompt("p", "x", 0)]))).all()
 
 
 def test_a_mask_to_fix_may_lie_in_any_orientation_but_must_be_of_the_models_grid(run_folder, tmp_path, capsys):

@@ -20,17 +20,20 @@ from medsyn.cohort import build_cohort
 from medsyn.config import CohortConfig, MasksConfig, PreprocessConfig
 from medsyn.errors import InputError
 from medsyn.evaluate.features import read_med3d
-from medsyn.evaluate.figures import figure4
 from medsyn.evaluate.inputs import read_features
-from medsyn.evaluate.report import write_report
-from medsyn.evaluate.tables import table6
+from medsyn.exhibits.figure4 import figure4
+from medsyn.exhibits.panels import write_figure
+from medsyn.exhibits.table6 import table6
 from medsyn.files import read_csv, read_json, write_csv, write_json
-from medsyn.generate import Roots, generate_shard
 from medsyn.masks.labels import as_labels
 from medsyn.masks.segment import segment
+from medsyn.methods.prompts import Roots
+from medsyn.methods.run import open_run, sampling_with
+from medsyn.methods.sampling import sample_shard
 from medsyn.models.medsyn_checkpoint import import_medsyn
 from medsyn.names import sample_fault, subject_fault
-from medsyn.run import open_run, sampling_with
+from medsyn.report.files import find_files
+from medsyn.report.page import write_report
 from medsyn.stages.shards import open_shard
 from medsyn.stages.volumes import preprocess_one
 from medsyn.tensors import load_checkpoint
@@ -170,7 +173,7 @@ def test_a_sample_id_that_leads_elsewhere_deletes_nothing(tmp_path, monkeypatch)
     write_csv(tmp_path / "p.csv", [{"sample_id": i, "text": "", "seed": 1} for i in ids], ["sample_id", "text", "seed"])
     run = open_run(run_folder, sampling_with(run_folder, None))
     state = tmp_path / "work/state"
-    generate_shard(run, tmp_path / "p.csv", "0/1", Roots(), tmp_path / "out", state)
+    sample_shard(run, tmp_path / "p.csv", "0/1", Roots(), tmp_path / "out", state)
     status = {row["sample_id"]: row["status"] for row in read_csv(tmp_path / "out/index.csv")}
     assert [name for name, said in status.items() if said == "ok"] == ["good"]
     assert precious.exists()
@@ -194,12 +197,13 @@ def test_a_prompt_with_dollar_signs_is_plain_text_in_a_figure(tmp_path):
     path = tmp_path / "s.nii.gz"
     write_volume(path, Volume(volume.array, volume.spacing_mm, volume.origin_mm))
     rows = [
-        {"sample_id": "s", "prompt_type": "pleural_effusion/positive", "text": "Effusion of $x_{y$ ml."},
-        {"sample_id": "t", "prompt_type": "pleural_effusion/negative", "text": r"No $\frac{1$ effusion."},
+        {"sample_id": "s", "prompt_type": "pleural_effusion/with", "text": "Effusion of $x_{y$ ml."},
+        {"sample_id": "t", "prompt_type": "pleural_effusion/without", "text": r"No $\frac{1$ effusion."},
     ]
     write_csv(tmp_path / "p.csv", rows, ["sample_id", "prompt_type", "text"])
     samples = {"s": path, "t": path}
-    figure4(tmp_path / "f.png", {"r": path}, samples, {"pleural_effusion": ["r"]}, [tmp_path / "p.csv"], False)
+    figure = figure4({"r": path}, samples, {"pleural_effusion": ["r"]}, [tmp_path / "p.csv"], False)
+    write_figure(tmp_path / "f.png", figure)
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 
@@ -224,7 +228,7 @@ def test_the_report_shows_mark_up_as_text(tmp_path):
     write_csv(run / "eval/table6.csv", [table], list(table))
     index = {"subject_id": "b", "status": "ok", "reason": "", "warnings": f"range: {hostile}"}
     write_csv(run / "preprocessed/0/index.csv", [index], list(index))
-    write_report(run, tmp_path / "report.html", phantom=False)
+    write_report(find_files(run), tmp_path / "report.html", phantom=False)
     page = (tmp_path / "report.html").read_text(encoding="utf-8").lower()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 7

@@ -51,9 +51,10 @@ def test_every_path_and_word_of_a_command_is_quoted(tmp_path):
         assert len(paths) >= 3
         assert all(f"{word}/".startswith(f"{HOSTILE}/") or word == LABEL for word in paths)
     assert not (tmp_path / "pwned").exists()
-    # a label is in the commands of the tables alone, so that a changed one draws no volume again
-    assert sorted(words[3:5] for words in found if LABEL in words) == [["table", "1"], ["table", "6"]]
-    assert [words[3:5] for words in found if "{x}" in words] == [["table", "1"]]
+    # a label is in the commands of exhibits alone, so that a changed one samples no volume again
+    shown = [["figure", "3"], ["figure", "hero"], ["table", "1"], ["table", "6"]]
+    assert sorted(words[3:5] for words in found if LABEL in words) == shown
+    assert sorted(words[3:5] for words in found if "{x}" in words) == [["figure", "3"], ["table", "1"]]
     stages = stage_configs(load_config(config)).values()
     assert not any(LABEL in stage.model_dump_json() or "{x}" in stage.model_dump_json() for stage in stages)
 

@@ -30,7 +30,7 @@ from medsyn.masks.morphology import (
 )
 from medsyn.masks.segment import segment
 from medsyn.orientation import orientation_code, reorient
-from medsyn.stages.tables import mask_quality
+from medsyn.stages.measures import mask_quality
 from medsyn.volume import STRUCTURES, Volume, read_volume, to_sitk, write_volume
 
 

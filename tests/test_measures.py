@@ -15,7 +15,7 @@ from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.measures import MEASURES, measure
 from medsyn.files import read_csv, read_json, write_csv
-from medsyn.stages.tables import measure_volume
+from medsyn.stages.measures import measure_volume
 from medsyn.volume import Volume, write_volume
 
 AMOUNTS, RATIOS = MEASURES[:3], MEASURES[3:]

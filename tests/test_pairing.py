@@ -12,7 +12,10 @@ from medsyn.config import EvaluationConfig, PromptPairConfig
 from medsyn.errors import InputError
 from medsyn.evaluate.measures import MEASURES
 from medsyn.evaluate.pairing import effect_size_bounds, pair_by_seed, paired_test
-from medsyn.evaluate.tables import prompt_pair_table, table1, table5, table6
+from medsyn.exhibits.finding_tables import prompt_pair_table
+from medsyn.exhibits.table1 import table1
+from medsyn.exhibits.table5 import table5
+from medsyn.exhibits.table6 import table6
 from medsyn.files import write_csv
 
 PAIR = PromptPairConfig(measure="effusion_volume_ml", with_finding="Large effusion.", without_finding="No effusion.")
@@ -113,7 +116,7 @@ def test_table1_pairs_the_methods_by_sample() -> None:
         }
         for method, values in (*airways.items(), ("real", {"r": 50.0}))
     }
-    medsyn, worse, real = table1({}, measures, CONFIG, "worse")[1]
+    medsyn, worse, real = table1({}, measures, CONFIG, against="worse")[1]
     assert medsyn["p_paired"] == pytest.approx(stats.ttest_1samp([10, 30, 0], 0, alternative="greater").pvalue)
     assert (medsyn["n_pairs"], medsyn["num_unpaired"]) == (3, 1)
     assert "p_paired" not in worse and "p_paired" not in real and "p_value" in real

@@ -145,7 +145,7 @@ def test_augmentation_prompts_have_the_label_of_their_name(tables: tuple[Path, P
     assert len(rows) == 2 * 2 * 5
     for row in rows:
         finding, side = str(row["prompt_type"]).split("/")
-        assert default_labeler().label(str(row["text"]))[finding] == int(side == "positive")
+        assert default_labeler().label(str(row["text"]))[finding] == int(side == "with")
     members = {row["subject_id"] for row in validation(tables)}
     assert {row["patient_id"] for row in rows} <= members, "the paper parses the reports of the validation set"
     texts = {
@@ -240,7 +240,7 @@ def test_a_finding_that_the_prompt_leaves_out_is_no_label(tmp_path: Path) -> Non
         config = CONFIG.model_copy(update={"prompt_section": section, "augmentation_findings": ("pleural_effusion",)})
         rows = build_prompts("augmentation", read_sources(tmp_path / "cohort.csv", tmp_path / "reports.csv", config))
         assert {(row["prompt_type"], row["patient_id"]) for row in rows} == {
-            ("pleural_effusion/positive", name) for name in expected
+            ("pleural_effusion/with", name) for name in expected
         }
 
 

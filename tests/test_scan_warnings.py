@@ -10,8 +10,9 @@ import pytest
 from chests import chest, write_chest, write_manifest
 
 from medsyn.cli import main
-from medsyn.evaluate.report import write_report
 from medsyn.files import read_csv, read_json, write_json
+from medsyn.report.files import find_files
+from medsyn.report.page import write_report
 from medsyn.scan_warnings import TOPICS, count_topics, join_warnings, of_measures, split_warnings, warn
 from medsyn.volume import write_volume
 
@@ -96,7 +97,7 @@ def test_measures_take_the_warnings_of_the_scan_not_of_its_copy(cohort: Path, tm
 
 
 def test_the_report_counts_them(cohort: Path, tmp_path: Path) -> None:
-    write_report(cohort, tmp_path / "report.html", phantom=False)
+    write_report(find_files(cohort), tmp_path / "report.html", phantom=False)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "1 of 2 preprocessed CTs have a warning" in page
     row = page[page.index("<td>range</td>") :]

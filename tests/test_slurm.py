@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 RESULTS = Path("results/test")
 LOW_RES = RESULTS / "models/medsyn/low_res.safetensors"
-LOW_RES_LOG = RESULTS / "logs/train_low_res/medsyn.log"
+LOW_RES_LOG = RESULTS / "logs/train_network/medsyn/low_res.log"
 GPUS = {"num_gpus_training": 1, "num_gpus_inference": 1}
 PROFILE = yaml.safe_load((ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "cluster")
@@ -165,7 +165,7 @@ def test_the_experiment_through_every_fault_equals_an_undisturbed_run(cluster, s
     wait_until(lambda: cluster.node_states()[died].startswith("down"), 90, "the controller to miss the node")
     cluster.start_node(died)
 
-    run.running("train_low_res")
+    run.running("train_network")
     cluster.stop_controller()
     with pytest.raises(subprocess.TimeoutExpired):
         run.process.wait(timeout=15)
@@ -209,7 +209,7 @@ class Training:
 
     def after_some_steps(self) -> str:
         """Wait for three more steps of a running job; its id."""
-        job, begun = self.run.running("train_low_res")["id"], self.last_step()
+        job, begun = self.run.running("train_network")["id"], self.last_step()
         wait_until(lambda: self.last_step() > begun + 3, 300, "some steps")
         return job
 
@@ -275,8 +275,8 @@ def test_training_longer_than_its_time_limit_uses_no_retry_and_repeats_no_step(c
         wait_until(lambda: set(training.state.glob("step_*")) - before, 300, "the checkpoint that SIGTERM writes")  # noqa: B023
         training.resumed()
     assert run.wait() == 0, run.log.read_text()[-4000:]
-    assert set(jobs) == {run.jobs("train_low_res")[0]["id"]}, "a requeued job keeps its id"
-    assert run.states("train_low_res") == ["COMPLETED"]
+    assert set(jobs) == {run.jobs("train_network")[0]["id"]}, "a requeued job keeps its id"
+    assert run.states("train_network") == ["COMPLETED"]
 
     steps = metrics((experiment / LOW_RES).with_name("low_res_metrics.csv"), "step")
     assert steps == [str(step) for step in range(1, 201)]
@@ -297,12 +297,12 @@ def test_training_without_progress_fails_after_its_retries(cluster, start, exper
     for _ in range(2):
         process = training.process()
         os.kill(process, signal.SIGSTOP)
-        cluster.call("scancel", "--signal=TERM", run.running("train_low_res")["id"])  # what --signal=TERM@300 does
+        cluster.call("scancel", "--signal=TERM", run.running("train_network")["id"])  # what --signal=TERM@300 does
         wait_until(lambda: terminated(process), 60, "SIGTERM")  # noqa: B023
         let_go(process)
         wait_until(lambda: not Path(f"/proc/{process}").exists(), 60, "the end of the process")  # noqa: B023
     assert run.wait() == 1
-    assert run.states("train_low_res") == ["FAILED", "FAILED"]
+    assert run.states("train_network") == ["FAILED", "FAILED"]
 
 
 def test_training_on_two_nodes_equals_one_process(cluster, start, experiment, finished):
@@ -315,7 +315,7 @@ def test_training_on_two_nodes_equals_one_process(cluster, start, experiment, fi
     )
     run = start(experiment, config, str(LOW_RES))
     assert run.wait() == 0, run.log.read_text()[-4000:]
-    assert [job["node"] for job in run.jobs("train_low_res")] == ["g[1-2]"]
+    assert [job["node"] for job in run.jobs("train_network")] == ["g[1-2]"]
     one, two = load_file(finished / LOW_RES), load_file(experiment / LOW_RES)
     differences = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
     assert differences.mean() < 1e-6, "biases before a group norm have no gradient but rounding, so no bound on each"

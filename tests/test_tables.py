@@ -14,7 +14,10 @@ from medsyn.evaluate.distances import frechet_distance, maximum_mean_discrepancy
 from medsyn.evaluate.inputs import FeatureSet, read_measures, split_prompt_type
 from medsyn.evaluate.measures import MEASURES
 from medsyn.evaluate.statistics import one_tailed_p_value
-from medsyn.evaluate.tables import prompt_pair_table, table1, table5, table6
+from medsyn.exhibits.finding_tables import prompt_pair_table
+from medsyn.exhibits.table1 import table1
+from medsyn.exhibits.table5 import table5
+from medsyn.exhibits.table6 import table6
 from medsyn.files import read_csv, read_json, write_csv, write_json
 
 CONFIG = EvaluationConfig(
@@ -73,7 +76,9 @@ def test_table2_by_hand(run: Path) -> None:
 def test_table7_names_the_language_models(run: Path) -> None:
     measured = read_measures([run / "0.csv"])
     groups = {"biomedical": measured, "generic": measured}
-    columns, rows = prompt_pair_table("pleural_effusion", [str(run / "pairs.csv")], groups, CONFIG, name_methods=True)
+    columns, rows = prompt_pair_table(
+        "pleural_effusion", [str(run / "pairs.csv")], groups, CONFIG, method_column="language_model"
+    )
     assert columns[0] == "language_model"
     assert [row["language_model"] for row in rows] == ["biomedical", "biomedical", "generic", "generic"]
 
@@ -103,7 +108,7 @@ def test_table1_distances_halves_and_airway() -> None:
         name: {f"{name}{i}": dict.fromkeys(MEASURES) | {"airway_volume_mm3": value} for i, value in enumerate(values)}
         for name, values in airways.items()
     }
-    columns, rows = table1(features, measures, CONFIG, "worse", {"medsyn": "MedSyn"})
+    columns, rows = table1(features, measures, CONFIG, against="worse", labels={"medsyn": "MedSyn"})
     assert {"method", "n", "fid", "mmd", "airway_volume_mm3_mean", "airway_volume_mm3_std"} <= set(columns)
     medsyn, worse, real = rows
     assert [row["method"] for row in rows] == ["medsyn", "worse", "real"]
@@ -138,7 +143,7 @@ def airway_table(values: dict[str, list[float | None]]) -> dict[str, dict[str, d
 
 def test_an_absent_airway_counts_as_0_and_does_not_flatter_the_worse_method(tmp_path: Path) -> None:
     airways = {"better": [8.0, 8.0, 8.0, 0.0], "worse": [9.0, 0.0, 0.0, 9.0, None], "real": [20.0, 22.0]}
-    better, worse, _ = table1({}, airway_table(airways), CONFIG, "worse")[1]
+    better, worse, _ = table1({}, airway_table(airways), CONFIG, against="worse")[1]
     assert (better["airway_volume_mm3_mean"], worse["airway_volume_mm3_mean"]) == (6.0, 4.5)
     assert (better["airway_found"], better["num_volumes"], better["num_failed"]) == (3, 4, 0)
     assert (worse["airway_found"], worse["num_volumes"], worse["num_failed"]) == (2, 5, 1)
@@ -231,7 +236,7 @@ def test_table6(tmp_path: Path) -> None:
 
 
 def test_prompt_types() -> None:
-    assert split_prompt_type("pleural_effusion/positive") == ("pleural_effusion", True)
+    assert split_prompt_type("pleural_effusion/with") == ("pleural_effusion", True)
     assert split_prompt_type("emphysema/without") == ("emphysema", False)
     assert split_prompt_type("report") is None
 

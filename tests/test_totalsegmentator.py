@@ -27,7 +27,7 @@ from medsyn.masks.segment import open_tools, segment
 from medsyn.masks.totalsegmentator_tool import _crop
 from medsyn.masks.weights import weight_files
 from medsyn.orientation import reorient
-from medsyn.stages.tables import measure_one, measure_volume, open_anatomy_tool
+from medsyn.stages.measures import measure_one, measure_volume, open_anatomy_tool
 from medsyn.volume import STRUCTURES, Volume, read_volume, write_volume
 from medsyn.weight_files import hash_weights
 

@@ -17,6 +17,8 @@ import pytest
 import yaml
 from conftest import ROOT, run_snakemake, write_config
 
+from medsyn.exhibits.base import EXHIBITS
+
 RESULTS = Path("results/test")
 
 
@@ -39,15 +41,11 @@ def test_lint_is_clean():
         (
             "demo",
             {},
-            {"render_phantoms": 2, "score_alignment": 1, "train_low_res": 3, "train_super_res": 2, "report": 1},
+            {"render_phantoms": 2, "score_alignment": 1, "train_network": 5, "report": 1},
         ),
         ("one_shard", {"cohort": {"num_shards": 1}}, {"render_phantoms": 1, "segment": 1}),
         ("five_sample_shards", {"sampling": {"num_shards": 5}}, {"sample": 35}),
-        (
-            "no_ablations",
-            {"methods": {"without_shape": None}, "compare_with": None},
-            {"train_low_res": 2, "train_super_res": 1},
-        ),
+        ("no_ablations", {"methods": {"without_shape": None}, "compare_with": None}, {"train_network": 3}),
         (
             "own_cohort",
             {"cohort": {"source": "manifest"}},
@@ -96,7 +94,7 @@ def test_no_job_of_the_papers_scale_asks_for_more_than_eight_hours():
     )
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines() if line[:2] == "| "]
     hours = {row[0]: float(row[5]) for row in rows[1:] if row[5]}
-    assert {"preprocess", "segment", "sample", "train_low_res", "train_super_res"} <= set(hours)
+    assert {"preprocess", "segment", "sample", "train_network low_res", "train_network super_res"} <= set(hours)
     assert max(hours.values()) == 8, "what GPU partitions take and start soon"
 
 
@@ -220,7 +218,7 @@ def test_the_report_shows_every_row_of_every_table(finished):
 
 
 def test_the_figures_are_there(finished):
-    for name in ("figure3", "figure4", "figure5", "figure6", "hero"):
+    for name in EXHIBITS.builtin[7:]:
         assert (finished / RESULTS / f"eval/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -234,35 +232,43 @@ def test_a_finished_run_has_nothing_to_do(finished):
     assert planned_jobs(run_snakemake("-n", "all", directory=finished).stdout) == {}
 
 
-AFTER_LOW_RES = {
+AFTER_TRAINING = {
     "assemble_model", "sample", "measure_samples", "extract_sample_features", "classify", "score_segmentation",
-    "table1", "finding_table", "table5", "table6", "table7", "figure3", "figure4", "figure5", "figure6", "hero_figure",
-    "report",
+    "report", *(f"make_{name}" for name in EXHIBITS.builtin),
 }  # fmt: skip
 
 
+def trained_networks(output: str) -> set[str]:
+    """Return the networks that a dry run plans to train."""
+    return set(re.findall(r"^ +output: \S+/models/\w+/(\w+)\.safetensors,", output, flags=re.M))
+
+
 @pytest.mark.parametrize(
-    ("section", "change", "first", "untouched"),
+    ("section", "change", "networks", "first", "untouched"),
     [
-        ("low_res", {"train": {"num_steps": 5}}, "train_low_res", {"preprocess", "pretrain_text", "train_super_res"}),
-        ("super_res", {"unet": {"dim": 16}}, "train_super_res", {"build_store", "embed_reports", "train_low_res"}),
-        ("sampling", {"guidance_scale": 1.5}, "sample", {"train_low_res", "train_super_res", "write_prompts"}),
+        ("low_res", {"train": {"num_steps": 5}}, {"low_res"}, "train_network", {"preprocess", "pretrain_text"}),
+        ("super_res", {"unet": {"dim": 16}}, {"super_res"}, "train_network", {"build_store", "embed_reports"}),
+        ("sampling", {"guidance_scale": 1.5}, set(), "sample", {"train_network", "assemble_model", "write_prompts"}),
     ],
 )
-def test_a_changed_setting_reruns_its_stage_and_what_follows(finished, tmp_path, section, change, first, untouched):
+def test_a_changed_setting_reruns_its_stage_and_what_follows(
+    finished, tmp_path, section, change, networks, first, untouched
+):
     config = write_config(tmp_path / "changed.yaml", **{section: change})
-    jobs = set(planned_jobs(run_snakemake("-n", "all", directory=finished, config=config).stdout))
+    output = run_snakemake("-n", "all", directory=finished, config=config).stdout
+    jobs = set(planned_jobs(output))
     assert first in jobs
+    assert trained_networks(output) == networks
     assert not jobs & untouched
-    allowed = AFTER_LOW_RES | {first, "write_config", "all"}
+    allowed = AFTER_TRAINING | {first, "write_config", "all"}
     assert jobs <= allowed
-    assert {"table1", "finding_table", "report"} <= jobs
+    assert {"make_table1", "make_table2", "report"} <= jobs
 
 
 def test_another_seed_trains_again_on_the_same_data(finished):
     jobs = planned_jobs(run_snakemake("-n", "all", "--config", "seed=1", directory=finished).stdout)
-    assert {"pretrain_text": 2, "train_low_res": 3, "train_super_res": 2, "train_features": 1}.items() <= jobs.items()
-    assert {"write_prompts", "sample", "classify", "table1", "report"} <= set(jobs)
+    assert {"pretrain_text": 2, "train_network": 5, "train_features": 1}.items() <= jobs.items()
+    assert {"write_prompts", "sample", "classify", "make_table1", "report"} <= set(jobs)
     made_from_data = {"render_phantoms", "write_text_only_reports", "validate_cohort", "preprocess", "segment"}
     made_from_data |= {"build_store", "label_reports", "score_masks", "score_alignment", "measure_cohort"}
     assert not set(jobs) & made_from_data
@@ -279,8 +285,8 @@ def test_make_demo_says_where_the_results_of_its_seed_are(given, folder):
 
 
 def test_forcing_a_rule_by_name(finished):
-    jobs = set(planned_jobs(run_snakemake("-n", "-R", "train_low_res", directory=finished).stdout))
-    assert jobs - {"all"} == AFTER_LOW_RES | {"train_low_res"}
+    jobs = set(planned_jobs(run_snakemake("-n", "-R", "train_network", directory=finished).stdout))
+    assert jobs - {"all"} == AFTER_TRAINING | {"train_network"}
 
 
 def train_command(finished: Path, state: Path, out: Path, num_steps: int) -> list[str]:

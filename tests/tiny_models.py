@@ -20,9 +20,9 @@ from medsyn.config import (
 )
 from medsyn.ct.store import write_shard
 from medsyn.files import write_json
+from medsyn.methods.run import assemble
 from medsyn.models.channels import CHANNELS
 from medsyn.models.weights import build, save
-from medsyn.run import assemble
 from medsyn.tensors import save_tensors
 
 SIZE = (16, 16, 16)

@@ -108,7 +108,19 @@ def refuse_options(args: argparse.Namespace, names: Sequence[str], *, chosen: st
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from medsyn.cli import data, evaluation, manifest, model, phantom, planning, quality, settings, text, weights
+    from medsyn.cli import (
+        data,
+        evaluation,
+        exhibits,
+        manifest,
+        model,
+        phantom,
+        planning,
+        quality,
+        settings,
+        text,
+        weights,
+    )
 
     parser = argparse.ArgumentParser(prog="medsyn", description="Text-guided, anatomy-aware synthesis of 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"medsyn {__version__}")
@@ -121,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         " exhibits, mask tools or solvers (before the verb; repeat for more)",
     )
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, planning, phantom, manifest, data, quality, text, model, evaluation, weights):
+    for group in (settings, planning, phantom, manifest, data, quality, text, model, evaluation, exhibits, weights):
         group.add_verbs(verbs)
     return parser
 

@@ -287,7 +287,7 @@ def _segment(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> None:
     from medsyn.config import MeasureStage, load_stage
-    from medsyn.stages.tables import measure_json, measure_shard
+    from medsyn.stages.measures import measure_json, measure_shard
 
     config = load_stage(MeasureStage, args.config) if args.config else MeasureStage()
     if _is_one_ct(args, "volumes", only_many=("cohort", "split", "state")):

@@ -1,37 +1,45 @@
-"""Verbs of the image model: train, import-checkpoint, assemble, generate."""
+"""Verbs of the methods: train, import-checkpoint, assemble, generate, sample."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from medsyn.cli import Verbs, add_state, refuse_options
+from medsyn.cli import Verbs, add_state, one_folder, refuse_options
 from medsyn.errors import InputError
 from medsyn.outputs import Outputs, volume_name
 from medsyn.registry import SOLVERS
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add train, import-checkpoint, assemble and generate."""
+    """Add train, import-checkpoint, assemble, generate and sample."""
     _add_train(verbs)
     _add_import(verbs)
     _add_assemble(verbs)
     _add_generate(verbs)
+    _add_sample(verbs)
 
 
 def _add_train(verbs: Verbs) -> None:
     parser = verbs.add(
         "train",
         _train,
-        summary="Train one denoiser; running the same command again continues a stopped training.",
+        summary="Train one network of a method; running the same command again continues a stopped training run.",
         example="medsyn train --config results/config/low_res_medsyn.json --store results/store/0 results/store/1"
         " --embeddings results/text/biomedical/embeddings.json --state results/state/medsyn/low_res"
         " --out results/models/medsyn/low_res.safetensors",
         outputs=_train_outputs,
     )
-    parser.add_argument("--config", required=True, type=Path, help="results/config/<low_res|super_res>_<variant>.json")
+    parser.add_argument("--config", required=True, type=Path, help="results/config/<network>_<method>.json")
     parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
-    parser.add_argument("--embeddings", type=Path, help="text embeddings (low resolution; none: no text)")
+    parser.add_argument("--embeddings", type=Path, help="text embeddings, for a network that takes text")
+    parser.add_argument(
+        "--networks",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="weights of trained networks of the same method, for a network whose training reads them",
+    )
     parser.add_argument("--state", required=True, type=Path, help="folder for checkpoints, removed at the end")
     parser.add_argument("--out", required=True, type=Path, help="weights, .safetensors")
 
@@ -69,7 +77,7 @@ def _add_assemble(verbs: Verbs) -> None:
     parser = verbs.add(
         "assemble",
         _assemble,
-        summary="Join two denoisers, a text encoder and sampling settings into a run that `generate` opens.",
+        summary="Join two denoisers, a text encoder and the file of sampling settings into a run for `generate`.",
         example="medsyn assemble --label MedSyn --low-res low_res.safetensors --super-res super_res.safetensors"
         " --text-encoder results/text/biomedical/model --sampling results/config/sampling.json --out run.json",
     )
@@ -77,7 +85,9 @@ def _add_assemble(verbs: Verbs) -> None:
     parser.add_argument("--low-res", required=True, type=Path, help="weights of the low-resolution network")
     parser.add_argument("--super-res", required=True, type=Path, help="weights of the super-resolution network")
     parser.add_argument("--text-encoder", required=True, type=Path, help="folder of the language model")
-    parser.add_argument("--sampling", required=True, type=Path, help="results/config/sampling.json")
+    parser.add_argument(
+        "--sampling", required=True, type=Path, help="results/config/sampling.json, read again at every sampling"
+    )
     parser.add_argument("--out", required=True, type=Path, help="run.json; it stores paths relative to itself")
 
 
@@ -97,7 +107,7 @@ def _add_generate(verbs: Verbs) -> None:
     what.add_argument("--prompts", type=Path, help="CSV: sample_id, text, seed, text_mode, guidance_scale, fix_*, ...")
     parser.add_argument("--shard", metavar="K/N", help="rows K, K+N, K+2N, ... of --prompts (default 0/1, all)")
     add_state(parser)
-    parser.add_argument("--config", type=Path, help="sampling.json in place of the run's own")
+    parser.add_argument("--config", type=Path, help="settings in place of the sampling.json that the run names")
     parser.add_argument("--masks-root", type=Path, help="folder whose */SUBJECT/ hold lobes, airway, vessels to fix")
     parser.add_argument("--volumes-root", type=Path, help="folder whose */SUBJECT/ hold volume.nii.gz to fix")
     parser.add_argument("--seed", type=int, help="0 or more; with --text (default: the sampling seed)")
@@ -119,6 +129,25 @@ def _add_generate(verbs: Verbs) -> None:
     )
 
 
+def _add_sample(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "sample",
+        _sample,
+        summary="Answer a shard of a prompts table with any method: our model, another system, a plugin's.",
+        example="medsyn sample --config results/config/method_theirs.json --prompts results/prompts/reports.csv"
+        " --shard 0/2 --out results/samples/theirs/reports/0",
+        outputs=one_folder,
+    )
+    parser.add_argument("--config", required=True, type=Path, help="sampling.json or method_<name>.json")
+    parser.add_argument("--files", type=Path, nargs="*", default=[], help="files of the method: run.json, weights")
+    parser.add_argument("--prompts", required=True, type=Path, help="CSV: sample_id, text, seed, ...")
+    parser.add_argument("--shard", default="0/1", metavar="K/N", help="rows K, K+N, K+2N, ... (default %(default)s)")
+    parser.add_argument("--volumes", type=Path, nargs="+", default=[], help="folders SUBJECT/volume.nii.gz to fix")
+    parser.add_argument("--masks", type=Path, nargs="+", default=[], help="folders SUBJECT/lobes.nii.gz, ... to fix")
+    parser.add_argument("--out", required=True, type=Path, help="folder of <sample_id>/volume.nii.gz and index.csv")
+    add_state(parser)
+
+
 def _train_outputs(args: argparse.Namespace) -> Outputs:
     out = args.out
     return Outputs(files=[out, *(out.with_name(f"{out.stem}_{name}") for name in ("metrics.csv", "preview.png"))])
@@ -138,11 +167,12 @@ def _batch_size(value: str) -> int | str:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from medsyn.config import ModelStage, load_stage
-    from medsyn.training.denoiser import train_denoiser
+    from medsyn.methods.base import Training, kind_of
 
-    stage = load_stage(ModelStage, args.config)
-    train_denoiser(stage, args.store, args.embeddings, args.state, args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    networks = {path.stem: path for path in args.networks}
+    training = Training(args.config, args.store, args.embeddings, networks, args.state, args.out)
+    kind_of(args.config).train(training)
 
 
 def _import_checkpoint(args: argparse.Namespace) -> None:
@@ -162,7 +192,7 @@ def _import_checkpoint(args: argparse.Namespace) -> None:
 
 
 def _assemble(args: argparse.Namespace) -> None:
-    from medsyn.run import assemble
+    from medsyn.methods.run import assemble
 
     assemble(
         args.out,
@@ -175,8 +205,9 @@ def _assemble(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from medsyn.generate import Roots, generate_one, generate_shard
-    from medsyn.run import open_run, sampling_with
+    from medsyn.methods.prompts import Roots
+    from medsyn.methods.run import open_run, sampling_with
+    from medsyn.methods.sampling import sample_one, sample_shard
 
     if args.prompts is not None and (args.seed is not None or args.fix):
         raise InputError("--seed and --fix go with --text; with --prompts they are columns of the table")
@@ -194,7 +225,19 @@ def _generate(args: argparse.Namespace) -> None:
     )
     run = open_run(args.weights, sampling)
     if args.prompts is None:
-        generate_one(run, args.text, args.seed, args.fix, args.out)
+        sample_one(run, args.text, sampling.sampling.seed if args.seed is None else args.seed, args.fix, args.out)
     else:
-        roots = Roots(args.volumes_root, args.masks_root)
-        generate_shard(run, args.prompts, "0/1" if args.shard is None else args.shard, roots, args.out, args.state)
+        roots = Roots.below(args.volumes_root, args.masks_root)
+        sample_shard(run, args.prompts, "0/1" if args.shard is None else args.shard, roots, args.out, args.state)
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from medsyn.methods.base import kind_of
+    from medsyn.methods.prompts import Roots
+    from medsyn.methods.sampling import sample_shard
+    from medsyn.scratch import beside
+
+    kind = kind_of(args.config)
+    with beside(args.out.with_name(f"{args.out.name}.work"), clean=True) as work:
+        method = kind.open(args.config, args.files, work)
+        sample_shard(method, args.prompts, args.shard, Roots(args.volumes, args.masks), args.out, args.state)

@@ -36,7 +36,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _mask_qc(args: argparse.Namespace) -> None:
     from medsyn.cohort import load_cohort
-    from medsyn.stages.tables import mask_quality
+    from medsyn.stages.measures import mask_quality
 
     mask_quality([Path(folder) for folder in args.masks], load_cohort(args.cohort), Path(args.out))
 

@@ -77,6 +77,8 @@ def _check_text(config: Config) -> None:
 
 
 def _check_methods(config: Config) -> None:
+    from medsyn.methods.base import METHODS
+
     if not config.methods:
         raise ValueError("methods: is empty, expected at least one method")
     unique("methods.*.label", [method.label for method in config.methods.values()])
@@ -88,20 +90,8 @@ def _check_methods(config: Config) -> None:
     for name, method in config.methods.items():
         if name == "real":
             raise ValueError("methods.real: this name is that of the real CTs in tables and folders; choose another")
-        if isinstance(method, MedSynConfig):
-            _check_model(config, name, method)
-
-
-def _check_model(config: Config, name: str, method: MedSynConfig) -> None:
-    if method.text_encoder not in config.text.encoders:
-        raise ValueError(f"methods.{name}.text_encoder: no encoder named '{method.text_encoder}' in text")
-    if method.super_res_from is None:
-        return
-    donor = config.methods.get(method.super_res_from)
-    if not isinstance(donor, MedSynConfig) or donor.super_res_from is not None or donor.channels != method.channels:
-        raise ValueError(
-            f"methods.{name}.super_res_from: '{method.super_res_from}' must be a trained method with the same channels"
-        )
+        if fault := METHODS[method.kind].fault(config, name):
+            raise ValueError(fault)
 
 
 def _check_grids(config: Config) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from medsyn.config.checks import check_config
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.compute import ComputeConfig
 from medsyn.config.evaluation import EvaluationConfig
-from medsyn.config.methods import MethodConfig, method_settings
+from medsyn.config.methods import AnyKind, MethodConfig
 from medsyn.config.networks import StageModelConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import Name, PathText, ResultsDir, Section, Seed
@@ -38,7 +38,7 @@ class Config(Section):
     text: TextConfig = TextConfig()
     low_res: StageModelConfig = StageModelConfig()
     super_res: StageModelConfig = StageModelConfig()
-    methods: dict[Name, Annotated[SerializeAsAny[MethodConfig], BeforeValidator(method_settings)]] = Field(
+    methods: dict[Name, Annotated[SerializeAsAny[MethodConfig], AnyKind()]] = Field(
         description="what is compared, by name: models of this package, and other systems"
     )
     reference: Name = Field(

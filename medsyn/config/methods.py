@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from medsyn.config.section import LabelText, Name, Section, unique
 
@@ -17,6 +17,11 @@ class MethodConfig(Section):
 
     kind: Name = "medsyn"
     label: LabelText = Field(description="name in tables and figures")
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether answers depend on the text of a prompt; a method without text answers the prompts `reports` alone."""
+        return True
 
 
 class MedSynConfig(MethodConfig):
@@ -36,14 +41,25 @@ class MedSynConfig(MethodConfig):
         return self
 
 
-KINDS: Mapping[str, type[MethodConfig]] = {"medsyn": MedSynConfig}
-
-
 def method_settings(entry: Any) -> Any:
     """Return the settings of an entry under `methods`, of the model that its kind asks for."""
     if not isinstance(entry, dict):
         return entry
+    from medsyn.methods.base import METHODS
+
     kind = entry.get("kind", "medsyn")
-    if kind not in KINDS:
-        raise ValueError(f"kind: '{kind}' is not a known method, expected one of {', '.join(KINDS)}")
-    return KINDS[kind](**entry)
+    if kind not in METHODS:
+        raise ValueError(f"kind: {METHODS.unknown(kind)}")
+    return METHODS[kind].entry(**entry)
+
+
+class AnyKind:
+    """Annotation of an entry under `methods`: its JSON schema is that of one of the package's own kinds."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(method_settings, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        from medsyn.methods.base import METHODS
+
+        return {"anyOf": [handler(METHODS[kind].entry.__pydantic_core_schema__) for kind in METHODS.builtin]}

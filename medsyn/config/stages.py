@@ -14,12 +14,12 @@ from pydantic import PositiveInt
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, EvaluationConfig, FeaturesConfig, PromptSettings
 from medsyn.config.experiment import Config
-from medsyn.config.methods import MedSynConfig
 from medsyn.config.networks import TrainConfig, UNetConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
 from medsyn.config.volumes import PreprocessConfig
+from medsyn.errors import InputError
 
 SectionType = TypeVar("SectionType", bound=Section)
 Window = tuple[float, float]
@@ -88,6 +88,8 @@ class PromptsStage(PromptSettings):
 
 def stage_configs(config: Config) -> dict[str, Section]:
     """Return the content of every results/config/<stage>.json."""
+    from medsyn.methods.base import METHODS
+
     config = _with_seed(config, config.seed, keep=(CohortConfig, PhantomConfig))
     evaluation, window_hu = config.evaluation, config.preprocess.window_hu
     stages: dict[str, Section] = {
@@ -96,7 +98,6 @@ def stage_configs(config: Config) -> dict[str, Section]:
         "preprocess": config.preprocess,
         "masks": config.masks,
         "measure": MeasureStage(anatomy_tool=evaluation.anatomy_tool, weights_dir=config.masks.weights_dir),
-        "sampling": SamplingStage(sampling=config.sampling, preprocess=config.preprocess),
         "features": FeaturesStage(features=evaluation.features, window_hu=window_hu),
         "augmentation": AugmentationStage(augmentation=evaluation.augmentation, window_hu=window_hu),
         "evaluation": evaluation,
@@ -105,10 +106,11 @@ def stage_configs(config: Config) -> dict[str, Section]:
     for name, encoder in config.text.encoders.items():
         stages[f"text_{name}"] = TextEncoderStage(**_fields(TextInputs, config.text), encoder=encoder)
     for name, method in config.methods.items():
-        if isinstance(method, MedSynConfig):
-            stages[f"low_res_{name}"] = _model_stage(config, "low_res", method)
-            if method.super_res_from is None:
-                stages[f"super_res_{name}"] = _model_stage(config, "super_res", method)
+        for stage, settings in METHODS[method.kind].stages(config, name).items():
+            if stages.setdefault(stage, settings) != settings:
+                raise InputError(
+                    f"methods.{name}: its settings {stage}.json have the name of another stage's; rename the method"
+                )
     return stages
 
 
@@ -165,17 +167,3 @@ def _with_seed(section: SectionType, seed: int, keep: tuple[type[Section], ...])
         elif isinstance(value, dict):
             changes[name] = {k: _with_seed(v, seed, keep) if isinstance(v, Section) else v for k, v in value.items()}
     return section.model_copy(update=changes)
-
-
-def _model_stage(config: Config, network: Literal["low_res", "super_res"], method: MedSynConfig) -> ModelStage:
-    model = config.low_res if network == "low_res" else config.super_res
-    text: dict[str, Any] = {"num_tokens": config.text.num_tokens, "sections": config.text.sections}
-    return ModelStage(
-        stage=network,
-        channels=method.channels,
-        unet=model.unet,
-        train=model.train,
-        window_hu=config.preprocess.window_hu,
-        low_res_factor=config.preprocess.low_res_factor,
-        **(text if network == "low_res" else {}),
-    )

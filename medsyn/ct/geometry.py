@@ -72,6 +72,17 @@ def text_facts(path: Path) -> HeaderFacts:
     )
 
 
+def unsaid_geometry(volume: Volume, facts: HeaderFacts, hints: HeaderHints) -> tuple[str, ...]:
+    """Return which of `spacing_mm` and `orientation` neither the header nor `hints` says.
+
+    A header with what libraries write by default, 1 mm and an identity matrix without an origin, says neither.
+    """
+    bare = _is_bare(volume)
+    spacing = hints.spacing_mm is None and (bare or not facts.has_spacing)
+    orientation = hints.orientation == "auto" and (bare or not facts.has_orientation)
+    return ("spacing_mm",) * spacing + ("orientation",) * orientation
+
+
 def check_geometry(
     volume: Volume, facts: HeaderFacts, hints: HeaderHints, name: str
 ) -> tuple[Volume, list[str], list[str]]:

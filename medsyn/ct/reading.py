@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medsyn.ct.arrays import orient_by_anatomy, with_code
 from medsyn.ct.dicom import read_dicom_file, read_series
 from medsyn.ct.dicom_slices import is_dicom
-from medsyn.ct.geometry import GIVE_SPACING, check_geometry, nifti_facts, text_facts
+from medsyn.ct.geometry import GIVE_SPACING, check_geometry, nifti_facts, text_facts, unsaid_geometry
 from medsyn.ct.padding import clip_padding
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
@@ -47,7 +47,8 @@ def read_scan(path: str | Path, hints: HeaderHints | None = None) -> Scan:
     if path.is_dir():
         scan = read_series(path, hints)
     elif path.name.lower().endswith(".npz"):
-        scan = Scan(_read_npz(path, hints))
+        unsaid = ("orientation",) if hints.orientation == "auto" else ()
+        scan = Scan(_read_npz(path, hints), unsaid=unsaid)
     else:
         scan = _read_file(path, hints)
     volume = scan.volume
@@ -100,7 +101,8 @@ def _read_file(path: Path, hints: HeaderHints) -> Scan:
         facts = nifti_facts(header)
     else:
         facts = text_facts(path)
-    return Scan(*check_geometry(volume, facts, hints, str(path)))
+    unsaid = unsaid_geometry(volume, facts, hints)
+    return Scan(*check_geometry(volume, facts, hints, str(path)), unsaid=unsaid)
 
 
 def _read_npz(path: Path, hints: HeaderHints) -> Volume:

@@ -13,10 +13,12 @@ class Scan:
     """A CT as its file gives it.
 
     faults: reasons to refuse it that were found while reading; warnings: lines of `medsyn.scan_warnings`; facts: what
-    was changed while reading, for qc.json.
+    was changed while reading, for qc.json; unsaid: `spacing_mm` and `orientation` where neither the file nor the reader
+    of it said them.
     """
 
     volume: Volume
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    unsaid: tuple[str, ...] = ()

@@ -67,7 +67,7 @@ def classify(
     """Cross-validate both classifiers of `finding` and write one row per method and fold.
 
     Real volumes are those of `split` (or "all") in cohort.csv that have a label; synthetic ones those whose prompt_type
-    is `<finding>/positive` or `<finding>/negative`, made by the model `method_label`. The column patient_id of the
+    is `<finding>/with` or `<finding>/without`, made by the model `method_label`. The column patient_id of the
     prompts names whose report prompted a volume. Real volumes of fewer than two patients leave the table empty, with a
     warning.
 
@@ -252,7 +252,7 @@ def _synthetic(finding: str, prompts: Path, samples: Sequence[str]) -> Labelled:
         if kind is not None and kind[0] == finding and sample_id in files:
             chosen.append((files[sample_id], int(kind[1]), row.get("patient_id", "")))
     if not chosen:
-        raise InputError(f"{prompts}: no generated volume for {finding}/positive or {finding}/negative in {samples}")
+        raise InputError(f"{prompts}: no generated volume for {finding}/with or {finding}/without in {samples}")
     return _labelled(chosen)
 
 

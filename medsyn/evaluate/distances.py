@@ -135,3 +135,35 @@ def _square_root(centred: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _kernel_sum_off_diagonal(x: NDArray[np.float64], sigma: float) -> float:
     return float(np.exp(-(cdist(x, x) ** 2) / sigma**2).sum() - len(x))
+
+
+def distance_columns(
+    real: NDArray, synthetic: NDArray | None, *, max_volumes: int, seed: int
+) -> dict[str, float | int | str | None]:
+    """Return FID and MMD of features (n, F) to the real ones, with jackknife bounds, under the names of Table I.
+
+    Both are taken between equally many real and synthetic volumes (`n_fid`, at most `max_volumes`). `fid_half` and
+    `mmd_half` are taken at half of that number. Without `synthetic`: the mean distance of random halves of the real
+    volumes to each other. Where there are too few volumes, `note` says so instead.
+    """
+    half = len(real[:max_volumes]) // 2
+    row: dict[str, float | int | str | None] = {"n_half": half}
+    metrics: tuple[tuple[str, Distance], ...] = (("fid", frechet_distance), ("mmd", maximum_mean_discrepancy))
+    try:
+        limited = real[np.sort(np.random.default_rng(seed).permutation(len(real))[:max_volumes])]
+        for name, distance in metrics:
+            row[f"{name}_half"] = half_split(distance, limited, synthetic, seed=seed)
+            if synthetic is None:
+                row |= {name: row[f"{name}_half"], "n_fid": half}
+                continue
+            a, b = equal_numbers(real, synthetic, max_volumes, seed)
+            row |= {name: distance(a, b), "n_fid": len(a)}
+            low, high = jackknife_interval(distance, a, b, seed=seed)
+            row |= {f"{name}_ci_low": max(0.0, low) if name == "fid" else low, f"{name}_ci_high": high}
+    except ValueError as error:
+        return row | {"note": f"no distance: {error}"}
+    if synthetic is None:
+        row["note"] = (
+            f"distance between random halves of the real volumes, {half} against {half}; compare with fid_half"
+        )
+    return row

@@ -7,7 +7,6 @@ InputErrors that name the file.
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -21,15 +20,13 @@ from numpy.typing import NDArray
 from medsyn.errors import InputError
 from medsyn.evaluate.measures import ANATOMIES, MEASURES
 from medsyn.files import read_csv
-from medsyn.names import VOLUME_SUFFIXES, split_suffix
 from medsyn.progress import log
-from medsyn.volume import STRUCTURES
+from medsyn.volume_files import volumes_in
 
 VALIDITY = (*(f"{name}_found" for name in ANATOMIES), "chest")
 """Columns beside the measures: 1 yes, 0 no, empty where the measurement failed."""
 _DAMAGED = (LookupError, ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 """What a damaged or foreign .npz raises."""
-WITH, WITHOUT = ("positive", "with"), ("negative", "without")
 
 
 @dataclass(frozen=True)
@@ -42,24 +39,13 @@ class FeatureSet:
 
 
 def list_volumes(folders: Iterable[str | Path]) -> dict[str, Path]:
-    """Volume file by id, sorted: `<folder>/<id>/volume.nii.gz`, or `<folder>/<id>.nii.gz` (.nii, .mha, .nrrd).
-
-    Hidden files are left out.
+    """Return the volumes of several folders by id, sorted, as `volumes_in` finds them.
 
     The same id twice, or a folder that does not exist, is an InputError; an empty folder gives nothing.
     """
     found: dict[str, Path] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder of volumes")
-        paths = (child / "volume.nii.gz" for child in folder.iterdir())
-        entries = [(path.parent.name, path) for path in paths if os.path.lexists(path)]  # a broken link is named later
-        if not entries:
-            names = [(split_suffix(path.name, VOLUME_SUFFIXES), path) for path in folder.iterdir()]
-            files = [(stem, path) for (stem, suffix), path in names if suffix and not path.name.startswith(".")]
-            masks = {f"{stem}_{structure}" for stem, _ in files for structure in STRUCTURES}  # as `generate` names them
-            entries = [(stem, path) for stem, path in files if stem not in masks]
-        for identity, path in entries:
+    for folder in folders:
+        for identity, path in volumes_in(Path(folder)).items():
             if identity in found:
                 raise InputError(f"{path}: '{identity}' is also in {found[identity].parent}; give every id once")
             found[identity] = path
@@ -93,11 +79,9 @@ def is_prompted(row: dict[str, str]) -> bool:
 
 
 def split_prompt_type(prompt_type: str) -> tuple[str, bool] | None:
-    """("pleural_effusion", True) for "pleural_effusion/positive"; None for a type that is not of a pair."""
+    """Return ("pleural_effusion", True) for "pleural_effusion/with"; None for a type that is not of a pair."""
     finding, _, sign = prompt_type.partition("/")
-    if sign in WITH:
-        return finding, True
-    return (finding, False) if sign in WITHOUT else None
+    return (finding, sign == "with") if sign in ("with", "without") else None
 
 
 def read_measures(paths: Iterable[str | Path]) -> dict[str, dict[str, float | None]]:

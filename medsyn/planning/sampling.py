@@ -36,7 +36,7 @@ class Sampling:
 
 
 def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) -> tuple[Need, Need]:
-    """Count `Run.draw` of `batch_size` volumes with given channels (Table V): low resolution, super-resolution.
+    """Count sampling `batch_size` volumes with given channels (Table V): low resolution, super-resolution.
 
     Both networks and the language model stay on the device; the second resolution is sampled one volume at a time.
     """
@@ -72,7 +72,7 @@ def sample_both(
     factor: int,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Take the steps of `medsyn.run.Run.draw` that make its peak of memory, on any device: few of them, one volume.
+    """Take the steps of `medsyn.methods.run` that make its peak of memory, on any device: few of them, one volume.
 
     fixed [B, C, D, H, W]: given channels at full resolution; text [B, num_tokens, width]; between() is called between
     low resolution (B volumes) and super-resolution (the first of them).

@@ -12,7 +12,6 @@ refused volumes than a limit make the comparison an error.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,25 +21,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.config import PreprocessConfig
-from medsyn.ct.inspect import judge, read_hu_scan, scale_faults
+from medsyn.ct.generated import read_generated
+from medsyn.ct.inspect import judge, read_hu_scan
 from medsyn.ct.preprocess import preprocess
-from medsyn.ct.reading import read_ct, read_scan
+from medsyn.ct.reading import read_ct
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
 from medsyn.evaluate.features import features_of, load_extractor
-from medsyn.evaluate.inputs import list_volumes, text_fields
+from medsyn.evaluate.inputs import text_fields
 from medsyn.evaluate.measures import MEASURES, NEEDS, Measured
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.header_hints import HeaderHints
-from medsyn.names import CT_SUFFIXES, split_suffix
 from medsyn.nifti import files_of
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.scan_warnings import count_topics, of_measures
+from medsyn.stages.measures import measure_volume
 from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
-from medsyn.stages.tables import measure_volume
+from medsyn.volume_files import find_volumes
 
 NUM_BOOTSTRAP = 1000
 GROUPS = ("real", "synthetic")
@@ -60,8 +60,6 @@ COLUMNS = (
     *(f"{name}_{group}" for name in _COUNTS for group in GROUPS),
     *("feature_extractor", "note"),
 )
-_SUFFIXES = tuple(end for end in CT_SUFFIXES if not end.startswith(".img"))
-"""A pair is named by its .hdr."""
 _VOLUME_FAULTS = (*SUBJECT_FAULTS, ArithmeticError, EOFError, MemoryError)
 """What a volume may raise that is damaged or whose header claims nonsense."""
 
@@ -165,40 +163,6 @@ def evaluate_folders(
     write_json(Path(out).with_suffix(".json"), provenance(config, **facts))
 
 
-def find_volumes(folder: str | Path) -> dict[str, Path]:
-    """Return volume files by id: as `list_volumes` finds them, else every file of a known format at any depth.
-
-    The id of a file further down is its path without the suffix. No volume at all is an InputError, and so are volumes
-    both where `list_volumes` finds them and elsewhere.
-    """
-    found = list_volumes([folder])
-    places = {path.parent for path in found.values()}
-    for path, identity in _volumes_below(Path(folder)):
-        if not places:
-            if identity in found:
-                raise InputError(f"{path}: '{identity}' is also {found[identity]}; give every id once")
-            found[identity] = path
-        elif path.parent != Path(folder) if Path(folder) in places else places.isdisjoint(path.parents):
-            first = next(iter(found.values()))
-            raise InputError(f"{folder}: has volumes in two places, {first} and {path}; name the folder of one of them")
-    if not found:
-        raise InputError(
-            f"{folder}: no volume in it; give {', '.join(_SUFFIXES)} files, at any depth, or <id>/volume.nii.gz"
-        )
-    return dict(sorted(found.items()))
-
-
-def _volumes_below(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield files of a known format at any depth, without hidden ones, and their paths without the suffix."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            stem, suffix = split_suffix(name, _SUFFIXES)
-            if suffix and not name.startswith("."):
-                path = Path(parent) / name
-                yield path, str(path.with_name(stem).relative_to(folder))
-
-
 def _measure_group(group: _Group) -> None:
     """Read and measure every volume of a group; one that cannot be read is refused."""
     for entry in track(group.entries.values(), description=f"measure, {group.name}", total=len(group.entries)):
@@ -223,10 +187,7 @@ def _read(path: Path, group: _Group) -> Scan:
     """Read a real CT, or a generated volume whatever it shows; one that is not on the scale of HU is an InputError."""
     if group.name == "real":
         return read_hu_scan(path, group.folder.hints)
-    scan = read_scan(path, group.folder.hints)
-    if faults := scale_faults(scan.volume.array):
-        raise InputError(f"{path}: {'; '.join(faults)}; give volumes in HU")
-    return scan
+    return read_generated(path, group.folder.hints)
 
 
 def _check_refused(group: _Group, limit: float) -> None:

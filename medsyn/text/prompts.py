@@ -27,6 +27,7 @@ import numpy as np
 from medsyn.config import PromptsStage
 from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
+from medsyn.names import report_sample_id
 from medsyn.progress import log
 from medsyn.text.corpus import ReportRow, of_split, read_reports
 from medsyn.text.labels import default_labeler
@@ -123,7 +124,7 @@ def _reports(sources: Sources) -> list[Row]:
     pool = of_split(sources.reports, "validation")
     chosen = sources.draw(pool, sources.config.num_fid_samples, "reports")
     return [
-        sources.row(f"report_{number:05d}", "report", report, sources.seed("reports", number))
+        sources.row(report_sample_id(number), "report", report, sources.seed("reports", number))
         for number, report in enumerate(chosen)
     ]
 
@@ -245,9 +246,8 @@ def _augmentation(sources: Sources) -> list[Row]:
     ]
     rows: list[Row] = []
     for finding in settings.augmentation_findings:
-        for side, label in (("positive", 1), ("negative", 0)):
+        for side, word, label in (("positive", "with", 1), ("negative", "without", 0)):
             pool = [report for report, labels in labelled if all(each[finding] == label for each in labels)]
-            kind = f"{finding}/{side}"
             if not pool:
                 log.warning("augmentation: no validation report is %s for %s", side, finding)
             if 0 < len(pool) < settings.num_reports_per_class:
@@ -255,9 +255,10 @@ def _augmentation(sources: Sources) -> list[Row]:
                     "augmentation: %d validation reports are %s for %s, num_reports_per_class asks for %d; they repeat",
                     *(len(pool), side, finding, settings.num_reports_per_class),
                 )
-            for number, report in enumerate(sources.draw(pool, settings.num_reports_per_class if pool else 0, kind)):
+            count = settings.num_reports_per_class if pool else 0
+            for number, report in enumerate(sources.draw(pool, count, f"{finding}/{side}")):
                 name = f"{finding}_{side}_{number:03d}"
-                rows.append(sources.row(name, kind, report, sources.seed("augmentation", name)))
+                rows.append(sources.row(name, f"{finding}/{word}", report, sources.seed("augmentation", name)))
     return rows
 
 

@@ -6,11 +6,16 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from medsyn.cluster import check_executor, prefer_commands
-from medsyn.config import Config, check_keys, stage_texts, validate
+from medsyn.config import Config, MedSynConfig, check_keys, stage_texts, validate
 from medsyn.errors import InputError
+from medsyn.exhibits.base import exhibits_of, inputs_of, words_of
+from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
 from medsyn.mask_tools import use_network
+from medsyn.methods.base import METHODS as KINDS
+from medsyn.methods.base import check_answers
+from medsyn.report.files import report_needs
 
 try:
     check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
@@ -57,15 +62,13 @@ LAYOUT = Layout(RESULTS)
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
 METHODS = list(CONFIG.methods)
+NETWORKS = {
+    name: KINDS[CONFIG.methods[name].kind].networks(CONFIG, name) for name in METHODS
+}
+MODELS = [
+    name for name in METHODS if isinstance(CONFIG.methods[name], MedSynConfig)
+]  # of this package: their networks are joined to a run.json
 REFERENCE = CONFIG.reference
-MAIN = CONFIG.methods[REFERENCE]
-SHAPE_METHODS = [REFERENCE] + [
-    name for name in METHODS if CONFIG.methods[name].channels != MAIN.channels
-]
-TEXT_METHODS = [REFERENCE] + [
-    name for name in METHODS if CONFIG.methods[name].text_encoder != MAIN.text_encoder
-]
-FIGURES = ["figure3", "figure4", "figure5", "figure6", "hero"]
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
 MEGAVOXELS = math.prod(CONFIG.preprocess.size) / 1e6
 # Mask tools with a network request a GPU, and more memory and time.
@@ -87,6 +90,9 @@ wildcard_constraints:
     shard=r"\d+",
     method="|".join(METHODS),
     encoder="|".join(CONFIG.text.encoders),
+    network="|".join(
+        dict.fromkeys(network for found in NETWORKS.values() for network in found)
+    ),
     set=r"[a-z_]+",
 
 
@@ -156,14 +162,51 @@ def training_devices():
     return {"nodes": nodes, "tasks": nodes, "mpi": "srun"} | devices
 
 
-def super_res_donor(method):
-    """The method whose super-resolution net `method` samples with."""
-    return CONFIG.methods[method].super_res_from or method
+def option(name, values):
+    """Words of an option of a verb; none without values."""
+    return [name, *values] if values else []
 
 
-def encoder_of(wildcards):
-    """The text encoder that conditions a method."""
-    return CONFIG.methods[wildcards.method].text_encoder
+def kind_of(method):
+    """The kind of a method."""
+    return KINDS[CONFIG.methods[method].kind]
+
+
+def network_embeddings(wildcards):
+    """Embeddings of the reports that a network trains with; none for one that takes no text."""
+    encoder = NETWORKS[wildcards.method][wildcards.network].text_encoder
+    return [LAYOUT.embeddings(encoder)] if encoder else []
+
+
+def networks_before(wildcards):
+    """Weights of the networks of the same method that the training of a network reads."""
+    before = NETWORKS[wildcards.method][wildcards.network].after
+    return [LAYOUT.network(wildcards.method, network) for network in before]
+
+
+def model_parts(wildcards):
+    """Networks and text encoder that a run of our model joins."""
+    return kind_of(wildcards.method).parts(CONFIG, wildcards.method)
+
+
+def sampler_files(wildcards):
+    """Files that a method opens to answer prompts: run.json, weights, a folder."""
+    try:
+        check_answers(CONFIG, wildcards.method, wildcards.set)
+    except InputError as error:
+        raise WorkflowError(str(error))
+    return kind_of(wildcards.method).inputs(CONFIG, wildcards.method)
+
+
+def sampler_settings(wildcards):
+    """Settings that a method answers prompts with."""
+    stage, _ = kind_of(wildcards.method).sampling(CONFIG, wildcards.method)
+    return LAYOUT.config(stage)
+
+
+def sampler_state(wildcards):
+    """State of a method's files that the workflow does not make: one that is replaced changes it."""
+    return kind_of(wildcards.method).state(CONFIG.methods[wildcards.method])
 
 
 def manifests(wildcards=None):
@@ -230,44 +273,6 @@ def samples(method, prompt_set):
     ]
 
 
-def measures(method, prompt_set):
-    """Measures of the volumes that `method` drew for `prompt_set`."""
-    return [
-        f"{RESULTS}/measures/{method}/{prompt_set}/{shard}.csv"
-        for shard in SAMPLE_SHARDS
-    ]
-
-
-def features(method, prompt_set):
-    """Features of the volumes that `method` drew for `prompt_set`."""
-    return [
-        f"{RESULTS}/features/{method}/{prompt_set}/{shard}.npz"
-        for shard in SAMPLE_SHARDS
-    ]
-
-
-def group(option, label, paths):
-    """Words of a repeated option of a verb: a label and its files."""
-    return [option, label, *paths]
-
-
-def full_names(methods):
-    """Words that give methods the names under which tables print them.
-
-    Rules call it in a lambda: a plain string in `params:` would have its braces read as wildcards.
-    """
-    return [
-        word
-        for name in methods
-        for word in ("--label", name, CONFIG.methods[name].label)
-    ]
-
-
-def report_prompts(method):
-    """The set of prompts that a language-model method answers for Table VII."""
-    return "pairs" if method == REFERENCE else "effusion_pairs"
-
-
 GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
 REAL_LABELS = (
     f"{RESULTS}/cohort/given_labels.csv" if GIVEN_LABELS else f"{RESULTS}/labels.csv"
@@ -298,6 +303,19 @@ def table6_volumes(wildcards):
     return [str(path.parent) for path in folders]
 
 
-PHANTOM_FLAG = "--phantom" if CONFIG.cohort.source == "phantom" else ""
-REAL_MEASURES = [f"{RESULTS}/measures/real/{shard}.csv" for shard in SHARDS]
-REAL_FEATURES = [f"{RESULTS}/features/real/{shard}.npz" for shard in SHARDS]
+SOURCES = Sources(CONFIG)
+try:
+    EXHIBITS = exhibits_of(CONFIG, only_in_all=False)
+    REPORT_NEEDS = report_needs(SOURCES)
+except InputError as error:
+    raise WorkflowError(str(error))
+IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
+
+
+def exhibit_outputs(exhibit):
+    """Files that an exhibit writes; Snakemake's report shows the table or figure."""
+    files = SOURCES.files(exhibit)
+    category = "Tables" if exhibit.kind == "table" else "Figures"
+    caption = "../report/exhibit.rst"
+    files["exhibit"] = report(files["exhibit"], caption=caption, category=category)
+    return files

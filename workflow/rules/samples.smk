@@ -26,11 +26,11 @@ rule write_prompts:
 
 rule sample:
     input:
-        run="<results>/models/{method}/run.json",
+        files=sampler_files,
         prompts="<results>/prompts/{set}.csv",
-        config="<results>/config/sampling.json",
-        volumes=expand("<results>/preprocessed/{shard}", shard=SHARDS),
-        masks=expand("<results>/masks/{shard}", shard=SHARDS),
+        config=sampler_settings,
+        volumes=real_volumes,
+        masks=real_masks,
     output:
         directory("<results>/samples/{method}/{set}/{shard}"),
     log:
@@ -45,14 +45,11 @@ rule sample:
         nodes=1,
     params:
         state=f"{RESULTS}/state/sample/{{method}}/{{set}}/{{shard}}",
-        weights=lambda wildcards, input: Path(input.run).parent,
+        files=sampler_state,
         num_shards=len(SAMPLE_SHARDS),
-        volumes_root=lambda wildcards, input: Path(input.volumes[0]).parent,
-        masks_root=lambda wildcards, input: Path(input.masks[0]).parent,
     message:
-        "generating volumes: {wildcards.method}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
+        "sampling volumes: {wildcards.method}, prompts '{wildcards.set}', shard {wildcards.shard} (progress: {log})"
     shell:
-        "exec python -m medsyn generate --weights {params.weights:q} --prompts {input.prompts:q}"
-        " --shard {wildcards.shard:q}/{params.num_shards:q} --config {input.config:q}"
-        " --volumes-root {params.volumes_root:q} --masks-root {params.masks_root:q} --state {params.state:q}"
-        " --out {output:q} 2> {log:q}"
+        "exec python -m medsyn sample --config {input.config:q} --files {input.files:q} --prompts {input.prompts:q}"
+        " --shard {wildcards.shard:q}/{params.num_shards:q} --volumes {input.volumes:q} --masks {input.masks:q}"
+        " --state {params.state:q} --out {output:q} 2> {log:q}"

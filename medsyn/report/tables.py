@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from medsyn.exhibits.numbers import number, p_value
+
 Cell = dict[str, str]
 HEADERS = {
     "method": "Method",
+    "takes_text": "Takes text",
     "prompt_type": "Prompt",
     "language_model": "Language model",
     "text": "Report as prompt",
@@ -45,8 +48,8 @@ HEADERS = {
     "accuracy": "Accuracy",
     "f1": "F1",
 }
-BELOW_TABLE = ("feature_extractor", "note", "prompt")
-HIDDEN = (*BELOW_TABLE, "label", "p_value_versus", "num_volumes", "num_failed")
+BELOW_TABLE = ("feature_extractor", "p_value_versus", "note", "prompt")
+HIDDEN = (*BELOW_TABLE, "label", "num_volumes", "num_failed")
 HIDDEN_ENDINGS = ("n_units", "num_unpaired", "_dice_n")
 FOUND = ("num_found", "airway_found")
 """Shown as "x of n", n being num_volumes."""
@@ -61,11 +64,18 @@ OUTCOMES = {
 """Counts of qc/alignment.csv in words."""
 WORSE_BY = Fraction(5, 100)
 """Share by which a finding may fare worse than CTs without a finding before the report says so."""
-NOTE_TITLES = {"feature_extractor": "Feature extractor", "note": "Note", "prompt": "Prompt"}
+NOTE_TITLES = {
+    "feature_extractor": "Feature extractor",
+    "p_value_versus": "Compared with",
+    "note": "Note",
+    "prompt": "Prompt",
+}
 
 
-def display_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[Cell]], list[str]]:
-    """Header, cells ({main, below}) and notes of a tidy table read from CSV."""
+def display_table(
+    rows: Sequence[Mapping[str, str]], headers: Mapping[str, str] | None = None
+) -> tuple[list[str], list[list[Cell]], list[str]]:
+    """Return header, cells ({main, below}) and notes of a tidy table read from CSV; headers: beside HEADERS."""
     if not rows:
         return [], [], []
     stems = [name.removesuffix("_mean") for name in rows[0] if name.endswith("_mean")]
@@ -83,7 +93,8 @@ def display_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[li
         for name in BELOW_TABLE
         for text in dict.fromkeys(row[name].rstrip(".") for row in rows if row.get(name))
     ]
-    return [HEADERS.get(name, name.replace("_", " ")) for name in columns], cells, notes
+    titles = HEADERS | dict(headers or {})
+    return [titles.get(name, name.replace("_", " ")) for name in columns], cells, notes
 
 
 def alignment_table(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -133,26 +144,6 @@ def _worse(row: Mapping[str, str], healthy: Mapping[str, str]) -> list[str]:
             ill, usual = (f"{group[name]} of {group['n']} ({_percent(group, name)})" for group in (row, healthy))
             lines.append(f"{row['finding'].replace('_', ' ')}: {ill} {OUTCOMES[name]}, {usual} without a finding")
     return lines
-
-
-def number(text: str) -> str:
-    """A number for readers: thousands separated, about three significant digits, a dash where there is none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return text.replace("_", " ") if text else "–"
-    if text.lstrip("-").isdigit():
-        return f"{int(text):,}"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def p_value(text: str) -> str:
-    """A p-value: three decimals, or below 0.001 said so."""
-    if not text:
-        return "–"
-    return "< 0.001" if float(text) < 0.001 else f"{float(text):.3f}"
 
 
 def _parts(stem: str) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
-"""One self-contained HTML page about a run: what was run, on whom, how training went, Tables I to VII, Figures 3 to 6.
+"""Write one self-contained HTML page about a run: what was run, on whom, how training went, every table and figure.
 
-Reads the results folder and embeds every picture; a part that is absent is named as absent, so the page can
-also be written for an unfinished run. Values of the paper stand beside the run's own, marked as such.
+Every picture is embedded. What is absent is named as absent, so the page can also be written for an unfinished run.
+Values of the paper stand beside the run's own, marked as such. Tables and figures are those of the registry EXHIBITS.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,102 +17,74 @@ import jinja2
 import numpy as np
 
 from medsyn.diffusion.base import solver_label
-from medsyn.errors import InputError
-from medsyn.evaluate.curves import chart
-from medsyn.evaluate.paper_values import CAPTIONS, FIGURES, PAPER
-from medsyn.evaluate.report_tables import alignment_table, display_table, number, p_value
+from medsyn.exhibits.base import EXHIBITS, Card
+from medsyn.exhibits.numbers import number
 from medsyn.files import atomic_path, read_csv, read_json
 from medsyn.provenance import provenance
+from medsyn.registry import load_plugins
+from medsyn.report.curves import chart
+from medsyn.report.files import ReportFiles, exhibit_files
+from medsyn.report.tables import alignment_table, display_table
 from medsyn.scan_warnings import TOPICS, count_topics, split_warnings, topic_of
 
 Facts = dict[str, Any]
-FINDINGS = {2: "Pleural effusion", 3: "Bullous emphysema", 4: "Cardiomegaly"}
 MAX_SHEETS = 1
 NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
+HERO = "hero"
+"""The figure at the head of the page."""
 
 
-def write_report(results: Path, out: Path, *, phantom: bool) -> None:
-    """Write the page about `results` to `out`; a folder that does not exist is an InputError."""
-    if not results.is_dir():
-        raise InputError(f"{results}: no such results folder; run the workflow first")
-    stages = _stages(results)
-    tables = [_table(results, n) for n in PAPER]
+def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
+    """Write the page about the files of a run; phantom: its cohort consists of procedural phantoms."""
+    stages = {path.stem: read_json(path) for path in files.get("settings", [])}
+    load_plugins(stages.get("evaluation", {}).get("plugins", ()))  # which may hold exhibits
+    made = exhibit_files(files)
+    quality = {path.stem: path for path in files.get("quality", [])}
     context = {
         "phantom": phantom,
-        "cards": _cards(results),
-        "hero": _image(results / "eval/figures/hero.png"),
+        "cards": _cards(made),
+        "hero": _image(made.get(HERO)),
         "settings": _settings(stages),
-        "cohort": _cohort(results),
-        "rejects": _rejects(results),
-        "warnings": _warnings(results),
-        "sheets": _sheets(results),
-        "alignment": _alignment(results / "qc/alignment.csv"),
-        "masks": _masks(results / "qc/masks.csv"),
-        "encoders": [_encoder(folder) for folder in sorted(results.glob("text/*/model"))],
-        "models": [model for folder in sorted(results.glob("models/*")) if (model := _model(folder))["charts"]],
-        "tables": tables,
-        "figures": [
-            {"title": title, "caption": caption, "image": _image(results / f"eval/figures/{name}.png")}
-            for name, (title, caption) in FIGURES.items()
-        ],
-        "provenance": _provenance(results),
+        "cohort": _cohort(files),
+        "rejects": _rejects(files),
+        "warnings": _warnings(files),
+        "sheets": _sheets(files),
+        "alignment": _alignment(quality.get("alignment")),
+        "masks": _masks(quality.get("masks")),
+        "encoders": [_encoder(folder) for folder in files.get("encoders", [])],
+        "models": _models(files),
+        "tables": [_table(name, made.get(name)) for name in EXHIBITS.names() if EXHIBITS[name].kind == "table"],
+        "figures": [_figure(name, made.get(name)) for name in EXHIBITS.names() if EXHIBITS[name].kind == "figure"],
+        "provenance": _provenance(files),
         "stages": [(name, json.dumps(value, indent=1)) for name, value in stages.items()],
     }
-    source = resources.files("medsyn.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = resources.files("medsyn.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source).render(context)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _table(results: Path, index: int) -> Facts:
-    title, caption = CAPTIONS[index]
-    facts: Facts = {"number": index, "title": title, "caption": caption, "paper": PAPER[index]}
-    path = results / f"eval/table{index}.csv"
-    header, rows, notes = display_table(read_csv(path)) if path.exists() else ([], [], [])
+def _table(name: str, path: Path | None) -> Facts:
+    exhibit = EXHIBITS[name]
+    header, rows, notes = display_table(read_csv(path), exhibit.headers) if path else ([], [], [])
+    facts = {"name": name, "title": exhibit.title, "caption": exhibit.caption, "paper": exhibit.paper}
     return facts | {"header": header, "rows": rows, "notes": notes}
 
 
-def _cards(results: Path) -> list[dict[str, str]]:
-    """The three prompt tests and the FID, each in one line."""
-    cards = []
-    for index, name in FINDINGS.items():
-        path = results / f"eval/table{index}.csv"
-        rows = read_csv(path) if path.exists() else []
-        if len(rows) != 2:
-            continue
-        mean = next(key for key in rows[0] if key.endswith("_mean"))
-        with_it = next(row for row in rows if row["prompt_type"].endswith("/with"))
-        without = next(row for row in rows if row is not with_it)
-        cards.append(
-            {
-                "title": f"{name}: with against without",
-                "value": f"{number(with_it[mean])} / {number(without[mean])} {_unit(mean)}".strip(),
-                "detail": f"p {_relation(p_value(with_it['p_value']))} · n = {with_it['n']} and {without['n']}",
-            }
-        )
-    path = results / "eval/table1.csv"
-    row = next((row for row in read_csv(path) if row["method"] == "medsyn"), None) if path.exists() else None
-    if row is not None and row["fid"]:
-        cards.append(
-            {
-                "title": "FID / MMD to the real volumes",
-                "value": f"{number(row['fid'])} / {number(row['mmd'])}",
-                "detail": f"n = {row['n_fid']} and {row['n_fid']}",
-            }
-        )
-    return cards
+def _figure(name: str, path: Path | None) -> Facts:
+    exhibit = EXHIBITS[name]
+    return {"name": name, "title": exhibit.title, "caption": exhibit.caption, "image": _image(path)}
 
 
-def _relation(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
-
-
-def _unit(column: str) -> str:
-    return "ml" if "_ml_" in column else "%" if "_percent_" in column else ""
+def _cards(made: Mapping[str, Path]) -> list[Card]:
+    cards = [
+        exhibit.card(read_csv(path)) for name, path in made.items() if (exhibit := EXHIBITS[name]).card is not None
+    ]
+    return [card for card in cards if card is not None]
 
 
 def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings that a reader asks for first."""
+    """Return the settings that a reader asks for first."""
     rows: list[tuple[str, str]] = []
     if "preprocess" in stages:
         grid = stages["preprocess"]
@@ -150,14 +122,13 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _cohort(results: Path) -> Facts | None:
-    path = results / "cohort/cohort.csv"
-    if not path.exists():
+def _cohort(files: ReportFiles) -> Facts | None:
+    """Return the number of CTs and of findings per split."""
+    tables = {path.stem: path for path in files.get("cohort", [])}
+    if "cohort" not in tables:
         return None
-    subjects = read_csv(path, ["subject_id", "split"])
-    labels: dict[str, dict[str, str]] = {}
-    if (results / "labels.csv").exists():
-        labels = {row["id"]: row for row in read_csv(results / "labels.csv", ["id"])}
+    subjects = read_csv(tables["cohort"], ["subject_id", "split"])
+    labels = {row["id"]: row for path in files.get("labels", []) for row in read_csv(path, ["id"])}
     names = [name for name in next(iter(labels.values()), {}) if name != "id"]
     rows = []
     for split in ("train", "validation"):
@@ -166,37 +137,38 @@ def _cohort(results: Path) -> Facts | None:
         counts = [sum(int(entry[name]) for entry in known if entry) for name in names]
         rows.append([split, len(chosen), *counts])
     note = "Columns of findings: subjects whose report, read by the rule labeler, mentions the finding."
-    reports = results / "cohort/reports.csv"
-    if reports.exists():
-        extra = sum(row["split"] == "text_only" for row in read_csv(reports, ["split"]))
+    if "reports" in tables:
+        extra = sum(row["split"] == "text_only" for row in read_csv(tables["reports"], ["split"]))
         note += f" {extra:,} further reports without images train the text encoder." if extra else NO_FURTHER_REPORTS
     return {"labels": [name.replace("_", " ") for name in names], "rows": rows, "note": note}
 
 
-def _rejects(results: Path) -> list[tuple[str, str, str]]:
+def _rejects(files: ReportFiles) -> list[tuple[str, str, str]]:
+    """Return subject or sample, stage and reason of everything that was refused."""
     rows: list[tuple[str, str, str]] = []
-    path = results / "cohort/rejects.csv"
-    if path.exists():
-        rows += [(r["subject_id"], r["stage"], r["reason"]) for r in read_csv(path, ["subject_id", "stage", "reason"])]
-    for index in sorted(results.glob("preprocessed/*/index.csv")) + sorted(results.glob("masks/*/index.csv")):
-        stage = index.parent.parent.name
-        rows += [
-            (r["subject_id"], stage, r["reason"])
-            for r in read_csv(index, ["subject_id", "status"])
-            if r["status"] != "ok"
-        ]
-    for index in sorted(results.glob("samples/*/*/*/index.csv")):
-        stage = "/".join(index.parts[-5:-2])
-        for row in read_csv(index):
-            if row.get("status", "ok") not in ("ok", ""):
-                rows.append((row.get("sample_id") or row.get("subject_id", ""), stage, row.get("reason", "")))
+    for path in files.get("cohort", []):
+        if path.stem == "rejects":
+            table = read_csv(path, ["subject_id", "stage", "reason"])
+            rows += [(row["subject_id"], row["stage"], row["reason"]) for row in table]
+    for role in ("preprocessed", "masks", "samples"):
+        for folder in files.get(role, []):
+            stage = "/".join(folder.parts[-4:-1]) if role == "samples" else role
+            for row in _index(folder, [] if role == "samples" else ["subject_id", "status"]):
+                if row.get("status", "ok") not in ("ok", ""):
+                    rows.append((row.get("sample_id") or row.get("subject_id", ""), stage, row.get("reason", "")))
     return rows
 
 
-def _warnings(results: Path) -> Facts | None:
-    """Number of preprocessed CTs with at least one warning of each topic, and one of the warnings as an example."""
-    indices = sorted(results.glob("preprocessed/*/index.csv"))
-    used = [row for index in indices for row in read_csv(index, ["subject_id", "status"]) if row["status"] == "ok"]
+def _index(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a shard's index.csv, which must have `columns`; none where there is none."""
+    path = folder / "index.csv"
+    return read_csv(path, columns) if path.exists() else []
+
+
+def _warnings(files: ReportFiles) -> Facts | None:
+    """Return the number of preprocessed CTs with warnings of each topic, and one of the warnings as an example."""
+    listed = [row for folder in files.get("preprocessed", []) for row in _index(folder, ["subject_id", "status"])]
+    used = [row for row in listed if row["status"] == "ok"]
     scans = {row["subject_id"]: split_warnings(row.get("warnings", "")) for row in used}
     examples: dict[str, str] = {}
     for subject, warnings in scans.items():
@@ -207,18 +179,21 @@ def _warnings(results: Path) -> Facts | None:
     return {"rows": rows, "count": sum(map(bool, scans.values())), "total": len(scans)} if scans else None
 
 
-def _sheets(results: Path) -> list[Facts]:
-    paths = sorted(results.glob("preprocessed/*/contact_sheet.png"))[:MAX_SHEETS]
-    return [{"image": _image(path), "caption": f"Preprocessed volumes of shard {path.parent.name}."} for path in paths]
+def _sheets(files: ReportFiles) -> list[Facts]:
+    paths = [path for folder in files.get("preprocessed", []) if (path := folder / "contact_sheet.png").exists()]
+    return [
+        {"image": _image(path), "caption": f"Preprocessed volumes of shard {path.parent.name}."}
+        for path in paths[:MAX_SHEETS]
+    ]
 
 
-def _alignment(path: Path) -> Facts | None:
-    rows = read_csv(path) if path.exists() else []
+def _alignment(path: Path | None) -> Facts | None:
+    rows = read_csv(path) if path else []
     return alignment_table(rows) if rows else None
 
 
-def _masks(path: Path) -> Facts | None:
-    rows = read_csv(path) if path.exists() else []
+def _masks(path: Path | None) -> Facts | None:
+    rows = read_csv(path) if path else []
     subjects = [row for row in rows if row["subject_id"] != "mean"]
     if not subjects:
         return None
@@ -251,35 +226,46 @@ def _encoder(folder: Path) -> Facts:
     return {"name": folder.parent.name, "charts": [svg for svg in charts if svg], "facts": facts}
 
 
-def _model(folder: Path) -> Facts:
+def _models(files: ReportFiles) -> list[Facts]:
+    """Return the losses and last pictures of every method that was trained."""
+    methods: dict[str, list[Path]] = {}
+    for path in files.get("training", []):
+        methods.setdefault(path.parent.name, []).append(path)
+    return [_model(name, paths) for name, paths in methods.items() if any(path.suffix == ".csv" for path in paths)]
+
+
+def _model(name: str, paths: list[Path]) -> Facts:
     charts, pictures = [], []
-    for stage in ("low_res", "super_res"):
-        curves = _columns(folder / f"{stage}_metrics.csv")
+    for path in paths:
+        network = path.stem.removesuffix("_metrics").removesuffix("_preview").replace("_", "-")
+        if path.suffix == ".png":
+            caption = f"{network}: training volumes, noised to t = 0.5, and the network's estimate."
+            pictures.append({"image": _image(path), "caption": caption})
+            continue
+        curves = _columns(path)
         if "step" in curves and "loss" in curves:
             series = [("loss", curves["step"], curves["loss"])]
             if "loss_ema" in curves:
                 series.append(("smoothed", curves["step"], curves["loss_ema"]))
-            charts.append(chart(series, "step", f"{stage.replace('_', '-')} loss (log scale)", log_y=True))
-        preview = folder / f"{stage}_preview.png"
-        if preview.exists():
-            caption = f"{stage.replace('_', '-')}: training volumes, noised to t = 0.5, and the network's estimate."
-            pictures.append({"image": _image(preview), "caption": caption})
-    return {"name": folder.name, "charts": [svg for svg in charts if svg], "pictures": pictures}
+            charts.append(chart(series, "step", f"{network} loss (log scale)", log_y=True))
+    return {"name": name, "charts": [svg for svg in charts if svg], "pictures": pictures}
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    """Numeric columns of a CSV; empty fields are NaN. No file gives no columns."""
+    """Return the numeric columns of a CSV; empty fields are NaN, and no file gives no columns."""
     if not path.exists():
         return {}
     rows = read_csv(path)
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else {})}
 
 
-def _provenance(results: Path) -> list[tuple[str, str]]:
+def _provenance(files: ReportFiles) -> list[tuple[str, str]]:
     record = provenance()
     rows = [("medsyn", f"{record['medsyn']}, commit {record['commit']}")]
     rows += [(name, version) for name, version in record["versions"].items()]
-    for path in sorted(results.glob("eval/table*.json")):
+    for path in files.get("exhibits", []):
+        if path.suffix != ".json":
+            continue
         sidecar = read_json(path)
         rows.append(
             (path.stem, f"settings {sidecar.get('config_hash', '?')}, {len(sidecar.get('inputs', {}))} input files")
@@ -287,12 +273,8 @@ def _provenance(results: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _stages(results: Path) -> dict[str, Any]:
-    return {path.stem: read_json(path) for path in sorted(results.glob("config/*.json"))}
-
-
-def _image(path: Path) -> str | None:
-    """A PNG as a data URI; None where there is none."""
-    if not path.exists():
+def _image(path: Path | None) -> str | None:
+    """Return a PNG as a data URI; None where there is none."""
+    if path is None:
         return None
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

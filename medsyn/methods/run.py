@@ -1,17 +1,17 @@
-"""A trained run and how it draws volumes: two denoisers, a text encoder and sampling settings.
+"""A trained run of our model and how it samples volumes: two denoisers, a text encoder and sampling settings.
 
-A run is run.json: a label, paths relative to it and the sampling settings. Low resolution is drawn from text and noise,
-enlarged as in training, and refined by the super-resolution network. A volume depends on its prompt, its seed and the
-settings, not on the other volumes of its batch. Channels that are given (image, lobes, airway, vessels) are fixed at
-low resolution, as the authors do, or with `fix_super_res` at both.
+A run is run.json: a label and paths relative to it, one of them that of its sampling settings. Low resolution is
+sampled from text and noise, enlarged as in training, and refined by the super-resolution network. A volume depends on
+its prompt, its seed and the settings, not on the other volumes of its batch. Channels that are given (image, lobes,
+airway, vessels) are fixed at low resolution, as the authors do, or with `fix_super_res` at both.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,37 +30,22 @@ from medsyn.diffusion.seeds import volume_noise
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
 from medsyn.memory import available_bytes, keep_freed_memory, peak_bytes
+from medsyn.methods.base import Method, Prompt
 from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import load
-from medsyn.provenance import provenance
-from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
+from medsyn.stages.shards import identity_of
+from medsyn.volume import Volume
 
 _RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
 _SHARE_OF_MEMORY, _LARGEST_BATCH = 0.7, 32
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One volume to draw.
-
-    text None: without text; fixed: channel name -> array (D, H, W) of HU or labels; guidance_scale None: that of the
-    sampling settings.
-    """
-
-    sample_id: str
-    text: str | None
-    seed: int
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    fixed: Mapping[str, NDArray] = field(default_factory=dict)
-    guidance_scale: float | None = None
-
-
 @dataclass
-class Run:
+class Run(Method):
     """A trained run in memory, on the device it will use."""
 
     label: str
@@ -76,6 +61,7 @@ class Run:
     device: torch.device
 
     def __post_init__(self) -> None:
+        self.fixable = self.channels
         self._encoder: Any = None
         if self.settings.sampling.null_text == "zero" and self.low_res.config.mask_padding:
             raise InputError(
@@ -97,9 +83,22 @@ class Run:
         states, _ = self._encoder.encode(list(texts))
         return torch.as_tensor(states).half().float().to(self.device)
 
+    def sample(self, prompts: Sequence[Prompt]) -> Iterator[dict[str, Volume]]:
+        """Yield the volumes of each prompt by file name: `volume` int16 HU and the structures uint8."""
+        for array in self.sample_arrays(prompts):
+            yield self.to_volumes(array)
+
+    def identity(self) -> dict[str, Any]:
+        """Return hashes of the networks and of the language model, and the kind of device, which rounds differently."""
+        return {"weights": self.hashes, "encoder": identity_of(self.text_encoder), "device": self.device.type}
+
+    def record(self, prompt: Prompt) -> dict[str, Any]:
+        """Return hashes of the networks and the guidance scale of one volume."""
+        return {"weights": self.hashes, "guidance_scale": self.guidance_scale(prompt)}
+
     @torch.no_grad()
-    def draw(self, prompts: Sequence[Prompt]) -> NDArray:
-        """Volumes (n, C, D, H, W) in [-1, 1] at full resolution; all prompts fix the same channels and share w."""
+    def sample_arrays(self, prompts: Sequence[Prompt]) -> NDArray:
+        """Return (n, C, D, H, W) in [-1, 1] at full resolution; all prompts fix the same channels and share w."""
         sampling = self.settings.sampling
         size = self.settings.preprocess.size
         low_size = [s // self.factor for s in size]
@@ -158,8 +157,8 @@ class Run:
         return self.settings.sampling.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
 
     @cached_property
-    def batch_size(self) -> int:
-        """Volumes to draw at a time: the setting, or as many as the memory found allows, at most 32."""
+    def batch_size(self) -> int:  # type: ignore[override]
+        """Volumes to sample at a time: the setting, or as many as the memory found allows, at most 32."""
         asked = self.settings.sampling.batch_size
         if asked != "auto":
             return asked
@@ -186,6 +185,13 @@ class Run:
         volume = torch.zeros(1, len(self.channels), *size, device=self.device)
         self.low_res(volume, torch.zeros(1, device=self.device))
 
+    def to_volumes(self, array: NDArray) -> dict[str, Volume]:
+        """Return channels (C, D, H, W) in [-1, 1] as volumes by file name: `volume` int16 HU and uint8 structures."""
+        return {
+            STRUCTURE_OF.get(channel, "volume"): self.on_grid(from_channel(channel, values, self.window_hu))
+            for channel, values in zip(self.channels, array, strict=True)
+        }
+
     def _fixed(self, prompts: Sequence[Prompt]) -> tuple[Tensor | None, list[int]]:
         names = tuple(prompts[0].fixed)
         if not names:
@@ -199,16 +205,16 @@ class Run:
 
 
 def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_encoder: Path, sampling: Path) -> None:
-    """Write run.json: paths relative to its folder, sampling settings copied in."""
-    settings = load_stage(SamplingStage, sampling)
+    """Write run.json: the label, and paths relative to its folder; that of the settings, whose content may change."""
+    load_stage(SamplingStage, sampling)
     load_pair(low_res, super_res)
     folder = out.parent.resolve()
-    paths = {"low_res": low_res, "super_res": super_res, "text_encoder": text_encoder}
+    paths = {"low_res": low_res, "super_res": super_res, "text_encoder": text_encoder, "sampling": sampling}
     for path in paths.values():
         if not path.exists():
             raise InputError(f"{path}: no such file")
     relative = {name: os.path.relpath(path.resolve(), folder) for name, path in paths.items()}
-    write_json(out, {"label": label, **relative, "sampling": settings.model_dump(mode="json")})
+    write_json(out, {"label": label, **relative})
 
 
 def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, ModelStage]:
@@ -225,15 +231,16 @@ def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, Model
 
 
 def sampling_with(weights: Path, config: Path | None, **changes: Any) -> SamplingStage:
-    """Sampling settings: of `config` or else of the run, with `changes` that are not None."""
-    source, record = _run_record(weights)
-    stage = validate(SamplingStage, record["sampling"], source) if config is None else load_stage(SamplingStage, config)
+    """Return the settings of `config`, or of the file that run.json names, with `changes` that are not None."""
+    if config is None:
+        source, record = _run_record(weights)
+        config = source.parent / record["sampling"]
     given = {name: value for name, value in changes.items() if value is not None}
-    values = stage.model_dump(mode="json")
+    values = load_stage(SamplingStage, config).model_dump(mode="json")
     values["sampling"] |= given
-    stage = validate(SamplingStage, values, config or source)
+    stage = validate(SamplingStage, values, config)
     if max(stage.sampling.num_steps_low_res, stage.sampling.num_steps_super_res) > 1000:
-        raise InputError(f"{config or source}: a solver takes at most 1000 steps")
+        raise InputError(f"{config}: a solver takes at most 1000 steps")
     return stage
 
 
@@ -260,31 +267,13 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
     )
 
 
-def to_volumes(run: Run, array: NDArray) -> dict[str, Volume]:
-    """Channels (C, D, H, W) in [-1, 1] as volumes by file name: `volume` int16 HU and uint8 structures."""
-    grid = run.settings.preprocess
-    spacing = grid_spacing_mm(grid.size, grid.field_of_view_mm)
-    origin = centred_origin_mm(grid.size, spacing)
-    return {
-        STRUCTURE_OF.get(channel, "volume"): Volume(from_channel(channel, values, run.window_hu), spacing, origin)
-        for channel, values in zip(run.channels, array, strict=True)
-    }
-
-
-def record(run: Run, prompt: Prompt) -> dict[str, Any]:
-    """Provenance of one drawn volume: settings, weights, text and seed."""
-    facts = {"sample_id": prompt.sample_id, "text": prompt.text, "seed": prompt.seed, **prompt.facts}
-    facts["guidance_scale"] = run.guidance_scale(prompt)
-    return provenance(run.settings, label=run.label, weights=run.hashes, channels=list(run.channels), **facts)
-
-
 def _run_record(weights: Path) -> tuple[Path, dict[str, Any]]:
     source = weights / "run.json" if weights.is_dir() else weights
     record = read_json(source)
     missing = [key for key in _RUN_KEYS if not isinstance(record, dict) or key not in record]
     if missing:
         raise InputError(f"{source}: not a run written by `medsyn assemble` ({missing[0]} is missing)")
-    for key in _RUN_KEYS[:-1]:
+    for key in _RUN_KEYS:
         if not isinstance(record[key], str) or not record[key] or "\0" in record[key]:
             raise InputError(
                 f"{source}: {key} is {str(record[key])[:80]!r}, expected text; run `medsyn assemble` again"

@@ -26,6 +26,8 @@ from medsyn.volume import Volume, read_volume
 
 Plane = Literal["axial", "coronal", "sagittal"]
 FULL_WINDOW = (-1024.0, 600.0)
+AXIAL_LEVEL, CORONAL_LEVEL, SAGITTAL_LEVEL = 0.5, 0.52, 0.3
+"""Where a figure cuts if nothing else decides."""
 LUNG_DETAIL_WINDOW = (-1024.0, -250.0)
 PHANTOM_NOTE = "All volumes, also those marked real, are or imitate procedural phantoms; none is of a patient."
 INK, FAINT, ACCENTS = "#1f2933", "#6b7785", ("#2a6f97", "#c8553d", "#5b8e7d", "#8d6a9f")
@@ -112,19 +114,30 @@ def row_label(axes: Axes, text: str, width: int = 14) -> None:
 
 
 @contextmanager
-def drawing(out: str | Path, width: float, height: float, title: str, footer: str, dpi: int = 130) -> Iterator[Figure]:
-    """A white figure of width x height inches with a title and a footer, written to `out` as PNG at the end."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams["text.parse_math"] = False  # a prompt may hold dollar signs
+def drawing(width: float, height: float, title: str, footer: str, dpi: int = 130) -> Iterator[Figure]:
+    """Yield a white figure of width x height inches, which gets its title and footer at the end of the block."""
+    with _own_style():
         figure = Figure(figsize=(width, height), facecolor="white", dpi=dpi)
         FigureCanvasAgg(figure)
         yield figure
         figure.text(0.012, 1 - 0.08 / height, title, ha="left", va="top", fontsize=11, color=INK, weight="bold")
         lines = "\n".join(textwrap.wrap(footer, int(width * 15.5)))
         figure.text(0.012, 0.06 / height, lines, ha="left", va="bottom", fontsize=7, color=FAINT, linespacing=1.35)
-        with atomic_path(out) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def write_figure(out: str | Path, figure: Figure) -> None:
+    """Write a figure as PNG."""
+    with _own_style(), atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """Draw in matplotlib's default style, whatever the user's is, and without formulas between dollar signs."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False  # a prompt may hold dollar signs
+        yield
 
 
 def grid(

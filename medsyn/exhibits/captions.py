@@ -1,0 +1,23 @@
+"""Sentences that the captions of several exhibits share."""
+
+VERDICT = " “Not a chest”: share that `medsyn inspect` would reject; these volumes are scored as well."
+
+
+def tests(unit: str) -> str:
+    """Return what the two tests of a table assume; unit: what was sampled independently, in the plural."""
+    return (
+        " p: the paper's one-tailed two-sample t-test (Welch's), which takes the two groups as independent. p, paired:"
+        f" the one-tailed paired t-test over {unit}; it assumes independent {unit} and normal differences. d_z: mean"
+        " difference over the standard deviation of the differences (Cohen), with 95 % bounds of the noncentral t"
+        " distribution."
+    )
+
+
+def found(anatomy: str) -> str:
+    """Return how volumes without the measured anatomy are counted; anatomy: subject and verb."""
+    return f" Every generated volume is counted; “found”: those in which {anatomy} found."
+
+
+BY_SEED = tests("seeds") + (
+    " The samples with and without the finding share their seeds; several sentences of one seed count once."
+)

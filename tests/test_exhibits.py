@@ -1,0 +1,396 @@
+"""Exhibits as specifications: what each asks for, methods under other names, options that nothing reads, and a table
+from outside the package."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, run_snakemake
+
+from medsyn.cli import main
+from medsyn.config import Config, load_config, stage_texts, validate
+from medsyn.errors import InputError
+from medsyn.evaluate.distances import maximum_mean_discrepancy
+from medsyn.evaluate.measures import MEASURES
+from medsyn.exhibits.base import EXHIBITS, Exhibit, inputs_of, words_of
+from medsyn.exhibits.sources import Sources
+from medsyn.files import read_csv, read_json, write_csv
+from medsyn.layout import Layout
+from medsyn.report.files import report_needs
+
+OTHER_NAMES = {"medsyn": "ours", "without_shape": "bare", "generic_lm": "plain_words"}
+TABLES = [name for name in EXHIBITS.builtin if EXHIBITS[name].kind == "table"]
+
+
+def settings(names: dict[str, str] | None = None, **changes: object) -> dict:
+    """Return the test configuration with its methods under other names and other top-level values."""
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8")) | changes
+    names = {name: (names or {}).get(name, name) for name in values["methods"]}
+    values["methods"] = {names[name]: entry for name, entry in values["methods"].items()}
+    for entry in values["methods"].values():
+        if "super_res_from" in entry:
+            entry["super_res_from"] = names[entry["super_res_from"]]
+    for key in ("reference", "compare_with"):
+        values[key] = names.get(values[key], values[key])
+    return values
+
+
+def sources_of(**changes: object) -> Sources:
+    return Sources(validate(Config, settings(**changes), "test"))
+
+
+# --- specifications ---
+
+
+@pytest.mark.parametrize("name", EXHIBITS.builtin)
+def test_a_specification_is_complete(name):
+    exhibit, sources = EXHIBITS[name], sources_of()
+    needs = exhibit.needs(sources)
+    assert exhibit.name == name
+    assert {need.option.replace("-", "_") for need in needs} <= set(exhibit.options)
+    assert (exhibit.paper is not None) == (exhibit.kind == "table")
+    assert exhibit.title
+    assert exhibit.caption.endswith(".")
+    assert all(path.startswith("results/test/") for paths in inputs_of(needs).values() for path in paths)
+    command = sources.command(exhibit)
+    assert all(path in command for paths in sources.inputs(exhibit).values() for path in paths)
+
+
+def test_asking_what_exhibits_need_imports_no_numbers_and_no_drawing():
+    code = (
+        "import sys; from medsyn.config import load_config; from medsyn.exhibits.base import exhibits_of;"
+        "from medsyn.exhibits.sources import Sources; from medsyn.report.files import report_needs;"
+        "report_needs(Sources(load_config('config/test.yaml')));"
+        "print({'numpy', 'scipy', 'matplotlib', 'torch', 'jinja2'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(InputError, match="exhibit 'My table': expected a name of lower-case letters"):
+        Exhibit(name="My table", kind="table", title="", caption="", needs=list, options=(), make=lambda *_: ([], []))
+
+
+def test_the_report_lists_the_samples_behind_every_table():
+    needs = {need.option: need.paths for need in report_needs(sources_of())}
+    behind = {path.removeprefix("results/test/samples/").rsplit("/", 1)[0] for path in needs["samples"]}
+    assert behind == {
+        *(f"medsyn/{name}" for name in ("reports", "pairs", "segmentation", "augmentation", "controlled")),
+        *("without_shape/reports", "generic_lm/effusion_pairs"),
+    }
+    assert "results/test/eval/table7.json" in needs["exhibits"]
+
+
+# --- which methods stand where ---
+
+
+def methods_of(name: str, sources: Sources) -> list[str]:
+    """Return the methods whose samples an exhibit shows, in its order."""
+    needs = EXHIBITS[name].needs(sources)
+    return list(dict.fromkeys(need.sampled[0] for need in needs if need.sampled is not None))
+
+
+def test_a_method_that_differs_in_channels_and_language_model_stands_in_both_tables():
+    values = settings()
+    values["methods"]["both"] = {"label": "B", "channels": ["image"], "text_encoder": "generic"}
+    sources = Sources(validate(Config, values, "test"))
+    assert methods_of("table1", sources) == methods_of("figure3", sources) == ["medsyn", "without_shape", "both"]
+    assert methods_of("table7", sources) == ["medsyn", "generic_lm", "both"]
+    names = [need.words for need in EXHIBITS["table7"].needs(sources) if need.option == "label"]
+    assert names == [("medsyn", "biomedical"), ("generic_lm", "generic (generic_lm)"), ("both", "generic (both)")]
+
+
+def test_a_language_model_stands_in_table_1_only_if_the_others_are_compared_with_it():
+    assert methods_of("table1", sources_of()) == ["medsyn", "without_shape"]
+    assert methods_of("table1", sources_of(compare_with="generic_lm")) == ["medsyn", "without_shape", "generic_lm"]
+
+
+def test_another_reference_is_the_method_of_all_other_exhibits():
+    sources = sources_of(reference="without_shape", compare_with=None)
+    assert methods_of("table1", sources) == ["without_shape", "medsyn", "generic_lm"]
+    for name in set(EXHIBITS.builtin) - {"table1", "table7", "figure3"}:
+        assert methods_of(name, sources) == ["without_shape"], name
+    assert "--against" not in sources.command(EXHIBITS["table1"])
+
+
+# --- the same tables under other names ---
+
+
+def write_run(folder: Path, names: dict[str, str]) -> Config:
+    """Write the inputs of all tables, with made-up numbers and methods called as `names` says; return the settings."""
+    config = validate(Config, settings(names), "test")
+    layout = Layout(str(folder / config.results_dir))
+    random = np.random.default_rng(0)
+    subjects = [{"subject_id": f"s{k}", "split": "validation"} for k in range(8)]
+    write_csv(layout.cohort(), subjects, ["subject_id", "split"])
+    pairs = [
+        {"sample_id": f"{finding}{sign}{k}", "prompt_type": f"{finding}/{sign}", "text": sign, "seed": k}
+        for finding in ("pleural_effusion", "emphysema", "cardiomegaly")
+        for sign in ("with", "without")
+        for k in range(4)
+    ]
+    for prompt_set in ("pairs", "effusion_pairs"):
+        chosen = [row for row in pairs if prompt_set == "pairs" or row["prompt_type"].startswith("pleural")]
+        write_csv(layout.prompts(prompt_set), chosen, list(pairs[0]))
+
+    def write_numbers(measures: str, features: str, ids: list[str]) -> None:
+        rows = [{"subject_id": i} | {name: random.uniform(1, 9) for name in MEASURES} for i in ids]
+        write_csv(measures, rows, ["subject_id", *MEASURES])
+        Path(features).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(features, ids=ids, features=random.normal(size=(len(ids), 3)).astype(np.float32), extractor="net")
+
+    write_numbers(layout.real_measures("0"), layout.real_features("0"), [row["subject_id"] for row in subjects])
+    ids = [row["sample_id"] for row in pairs]
+    for method in ("medsyn", "without_shape", "generic_lm"):
+        for prompt_set in ("reports", "pairs", "effusion_pairs"):
+            place = (names.get(method, method), prompt_set, "0")
+            write_numbers(layout.measures(*place), layout.features(*place), ids)
+    dice = [
+        {"sample_id": f"{text}{k}", "text": text, "subject_id": k, "seed": 0, "airway_dice": k / 9, "lobe_dice": k / 8}
+        for text in ("with", "without")
+        for k in range(5)
+    ]
+    write_csv(layout.segmentation_scores(), dice, list(dice[0]))
+    for finding in config.evaluation.augmentation.findings:
+        scores = [
+            {"method": method, "finding": finding, "fold": k, "accuracy": k / 3, "f1": k / 4, "n_test": 3}
+            | {"n_synthetic": 0}
+            for method in ("baseline", f"augmented with {names.get('medsyn', 'medsyn')}")
+            for k in range(3)
+        ]
+        write_csv(layout.classification(finding), scores, list(scores[0]))
+    for stage, text in stage_texts(config).items():
+        Path(layout.config(stage)).parent.mkdir(parents=True, exist_ok=True)
+        Path(layout.config(stage)).write_text(text)
+    return config
+
+
+def make_table(name: str, config: Config, *more: str) -> list[dict[str, str]]:
+    """Make a table by its own command in the working directory and return its rows."""
+    sources = Sources(config)
+    out = sources.files(EXHIBITS[name])["exhibit"]
+    assert main([*sources.command(EXHIBITS[name]), *more, "--out", out, "--quiet"]) == 0
+    return read_csv(out)
+
+
+def test_renamed_methods_give_the_same_tables_under_the_new_names(tmp_path, monkeypatch):
+    tables = []
+    for folder, names in ((tmp_path / "a", {}), (tmp_path / "b", OTHER_NAMES)):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        config = write_run(folder, names)
+        tables.append({name: make_table(name, config) for name in TABLES})
+    before, after = tables
+    for row in before["table1"]:
+        row["method"] = OTHER_NAMES.get(row["method"], row["method"])
+        row["p_value_versus"] = OTHER_NAMES.get(row["p_value_versus"], row["p_value_versus"])
+    assert after == before
+    ours, bare, _ = after["table1"]
+    assert (ours["method"], ours["label"], ours["p_value_versus"]) == ("ours", "MedSyn", "bare")
+    assert float(ours["p_value"]) > 0
+    assert float(ours["p_paired"]) > 0
+    assert bare["p_value"] == ""
+    assert [row["language_model"] for row in after["table7"]] == ["biomedical"] * 2 + ["generic"] * 2
+
+
+def test_renamed_methods_change_the_commands_of_the_workflow_in_their_names_alone(tmp_path):
+    said = []
+    for key, names in (("a", {}), ("b", OTHER_NAMES)):
+        (tmp_path / key).mkdir()
+        config = tmp_path / key / "c.yaml"
+        config.write_text(yaml.safe_dump(settings(names), sort_keys=False))
+        run = run_snakemake("-n", "-p", "all", directory=tmp_path / key, config=config)
+        assert run.returncode == 0, run.stderr
+        lines = [line.partition("python -m medsyn ")[2] for line in run.stdout.splitlines() if " -m medsyn " in line]
+        said.append(sorted(map(shlex.split, lines)))
+    name = re.compile(rf"(?<![a-z])({'|'.join(OTHER_NAMES)})(?![a-z])")
+
+    def renamed(word: str) -> str:
+        return name.sub(lambda match: OTHER_NAMES[match[0]], word)
+
+    assert sorted([renamed(word) for word in words] for words in said[0]) == said[1]
+    assert said[0] != said[1]
+
+
+# --- words that nothing reads, and what is missing ---
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table", "2", "--scores", "s.csv"], "--scores is not read by table 2, which takes --prompts, --measures"),
+        (["table", "5", "--against", "x"], "--against is not read by table 5, which takes --scores; leave it out"),
+        (
+            ["figure", "5", "--volumes", "a", "b"],
+            "--volumes is not read by figure 5, which takes --prompts, --measures",
+        ),
+        (["figure", "hero", "--without-text", "a"], "--without-text is not read by figure hero"),
+        (["table", "9"], "'table9' is not a known exhibit; expected one of table1, table2"),
+        (["table", "hero"], "'hero' is a figure; run `medsyn figure hero`"),
+        (["table", "5", "--scores", "s.csv"], "table 5: --config is needed"),
+        (["figure", "3"], "figure 3: --volumes LABEL .. is needed"),
+    ],
+)
+def test_a_word_that_an_exhibit_does_not_read_is_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--out", "out.csv"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_never_vanishes_silently(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = write_run(tmp_path, {})
+    words = Sources(config).command(EXHIBITS["table1"])
+    words[words.index("--against") + 1] = "somebody"
+    assert main([*words, "--out", "t.csv"]) == 2
+    assert (
+        "--against somebody: no --measures with that label, only real, medsyn, without_shape" in capsys.readouterr().err
+    )
+    assert not Path("t.csv").exists()
+    rows = make_table("table1", config.model_copy(update={"compare_with": None}))
+    assert {row["p_value"] + row["p_paired"] + row["p_value_versus"] for row in rows} == {""}
+
+
+def test_a_method_without_text_says_so_in_table_1(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_run(tmp_path, {})
+    rows = make_table("table1", config, "--without-text", "without_shape")
+    assert {row["method"]: row["takes_text"] for row in rows} == {"medsyn": "yes", "without_shape": "no", "real": ""}
+
+
+def test_a_reference_without_text_has_no_exhibits_of_prompts(monkeypatch):
+    monkeypatch.setattr("medsyn.exhibits.sources.takes_text", lambda config, method: method != "medsyn")
+    monkeypatch.setattr("medsyn.exhibits.finding_tables.takes_text", lambda config, method: method != "medsyn")
+    sources = sources_of()
+    made = [name for name in EXHIBITS.builtin if EXHIBITS[name].in_all(sources.config)]
+    assert made == ["table1", "figure3", "hero"]
+    assert words_of(EXHIBITS["table1"].needs(sources)).count("--without-text") == 1
+
+
+# --- a stranger's table ---
+
+STRANGER = '''"""A table that the package does not know: the kernel distance of every method."""
+
+from medsyn.exhibits.base import EXHIBITS, Exhibit
+
+
+def needs(sources):
+    made = [sources.made("features", method, "reports") for method in sources.compared()]
+    return [*sources.validation(), sources.real("features"), *made, *sources.names(sources.compared())]
+
+
+def make(inputs, config):
+    from medsyn.evaluate.distances import maximum_mean_discrepancy
+
+    features = inputs.features()
+    real = features.pop("real").features
+    rows = [
+        {"method": inputs.full_name(name), "n": len(part.ids), "kid": maximum_mean_discrepancy(real, part.features)}
+        for name, part in features.items()
+    ]
+    return ["method", "n", "kid"], rows
+
+
+KID = Exhibit(
+    name="kid",
+    kind="table",
+    title="Kernel distance",
+    caption="Kernel distance to the *real* volumes, lower_is better.",
+    needs=needs,
+    options=("cohort", "split", "features", "label"),
+    make=make,
+    headers={"kid": "KID (of a stranger)"},
+)
+'''
+
+
+def install_as_plugin(folder: Path, values: dict, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Write the module and name it in the configuration; return the words that make other verbs know it."""
+    (folder / "kid_table.py").write_text(STRANGER + '\nEXHIBITS.register("kid", KID)\n')
+    values["plugins"] = ["kid_table.py"]
+    return []
+
+
+def install_as_package(folder: Path, values: dict, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Write the module as an installed package with an entry point."""
+    site = folder / "site"
+    info = site / "kid_table-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "kid_table.py").write_text(STRANGER)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kid-table\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[medsyn.exhibits]\nkid = kid_table:KID\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    return []
+
+
+@pytest.mark.parametrize("install", [install_as_plugin, install_as_package])
+def test_a_table_from_outside_the_package_is_made_by_the_workflow_and_stands_in_the_report(
+    install, tmp_path, monkeypatch
+):
+    write_run(tmp_path, {})
+    given = {path for path in tmp_path.rglob("*") if path.is_file()}
+    values = settings()
+    install(tmp_path, values, monkeypatch)
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    needed = {path.relative_to(tmp_path).name for path in tmp_path.rglob("*") if path.is_file() and path not in given}
+    assert needed - {"METADATA", "entry_points.txt"} == {"c.yaml", "kid_table.py"}, "one module and a line"
+
+    plan = run_snakemake("-n", "-p", "results/test/report.html", directory=tmp_path, config=config)
+    assert plan.returncode == 0, plan.stderr
+    report = next(line for line in plan.stdout.splitlines() if "medsyn report" in line)
+    assert {"results/test/eval/kid.csv", "results/test/eval/kid.json"} <= set(shlex.split(report))
+
+    target = "results/test/eval/kid.csv"
+    (tmp_path / "results/test/config/evaluation.json").unlink()  # of the configuration without the plugin
+    only = (
+        "--allowed-rules",
+        "make_kid",
+        "write_config",
+        "--",
+    )  # of what the features were made from, nothing is there
+    run = run_snakemake("-p", *only, target, directory=tmp_path, config=config)
+    assert run.returncode == 0, run.stderr + run.stdout
+    rows = read_csv(tmp_path / target)
+    assert [row["method"] for row in rows] == ["MedSyn", "MedSyn without shape"]
+    features = [np.load(tmp_path / f"results/test/features/{name}/0.npz") for name in ("real", "medsyn/reports")]
+    expected = maximum_mean_discrepancy(*(part["features"] for part in features))
+    assert float(rows[0]["kid"]) == pytest.approx(expected, rel=1e-4)
+    sidecar = read_json(tmp_path / "results/test/eval/kid.json")
+    assert (sidecar["table"], len(sidecar["inputs"])) == ("kid", 4)
+
+    command = next(line for line in (run.stdout + run.stderr).splitlines() if "medsyn table kid" in line)
+    words = shlex.split(command.removeprefix("Shell command: ").split(" 2> ")[0])
+    words = [sys.executable, *words[1:-1], "by_hand.csv"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    assert (tmp_path / "by_hand.csv").read_bytes() == (tmp_path / target).read_bytes()
+
+    page = tmp_path / "report.html"
+    subprocess.run(
+        [sys.executable, "-m", "medsyn", "report", "--results", "results/test", "--out", page], cwd=tmp_path, check=True
+    )
+    text = page.read_text(encoding="utf-8")
+    assert "Kernel distance to the *real* volumes, lower_is better." in text
+    assert "KID (of a stranger)" in text
+
+    run = run_snakemake("--report", "page.html", *only, target, directory=tmp_path, config=config)
+    assert run.returncode == 0, run.stderr
+    assert "Kernel distance to the *real* volumes, lower_is better." in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_the_shipped_configurations_make_every_exhibit():
+    for name in ("config", "test"):
+        config = load_config(ROOT / f"config/{name}.yaml")
+        assert all(EXHIBITS[exhibit].in_all(config) for exhibit in EXHIBITS.builtin)
