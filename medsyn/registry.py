@@ -19,7 +19,9 @@ from medsyn.errors import InputError
 
 if TYPE_CHECKING:
     from medsyn.diffusion.base import Solver
+    from medsyn.exhibits.base import Exhibit
     from medsyn.mask_tools import MaskTool
+    from medsyn.methods.base import Kind
 
 T = TypeVar("T")
 _importing: list[str] = []
@@ -166,3 +168,33 @@ SOLVERS: Registry[Solver] = Registry(
     {"ddim": "medsyn.diffusion.solvers:DDIM", "dpmpp_2m": "medsyn.diffusion.solvers:DPMPP_2M"},
 )
 """Samplers (`medsyn.diffusion.base`): `sampling.solver`."""
+
+METHODS: Registry[Kind] = Registry(
+    "kind of method",
+    "medsyn.methods",
+    {"medsyn": "medsyn.methods.medsyn:KIND", "external": "medsyn.methods.external:KIND"},
+)
+"""Kinds of methods (`medsyn.methods.base`): `kind` of an entry under `methods`."""
+
+_MODULES_OF_EXHIBITS: Mapping[str, tuple[str, ...]] = {
+    "table1": ("table1",),
+    "finding_tables": ("table2", "table3", "table4"),
+    "table5": ("table5",),
+    "table6": ("table6",),
+    "table7": ("table7",),
+    "figure3": ("figure3",),
+    "figure4": ("figure4",),
+    "figure5": ("figure5",),
+    "figure6": ("figure6",),
+    "hero": ("hero",),
+}
+EXHIBITS: Registry[Exhibit] = Registry(
+    "exhibit",
+    "medsyn.exhibits",
+    {
+        name: f"medsyn.exhibits.{module}:{name.upper()}"
+        for module, names in _MODULES_OF_EXHIBITS.items()
+        for name in names
+    },
+)
+"""Tables and figures (`medsyn.exhibits.base`), in the order of the report."""

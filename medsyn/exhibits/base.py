@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from medsyn.errors import InputError
-from medsyn.registry import Registry
+from medsyn.registry import EXHIBITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,27 +117,6 @@ def inputs_of(needs: Sequence[Need]) -> dict[str, list[str]]:
 def words_of(needs: Sequence[Need]) -> list[str]:
     """Return the words of a command."""
     return [word for need in needs for word in (f"--{need.option}", *need.words, *need.paths)]
-
-
-_MODULES: Mapping[str, tuple[str, ...]] = {
-    "table1": ("table1",),
-    "finding_tables": ("table2", "table3", "table4"),
-    "table5": ("table5",),
-    "table6": ("table6",),
-    "table7": ("table7",),
-    "figure3": ("figure3",),
-    "figure4": ("figure4",),
-    "figure5": ("figure5",),
-    "figure6": ("figure6",),
-    "hero": ("hero",),
-}
-"""Module of this package -> the exhibits in it; an exhibit is an attribute in capitals."""
-
-EXHIBITS: Registry[Exhibit] = Registry(
-    "exhibit",
-    "medsyn.exhibits",
-    {name: f"medsyn.exhibits.{module}:{name.upper()}" for module, names in _MODULES.items() for name in names},
-)
 
 
 def exhibits_of(config: Config, *, only_in_all: bool = True) -> list[Exhibit]:

@@ -24,7 +24,7 @@ from medsyn.config.section import Name, Registered
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.layout import Layout
-from medsyn.registry import Registry, load_plugins
+from medsyn.registry import METHODS, load_plugins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,11 +112,6 @@ class Method(ABC):
         return {}
 
 
-METHODS: Registry[Kind] = Registry(
-    "kind of method",
-    "medsyn.methods",
-    {"medsyn": "medsyn.methods.medsyn:KIND", "external": "medsyn.methods.external:KIND"},
-)
 KindName = Annotated[Name, Registered(METHODS)]
 
 
