@@ -63,6 +63,22 @@ def test_the_page_lists_the_verbs_of_the_command_line():
     assert set(re.findall(r"`medsyn ([a-z]+(?:-[a-z]+)*)`", table)) == set(verbs)
 
 
+def test_the_page_names_the_rule_and_the_verb_of_every_result():
+    rules = {
+        name
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for name in re.findall(r"^rule (\w+):", path.read_text(), re.M)
+    }
+    table = PAGE.split("## Results")[1].split("\n## ")[0]
+    rows = [
+        [re.findall(r"`([^`]+)`", cell) for cell in row.split("|")[2:4]] for row in table.splitlines() if "`" in row
+    ]
+    named = {name for row in rows if len(row) == 2 for name in row[0]} - {"make_<exhibit>"}
+    assert named == rules, named ^ rules
+    verbs = next(action for action in build_parser()._actions if action.dest == "verb").choices
+    assert {verb for row in rows if len(row) == 2 for verb in row[1]} <= set(verbs)
+
+
 def test_the_page_lists_the_files_of_rules():
     assert {path.name for path in (ROOT / "workflow/rules").glob("*.smk") if f"`{path.name}`" not in PAGE} == set()
 

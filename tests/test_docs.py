@@ -150,3 +150,17 @@ def test_the_index_lists_every_page():
     listed = {link.partition("#")[0] for link in LINK.findall(text)}
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= listed, pages - listed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_what_a_page_places_in_a_file_is_defined_there(page):
+    for name, path in re.findall(r"`(\w+)`,? (?:in|of) `(medsyn/[\w/]+\.py)`", page.read_text(encoding="utf-8")):
+        body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+        methods = {
+            inner.name
+            for node in body
+            if isinstance(node, ast.ClassDef)
+            for inner in node.body
+            if isinstance(inner, ast.FunctionDef)
+        }
+        assert name in {found for node in body for found in defined(node)} | methods, f"{name} in {path}"
