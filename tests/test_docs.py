@@ -1,10 +1,11 @@
-"""The pages: links, paths, names of the code and keys of the configuration exist, and the index lists every page."""
+"""The pages: links, paths, names and keys exist, commands parse, and the index lists every page."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+
+from medsyn.cli import build_parser
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "config/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -150,6 +153,27 @@ def test_the_index_lists_every_page():
     listed = {link.partition("#")[0] for link in LINK.findall(text)}
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= listed, pages - listed
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of the `medsyn` commands in a page's blocks, those with an ellipsis left out."""
+    for block in re.findall(r"^```(?:bash)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("medsyn ") and "..." not in line:
+                yield shlex.split(line, comments=True)[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_the_commands_in_the_blocks_of_a_page_parse(page, capsys):
+    for words in commands(page):
+        if "--help" not in words:
+            build_parser().parse_args(words)
+
+
+def test_commands_are_found():
+    found = list(commands(ROOT / "README.md"))
+    assert len(found) >= 8
+    assert found[0][0] == "generate"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
