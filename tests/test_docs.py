@@ -157,14 +157,15 @@ def test_the_index_lists_every_page():
 
 def commands(page: Path) -> Iterator[list[str]]:
     """Yield the words of the `medsyn` commands in a page's blocks, those with an ellipsis left out."""
-    for block in re.findall(r"^```(?:bash)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("medsyn ") and "..." not in line:
-                yield shlex.split(line, comments=True)[1:]
+    for block in FENCE.findall(page.read_text(encoding="utf-8")):
+        kind, *lines = block.replace("\\\n", " ").splitlines()
+        if kind in ("```", "```bash"):
+            shown = (line for line in lines if line.startswith("medsyn ") and "..." not in line)
+            yield from (shlex.split(line, comments=True)[1:] for line in shown)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_the_commands_in_the_blocks_of_a_page_parse(page, capsys):
+def test_the_commands_in_the_blocks_of_a_page_parse(page):
     for words in commands(page):
         if "--help" not in words:
             build_parser().parse_args(words)
