@@ -54,6 +54,18 @@ def finished(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def training_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with two training stores, of five and three subjects, and the embeddings of their reports."""
+    from tiny_models import make_embeddings, make_store
+
+    folder = tmp_path_factory.mktemp("training data")
+    make_store(folder / "store/0")
+    make_store(folder / "store/1", num_subjects=3, seed=1)
+    make_embeddings(folder / "embeddings.json")
+    return folder
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every look-up and connection fails and is listed."""

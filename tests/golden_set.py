@@ -283,13 +283,16 @@ def features(results: Path) -> Any:
 
 
 def measures(results: Path) -> Any:
-    """Return the measures of every sampled volume."""
+    """Return the measures of every sampled volume, and its warnings without their numbers."""
     root = results / "measures"
-    return {
+    tables = {
         str(path.relative_to(root).with_suffix("")): rows(path, ["subject_id"])
         for path in sorted(root.rglob("*.csv"))
         if path.parent.name != "real"
     }
+    for row in (row for table in tables.values() for row in table.values()):
+        row["warnings"] = re.sub(r"-?\d[\d.]*", "#", row["warnings"])
+    return tables
 
 
 def classifiers(results: Path) -> Any:
@@ -317,7 +320,18 @@ GRIDS = Tolerance(absolute=8, columns={"/weighted": (0, 2000), "/geometry/.*_mm"
 """8 HU or voxels in all; 251 times as much where a voxel counts up to 251 times; 8 HU of the 4096 voxels of a block."""
 MEASURED = Tolerance(relative=1e-4, absolute=1e-4)
 LOSS = Tolerance(relative=1e-3)
-TRAINED = Tolerance(relative=1e-2, absolute=1e-4)
+TRAINED = Tolerance(
+    relative=2e-2,
+    absolute=1e-4,
+    columns={
+        "airway_volume_mm3": (0.25, 4000),
+        "(p_value|p_paired)$": (0.0, 0.1),
+        "effect_size": (0.1, 0.25),
+    },
+)
+"""Twice what moves at the most between AVX2 with one thread and SSE2 with two: 0.5% in most columns. In the volumes of
+networks that had no time to learn, an airway is found or not, and two pairs make an effect size: those move more.
+"""
 
 SET: dict[str, tuple[Callable[[Path], Any], Tolerance]] = {
     "cohort": (cohort, EXACT),

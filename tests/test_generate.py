@@ -76,20 +76,26 @@ def test_prompts_in_shards_and_a_bad_row(run_folder, tmp_path):
     assert files == {"volume.nii.gz", "lobes.nii.gz", "airway.nii.gz", "vessels.nii.gz", "provenance.json"}
 
 
+def stop_at_batch(monkeypatch, number):
+    """Stop the process, as SIGTERM does, at its `number`-th batch; returns the list of the batches' sample_ids."""
+    sampled, sample = [], Run.sample_arrays
+
+    def stopped(run, batch):
+        sampled.append([prompt.sample_id for prompt in batch])
+        if len(sampled) == number:
+            raise SystemExit(143)
+        return sample(run, batch)
+
+    monkeypatch.setattr(Run, "sample_arrays", stopped)
+    return sampled
+
+
 def test_stopped_in_the_middle_batches_that_are_whole_are_not_sampled_again(run_folder, tmp_path, monkeypatch):
     rows = [{"sample_id": f"p{i}", "seed": i if i != 4 else "x"} for i in range(6)]
     prompts = write_prompts(tmp_path / "prompts.csv", rows)
     command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", "2", "--quiet"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    sampled, sample = [], Run.sample_arrays
-
-    def stopped(run, batch):
-        sampled.append([prompt.sample_id for prompt in batch])
-        if len(sampled) == 3:
-            raise SystemExit(143)
-        return sample(run, batch)
-
-    monkeypatch.setattr(Run, "sample_arrays", stopped)
+    sampled = stop_at_batch(monkeypatch, 3)
     command += ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
     for options in ([], ["--guidance", "3"]):  # other settings sample all of it again
         with pytest.raises(SystemExit):
@@ -113,15 +119,7 @@ def test_a_row_whose_file_is_missing_does_not_have_its_batch_sampled_again(run_f
     rows = [{"sample_id": "a", "fix_lobes": str(lobes)}, {"sample_id": "b", "fix_lobes": "missing"}]
     prompts = write_prompts(tmp_path / "prompts.csv", [*rows, rows[0] | {"sample_id": "c", "guidance_scale": "3"}])
     command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", "2", "--quiet"]
-    sampled, sample = [], Run.sample_arrays
-
-    def stopped(run, batch):
-        sampled.append([prompt.sample_id for prompt in batch])
-        if len(sampled) == 2:
-            raise SystemExit(143)
-        return sample(run, batch)
-
-    monkeypatch.setattr(Run, "sample_arrays", stopped)
+    sampled = stop_at_batch(monkeypatch, 2)
     with pytest.raises(SystemExit):
         main([*command, "--out", str(tmp_path / "out")])
     assert main([*command, "--out", str(tmp_path / "out")]) == 0

@@ -3,8 +3,8 @@
 The suite compares the end-to-end run that it makes anyway. To compare a run that you have made:
 
     snakemake --configfile config/test.yaml --cores 2 all
-    pytest tests/test_golden.py --results results/test                  # everything
-    pytest tests/test_golden.py --results results/test -k table3        # one entry
+    pytest tests/test_golden.py --results=results/test                  # everything
+    pytest tests/test_golden.py --results=results/test -k table3        # one entry
     python tests/write_golden.py results/test --dry-run                 # what has moved, also within the tolerances
     python tests/write_golden.py results/test table3                    # write one entry again
 

@@ -43,7 +43,7 @@ def test_every_command_of_the_workflow_keeps_its_paths_whole(project):
     run = run_snakemake("-n", "-p", "all", directory=project, config=project / "my config.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
     planned = commands(run.stdout)
-    assert {"cohort", "train", "generate", "table", "figure", "report"} <= {words[0] for words in planned}
+    assert {"cohort", "train", "sample", "table", "figure", "report"} <= {words[0] for words in planned}
     for *words, redirect, log in planned:
         assert redirect in ("2>", "2>>"), words
         assert log.startswith(f"{RESULTS}/logs/"), words

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +103,8 @@ def install_text_encoder(monkeypatch) -> None:
     """Replace the language model by states that are a function of the text's bytes."""
 
     class TextEncoder:
-        @classmethod
-        def from_folder(cls, folder: Path) -> TextEncoder:
-            assert Path(folder).is_dir()
-            return cls()
+        def __init__(self, folder: Path) -> None:
+            assert folder.is_dir()
 
         def encode(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
             states = [
@@ -117,6 +113,4 @@ def install_text_encoder(monkeypatch) -> None:
             ]
             return torch.stack(states), torch.ones(len(texts), NUM_TOKENS)
 
-    module = types.ModuleType("medsyn.text.encoder")
-    module.TextEncoder = TextEncoder
-    monkeypatch.setitem(sys.modules, "medsyn.text.encoder", module)
+    monkeypatch.setattr(f"{assemble.__module__}.open_text_encoder", TextEncoder)

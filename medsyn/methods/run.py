@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from medsyn.models.weights import load
 from medsyn.stages.shards import identity_of
 from medsyn.volume import Volume
 
+if TYPE_CHECKING:
+    from medsyn.text.encoder import TextEncoder
+
 _RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
 _SHARE_OF_MEMORY, _LARGEST_BATCH = 0.7, 32
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,7 +65,7 @@ class Run(Method):
 
     def __post_init__(self) -> None:
         self.fixable = self.channels
-        self._encoder: Any = None
+        self._encoder: TextEncoder | None = None
         if self.settings.sampling.null_text == "zero" and self.low_res.config.mask_padding:
             raise InputError(
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
@@ -76,10 +79,8 @@ class Run(Method):
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Text states (n, num_tokens, hidden), rounded to the float16 in which training reads them."""
-        from medsyn.text.encoder import TextEncoder
-
         if self._encoder is None:
-            self._encoder = TextEncoder.from_folder(self.text_encoder)
+            self._encoder = open_text_encoder(self.text_encoder)
         states, _ = self._encoder.encode(list(texts))
         return torch.as_tensor(states).half().float().to(self.device)
 
@@ -202,6 +203,13 @@ class Run(Method):
             for name, index in zip(names, indices, strict=True):
                 values[i, index] = to_channel(name, prompt.fixed[name], self.window_hu)
         return torch.from_numpy(values).to(self.device), indices
+
+
+def open_text_encoder(folder: Path) -> TextEncoder:
+    """Open the language model of a run; imported here, because a run samples without it until a prompt has a text."""
+    from medsyn.text.encoder import TextEncoder
+
+    return TextEncoder.from_folder(folder)
 
 
 def assemble(out: Path, *, label: str, low_res: Path, super_res: Path, text_encoder: Path, sampling: Path) -> None:
