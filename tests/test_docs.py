@@ -189,3 +189,14 @@ def test_what_a_page_places_in_a_file_is_defined_there(page):
             if isinstance(inner, ast.FunctionDef)
         }
         assert name in {found for node in body for found in defined(node)} | methods, f"{name} in {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_the_tests_that_a_page_names_exist(page):
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    tests = {name: set(re.findall(r"^def (test_\w+)", text, re.MULTILINE)) for name, text in texts.items()}
+    known = set().union(*tests.values()) | {name.removesuffix(".py") for name in tests}
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"\btest_\w+", text)) - {"test_"} <= known
+    for file, name in re.findall(r"(test_\w+\.py)::(test_\w+)", text):
+        assert name in tests[file], f"{file}::{name}"
