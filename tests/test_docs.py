@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 
+from medsyn import __version__
 from medsyn.cli import build_parser
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "config/README.md")]
@@ -200,3 +202,9 @@ def test_the_tests_that_a_page_names_exist(page):
     assert set(re.findall(r"\btest_\w+", text)) - {"test_"} <= known
     for file, name in re.findall(r"(test_\w+\.py)::(test_\w+)", text):
         assert name in tests[file], f"{file}::{name}"
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["references"][0]["doi"].startswith("10.")
