@@ -14,6 +14,7 @@ from medsyn.cli import main
 from medsyn.files import read_csv, sha256, write_csv
 from medsyn.methods.base import Prompt
 from medsyn.methods.run import Run, open_run, sampling_with
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import build, load, save
 from medsyn.orientation import reorient
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
@@ -203,11 +204,23 @@ def test_zero_null_text_needs_a_network_that_reads_zeros(tmp_path, run_folder, c
     assert "null_text zero is all padding to this network" in capsys.readouterr().err
 
 
-def test_guidance_runs_the_down_path_once_and_the_rest_twice_only_if_needed(run_folder):
+def count_batches(monkeypatch, run, **blocks):
+    """Return, by name, lists that collect the batch sizes which the ResBlocks `blocks` of low_res are given."""
+    sizes, plain = {name: [] for name in blocks}, FastUNet._block
+
+    def counted(network, block, x, *others, **named):
+        for name, wanted in blocks.items():
+            if block is wanted:
+                sizes[name].append(len(x))
+        return plain(network, block, x, *others, **named)
+
+    monkeypatch.setattr(FastUNet, "_block", counted)
+    return sizes
+
+
+def test_guidance_runs_the_down_path_once_and_the_rest_twice_only_if_needed(run_folder, monkeypatch):
     run = open_run(run_folder, sampling_with(run_folder, None, guidance_scale=1.0, num_steps_low_res=2))
-    calls = {"downs": [], "bottom_out": []}
-    run.low_res.downs[0].first.register_forward_hook(lambda _m, x, _y: calls["downs"].append(len(x[0])))
-    run.low_res.bottom_out.register_forward_hook(lambda _m, x, _y: calls["bottom_out"].append(len(x[0])))
+    calls = count_batches(monkeypatch, run, downs=run.low_res.downs[0].first, bottom_out=run.low_res.bottom_out)
     run.sample_arrays([Prompt("p", "Effusion.", 0)])
     assert calls == {"downs": [1] * 3, "bottom_out": [1] * 3}  # two steps and the call at tau = 0
     run.settings = sampling_with(run_folder, None, guidance_scale=2.0, num_steps_low_res=2)
@@ -226,8 +239,7 @@ def test_text_is_encoded_to_keys_once_a_volume(run_folder):
 
 def test_guidance_in_two_batches_when_memory_is_short(run_folder, monkeypatch):
     run = open_run(run_folder, sampling_with(run_folder, None))
-    sizes = []
-    run.low_res.bottom_out.register_forward_hook(lambda _m, x, _y: sizes.append(len(x[0])))
+    sizes = count_batches(monkeypatch, run, bottom_out=run.low_res.bottom_out)["bottom_out"]
     prompts = [Prompt("p", "Effusion.", 0), Prompt("q", "Normal.", 1)]
     plenty = run.sample_arrays(prompts)
     monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device: 1000)

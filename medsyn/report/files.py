@@ -10,10 +10,10 @@ from medsyn.errors import InputError
 from medsyn.exhibits.base import EXHIBITS, Need, exhibits_of
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
+from medsyn.methods.base import METHODS
 
 ReportFiles = Mapping[str, list[Path]]
 """Role -> files or folders; a role that is absent is named as absent in the report."""
-NETWORKS = ("low_res", "super_res")
 
 
 def report_needs(sources: Sources) -> list[Need]:
@@ -24,7 +24,11 @@ def report_needs(sources: Sources) -> list[Need]:
     sampled = dict.fromkeys(need.sampled for need in needs if need.sampled is not None)
     stages = [name for name in stage_configs(config) if name != "phantom" or config.cohort.source == "phantom"]
     encoders = dict.fromkeys(encoder for name in config.methods if (encoder := sources.text_encoder(name)))
-    trained = [(m, n) for m in config.methods for n in NETWORKS if f"{n}_{m}" in stages]
+    trained = [
+        (name, network)
+        for name, entry in config.methods.items()
+        for network in METHODS[entry.kind].networks(config, name)
+    ]
     paths = {
         "settings": [layout.config(name) for name in stages],
         "cohort": [layout.cohort(name) for name in ("cohort", "rejects", "reports")],
