@@ -26,7 +26,7 @@ SHARED_LINE = "Files, volumes, names, layout, registry, device: what every room 
 FLOORS: Mapping[str, tuple[str, ...]] = {
     "command line": ("cli",),
     "stages": ("report", "exhibits", "methods", "planning", "stages"),
-    "subjects": ("cohort", "text", "training", "evaluate", "ct", "masks", "phantom", "models", "diffusion"),
+    "domain": ("cohort", "text", "training", "evaluate", "ct", "masks", "phantom", "models", "diffusion"),
     "settings": ("config",),
     "shared": (SHARED,),
 }
