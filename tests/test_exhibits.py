@@ -21,8 +21,9 @@ from pages import example, packaged
 from medsyn.cli import main
 from medsyn.config import Config, load_config, stage_texts, validate
 from medsyn.errors import InputError
-from medsyn.evaluate.measures import MEASURES
-from medsyn.exhibits.base import EXHIBITS, Exhibit, inputs_of, words_of
+from medsyn.evaluate.measure_names import MEASURES
+from medsyn.exhibits.base import EXHIBITS, Exhibit
+from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.files import read_csv, read_json, write_csv
 from medsyn.layout import Layout
@@ -62,8 +63,8 @@ def test_a_specification_is_complete(name):
     assert exhibit.title
     assert exhibit.caption.endswith(".")
     assert all(path.startswith("results/test/") for paths in inputs_of(needs).values() for path in paths)
-    command = sources.command(exhibit)
-    assert all(path in command for paths in sources.inputs(exhibit).values() for path in paths)
+    command = exhibit.command(sources)
+    assert all(path in command for paths in exhibit.inputs(sources).values() for path in paths)
 
 
 def test_asking_what_exhibits_need_imports_no_numbers_and_no_drawing():
@@ -121,7 +122,7 @@ def test_another_reference_is_the_method_of_all_other_exhibits():
     assert methods_of("table1", sources) == ["without_shape", "medsyn", "generic_lm"]
     for name in set(EXHIBITS.builtin) - {"table1", "table7", "figure3"}:
         assert methods_of(name, sources) == ["without_shape"], name
-    assert "--against" not in sources.command(EXHIBITS["table1"])
+    assert "--against" not in EXHIBITS["table1"].command(sources)
 
 
 # --- the same tables under other names ---
@@ -179,8 +180,8 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
 def make_table(name: str, config: Config, *more: str) -> list[dict[str, str]]:
     """Make a table by its own command in the working directory and return its rows."""
     sources = Sources(config)
-    out = sources.files(EXHIBITS[name])["exhibit"]
-    assert main([*sources.command(EXHIBITS[name]), *more, "--out", out, "--quiet"]) == 0
+    out = EXHIBITS[name].files(sources.layout)["exhibit"]
+    assert main([*EXHIBITS[name].command(sources), *more, "--out", out, "--quiet"]) == 0
     return read_csv(out)
 
 
@@ -254,7 +255,7 @@ def test_a_word_that_an_exhibit_does_not_read_is_one_line(words, message, tmp_pa
 def test_a_comparison_never_vanishes_silently(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = write_run(tmp_path, {})
-    words = Sources(config).command(EXHIBITS["table1"])
+    words = EXHIBITS["table1"].command(Sources(config))
     words[words.index("--against") + 1] = "somebody"
     assert main([*words, "--out", "t.csv"]) == 2
     assert (

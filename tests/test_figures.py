@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medsyn.cli import main
-from medsyn.evaluate.measures import MEASURES
+from medsyn.evaluate.measure_names import MEASURES
 from medsyn.exhibits.numbers import number, p_value
 from medsyn.exhibits.panels import aspect_of, slice_of
 from medsyn.files import write_csv

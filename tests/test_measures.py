@@ -13,7 +13,8 @@ from chests import chest, write_chest
 from medsyn.cli import main
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
-from medsyn.evaluate.measures import MEASURES, measure
+from medsyn.evaluate.measure_names import MEASURES
+from medsyn.evaluate.measures import measure
 from medsyn.files import read_csv, read_json, write_csv
 from medsyn.stages.measures import measure_volume
 from medsyn.volume import Volume, write_volume

@@ -10,7 +10,7 @@ from scipy import stats
 
 from medsyn.config import EvaluationConfig, PromptPairConfig
 from medsyn.errors import InputError
-from medsyn.evaluate.measures import MEASURES
+from medsyn.evaluate.measure_names import MEASURES
 from medsyn.evaluate.pairing import effect_size_bounds, pair_by_seed, paired_test
 from medsyn.exhibits.finding_tables import prompt_pair_table
 from medsyn.exhibits.table1 import table1

@@ -12,7 +12,7 @@ from medsyn.config import EvaluationConfig, PromptPairConfig
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import frechet_distance, maximum_mean_discrepancy
 from medsyn.evaluate.inputs import FeatureSet, read_measures, split_prompt_type
-from medsyn.evaluate.measures import MEASURES
+from medsyn.evaluate.measure_names import MEASURES
 from medsyn.evaluate.statistics import one_tailed_p_value
 from medsyn.exhibits.finding_tables import prompt_pair_table
 from medsyn.exhibits.table1 import table1

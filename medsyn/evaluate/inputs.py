@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
-from medsyn.evaluate.measures import ANATOMIES, MEASURES
+from medsyn.evaluate.measure_names import ANATOMIES, MEASURES
 from medsyn.files import read_csv
 from medsyn.progress import log
 from medsyn.volume_files import volumes_in

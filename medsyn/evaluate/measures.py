@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medsyn.evaluate.measure_names import MEASURES
 from medsyn.masks.effusion import WORKING_MM, segment_effusion
 from medsyn.masks.heart import cardiothoracic_ratio, ratio_of_heart
 from medsyn.masks.lungs import LEFT, RIGHT, segment_lungs
@@ -28,16 +29,6 @@ from medsyn.masks.morphology import Spacing, block_factors, block_labels, block_
 from medsyn.orientation import reorient, reorient_to
 from medsyn.volume import Volume
 
-MEASURES = ("lung_volume_ml", "airway_volume_mm3", "effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio")
-NEEDS = {
-    "lung_volume_ml": "lung",
-    "airway_volume_mm3": "airway",
-    "effusion_volume_ml": "lung",
-    "laa950_percent": "lung",
-    "cardiothoracic_ratio": "heart",
-}
-"""Measure -> the anatomy that it is of."""
-ANATOMIES = tuple(dict.fromkeys(NEEDS.values()))
 LOW_ATTENUATION_HU = -950.0
 NO_LUNG, NO_AIRWAY, NO_HEART = "no lung found", "no airway found", "no axial slice shows a heart between two lungs"
 

@@ -19,7 +19,7 @@ import numpy as np
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import parse_number, text_fields
-from medsyn.evaluate.measures import NEEDS
+from medsyn.evaluate.measure_names import NEEDS
 from medsyn.evaluate.statistics import summarise
 from medsyn.exhibits.base import Exhibit, Rows, Table
 from medsyn.files import read_csv, sha256, write_csv, write_json

@@ -231,7 +231,8 @@ def kind_of(config: Path) -> Kind:
     if not isinstance(values, dict):
         raise InputError(f"{config}: expected a mapping of settings, found {type(values).__name__}")
     load_plugins(values.get("plugins", ()))
-    return METHODS[str(values.get("kind", "medsyn"))]
+    kind: Kind = METHODS[str(values.get("kind", "medsyn"))]
+    return kind
 
 
 def check_answers(config: Config, name: str, prompt_set: str) -> None:

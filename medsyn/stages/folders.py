@@ -30,7 +30,8 @@ from medsyn.errors import InputError
 from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
 from medsyn.evaluate.features import features_of, load_extractor
 from medsyn.evaluate.inputs import text_fields
-from medsyn.evaluate.measures import MEASURES, NEEDS, Measured
+from medsyn.evaluate.measure_names import MEASURES, NEEDS
+from medsyn.evaluate.measures import Measured
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.header_hints import HeaderHints

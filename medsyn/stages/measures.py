@@ -15,7 +15,8 @@ from medsyn.ct.inspect import judge, read_hu, read_hu_scan
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.inputs import VALIDITY, keep_split
-from medsyn.evaluate.measures import MEASURES, Measured, measure
+from medsyn.evaluate.measure_names import MEASURES
+from medsyn.evaluate.measures import Measured, measure
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.header_hints import HeaderHints
 from medsyn.mask_tools import ANATOMY, MASK_TOOLS, Segmenter, open_tool

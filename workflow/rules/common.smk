@@ -8,7 +8,8 @@ from snakemake.exceptions import WorkflowError
 from medsyn.cluster import check_executor, prefer_commands
 from medsyn.config import Config, MedSynConfig, check_keys, stage_texts, validate
 from medsyn.errors import InputError
-from medsyn.exhibits.base import exhibits_of, inputs_of, words_of
+from medsyn.exhibits.base import exhibits_of
+from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
@@ -314,7 +315,7 @@ IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
 
 def exhibit_outputs(exhibit):
     """Files that an exhibit writes; Snakemake's report shows the table or figure."""
-    files = SOURCES.files(exhibit)
+    files = exhibit.files(LAYOUT)
     category = "Tables" if exhibit.kind == "table" else "Figures"
     caption = "../report/exhibit.rst"
     files["exhibit"] = report(files["exhibit"], caption=caption, category=category)

@@ -6,7 +6,7 @@ for EXHIBIT in EXHIBITS:
         name:
             f"make_{EXHIBIT.name}"
         input:
-            **SOURCES.inputs(EXHIBIT),
+            **EXHIBIT.inputs(SOURCES),
         output:
             **exhibit_outputs(EXHIBIT),
         log:
@@ -18,7 +18,7 @@ for EXHIBIT in EXHIBITS:
             mem_mb=memory_mb(EXHIBIT.memory_mb),
             runtime=minutes(EXHIBIT.minutes),
         params:
-            command=lambda wildcards, exhibit=EXHIBIT: SOURCES.command(exhibit),
+            command=lambda wildcards, exhibit=EXHIBIT: exhibit.command(SOURCES),
             caption=lambda wildcards, exhibit=EXHIBIT: exhibit.caption,
         message:
             EXHIBIT.title
