@@ -13,6 +13,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from medsyn.errors import InputError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _importing: list[str] = []
 """The plugin that is being imported, last; what it registers is remembered as its own."""
+_plugin_files: dict[str, Path] = {}
+"""Plugin -> the file that it was imported from."""
 
 
 class Registry(Generic[T]):
@@ -105,7 +108,9 @@ def load_plugins(modules: Iterable[str]) -> None:
     for name in modules:
         _importing.append(name)
         try:
-            _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+            module = _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+            if module.__file__ is not None:
+                _plugin_files[name] = Path(module.__file__).resolve()
         except InputError:
             raise
         except Exception as error:
@@ -118,18 +123,23 @@ def load_plugins(modules: Iterable[str]) -> None:
             _importing.pop()
 
 
-def _import_module(name: str) -> None:
+def plugin_files() -> list[Path]:
+    """Return the files of all plugins that this process has imported, sorted by the plugins' names."""
+    return [path for _, path in sorted(_plugin_files.items())]
+
+
+def _import_module(name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
-    importlib.import_module(name)
+    return importlib.import_module(name)
 
 
-def _import_file(path: Path) -> None:
+def _import_file(path: Path) -> ModuleType:
     """Import a file under a name of its own, which pickling and repeated calls find again."""
     name = f"medsyn_plugin_{path.resolve()}"
     if name in sys.modules:
-        return
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -140,14 +150,18 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
 
 
 def _load(what: str, source: str) -> T:  # type: ignore[type-var]
     module, _, attribute = source.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{what}: {source} cannot be imported ({error}); repair or remove the package") from error
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{what}: {source} cannot be imported ({reason}); repair or remove the package") from error
 
 
 # --- what can be added ---

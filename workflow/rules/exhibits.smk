@@ -10,7 +10,7 @@ for EXHIBIT in EXHIBITS:
         output:
             **exhibit_outputs(EXHIBIT),
         log:
-            f"<logs>/make_{EXHIBIT.name}.log",
+            LAYOUT.log(f"make_{EXHIBIT.name}"),
         conda:
             "../../envs/medsyn.yaml"
         threads: 1
@@ -30,11 +30,9 @@ rule report:
     input:
         **inputs_of(REPORT_NEEDS),
     output:
-        report(
-            "<results>/report.html", caption="../report/report.rst", category="Report"
-        ),
+        report(LAYOUT.report(), caption="../report/report.rst", category="Report"),
     log:
-        "<logs>/report.log",
+        LAYOUT.log("report"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
