@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 import yaml
 from conftest import ROOT, run_snakemake
+from pages import example
 from test_hostile_workflow import commands
 from test_workflow import planned_jobs
 
@@ -74,7 +75,6 @@ class Noise(Kind):
 
 NOISE = Noise()
 '''
-PAGE = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 
 
 def configuration(path: Path, methods: dict[str, Any], **changes: Any) -> Path:
@@ -133,8 +133,7 @@ def run_planned(words: list[str], folder: Path) -> None:
 
 def offer_as_plugin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The module of the page, which trains nothing; the configuration's key that names it."""
-    code = next(block for block in PAGE.split("```python\n")[1:]).split("```")[0]
-    (folder / "noise.py").write_text(code)
+    (folder / "noise.py").write_text(example("noise.py"))
     return {"plugins": ["a stranger/noise.py"]}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from chests import chest, write_chest
 from conftest import ROOT, run_snakemake, write_config
+from pages import example, packaged
 
 from medsyn.cli import main
 from medsyn.config import Config, MasksConfig, load_config, stage_texts, validate
@@ -28,8 +29,8 @@ from medsyn.volume import STRUCTURES, read_volume
 from medsyn.weight_files import WeightFile
 
 PAGE = (ROOT / "docs/masks.md").read_text(encoding="utf-8")
-MODULE = re.search(r"```python\n(.*?)```", PAGE[PAGE.index("## Your own tool") :], re.DOTALL)[1]  # type: ignore[index]
-"""The example of the page, which is what a stranger copies."""
+MODULE = example("dark_middle.py")
+"""The example of docs/extend.md, which is what a stranger copies."""
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_segment_with_the_tool_of_a_plugin(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_segment_with_the_tool_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "package_of_a_stranger.py").write_text(MODULE.replace("MASK_TOOLS.register", "# "))
+    (tmp_path / "package_of_a_stranger.py").write_text(packaged("dark_middle.py"))
     info = tmp_path / "package_of_a_stranger-0.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: package_of_a_stranger\nVersion: 0.3\n")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from medsyn.config.methods import METHODS, MedSynConfig
+from medsyn.config.methods import MedSynConfig
 from medsyn.config.section import unique
+from medsyn.registry import METHODS
 
 if TYPE_CHECKING:
     from medsyn.config.experiment import Config

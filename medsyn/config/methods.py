@@ -8,14 +8,8 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_va
 from pydantic_core import CoreSchema, core_schema
 
 from medsyn.config.section import LabelText, Name, Section, unique
-from medsyn.registry import Registry
+from medsyn.registry import METHODS
 
-METHODS: Registry[Any] = Registry(
-    "kind of method",
-    "medsyn.methods",
-    {"medsyn": "medsyn.methods.medsyn:KIND", "external": "medsyn.methods.external:KIND"},
-)
-"""Kinds of method by name, each a `medsyn.methods.base.Kind`; the configuration names them and is not built on them."""
 Channel = Literal["image", "lobe", "airway", "vessel"]
 
 

@@ -14,13 +14,13 @@ from pydantic import PositiveInt
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, EvaluationConfig, FeaturesConfig, PromptSettings
 from medsyn.config.experiment import Config
-from medsyn.config.methods import METHODS
 from medsyn.config.networks import TrainConfig, UNetConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
 from medsyn.config.volumes import PreprocessConfig
 from medsyn.errors import InputError
+from medsyn.registry import METHODS
 
 SectionType = TypeVar("SectionType", bound=Section)
 Window = tuple[float, float]

@@ -16,7 +16,7 @@ from medsyn.errors import InputError
 from medsyn.exhibits.needs import Need, inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
-from medsyn.registry import Registry
+from medsyn.registry import EXHIBITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,27 +110,6 @@ class Exhibit:
 def name_of(kind: str, number: str) -> str:
     """Return the name of the exhibit that `medsyn table 2` or `medsyn figure hero` asks for."""
     return f"{kind}{number}" if number.isdigit() else number
-
-
-_MODULES: Mapping[str, tuple[str, ...]] = {
-    "table1": ("table1",),
-    "finding_tables": ("table2", "table3", "table4"),
-    "table5": ("table5",),
-    "table6": ("table6",),
-    "table7": ("table7",),
-    "figure3": ("figure3",),
-    "figure4": ("figure4",),
-    "figure5": ("figure5",),
-    "figure6": ("figure6",),
-    "hero": ("hero",),
-}
-"""Module of this package -> the exhibits in it; an exhibit is an attribute in capitals."""
-
-EXHIBITS: Registry[Exhibit] = Registry(
-    "exhibit",
-    "medsyn.exhibits",
-    {name: f"medsyn.exhibits.{module}:{name.upper()}" for module, names in _MODULES.items() for name in names},
-)
 
 
 def exhibits_of(config: Config, *, only_in_all: bool = True) -> list[Exhibit]:

@@ -24,7 +24,6 @@ from medsyn.evaluate.statistics import summarise
 from medsyn.exhibits.base import Exhibit, Rows, Table
 from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.provenance import provenance
-from medsyn.stages.shards import identity_of
 
 PARTS = ("mean", "std", "ci_low", "ci_high")
 
@@ -85,6 +84,11 @@ def write_table(
     if "feature_extractor" in columns:
         facts["feature_extractor"] = next((r["feature_extractor"] for r in rows if "feature_extractor" in r), "none")
     number = int(exhibit.number) if exhibit.number.isdigit() else exhibit.number
-    hashes = {str(path): identity_of(Path(path)) if Path(path).is_dir() else sha256(path) for path in inputs}
+    hashes = {str(file): sha256(file) for path in inputs for file in _files(Path(path))}
     write_csv(out, (text_fields(row, columns) for row in rows), columns)
     write_json(Path(out).with_suffix(".json"), provenance(config, table=number, inputs=hashes, **facts))
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file, or all files in a folder."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 from pydantic import SerializeAsAny
 
 from medsyn.config import MethodConfig, PreprocessConfig, Section, validate
-from medsyn.config.methods import METHODS
 from medsyn.config.section import Name, Registered
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.layout import Layout
-from medsyn.registry import load_plugins
+from medsyn.registry import METHODS, load_plugins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

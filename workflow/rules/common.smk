@@ -14,7 +14,7 @@ from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
 from medsyn.mask_tools import use_network
-from medsyn.methods.base import METHODS as KINDS
+from medsyn.registry import METHODS as KINDS
 from medsyn.methods.base import check_answers
 from medsyn.report.files import report_needs
 
