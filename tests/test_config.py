@@ -24,6 +24,18 @@ def test_shipped_configs_are_valid_and_every_stage_reads_its_file_back(name, tmp
         assert load_stage(type(section), tmp_path / f"{stage}.json") == section
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "and there is none; add one under methods"), ({"ours": {"label": "Ours"}}, "such as ours")],
+)
+def test_a_reference_must_be_a_model_of_this_package(own, expected):
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
+    theirs = {"theirs": {"kind": "external", "label": "Theirs", "command": "a {prompts} {out}"}}
+    values |= {"methods": theirs | own, "reference": "theirs", "compare_with": None}
+    with pytest.raises(InputError, match=f"reference: 'theirs' is not a model of this package.*{expected}"):
+        validate(Config, values, "c.yaml")
+
+
 def test_schema_on_disk_is_current():
     stored = json.loads((ROOT / "config/schema.json").read_text(encoding="utf-8"))
     assert stored == Config.model_json_schema(), "run `make schema`"
