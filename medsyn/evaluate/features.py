@@ -67,7 +67,7 @@ def make_extractor(
 
 
 def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = None) -> tuple[ResNet3d, dict[str, Any]]:
-    """The network in evaluation mode, and its description: depth, base_width, window_hu, name.
+    """Return the network in evaluation mode, and its description: depth, base_width, window_hu, name.
 
     With `window_hu`, an extractor that was made for another window is an InputError.
     """
@@ -91,7 +91,7 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
 
 
 def read_med3d(path: str | Path, depth: int | None = None, base_width: int | None = None) -> ResNet3d:
-    """Strictly load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors).
+    """Load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors).
 
     Without `depth` and `base_width` they are read from its tensors.
     """
@@ -122,7 +122,7 @@ def read_med3d(path: str | Path, depth: int | None = None, base_width: int | Non
 def features_of(
     net: ResNet3d, volumes: Iterable[NDArray], window_hu: tuple[float, float], batch_size: int = 4
 ) -> NDArray[np.float32]:
-    """Features (n, F) of volumes (D, H, W) in HU that all have one shape, on the accelerator if there is one."""
+    """Return features (n, F) of volumes (D, H, W) in HU that all have one shape, on the accelerator if there is one."""
     device = network_device()
     net = channels_last(net.to(device)).eval()
     rows = [np.empty((0, net.num_features), dtype=np.float32)]
@@ -134,7 +134,7 @@ def features_of(
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` consecutive items, the last one shorter."""
+    """Yield lists of `size` consecutive items, the last one shorter."""
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group

@@ -279,7 +279,7 @@ class _Run:
                 self._end(f"the {name} loss" if name else "the loss", fault, remedy)
 
     def _end(self, what: str, fault: Fault, remedy: str) -> NoReturn:
-        """Stop; checkpoints whose weights are already bad are removed."""
+        """End the run; checkpoints whose weights are already bad are removed."""
         if not self.accelerator.is_main_process:
             raise SystemExit(1)  # the main process says why
         left = drop_checkpoints(self.folder, fault.bad_from)
@@ -310,7 +310,7 @@ class _Run:
             self._end("the training has collapsed:", fault, "Change the settings of the task")
 
     def _identity(self) -> dict[str, Any]:
-        """Everything that the weights after a step depend on (not how long the run is, unless the rate decays)."""
+        """Return all that the weights after a step depend on (not how long the run is, unless the rate decays)."""
         free = set(NO_EFFECT)
         if all(config.learning_rate_decay == "constant" for config in self.state.configs.values()):
             free.add("num_steps")
