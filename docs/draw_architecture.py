@@ -4,7 +4,7 @@
     python docs/draw_architecture.py --list     # print every import between rooms
 
 A room is a folder of `medsyn/`; the modules that lie in no folder are one room together. A room may use the rooms of
-its own floor and of lower ones (FLOORS). A test checks that, that rooms do not import each other
+its own floor and of lower ones (FLOORS). `tests/test_architecture.py` checks that, that rooms do not import each other
 in circles, and that the picture is that of the code.
 """
 
@@ -26,7 +26,7 @@ SHARED_LINE = "Files, volumes, names, layout, registry, device: what every room 
 FLOORS: Mapping[str, tuple[str, ...]] = {
     "command line": ("cli",),
     "stages": ("report", "exhibits", "methods", "planning", "stages"),
-    "subjects": ("cohort", "text", "training", "evaluate", "ct", "masks", "phantom", "models", "diffusion"),
+    "domain": ("cohort", "text", "training", "evaluate", "ct", "masks", "phantom", "models", "diffusion"),
     "settings": ("config",),
     "shared": (SHARED,),
 }

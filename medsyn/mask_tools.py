@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from medsyn.errors import InputError
-from medsyn.registry import Registry
+from medsyn.registry import MASK_TOOLS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,12 +104,6 @@ class MaskTool:
     def finds_anatomy(self) -> bool:
         """Return whether the tool can be evaluation.anatomy_tool."""
         return self.measures_itself or set(ANATOMY) <= set(self.structures)
-
-
-_OWN = ("classical", "lungmask", "totalsegmentator", "naviairway")
-MASK_TOOLS: Registry[MaskTool] = Registry(
-    "mask tool", "medsyn.mask_tools", {name: f"medsyn.masks.own_tools:{name.upper()}" for name in _OWN}
-)
 
 
 def tools_for(structure: str, names: Iterable[str] | None = None) -> list[str]:

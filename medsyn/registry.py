@@ -2,7 +2,8 @@
 
 A thing of the package is named by `module:attribute` and imported when it is asked for, so that listing names costs
 nothing. An installed package offers things as entry points of the registry's group. A user's module, named under
-`plugins` in the configuration, calls `register`.
+`plugins` in the configuration, calls `register`. The registries themselves stand at the end of this module, so that the
+configuration can check names without importing what they stand for.
 """
 
 from __future__ import annotations
@@ -12,13 +13,22 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from medsyn.errors import InputError
+
+if TYPE_CHECKING:
+    from medsyn.diffusion.base import Solver
+    from medsyn.exhibits.base import Exhibit
+    from medsyn.mask_tools import MaskTool
+    from medsyn.methods.base import Kind
 
 T = TypeVar("T")
 _importing: list[str] = []
 """The plugin that is being imported, last; what it registers is remembered as its own."""
+_plugin_files: dict[str, Path] = {}
+"""Plugin -> the file that it was imported from."""
 
 
 class Registry(Generic[T]):
@@ -98,7 +108,9 @@ def load_plugins(modules: Iterable[str]) -> None:
     for name in modules:
         _importing.append(name)
         try:
-            _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+            module = _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+            if module.__file__ is not None:
+                _plugin_files[name] = Path(module.__file__).resolve()
         except InputError:
             raise
         except Exception as error:
@@ -111,18 +123,23 @@ def load_plugins(modules: Iterable[str]) -> None:
             _importing.pop()
 
 
-def _import_module(name: str) -> None:
+def plugin_files() -> list[Path]:
+    """Return the files of all plugins that this process has imported, sorted by the plugins' names."""
+    return [path for _, path in sorted(_plugin_files.items())]
+
+
+def _import_module(name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
-    importlib.import_module(name)
+    return importlib.import_module(name)
 
 
-def _import_file(path: Path) -> None:
+def _import_file(path: Path) -> ModuleType:
     """Import a file under a name of its own, which pickling and repeated calls find again."""
     name = f"medsyn_plugin_{path.resolve()}"
     if name in sys.modules:
-        return
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -133,11 +150,65 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
 
 
 def _load(what: str, source: str) -> T:  # type: ignore[type-var]
     module, _, attribute = source.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{what}: {source} cannot be imported ({error}); repair or remove the package") from error
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{what}: {source} cannot be imported ({reason}); repair or remove the package") from error
+
+
+# --- what can be added ---
+
+MASK_TOOLS: Registry[MaskTool] = Registry(
+    "mask tool",
+    "medsyn.mask_tools",
+    {
+        name: f"medsyn.masks.own_tools:{name.upper()}"
+        for name in ("classical", "lungmask", "totalsegmentator", "naviairway")
+    },
+)
+"""Mask tools (`medsyn.mask_tools`): `masks.lobes`, `masks.airway`, `masks.vessels`, `evaluation.anatomy_tool`."""
+
+SOLVERS: Registry[Solver] = Registry(
+    "solver",
+    "medsyn.solvers",
+    {"ddim": "medsyn.diffusion.solvers:DDIM", "dpmpp_2m": "medsyn.diffusion.solvers:DPMPP_2M"},
+)
+"""Samplers (`medsyn.diffusion.base`): `sampling.solver`."""
+
+METHODS: Registry[Kind] = Registry(
+    "kind of method",
+    "medsyn.methods",
+    {"medsyn": "medsyn.methods.medsyn:KIND", "external": "medsyn.methods.external:KIND"},
+)
+"""Kinds of methods (`medsyn.methods.base`): `kind` of an entry under `methods`."""
+
+_MODULES_OF_EXHIBITS: Mapping[str, tuple[str, ...]] = {
+    "table1": ("table1",),
+    "finding_tables": ("table2", "table3", "table4"),
+    "table5": ("table5",),
+    "table6": ("table6",),
+    "table7": ("table7",),
+    "figure3": ("figure3",),
+    "figure4": ("figure4",),
+    "figure5": ("figure5",),
+    "figure6": ("figure6",),
+    "hero": ("hero",),
+}
+EXHIBITS: Registry[Exhibit] = Registry(
+    "exhibit",
+    "medsyn.exhibits",
+    {
+        name: f"medsyn.exhibits.{module}:{name.upper()}"
+        for module, names in _MODULES_OF_EXHIBITS.items()
+        for name in names
+    },
+)
+"""Tables and figures (`medsyn.exhibits.base`), in the order of the report."""

@@ -1,17 +1,22 @@
-"""The pages: links, paths, names of the code and keys of the configuration exist, and the index lists every page."""
+"""The pages: links, paths, names and keys exist, commands parse, and the index lists every page."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
+
+from medsyn import __version__
+from medsyn.cli import build_parser
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "config/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -150,3 +155,56 @@ def test_the_index_lists_every_page():
     listed = {link.partition("#")[0] for link in LINK.findall(text)}
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= listed, pages - listed
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of the `medsyn` commands in a page's blocks, those with an ellipsis left out."""
+    for block in FENCE.findall(page.read_text(encoding="utf-8")):
+        kind, *lines = block.replace("\\\n", " ").splitlines()
+        if kind in ("```", "```bash"):
+            shown = (line for line in lines if line.startswith("medsyn ") and "..." not in line)
+            yield from (shlex.split(line, comments=True)[1:] for line in shown)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_the_commands_in_the_blocks_of_a_page_parse(page):
+    for words in commands(page):
+        if "--help" not in words:
+            build_parser().parse_args(words)
+
+
+def test_commands_are_found():
+    found = list(commands(ROOT / "README.md"))
+    assert len(found) >= 8
+    assert found[0][0] == "generate"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_what_a_page_places_in_a_file_is_defined_there(page):
+    for name, path in re.findall(r"`(\w+)`,? (?:in|of) `(medsyn/[\w/]+\.py)`", page.read_text(encoding="utf-8")):
+        body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+        methods = {
+            inner.name
+            for node in body
+            if isinstance(node, ast.ClassDef)
+            for inner in node.body
+            if isinstance(inner, ast.FunctionDef)
+        }
+        assert name in {found for node in body for found in defined(node)} | methods, f"{name} in {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_the_tests_that_a_page_names_exist(page):
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    tests = {name: set(re.findall(r"^def (test_\w+)", text, re.MULTILINE)) for name, text in texts.items()}
+    known = set().union(*tests.values()) | {name.removesuffix(".py") for name in tests}
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"\btest_\w+", text)) - {"test_"} <= known
+    for file, name in re.findall(r"(test_\w+\.py)::(test_\w+)", text):
+        assert name in tests[file], f"{file}::{name}"
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["references"][0]["doi"].startswith("10.")

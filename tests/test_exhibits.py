@@ -8,19 +8,22 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, run_snakemake
+from pages import example, packaged
 
 from medsyn.cli import main
 from medsyn.config import Config, load_config, stage_texts, validate
 from medsyn.errors import InputError
-from medsyn.evaluate.distances import maximum_mean_discrepancy
 from medsyn.evaluate.measure_names import MEASURES
-from medsyn.exhibits.base import EXHIBITS, Exhibit, inputs_of, words_of
+from medsyn.exhibits.base import EXHIBITS, Exhibit
+from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.files import read_csv, read_json, write_csv
 from medsyn.layout import Layout
@@ -60,8 +63,8 @@ def test_a_specification_is_complete(name):
     assert exhibit.title
     assert exhibit.caption.endswith(".")
     assert all(path.startswith("results/test/") for paths in inputs_of(needs).values() for path in paths)
-    command = sources.command(exhibit)
-    assert all(path in command for paths in sources.inputs(exhibit).values() for path in paths)
+    command = exhibit.command(sources)
+    assert all(path in command for paths in exhibit.inputs(sources).values() for path in paths)
 
 
 def test_asking_what_exhibits_need_imports_no_numbers_and_no_drawing():
@@ -119,7 +122,7 @@ def test_another_reference_is_the_method_of_all_other_exhibits():
     assert methods_of("table1", sources) == ["without_shape", "medsyn", "generic_lm"]
     for name in set(EXHIBITS.builtin) - {"table1", "table7", "figure3"}:
         assert methods_of(name, sources) == ["without_shape"], name
-    assert "--against" not in sources.command(EXHIBITS["table1"])
+    assert "--against" not in EXHIBITS["table1"].command(sources)
 
 
 # --- the same tables under other names ---
@@ -177,8 +180,8 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
 def make_table(name: str, config: Config, *more: str) -> list[dict[str, str]]:
     """Make a table by its own command in the working directory and return its rows."""
     sources = Sources(config)
-    out = sources.files(EXHIBITS[name])["exhibit"]
-    assert main([*sources.command(EXHIBITS[name]), *more, "--out", out, "--quiet"]) == 0
+    out = EXHIBITS[name].files(sources.layout)["exhibit"]
+    assert main([*EXHIBITS[name].command(sources), *more, "--out", out, "--quiet"]) == 0
     return read_csv(out)
 
 
@@ -252,7 +255,7 @@ def test_a_word_that_an_exhibit_does_not_read_is_one_line(words, message, tmp_pa
 def test_a_comparison_never_vanishes_silently(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = write_run(tmp_path, {})
-    words = Sources(config).command(EXHIBITS["table1"])
+    words = EXHIBITS["table1"].command(Sources(config))
     words[words.index("--against") + 1] = "somebody"
     assert main([*words, "--out", "t.csv"]) == 2
     assert (
@@ -281,44 +284,23 @@ def test_a_reference_without_text_has_no_exhibits_of_prompts(monkeypatch):
 
 # --- a stranger's table ---
 
-STRANGER = '''"""A table that the package does not know: the kernel distance of every method."""
-
-from medsyn.exhibits.base import EXHIBITS, Exhibit
-
-
-def needs(sources):
-    made = [sources.made("features", method, "reports") for method in sources.compared()]
-    return [*sources.validation(), sources.real("features"), *made, *sources.names(sources.compared())]
+CAPTION = "Kernel inception distance to the real volumes; lower is better."
+ODD_CAPTION = "Kernel inception distance to the *real* volumes, lower_is better."
+"""Signs that a caption in reStructuredText must not lose."""
 
 
-def make(inputs, config):
-    from medsyn.evaluate.distances import maximum_mean_discrepancy
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the kernel inception distance by the mean over all pairs of two different volumes."""
 
-    features = inputs.features()
-    real = features.pop("real").features
-    rows = [
-        {"method": inputs.full_name(name), "n": len(part.ids), "kid": maximum_mean_discrepancy(real, part.features)}
-        for name, part in features.items()
-    ]
-    return ["method", "n", "kid"], rows
+    def mean(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        return float(np.mean([(a.astype(float) @ b / a.size + 1) ** 3 for a, b in pairs]))
 
-
-KID = Exhibit(
-    name="kid",
-    kind="table",
-    title="Kernel distance",
-    caption="Kernel distance to the *real* volumes, lower_is better.",
-    needs=needs,
-    options=("cohort", "split", "features", "label"),
-    make=make,
-    headers={"kid": "KID (of a stranger)"},
-)
-'''
+    return mean(permutations(x, 2)) + mean(permutations(y, 2)) - 2 * mean(product(x, y))
 
 
 def install_as_plugin(folder: Path, values: dict, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Write the module and name it in the configuration; return the words that make other verbs know it."""
-    (folder / "kid_table.py").write_text(STRANGER + '\nEXHIBITS.register("kid", KID)\n')
+    (folder / "kid_table.py").write_text(example("kid.py").replace(CAPTION, ODD_CAPTION))
     values["plugins"] = ["kid_table.py"]
     return []
 
@@ -328,7 +310,7 @@ def install_as_package(folder: Path, values: dict, monkeypatch: pytest.MonkeyPat
     site = folder / "site"
     info = site / "kid_table-1.0.dist-info"
     info.mkdir(parents=True)
-    (site / "kid_table.py").write_text(STRANGER)
+    (site / "kid_table.py").write_text(packaged("kid.py").replace(CAPTION, ODD_CAPTION))
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kid-table\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[medsyn.exhibits]\nkid = kid_table:KID\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
@@ -366,8 +348,7 @@ def test_a_table_from_outside_the_package_is_made_by_the_workflow_and_stands_in_
     rows = read_csv(tmp_path / target)
     assert [row["method"] for row in rows] == ["MedSyn", "MedSyn without shape"]
     features = [np.load(tmp_path / f"results/test/features/{name}/0.npz") for name in ("real", "medsyn/reports")]
-    expected = maximum_mean_discrepancy(*(part["features"] for part in features))
-    assert float(rows[0]["kid"]) == pytest.approx(expected, rel=1e-4)
+    assert float(rows[0]["kid"]) == pytest.approx(kernel_distance(*(part["features"] for part in features)), rel=1e-4)
     sidecar = read_json(tmp_path / "results/test/eval/kid.json")
     assert (sidecar["table"], len(sidecar["inputs"])) == ("kid", 4)
 
@@ -382,12 +363,12 @@ def test_a_table_from_outside_the_package_is_made_by_the_workflow_and_stands_in_
         [sys.executable, "-m", "medsyn", "report", "--results", "results/test", "--out", page], cwd=tmp_path, check=True
     )
     text = page.read_text(encoding="utf-8")
-    assert "Kernel distance to the *real* volumes, lower_is better." in text
-    assert "KID (of a stranger)" in text
+    assert ODD_CAPTION in text
+    assert "<th>KID</th>" in text
 
     run = run_snakemake("--report", "page.html", *only, target, directory=tmp_path, config=config)
     assert run.returncode == 0, run.stderr
-    assert "Kernel distance to the *real* volumes, lower_is better." in (tmp_path / "page.html").read_text("utf-8")
+    assert ODD_CAPTION in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_the_shipped_configurations_make_every_exhibit():

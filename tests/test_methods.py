@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 import yaml
 from conftest import ROOT, run_snakemake
+from pages import example
 from test_hostile_workflow import commands
 from test_workflow import planned_jobs
 
@@ -74,7 +75,6 @@ class Noise(Kind):
 
 NOISE = Noise()
 '''
-PAGE = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 
 
 def configuration(path: Path, methods: dict[str, Any], **changes: Any) -> Path:
@@ -133,8 +133,7 @@ def run_planned(words: list[str], folder: Path) -> None:
 
 def offer_as_plugin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The module of the page, which trains nothing; the configuration's key that names it."""
-    code = next(block for block in PAGE.split("```python\n")[1:]).split("```")[0]
-    (folder / "noise.py").write_text(code)
+    (folder / "noise.py").write_text(example("noise.py"))
     return {"plugins": ["a stranger/noise.py"]}
 
 
@@ -231,7 +230,7 @@ def test_any_other_folder_answers_in_natural_order_and_each_file_once(tmp_path):
             assert record["text"] is None
             sources[path.parent.name] = record["source"]["file"]
     assert sources == {"report_00000": "v1.nii.gz", "report_00001": "v2.nii.gz", "report_00002": "v10.nii.gz"}
-    assert index(tmp_path / "1")["report_00003"] == f"{folder}: 3 volumes, expected one more for row 4"
+    assert index(tmp_path / "1")["report_00003"].startswith(f"{folder}: holds 3 volumes, expected at least 4, one per")
 
 
 def truncated(path: Path) -> None:
@@ -407,6 +406,33 @@ def test_a_command_that_cannot_be_started(tmp_path, capsys):
     assert "methods.theirs.command: /absent/program cannot be started (No such file" in capsys.readouterr().err
 
 
+def test_a_command_that_wrote_too_little_is_run_again_once_it_is_repaired(tmp_path, command, capsys):
+    program = tmp_path / "their system/generate.py"
+    program.write_text(GENERATOR.replace('!= "report_00001"', '== "report_00003"'))
+    config = settings(tmp_path, "theirs", {"kind": "external", "command": command})
+    table = prompts(tmp_path / "p.csv", [f"report_0000{k}" for k in range(4)])
+    words = ("--config", config, "--prompts", table, "--out", tmp_path / "out")
+    assert sample(*words) == 2
+    assert "3 of 4 volumes of 'theirs' are rejected" in capsys.readouterr().err
+    program.write_text(GENERATOR.replace('!= "report_00001"', '!= ""'))
+    assert sample(*words) == 0
+    assert set(index(tmp_path / "out").values()) == {"ok"}
+
+
+def test_a_command_is_run_once_per_guidance_scale(tmp_path, command, capsys):
+    config = settings(tmp_path, "theirs", {"kind": "external", "command": command})
+    rows = [
+        {"sample_id": f"s{k}", "text": f"Text {k}.", "seed": k, "guidance_scale": scale}
+        for k, scale in enumerate(("", "2", ""))
+    ]
+    write_csv(tmp_path / "p.csv", rows, list(rows[0]))
+    assert sample("--config", config, "--prompts", tmp_path / "p.csv", "--out", tmp_path / "out") == 0
+    assert index(tmp_path / "out") == {f"s{k}": "ok" for k in range(3)}
+    said = capsys.readouterr().err
+    assert "sampling 2 Text 0. 0" in said
+    assert "sampling 1 Text 1. 1" in said
+
+
 # --- the entry ---
 
 
@@ -432,6 +458,24 @@ def test_a_wrong_entry_is_one_line(tmp_path, monkeypatch, entry, words):
     with pytest.raises(InputError) as error:
         validate(Config, values, "c.yaml")
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"kind": "absent"}, "kind: 'absent' is not a known kind of method; expected one of medsyn, external"),
+        ({"kind": "external"}, "entry is missing, expected the settings of a method; run `medsyn config`"),
+        ({"kind": "external", "entry": {"label": "X", "command": "a {prompts} {out}"}}, "name: Field required"),
+        ({}, "0 files of the model are given, expected one: its run.json (--files)"),
+    ],
+)
+def test_settings_that_are_not_of_a_method_are_one_line(tmp_path, capsys, content, words):
+    config = tmp_path / "method_x.json"
+    config.write_text(json.dumps(content), encoding="utf-8")
+    table = prompts(tmp_path / "p.csv", ["report_00000"])
+    assert sample("--config", config, "--prompts", table, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{config}: {words}" in error and error.count("\n") == 1
 
 
 def test_another_label_samples_nothing_again(tmp_path):

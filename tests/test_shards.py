@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from chests import chest
 
+from medsyn import registry
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, MeasureStage, PreprocessConfig
 from medsyn.errors import InputError
 from medsyn.scratch import claim_state
-from medsyn.stages import shards, tables, volumes
+from medsyn.stages import measures, shards, volumes
 from medsyn.stages.shards import Outcome, identity_of, open_shard, run_shard, write_index
 from medsyn.volume import write_volume
 
@@ -84,6 +85,17 @@ def test_killed_in_the_middle_the_rest_is_done_and_the_bytes_are_equal(toy: Toy,
     assert [item.result for item in outcomes] == [{"value": 1 / 3}] * 5
     assert texts(toy.out) == undisturbed
     assert not toy.state.exists()
+
+
+def test_an_edited_plugin_is_other_code(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_plugin_files", {})
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("")
+    registry.load_plugins([str(plugin)])
+    toy.stopped_at("d")
+    plugin.write_text("# edited\n")
+    toy.run()
+    assert toy.made == NAMES
 
 
 def test_killed_while_it_publishes(toy: Toy, undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +246,7 @@ def stage(name: str, root: Path, out: Path, state: Path | None) -> None:
     elif name == "segment":
         volumes.segment_shard(root / "pre", out, MasksConfig(), state)
     else:
-        tables.measure_shard(root / "pre", None, out, MeasureStage(), state=state)
+        measures.measure_shard(root / "pre", None, out, MeasureStage(), state=state)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +254,7 @@ def stage(name: str, root: Path, out: Path, state: Path | None) -> None:
     [
         ("preprocess", volumes, "preprocess_one"),
         ("segment", volumes, "segment_one"),
-        ("measure", tables, "measure_volume"),
+        ("measure", measures, "measure_volume"),
     ],
 )
 def test_a_stage_goes_on_where_it_was(cohort: Path, tmp_path: Path, monkeypatch, name, module, function) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pages import example, packaged
 from tiny_models import SIZE, install_text_encoder, make_run
 
 from medsyn.cli import main
@@ -18,30 +19,6 @@ from medsyn.errors import InputError
 from medsyn.volume import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
-HEUN = '''"""Heun's method for denoisers that predict x0 (Karras et al. 2022, arXiv:2206.00364, algorithm 1)."""
-
-from itertools import pairwise
-from math import sqrt
-
-from medsyn.diffusion.base import SOLVERS, Solver
-from medsyn.diffusion.schedule import alpha_bar_at
-from medsyn.diffusion.solvers import ddim_step, ddim_times
-
-
-def heun(denoiser, x, times):
-    for tau, following in pairwise(times):
-        alpha, alpha_next = alpha_bar_at(tau / 1000), alpha_bar_at(following / 1000)
-        sigma, sigma_next = sqrt(1 / alpha - 1), sqrt(1 / alpha_next - 1)
-        x0 = denoiser(x, tau)
-        guess = ddim_step(x, x0, tau / 1000, following / 1000)
-        slope = (x / sqrt(alpha) - x0) / sigma
-        slope_next = (guess / sqrt(alpha_next) - denoiser(guess, following)) / sigma_next
-        x = x * sqrt(alpha_next / alpha) + sqrt(alpha_next) * (sigma_next - sigma) * (slope + slope_next) / 2
-    return denoiser(x, times[-1])
-
-
-'''
-SOLVER = 'Solver("Heun", ddim_times, heun)\n'
 
 
 @pytest.fixture
@@ -77,10 +54,10 @@ def generate(run_folder, out, *options):
 
 
 def test_a_strangers_solver_is_one_module_and_one_entry_of_the_configuration(registry, run_folder, tmp_path):
-    plugin = tmp_path / "heun.py"
-    plugin.write_text(HEUN + f'SOLVERS.register("heun", {SOLVER.strip()})\n', encoding="utf-8")
+    plugin = tmp_path / "euler.py"
+    plugin.write_text(example("euler.py"), encoding="utf-8")
     sampling = tmp_path / "sampling.json"
-    for solver, plugins in (("ddim", []), ("heun", [str(plugin)])):
+    for solver, plugins in (("ddim", []), ("euler", [str(plugin)])):
         config = write_config(tmp_path / f"{solver}.yaml", sampling={"solver": solver}, plugins=plugins)
         assert main(["config", str(config), "--stage", "sampling", "--out", str(sampling), "--force"]) == 0
         array, record = generate(run_folder, tmp_path / f"{solver}.nii.gz", "--config", str(sampling))
@@ -89,13 +66,12 @@ def test_a_strangers_solver_is_one_module_and_one_entry_of_the_configuration(reg
         if solver == "ddim":
             first = array
     assert array.shape == SIZE and (array != first).mean() > 0.01
-    assert "heun" in registry.names() and solver_label("heun") == "Heun"
+    assert "euler" in registry.names() and solver_label("euler") == "Euler"
 
 
 def test_the_example_of_the_page_runs_from_the_command_line_alone(registry, run_folder, tmp_path, monkeypatch):
-    page = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    Path("euler.py").write_text(page.partition("```python\n")[2].partition("```")[0], encoding="utf-8")
+    Path("euler.py").write_text(example("euler.py"), encoding="utf-8")
     command = ["--plugin", "euler.py", "generate", "--weights", str(run_folder), "--text", "x", "--solver", "euler"]
     assert main([*command, "--out", "ct.nii.gz", "--quiet"]) == 0
     assert read_volume(Path("ct.nii.gz")).array.shape == SIZE and solver_label("euler") == "Euler"
@@ -105,17 +81,17 @@ def test_a_solver_of_an_installed_package(registry, run_folder, tmp_path, monkey
     site = tmp_path / "site"
     info = site / "stranger-1.0.dist-info"
     info.mkdir(parents=True)
-    (site / "stranger_solvers.py").write_text(HEUN + f"HEUN = {SOLVER}", encoding="utf-8")
+    (site / "stranger_solvers.py").write_text(packaged("euler.py"), encoding="utf-8")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[medsyn.solvers]\nheun = stranger_solvers:HEUN\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[medsyn.solvers]\neuler = stranger_solvers:EULER\n", encoding="utf-8")
     monkeypatch.syspath_prepend(site)
     importlib.invalidate_caches()
     monkeypatch.setattr(registry, "_searched", False)  # a package that was there before the process started
-    config = write_config(tmp_path / "config.yaml", sampling={"solver": "heun"})
+    config = write_config(tmp_path / "config.yaml", sampling={"solver": "euler"})
     sampling = tmp_path / "sampling.json"
     assert main(["config", str(config), "--stage", "sampling", "--out", str(sampling)]) == 0
     array, record = generate(run_folder, tmp_path / "ct.nii.gz", "--config", str(sampling))
-    assert record["config"]["sampling"]["solver"] == "heun" and array.shape == SIZE
+    assert record["config"]["sampling"]["solver"] == "euler" and array.shape == SIZE
 
 
 def test_an_unknown_solver_is_one_line_that_lists_the_known_ones(run_folder, tmp_path, capsys):

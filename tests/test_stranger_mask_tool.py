@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from chests import chest, write_chest
 from conftest import ROOT, run_snakemake, write_config
+from pages import example, packaged
 
 from medsyn.cli import main
 from medsyn.config import Config, MasksConfig, load_config, stage_texts, validate
@@ -24,13 +25,12 @@ from medsyn.mask_tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_netw
 from medsyn.masks.segment import open_tools
 from medsyn.masks.weights import needed_weights
 from medsyn.registry import load_plugins
-from medsyn.stages.volumes import identity_of_tool
 from medsyn.volume import STRUCTURES, read_volume
 from medsyn.weight_files import WeightFile
 
 PAGE = (ROOT / "docs/masks.md").read_text(encoding="utf-8")
-MODULE = re.search(r"```python\n(.*?)```", PAGE[PAGE.index("## Your own tool") :], re.DOTALL)[1]  # type: ignore[index]
-"""The example of the page, which is what a stranger copies."""
+MODULE = example("dark_middle.py")
+"""The example of docs/extend.md, which is what a stranger copies."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_segment_with_the_tool_of_a_plugin(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_segment_with_the_tool_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "package_of_a_stranger.py").write_text(MODULE.replace("MASK_TOOLS.register", "# "))
+    (tmp_path / "package_of_a_stranger.py").write_text(packaged("dark_middle.py"))
     info = tmp_path / "package_of_a_stranger-0.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: package_of_a_stranger\nVersion: 0.3\n")
@@ -117,17 +117,6 @@ def test_the_workflow_asks_the_tool_whether_it_needs_a_network(tmp_path: Path) -
     rules = (ROOT / "workflow/rules/common.smk").read_text(encoding="utf-8")
     assert "NETWORKS_MEASURE = use_network(" in rules
     assert "NETWORKS_SEGMENT = use_network(" in rules
-
-
-def test_an_edited_plugin_is_another_tool(tmp_path: Path) -> None:
-    module = plugin(tmp_path)
-    load_plugins([str(module)])
-    tools = open_tools(MasksConfig(airway="dark_middle"))
-    assert identity_of_tool("classical", tools["classical"]) == [tools["classical"].version, None]
-    before = identity_of_tool("dark_middle", tools["dark_middle"])
-    assert before[:2] == ["0.3", None]
-    module.write_text(module.read_text() + "# edited\n")
-    assert identity_of_tool("dark_middle", tools["dark_middle"]) != before
 
 
 def test_tools_are_listed_without_numpy_or_torch() -> None:

@@ -32,7 +32,7 @@ REPORT_ROLES = {
 
 def add_verbs(verbs: Verbs) -> None:
     """Add table, figure and report."""
-    from medsyn.exhibits.base import EXHIBITS
+    from medsyn.registry import EXHIBITS
 
     known = {kind: [name for name in EXHIBITS.builtin if _kind_of(name) == kind] for kind in ("table", "figure")}
     parser = verbs.add(

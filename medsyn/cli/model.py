@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from medsyn.cli import Verbs, add_state, one_folder, refuse_options
-from medsyn.diffusion.base import SOLVERS
 from medsyn.errors import InputError
 from medsyn.outputs import Outputs, volume_name
+from medsyn.registry import SOLVERS
 
 
 def add_verbs(verbs: Verbs) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from medsyn.config.methods import MedSynConfig
 from medsyn.config.section import unique
+from medsyn.registry import METHODS
 
 if TYPE_CHECKING:
     from medsyn.config.experiment import Config
@@ -77,8 +78,6 @@ def _check_text(config: Config) -> None:
 
 
 def _check_methods(config: Config) -> None:
-    from medsyn.methods.base import METHODS
-
     if not config.methods:
         raise ValueError("methods: is empty, expected at least one method")
     unique("methods.*.label", [method.label for method in config.methods.values()])

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from medsyn.config.section import Count, Name, OwnSeed, PathText, Section, Sentence, Width
 from medsyn.config.text import ReportSection
 from medsyn.config.volumes import ToolFor
-from medsyn.mask_tools import MASK_TOOLS
+from medsyn.registry import MASK_TOOLS
 
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]

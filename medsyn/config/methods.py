@@ -8,6 +8,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_va
 from pydantic_core import CoreSchema, core_schema
 
 from medsyn.config.section import LabelText, Name, Section, unique
+from medsyn.registry import METHODS
 
 Channel = Literal["image", "lobe", "airway", "vessel"]
 
@@ -45,8 +46,6 @@ def method_settings(entry: Any) -> Any:
     """Return the settings of an entry under `methods`, of the model that its kind asks for."""
     if not isinstance(entry, dict):
         return entry
-    from medsyn.methods.base import METHODS
-
     kind = entry.get("kind", "medsyn")
     if kind not in METHODS:
         raise ValueError(f"kind: {METHODS.unknown(kind)}")
@@ -60,6 +59,4 @@ class AnyKind:
         return core_schema.no_info_before_validator_function(method_settings, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        from medsyn.methods.base import METHODS
-
         return {"anyOf": [handler(METHODS[kind].entry.__pydantic_core_schema__) for kind in METHODS.builtin]}

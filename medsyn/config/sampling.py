@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from medsyn.config.section import Count, Name, OwnSeed, Precision, Registered, Section, Shards, Steps
-from medsyn.diffusion.base import SOLVERS
+from medsyn.registry import SOLVERS
 
 
 class SamplingConfig(Section):

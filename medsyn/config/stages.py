@@ -20,6 +20,7 @@ from medsyn.config.section import PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
 from medsyn.config.volumes import PreprocessConfig
 from medsyn.errors import InputError
+from medsyn.registry import METHODS
 
 SectionType = TypeVar("SectionType", bound=Section)
 Window = tuple[float, float]
@@ -88,8 +89,6 @@ class PromptsStage(PromptSettings):
 
 def stage_configs(config: Config) -> dict[str, Section]:
     """Return the content of every results/config/<stage>.json."""
-    from medsyn.methods.base import METHODS
-
     config = _with_seed(config, config.seed, keep=(CohortConfig, PhantomConfig))
     evaluation, window_hu = config.evaluation, config.preprocess.window_hu
     stages: dict[str, Section] = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medsyn.registry import Registry
+from medsyn.registry import SOLVERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +33,6 @@ class Solver:
     label: str
     times: Callable[[int], Sequence[float]]
     solve: Callable[[Denoiser, Tensor, Sequence[float]], Tensor]
-
-
-SOLVERS: Registry[Solver] = Registry(
-    "solver",
-    group="medsyn.solvers",
-    builtin={"ddim": "medsyn.diffusion.solvers:DDIM", "dpmpp_2m": "medsyn.diffusion.solvers:DPMPP_2M"},
-)
 
 
 def solver_label(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Every table and figure: what it is made from, how it is made, what is said about it. One module per exhibit."""
+"""Make every table and figure: what it needs, how it is computed, its caption, the paper's values."""

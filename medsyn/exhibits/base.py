@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from medsyn.errors import InputError
-from medsyn.registry import Registry
+from medsyn.exhibits.needs import Need, inputs_of, words_of
+from medsyn.exhibits.sources import Sources
+from medsyn.layout import Layout
+from medsyn.registry import EXHIBITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from medsyn.config import Config, EvaluationConfig
     from medsyn.exhibits.inputs import Inputs
-    from medsyn.exhibits.sources import Sources
 
 Rows = list[dict[str, Any]]
 Table = tuple[list[str], Rows]
@@ -33,19 +35,6 @@ class PaperTable:
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Need:
-    """One option of the command that makes an exhibit: words, then files or folders, which the rule takes as inputs.
-
-    sampled: method and set of prompts of the volumes behind the files, if they were generated.
-    """
-
-    option: str
-    words: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
-    sampled: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +82,24 @@ class Exhibit:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise InputError(f"exhibit '{self.name}': expected a name of lower-case letters, digits and _; rename it")
 
+    def files(self, layout: Layout) -> dict[str, str]:
+        """Return what is written: `exhibit`, and `provenance` for a table."""
+        if self.kind == "figure":
+            return {"exhibit": layout.figure(self.name)}
+        return {"exhibit": layout.table(self.name), "provenance": layout.table_provenance(self.name)}
+
+    def inputs(self, sources: Sources) -> dict[str, list[str]]:
+        """Return the files that it is made from, by option."""
+        return inputs_of(self._options(sources))
+
+    def command(self, sources: Sources) -> list[str]:
+        """Return the words of the command that makes it, without its output."""
+        return [self.kind, self.number, *words_of(self._options(sources))]
+
+    def _options(self, sources: Sources) -> list[Need]:
+        settings = [Need("config", (), (sources.layout.config("evaluation"),))] if self.uses_settings else []
+        return [*settings, *self.needs(sources)]
+
     @property
     def number(self) -> str:
         """What follows `medsyn table` or `medsyn figure`: the paper's number, or the name."""
@@ -103,41 +110,6 @@ class Exhibit:
 def name_of(kind: str, number: str) -> str:
     """Return the name of the exhibit that `medsyn table 2` or `medsyn figure hero` asks for."""
     return f"{kind}{number}" if number.isdigit() else number
-
-
-def inputs_of(needs: Sequence[Need]) -> dict[str, list[str]]:
-    """Return the inputs of a rule: option -> files and folders, each path once."""
-    inputs: dict[str, list[str]] = {}
-    for need in needs:
-        if need.paths:
-            inputs.setdefault(need.option.replace("-", "_"), []).extend(need.paths)
-    return {option: list(dict.fromkeys(paths)) for option, paths in inputs.items()}
-
-
-def words_of(needs: Sequence[Need]) -> list[str]:
-    """Return the words of a command."""
-    return [word for need in needs for word in (f"--{need.option}", *need.words, *need.paths)]
-
-
-_MODULES: Mapping[str, tuple[str, ...]] = {
-    "table1": ("table1",),
-    "finding_tables": ("table2", "table3", "table4"),
-    "table5": ("table5",),
-    "table6": ("table6",),
-    "table7": ("table7",),
-    "figure3": ("figure3",),
-    "figure4": ("figure4",),
-    "figure5": ("figure5",),
-    "figure6": ("figure6",),
-    "hero": ("hero",),
-}
-"""Module of this package -> the exhibits in it; an exhibit is an attribute in capitals."""
-
-EXHIBITS: Registry[Exhibit] = Registry(
-    "exhibit",
-    "medsyn.exhibits",
-    {name: f"medsyn.exhibits.{module}:{name.upper()}" for module, names in _MODULES.items() for name in names},
-)
 
 
 def exhibits_of(config: Config, *, only_in_all: bool = True) -> list[Exhibit]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
-from medsyn.exhibits.base import Exhibit, Need
+from medsyn.exhibits.base import Exhibit
 from medsyn.exhibits.finding_tables import measures_of_one, reference_takes_text
 from medsyn.exhibits.finding_tables import needs as needs_of_pairs
 from medsyn.exhibits.inputs import Inputs, MeasureRows
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
 
 if TYPE_CHECKING:

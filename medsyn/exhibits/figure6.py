@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
-from medsyn.exhibits.base import Exhibit, Need
+from medsyn.exhibits.base import Exhibit
 from medsyn.exhibits.finding_tables import reference_takes_text
 from medsyn.exhibits.inputs import Files, Inputs
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
 
 if TYPE_CHECKING:

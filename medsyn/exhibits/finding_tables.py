@@ -7,9 +7,10 @@ from typing import Any
 
 from medsyn.config import Config, EvaluationConfig
 from medsyn.errors import InputError
-from medsyn.exhibits.base import Card, Exhibit, Need, PaperTable, Rows, Table
+from medsyn.exhibits.base import Card, Exhibit, PaperTable, Rows, Table
 from medsyn.exhibits.captions import BY_SEED, VERDICT, found
 from medsyn.exhibits.inputs import Inputs, MeasureRows
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.numbers import equation, number
 from medsyn.exhibits.sources import Sources, takes_text
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from medsyn.config import EvaluationConfig
-from medsyn.exhibits.base import Exhibit, Need
+from medsyn.exhibits.base import Exhibit
 from medsyn.exhibits.inputs import Files, Inputs
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from medsyn.config import Config
-from medsyn.exhibits.base import Exhibit, Need, inputs_of, words_of
+from medsyn.exhibits.needs import Need
 from medsyn.layout import REAL, Layout
 
 
@@ -77,24 +77,6 @@ class Sources:
     def phantom(self) -> list[Need]:
         """Return the flag which says that all volumes are, or imitate, procedural phantoms."""
         return [Need("phantom")] if self.config.cohort.source == "phantom" else []
-
-    def files(self, exhibit: Exhibit) -> dict[str, str]:
-        """Return what an exhibit writes: `exhibit`, and `provenance` where it is a table."""
-        if exhibit.kind == "figure":
-            return {"exhibit": self.layout.figure(exhibit.name)}
-        return {"exhibit": self.layout.table(exhibit.name), "provenance": self.layout.table_provenance(exhibit.name)}
-
-    def inputs(self, exhibit: Exhibit) -> dict[str, list[str]]:
-        """Return the files that an exhibit is made from, by option."""
-        return inputs_of(self._needs(exhibit))
-
-    def command(self, exhibit: Exhibit) -> list[str]:
-        """Return the words of the command that makes an exhibit, without its output."""
-        return [exhibit.kind, exhibit.number, *words_of(self._needs(exhibit))]
-
-    def _needs(self, exhibit: Exhibit) -> list[Need]:
-        settings = [Need("config", (), (self.layout.config("evaluation"),))] if exhibit.uses_settings else []
-        return [*settings, *exhibit.needs(self)]
 
     def takes_text(self, method: str) -> bool:
         """Return whether a method is conditioned on text."""

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
-from medsyn.exhibits.base import Card, Exhibit, Need, PaperTable, Rows, Table
+from medsyn.exhibits.base import Card, Exhibit, PaperTable, Rows, Table
 from medsyn.exhibits.captions import VERDICT, tests
 from medsyn.exhibits.inputs import Inputs, MeasureRows
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.numbers import number
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import REAL

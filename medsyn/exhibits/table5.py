@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.config import EvaluationConfig
-from medsyn.exhibits.base import Exhibit, Need, PaperTable, Rows, Table
+from medsyn.exhibits.base import Exhibit, PaperTable, Rows, Table
 from medsyn.exhibits.captions import tests
 from medsyn.exhibits.finding_tables import reference_takes_text
 from medsyn.exhibits.inputs import Inputs
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
 
 STRUCTURES = ("airway_dice", "lobe_dice")

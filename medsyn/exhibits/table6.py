@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.config import EvaluationConfig
-from medsyn.exhibits.base import Exhibit, Need, PaperTable, Rows, Table
+from medsyn.exhibits.base import Exhibit, PaperTable, Rows, Table
 from medsyn.exhibits.finding_tables import reference_takes_text
 from medsyn.exhibits.inputs import Inputs
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
 
 AUGMENTED_WITH = "augmented with "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from medsyn.config import EvaluationConfig
-from medsyn.exhibits.base import Exhibit, Need, PaperTable, Table
+from medsyn.exhibits.base import Exhibit, PaperTable, Table
 from medsyn.exhibits.captions import BY_SEED, VERDICT, found
 from medsyn.exhibits.finding_tables import OPTIONS, prompt_pair_table, reference_takes_text
 from medsyn.exhibits.inputs import Inputs
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
 
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import SerializeAsAny, ValidationError
+from pydantic import SerializeAsAny
 
 from medsyn.config import MethodConfig, PreprocessConfig, Section, validate
 from medsyn.config.section import Name, Registered
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.layout import Layout
-from medsyn.registry import Registry, load_plugins
+from medsyn.registry import METHODS, load_plugins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,11 +112,6 @@ class Method(ABC):
         return {}
 
 
-METHODS: Registry[Kind] = Registry(
-    "kind of method",
-    "medsyn.methods",
-    {"medsyn": "medsyn.methods.medsyn:KIND", "external": "medsyn.methods.external:KIND"},
-)
 KindName = Annotated[Name, Registered(METHODS)]
 
 
@@ -187,13 +182,10 @@ class Kind(ABC):
     def load(self, config: Path) -> MethodStage:
         """Read config/method_<name>.json; a mistake is an InputError that names the file and the key."""
         values = read_json(config)
-        try:
-            entry = validate(self.entry, values["entry"], config)
-            return MethodStage(**{key: values[key] for key in MethodStage.model_fields} | {"entry": entry})
-        except (KeyError, TypeError, ValidationError) as error:
-            raise InputError(
-                f"{config}: not the settings of a method ({error}); write it with `medsyn config`"
-            ) from None
+        if not isinstance(values, dict) or "entry" not in values:
+            raise InputError(f"{config}: entry is missing, expected the settings of a method; run `medsyn config`")
+        entry = validate(self.entry, values["entry"], config)
+        return validate(MethodStage, {k: v for k, v in values.items() if k != "plugins"} | {"entry": entry}, config)
 
     def fault(self, config: Config, name: str) -> str | None:
         """Return what of entry `name` does not fit the rest of the configuration, beginning with the key, or None."""
@@ -236,7 +228,11 @@ def kind_of(config: Path) -> Kind:
     if not isinstance(values, dict):
         raise InputError(f"{config}: expected a mapping of settings, found {type(values).__name__}")
     load_plugins(values.get("plugins", ()))
-    return METHODS[str(values.get("kind", "medsyn"))]
+    kind = str(values.get("kind", "medsyn"))
+    if kind not in METHODS:
+        raise InputError(f"{config}: kind: {METHODS.unknown(kind)}")
+    found: Kind = METHODS[kind]
+    return found
 
 
 def check_answers(config: Config, name: str, prompt_set: str) -> None:

@@ -3,8 +3,8 @@
 A folder whose files are named by the `sample_id` of prompts answers these prompts. Any other folder takes no text: its
 first n files in natural order are the answers to the n rows of the prompts `reports`, each file used once.
 
-A command is run once per shard, without a shell. `{prompts}` in it is the path of a CSV with the shard's rows
-(sample_id, text, seed), `{out}` that of an empty folder, in which it writes <sample_id>.nii.gz or
+A command is run without a shell, once per shard and guidance scale. `{prompts}` in it is the path of a CSV with the
+rows (sample_id, text, seed), `{out}` that of an empty folder, in which it writes <sample_id>.nii.gz or
 <sample_id>/volume.nii.gz. What it prints goes to the log.
 
 A volume is CT in HU on any grid. Its file says its spacing and orientation, or the entry does; a file that leaves one
@@ -19,6 +19,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -207,7 +208,10 @@ class Folder(_External):
                 yield Rejected(f"{self._folder}: no {prompt.sample_id}.nii.gz or {prompt.sample_id}/volume.nii.gz")
             else:
                 number = len(self._in_order)
-                yield Rejected(f"{self._folder}: {number} volumes, expected one more for row {prompt.row + 1}")
+                yield Rejected(
+                    f"{self._folder}: holds {number} volumes, expected at least {prompt.row + 1}, one per prompt; add"
+                    " volumes, or lower evaluation.num_fid_samples"
+                )
 
     def _path(self, prompt: Prompt) -> Path | None:
         if self._is_named:
@@ -216,7 +220,7 @@ class Folder(_External):
 
 
 class Command(_External):
-    """A command that is given all prompts of a shard at once."""
+    """A command that is given all prompts of a shard that have one guidance scale."""
 
     batch_size = 2**31
 
@@ -229,7 +233,8 @@ class Command(_External):
         from medsyn.files import write_csv
         from medsyn.progress import log
 
-        out, table = (self._work / "out").resolve(), (self._work / "prompts.csv").resolve()
+        folder = Path(tempfile.mkdtemp(dir=self._work)).resolve()
+        out, table = folder / "out", folder / "prompts.csv"
         out.mkdir()
         rows = [{"sample_id": p.sample_id, "text": p.text, "seed": p.seed} for p in prompts]
         write_csv(table, rows, PROMPT_COLUMNS)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medsyn.config import Config, MedSynConfig, ModelStage, SamplingStage, Section, load_stage
+from medsyn.errors import InputError
 from medsyn.layout import Layout
 from medsyn.methods.base import Kind, Network, Training
 
@@ -58,8 +59,11 @@ class MedSyn(Kind):
         """Load the networks of run.json onto the GPU if there is one."""
         from medsyn.methods.run import open_run, sampling_with
 
-        (weights,) = files
-        return open_run(weights, sampling_with(weights, config))
+        if len(files) != 1:
+            raise InputError(
+                f"{config}: {len(files)} files of the model are given, expected one: its run.json (--files)"
+            )
+        return open_run(files[0], sampling_with(files[0], config))
 
     def parts(self, config: Config, name: str) -> dict[str, str]:
         """Return the files that run.json of an entry joins: both networks and the text encoder."""

@@ -103,10 +103,10 @@ def _sample_batch(method: Method, batch: Sequence[NumberedRow], roots: Roots, ke
 
 
 def _keep(method: Method, prompt: Prompt, answer: Answer, kept: Shard, identity: str | None) -> Outcome:
-    """Write one answer into the shard's state, or why there is none."""
+    """Write one answer into the shard's state, or why there is none; the next run asks for a rejected one again."""
     if isinstance(answer, Rejected):
         log.warning("%s: rejected: %s", prompt.sample_id, answer.reason)
-        return kept.reject(prompt.sample_id, identity, answer.reason)
+        return kept.reject(prompt.sample_id, None, answer.reason)
     volumes: Mapping[str, Volume] = answer
 
     def write(target: Path) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import SamplingConfig
-from medsyn.diffusion.base import SOLVERS
 from medsyn.diffusion.objective import enlarge, reduce_resolution
 from medsyn.diffusion.sampling import sample
 from medsyn.live_bytes import META, CudaRules, LiveBytes, build_on_meta
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.unet import FastUNet
+from medsyn.registry import SOLVERS
 from medsyn.training.need import DTYPES, Need
 
 _SOLVER_STEPS = 2  # enough that every tensor that a solver keeps from step to step exists

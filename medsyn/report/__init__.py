@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a run."""
+"""Write one self-contained HTML page about a run."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from medsyn.config import stage_configs
 from medsyn.errors import InputError
-from medsyn.exhibits.base import EXHIBITS, Need, exhibits_of
+from medsyn.exhibits.base import EXHIBITS, exhibits_of
+from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.methods.base import METHODS
@@ -39,7 +40,7 @@ def report_needs(sources: Sources) -> list[Need]:
         "encoders": [layout.text_encoder(name) for name in encoders],
         "training": [path(m, n) for path in (layout.training_metrics, layout.training_preview) for m, n in trained],
         "samples": [path for method, prompts in sampled for path in sources.made("volumes", method, prompts).paths],
-        "exhibits": [path for exhibit in exhibits for path in sources.files(exhibit).values()],
+        "exhibits": [path for exhibit in exhibits for path in exhibit.files(layout).values()],
     }
     return [Need(role, (), tuple(found)) for role, found in paths.items() if found] + sources.phantom()
 

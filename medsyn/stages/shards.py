@@ -27,6 +27,7 @@ from medsyn.files import NOT_RENAMED, atomic_dir, read_csv, read_json, sha256, t
 from medsyn.outputs import check_folder
 from medsyn.progress import log, track
 from medsyn.provenance import hash_json, installation
+from medsyn.registry import plugin_files
 from medsyn.scan_warnings import join_warnings
 from medsyn.scratch import MARK, claim_state, remove_state
 
@@ -141,13 +142,15 @@ class Shard:
 def open_shard(out: Path, state: Path | None, settings: Mapping[str, Any]) -> Iterator[Shard]:
     """Yield what stopped jobs with the same `settings` (JSON) have finished; remove it when the block succeeds.
 
-    state: by default a hidden folder beside `out`. That of other settings, code or packages is emptied first; one that
-    another process works in is an InputError. Of the code its content counts, not the commit that `settings` may name.
+    state: by default a hidden folder beside `out`. That of other settings, code, plugins or packages is emptied first;
+    one that another process works in is an InputError. Of code its content counts, not the commit that `settings` may
+    name.
     SLURM is asked to requeue a job that SIGTERM stops after at least one new item.
     """
     state = claim_state(state or out.with_name(f".{out.name}.state"), out)
     with _locked(state):
-        key = {"key": hash_json([{**settings, "commit": None}, installation()])}
+        plugins = [identity_of(path) for path in plugin_files()]
+        key = {"key": hash_json([{**settings, "commit": None}, installation(), plugins])}
         try:
             same = read_json(state / "key.json") == key
         except InputError:

@@ -17,7 +17,6 @@ from medsyn.ct.reading import read_scan
 from medsyn.errors import InputError
 from medsyn.files import atomic_path, read_json, sha256, write_json
 from medsyn.header_hints import HeaderHints, parse_hints
-from medsyn.mask_tools import MASK_TOOLS, Segmenter
 from medsyn.masks.segment import open_tools, segment
 from medsyn.nifti import files_of
 from medsyn.orientation import reorient
@@ -100,13 +99,6 @@ def preprocess_shard(subjects: list[Subject], out: Path, config: PreprocessConfi
         shard.publish(out)
 
 
-def identity_of_tool(name: str, tool: Segmenter) -> list[str | None]:
-    """Return what the masks of an opened tool depend on: its version, its weights, and the file of a user's plugin."""
-    plugin = MASK_TOOLS.plugin_of(name)
-    code = [identity_of(Path(plugin))] if plugin and Path(plugin).is_file() else []
-    return [tool.version, tool.weights_hash, *code]
-
-
 def segment_one(path: str | Path, out: Path, config: MasksConfig, hints: HeaderHints | None = None) -> None:
     """Write lobes, airway, vessels (.nii.gz), segment.json and preview.png of one CT into folder `out`.
 
@@ -147,7 +139,7 @@ def segment_shard(volumes: Path, out: Path, config: MasksConfig, state: Path | N
 
     check_folder(out)
     names = accepted_ids(volumes)
-    tools = {name: identity_of_tool(name, tool) for name, tool in open_tools(config).items()}
+    tools = {name: [tool.version, tool.weights_hash] for name, tool in open_tools(config).items()}
     with open_shard(out, state, provenance(config, stage="segment", tools=tools)) as shard:
         rows = write_index(shard.folder, run_shard(shard, names, work, identify, "segment"))
         check_rejects(rows, config.max_reject_fraction, out)

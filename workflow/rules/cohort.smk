@@ -3,11 +3,11 @@
 
 rule render_phantoms:
     input:
-        config="<results>/config/phantom.json",
+        config=LAYOUT.config("phantom"),
     output:
-        directory("<results>/phantom/{shard}"),
+        directory(LAYOUT.phantom("{shard}")),
     log:
-        "<logs>/render_phantoms/{shard}.log",
+        LAYOUT.log("render_phantoms", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -25,11 +25,11 @@ rule render_phantoms:
 
 rule write_text_only_reports:
     input:
-        config="<results>/config/phantom.json",
+        config=LAYOUT.config("phantom"),
     output:
-        "<results>/phantom/text_only.csv",
+        LAYOUT.phantom_reports(),
     log:
-        "<logs>/write_text_only_reports.log",
+        LAYOUT.log("write_text_only_reports"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -45,14 +45,14 @@ rule write_text_only_reports:
 rule validate_cohort:
     input:
         cohort_inputs,
-        config="<results>/config/cohort.json",
+        config=LAYOUT.config("cohort"),
     output:
-        cohort="<results>/cohort/cohort.csv",
-        rejects="<results>/cohort/rejects.csv",
-        reports="<results>/cohort/reports.csv",
-        given="<results>/cohort/given_labels.csv",
+        cohort=LAYOUT.cohort(),
+        rejects=LAYOUT.cohort("rejects"),
+        reports=LAYOUT.cohort("reports"),
+        given=LAYOUT.cohort("given_labels"),
     log:
-        "<logs>/validate_cohort.log",
+        LAYOUT.log("validate_cohort"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1

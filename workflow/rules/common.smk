@@ -8,12 +8,13 @@ from snakemake.exceptions import WorkflowError
 from medsyn.cluster import check_executor, prefer_commands
 from medsyn.config import Config, MedSynConfig, check_keys, stage_texts, validate
 from medsyn.errors import InputError
-from medsyn.exhibits.base import exhibits_of, inputs_of, words_of
+from medsyn.exhibits.base import exhibits_of
+from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
 from medsyn.manifest_files import manifest_state, shard_state
 from medsyn.mask_tools import use_network
-from medsyn.methods.base import METHODS as KINDS
+from medsyn.registry import METHODS as KINDS
 from medsyn.methods.base import check_answers
 from medsyn.report.files import report_needs
 
@@ -57,8 +58,7 @@ onstart:
 # On a cluster, the commands beside the SLURM profile stand before SLURM's own: see profiles/slurm/bin/sacct.
 prefer_commands(Path(workflow.basedir) / "profiles/slurm/bin", scheduler="sbatch")
 
-RESULTS = CONFIG.results_dir
-LAYOUT = Layout(RESULTS)
+LAYOUT = Layout(CONFIG.results_dir)
 SHARDS = [str(k) for k in range(CONFIG.cohort.num_shards)]
 SAMPLE_SHARDS = [str(k) for k in range(CONFIG.sampling.num_shards)]
 METHODS = list(CONFIG.methods)
@@ -213,7 +213,7 @@ def manifests(wildcards=None):
     """Manifest files that make up the cohort."""
     if CONFIG.cohort.source == "manifest":
         return [CONFIG.cohort.manifest]
-    return [f"{RESULTS}/phantom/{shard}/cohort.csv" for shard in SHARDS]
+    return [f"{LAYOUT.phantom(shard)}/cohort.csv" for shard in SHARDS]
 
 
 def cohort_inputs(wildcards):
@@ -224,9 +224,7 @@ def cohort_inputs(wildcards):
     if CONFIG.cohort.source == "manifest":
         given = [CONFIG.cohort.manifest, CONFIG.cohort.reports]
         return [path for path in given if path and "{" not in path]
-    return [f"{RESULTS}/phantom/{shard}" for shard in SHARDS] + [
-        f"{RESULTS}/phantom/text_only.csv"
-    ]
+    return [*map(LAYOUT.phantom, SHARDS), LAYOUT.phantom_reports()]
 
 
 def files_of_manifest(wildcards):
@@ -243,7 +241,7 @@ def files_of_shard(wildcards):
     """
     if CONFIG.cohort.source == "phantom":
         return ""
-    return shard_state(f"{RESULTS}/cohort/cohort.csv", wildcards.shard)
+    return shard_state(LAYOUT.cohort(), wildcards.shard)
 
 
 def text_only_reports():
@@ -251,54 +249,52 @@ def text_only_reports():
     path = (
         CONFIG.cohort.reports
         if CONFIG.cohort.source == "manifest"
-        else f"{RESULTS}/phantom/text_only.csv"
+        else LAYOUT.phantom_reports()
     )
     return ["--reports", path] if path else []
 
 
 def real_volumes(wildcards=None):
     """Folders of the preprocessed CTs."""
-    return [f"{RESULTS}/preprocessed/{shard}" for shard in SHARDS]
+    return [LAYOUT.preprocessed(shard) for shard in SHARDS]
 
 
 def real_masks(wildcards=None):
     """Folders of the CTs' masks."""
-    return [f"{RESULTS}/masks/{shard}" for shard in SHARDS]
+    return [LAYOUT.masks(shard) for shard in SHARDS]
 
 
 def samples(method, prompt_set):
-    """Folders of the volumes that `method` drew for `prompt_set`."""
-    return [
-        f"{RESULTS}/samples/{method}/{prompt_set}/{shard}" for shard in SAMPLE_SHARDS
-    ]
+    """Folders of the volumes that `method` sampled for `prompt_set`."""
+    return [LAYOUT.samples(method, prompt_set, shard) for shard in SAMPLE_SHARDS]
 
 
 GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
-REAL_LABELS = (
-    f"{RESULTS}/cohort/given_labels.csv" if GIVEN_LABELS else f"{RESULTS}/labels.csv"
-)  # of the CTs that the feature extractor and Table VI's classifiers learn from
+
+
+def labels_in(layout):
+    """Labels of a cohort's CTs that the feature extractor and Table VI's classifiers learn from."""
+    return layout.cohort("given_labels") if GIVEN_LABELS else layout.labels()
+
+
 # The real CTs of Table VI: those of this cohort, or of a run of another one.
-TABLE6_RESULTS = CONFIG.evaluation.augmentation.real_results or RESULTS
-if Path(TABLE6_RESULTS).resolve() == Path(RESULTS).resolve():
-    TABLE6_RESULTS = (
-        RESULTS  # by another name, or the training split would be tested on
-    )
-TABLE6_LABELS = (
-    f"{TABLE6_RESULTS}/{'cohort/given_labels.csv' if GIVEN_LABELS else 'labels.csv'}"
-)
-TABLE6_SPLIT = "validation" if TABLE6_RESULTS == RESULTS else "all"
+TABLE6_LAYOUT = Layout(CONFIG.evaluation.augmentation.real_results or LAYOUT.root)
+if Path(TABLE6_LAYOUT.root).resolve() == Path(LAYOUT.root).resolve():
+    TABLE6_LAYOUT = LAYOUT  # by another name, or the training split would be tested on
+TABLE6_SPLIT = "validation" if TABLE6_LAYOUT == LAYOUT else "all"
 
 
 def table6_volumes(wildcards):
     """Folders of the preprocessed CTs that Table VI's classifiers learn from and are tested on."""
-    if TABLE6_RESULTS == RESULTS:
+    if TABLE6_LAYOUT == LAYOUT:
         return real_volumes()
-    folders = sorted(Path(TABLE6_RESULTS, "preprocessed").glob("[0-9]*/index.csv"))
+    shards = Path(TABLE6_LAYOUT.preprocessed("0")).parent
+    folders = sorted(shards.glob("[0-9]*/index.csv"))
     if not folders:
         raise WorkflowError(
-            f"{TABLE6_RESULTS}/preprocessed: no shard in it, evaluation.augmentation.real_results names it. Run "
+            f"{shards}: no shard in it, evaluation.augmentation.real_results names it. Run "
             "preprocessing and labels of that cohort first, such as: snakemake --configfile config/rad_chest.yaml "
-            f"{TABLE6_RESULTS}/preprocessed/0 {TABLE6_RESULTS}/labels.csv; or set real_results to null."
+            f"{TABLE6_LAYOUT.preprocessed('0')} {TABLE6_LAYOUT.labels()}; or set real_results to null."
         )
     return [str(path.parent) for path in folders]
 
@@ -314,7 +310,7 @@ IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
 
 def exhibit_outputs(exhibit):
     """Files that an exhibit writes; Snakemake's report shows the table or figure."""
-    files = SOURCES.files(exhibit)
+    files = exhibit.files(LAYOUT)
     category = "Tables" if exhibit.kind == "table" else "Figures"
     caption = "../report/exhibit.rst"
     files["exhibit"] = report(files["exhibit"], caption=caption, category=category)

@@ -5,9 +5,9 @@ STAGE_TEXTS = stage_texts(CONFIG)
 
 rule write_config:
     output:
-        "<results>/config/{stage}.json",
+        LAYOUT.config("{stage}"),
     log:
-        "<logs>/write_config/{stage}.log",
+        LAYOUT.log("write_config", "{stage}"),
     conda:
         "../../envs/medsyn.yaml"
     resources:

@@ -3,13 +3,13 @@
 
 rule measure_cohort:
     input:
-        volumes="<results>/preprocessed/{shard}",
-        cohort="<results>/cohort/cohort.csv",
-        config="<results>/config/measure.json",
+        volumes=LAYOUT.preprocessed("{shard}"),
+        cohort=LAYOUT.cohort(),
+        config=LAYOUT.config("measure"),
     output:
-        "<results>/measures/real/{shard}.csv",
+        LAYOUT.real_measures("{shard}"),
     log:
-        "<logs>/measure_cohort/{shard}.log",
+        LAYOUT.log("measure_cohort", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -19,7 +19,7 @@ rule measure_cohort:
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/measure_cohort/{{shard}}",
+        state=LAYOUT.state("measure_cohort", "{shard}"),
     message:
         "measuring the CTs of the validation split, shard {wildcards.shard}"
     shell:
@@ -29,12 +29,12 @@ rule measure_cohort:
 
 rule measure_samples:
     input:
-        volumes="<results>/samples/{method}/{set}/{shard}",
-        config="<results>/config/measure.json",
+        volumes=LAYOUT.samples("{method}", "{set}", "{shard}"),
+        config=LAYOUT.config("measure"),
     output:
-        "<results>/measures/{method}/{set}/{shard}.csv",
+        LAYOUT.measures("{method}", "{set}", "{shard}"),
     log:
-        "<logs>/measure_samples/{method}/{set}/{shard}.log",
+        LAYOUT.log("measure_samples", "{method}", "{set}", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -44,7 +44,7 @@ rule measure_samples:
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/measure_samples/{{method}}/{{set}}/{{shard}}",
+        state=LAYOUT.state("measure_samples", "{method}", "{set}", "{shard}"),
     message:
         "measuring generated volumes: {wildcards.method}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
@@ -54,13 +54,13 @@ rule measure_samples:
 
 rule train_features:
     input:
-        store=expand("<results>/store/{shard}", shard=SHARDS),
-        labels=REAL_LABELS,
-        config="<results>/config/features.json",
+        store=[LAYOUT.store(shard) for shard in SHARDS],
+        labels=labels_in(LAYOUT),
+        config=LAYOUT.config("features"),
     output:
-        "<results>/features/extractor.safetensors",
+        LAYOUT.extractor(),
     log:
-        "<logs>/train_features.log",
+        LAYOUT.log("train_features"),
     conda:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
@@ -70,7 +70,7 @@ rule train_features:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/train_features",
+        state=LAYOUT.state("train_features"),
     message:
         "training the feature extractor of FID and MMD (progress: {log})"
     shell:
@@ -80,14 +80,14 @@ rule train_features:
 
 rule extract_cohort_features:
     input:
-        weights="<results>/features/extractor.safetensors",
-        volumes="<results>/preprocessed/{shard}",
-        cohort="<results>/cohort/cohort.csv",
-        config="<results>/config/preprocess.json",
+        weights=LAYOUT.extractor(),
+        volumes=LAYOUT.preprocessed("{shard}"),
+        cohort=LAYOUT.cohort(),
+        config=LAYOUT.config("preprocess"),
     output:
-        "<results>/features/real/{shard}.npz",
+        LAYOUT.real_features("{shard}"),
     log:
-        "<logs>/extract_cohort_features/{shard}.log",
+        LAYOUT.log("extract_cohort_features", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -97,7 +97,7 @@ rule extract_cohort_features:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/extract_cohort_features/{{shard}}",
+        state=LAYOUT.state("extract_cohort_features", "{shard}"),
     message:
         "extracting features of the CTs of the validation split, shard {wildcards.shard}"
     shell:
@@ -107,13 +107,13 @@ rule extract_cohort_features:
 
 rule extract_sample_features:
     input:
-        weights="<results>/features/extractor.safetensors",
-        volumes="<results>/samples/{method}/{set}/{shard}",
-        config="<results>/config/preprocess.json",
+        weights=LAYOUT.extractor(),
+        volumes=LAYOUT.samples("{method}", "{set}", "{shard}"),
+        config=LAYOUT.config("preprocess"),
     output:
-        "<results>/features/{method}/{set}/{shard}.npz",
+        LAYOUT.features("{method}", "{set}", "{shard}"),
     log:
-        "<logs>/extract_sample_features/{method}/{set}/{shard}.log",
+        LAYOUT.log("extract_sample_features", "{method}", "{set}", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -123,7 +123,7 @@ rule extract_sample_features:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/extract_sample_features/{{method}}/{{set}}/{{shard}}",
+        state=LAYOUT.state("extract_sample_features", "{method}", "{set}", "{shard}"),
     message:
         "extracting features: {wildcards.method}, prompts '{wildcards.set}', shard {wildcards.shard}"
     shell:
@@ -133,16 +133,16 @@ rule extract_sample_features:
 
 rule classify:
     input:
-        cohort=f"{TABLE6_RESULTS}/cohort/cohort.csv",
-        labels=TABLE6_LABELS,
+        cohort=TABLE6_LAYOUT.cohort(),
+        labels=labels_in(TABLE6_LAYOUT),
         volumes=table6_volumes,
-        prompts="<results>/prompts/augmentation.csv",
+        prompts=LAYOUT.prompts("augmentation"),
         samples=samples(REFERENCE, "augmentation"),
-        config="<results>/config/augmentation.json",
+        config=LAYOUT.config("augmentation"),
     output:
-        "<results>/classify/{finding}.csv",
+        LAYOUT.classification("{finding}"),
     log:
-        "<logs>/classify/{finding}.log",
+        LAYOUT.log("classify", "{finding}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -154,7 +154,7 @@ rule classify:
     params:
         split=TABLE6_SPLIT,
         method=REFERENCE,
-        state=f"{RESULTS}/state/classify/{{finding}}",
+        state=LAYOUT.state("classify", "{finding}"),
     message:
         "cross-validating classifiers of {wildcards.finding} with and without generated volumes"
     shell:
@@ -165,13 +165,13 @@ rule classify:
 
 rule score_segmentation:
     input:
-        prompts="<results>/prompts/segmentation.csv",
+        prompts=LAYOUT.prompts("segmentation"),
         samples=samples(REFERENCE, "segmentation"),
         masks=real_masks,
     output:
-        "<results>/segmentation_scores.csv",
+        LAYOUT.segmentation_scores(),
     log:
-        "<logs>/score_segmentation.log",
+        LAYOUT.log("score_segmentation"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1

@@ -6,11 +6,11 @@ for EXHIBIT in EXHIBITS:
         name:
             f"make_{EXHIBIT.name}"
         input:
-            **SOURCES.inputs(EXHIBIT),
+            **EXHIBIT.inputs(SOURCES),
         output:
             **exhibit_outputs(EXHIBIT),
         log:
-            f"<logs>/make_{EXHIBIT.name}.log",
+            LAYOUT.log(f"make_{EXHIBIT.name}"),
         conda:
             "../../envs/medsyn.yaml"
         threads: 1
@@ -18,7 +18,7 @@ for EXHIBIT in EXHIBITS:
             mem_mb=memory_mb(EXHIBIT.memory_mb),
             runtime=minutes(EXHIBIT.minutes),
         params:
-            command=lambda wildcards, exhibit=EXHIBIT: SOURCES.command(exhibit),
+            command=lambda wildcards, exhibit=EXHIBIT: exhibit.command(SOURCES),
             caption=lambda wildcards, exhibit=EXHIBIT: exhibit.caption,
         message:
             EXHIBIT.title
@@ -30,11 +30,9 @@ rule report:
     input:
         **inputs_of(REPORT_NEEDS),
     output:
-        report(
-            "<results>/report.html", caption="../report/report.rst", category="Report"
-        ),
+        report(LAYOUT.report(), caption="../report/report.rst", category="Report"),
     log:
-        "<logs>/report.log",
+        LAYOUT.log("report"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1

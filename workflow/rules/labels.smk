@@ -3,16 +3,16 @@
 
 rule compare_labels:
     input:
-        labels="<results>/labels.csv",
-        given="<results>/cohort/given_labels.csv",
+        labels=LAYOUT.labels(),
+        given=LAYOUT.cohort("given_labels"),
     output:
         report(
-            "<results>/qc/labels.csv",
+            LAYOUT.quality("labels"),
             caption="../report/labels.rst",
             category="Quality control",
         ),
     log:
-        "<logs>/compare_labels.log",
+        LAYOUT.log("compare_labels"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1

@@ -8,16 +8,16 @@ that its limit stops after progress is requeued (docs/cluster.md).
 
 rule train_network:
     input:
-        store=expand("<results>/store/{shard}", shard=SHARDS),
+        store=[LAYOUT.store(shard) for shard in SHARDS],
         embeddings=network_embeddings,
         networks=networks_before,
-        config="<results>/config/{network}_{method}.json",
+        config=LAYOUT.config("{network}_{method}"),
     output:
-        weights="<results>/models/{method}/{network}.safetensors",
-        metrics="<results>/models/{method}/{network}_metrics.csv",
-        preview="<results>/models/{method}/{network}_preview.png",
+        weights=LAYOUT.network("{method}", "{network}"),
+        metrics=LAYOUT.training_metrics("{method}", "{network}"),
+        preview=LAYOUT.training_preview("{method}", "{network}"),
     log:
-        "<logs>/train_network/{method}/{network}.log",
+        LAYOUT.log("train_network", "{method}", "{network}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
@@ -26,7 +26,7 @@ rule train_network:
         mem_mb=memory_mb(2000, 3000),
         runtime=480,
     params:
-        state=f"{RESULTS}/state/{{method}}/{{network}}",
+        state=LAYOUT.state("{method}", "{network}"),
         launcher=launcher(),
         given=lambda wildcards, input: [
             *option("--embeddings", input.embeddings),
@@ -42,11 +42,11 @@ rule train_network:
 rule assemble_model:
     input:
         unpack(model_parts),
-        sampling=ancient("<results>/config/sampling.json"),
+        sampling=ancient(LAYOUT.config("sampling")),
     output:
-        "<results>/models/{method}/run.json",
+        LAYOUT.run("{method}"),
     log:
-        "<logs>/assemble_model/{method}.log",
+        LAYOUT.log("assemble_model", "{method}"),
     wildcard_constraints:
         method="|".join(MODELS),
     conda:

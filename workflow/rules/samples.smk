@@ -3,14 +3,14 @@
 
 rule write_prompts:
     input:
-        cohort="<results>/cohort/cohort.csv",
-        reports="<results>/cohort/reports.csv",
+        cohort=LAYOUT.cohort(),
+        reports=LAYOUT.cohort("reports"),
         masks=real_masks,
-        config="<results>/config/prompts.json",
+        config=LAYOUT.config("prompts"),
     output:
-        "<results>/prompts/{set}.csv",
+        LAYOUT.prompts("{set}"),
     log:
-        "<logs>/write_prompts/{set}.log",
+        LAYOUT.log("write_prompts", "{set}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -27,14 +27,14 @@ rule write_prompts:
 rule sample:
     input:
         files=sampler_files,
-        prompts="<results>/prompts/{set}.csv",
+        prompts=LAYOUT.prompts("{set}"),
         config=sampler_settings,
         volumes=real_volumes,
         masks=real_masks,
     output:
-        directory("<results>/samples/{method}/{set}/{shard}"),
+        directory(LAYOUT.samples("{method}", "{set}", "{shard}")),
     log:
-        "<logs>/sample/{method}/{set}/{shard}.log",
+        LAYOUT.log("sample", "{method}", "{set}", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -44,7 +44,7 @@ rule sample:
         gpu=CONFIG.compute.num_gpus_inference,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/sample/{{method}}/{{set}}/{{shard}}",
+        state=LAYOUT.state("sample", "{method}", "{set}", "{shard}"),
         files=sampler_state,
         num_shards=len(SAMPLE_SHARDS),
     message:

@@ -3,12 +3,12 @@
 
 rule pretrain_text:
     input:
-        reports="<results>/cohort/reports.csv",
-        config="<results>/config/text_{encoder}.json",
+        reports=LAYOUT.cohort("reports"),
+        config=LAYOUT.config("text_{encoder}"),
     output:
-        directory("<results>/text/{encoder}/model"),
+        directory(LAYOUT.text_encoder("{encoder}")),
     log:
-        "<logs>/pretrain_text/{encoder}.log",
+        LAYOUT.log("pretrain_text", "{encoder}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
@@ -26,13 +26,13 @@ rule pretrain_text:
 
 rule embed_reports:
     input:
-        encoder="<results>/text/{encoder}/model",
-        reports="<results>/cohort/reports.csv",
-        config="<results>/config/text_{encoder}.json",
+        encoder=LAYOUT.text_encoder("{encoder}"),
+        reports=LAYOUT.cohort("reports"),
+        config=LAYOUT.config("text_{encoder}"),
     output:
-        "<results>/text/{encoder}/embeddings.json",
+        LAYOUT.embeddings("{encoder}"),
     log:
-        "<logs>/embed_reports/{encoder}.log",
+        LAYOUT.log("embed_reports", "{encoder}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -50,11 +50,11 @@ rule embed_reports:
 
 rule label_reports:
     input:
-        reports="<results>/cohort/reports.csv",
+        reports=LAYOUT.cohort("reports"),
     output:
-        "<results>/labels.csv",
+        LAYOUT.labels(),
     log:
-        "<logs>/label_reports.log",
+        LAYOUT.log("label_reports"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1

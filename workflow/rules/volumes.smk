@@ -7,12 +7,12 @@ reach the program, not a shell that would end before it.
 
 rule preprocess:
     input:
-        cohort="<results>/cohort/cohort.csv",
-        config="<results>/config/preprocess.json",
+        cohort=LAYOUT.cohort(),
+        config=LAYOUT.config("preprocess"),
     output:
-        directory("<results>/preprocessed/{shard}"),
+        directory(LAYOUT.preprocessed("{shard}")),
     log:
-        "<logs>/preprocess/{shard}.log",
+        LAYOUT.log("preprocess", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -20,7 +20,7 @@ rule preprocess:
         mem_mb=memory_mb(700, 150),
         runtime=shard_minutes(MINUTES_PREPROCESS, CTS_PER_SHARD),
     params:
-        state=f"{RESULTS}/state/preprocess/{{shard}}",
+        state=LAYOUT.state("preprocess", "{shard}"),
         files=files_of_shard,
         num_shards=len(SHARDS),
     message:
@@ -32,12 +32,12 @@ rule preprocess:
 
 rule segment:
     input:
-        volumes="<results>/preprocessed/{shard}",
-        config="<results>/config/masks.json",
+        volumes=LAYOUT.preprocessed("{shard}"),
+        config=LAYOUT.config("masks"),
     output:
-        directory("<results>/masks/{shard}"),
+        directory(LAYOUT.masks("{shard}")),
     log:
-        "<logs>/segment/{shard}.log",
+        LAYOUT.log("segment", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -47,7 +47,7 @@ rule segment:
         gpu=CONFIG.compute.num_gpus_inference if NETWORKS_SEGMENT else 0,
         nodes=1,
     params:
-        state=f"{RESULTS}/state/segment/{{shard}}",
+        state=LAYOUT.state("segment", "{shard}"),
     message:
         "segmenting lobes, airway and vessels, shard {wildcards.shard}"
     shell:
@@ -57,16 +57,16 @@ rule segment:
 
 rule score_masks:
     input:
-        masks=expand("<results>/masks/{shard}", shard=SHARDS),
-        cohort="<results>/cohort/cohort.csv",
+        masks=[LAYOUT.masks(shard) for shard in SHARDS],
+        cohort=LAYOUT.cohort(),
     output:
         report(
-            "<results>/qc/masks.csv",
+            LAYOUT.quality("masks"),
             caption="../report/masks.rst",
             category="Quality control",
         ),
     log:
-        "<logs>/score_masks.log",
+        LAYOUT.log("score_masks"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -81,18 +81,18 @@ rule score_masks:
 
 rule score_alignment:
     input:
-        volumes=expand("<results>/preprocessed/{shard}", shard=SHARDS),
-        masks=expand("<results>/masks/{shard}", shard=SHARDS),
-        cohort="<results>/cohort/cohort.csv",
-        labels="<results>/labels.csv",
+        volumes=[LAYOUT.preprocessed(shard) for shard in SHARDS],
+        masks=[LAYOUT.masks(shard) for shard in SHARDS],
+        cohort=LAYOUT.cohort(),
+        labels=LAYOUT.labels(),
     output:
         report(
-            "<results>/qc/alignment.csv",
+            LAYOUT.quality("alignment"),
             caption="../report/alignment.rst",
             category="Quality control",
         ),
     log:
-        "<logs>/score_alignment.log",
+        LAYOUT.log("score_alignment"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
@@ -108,14 +108,14 @@ rule score_alignment:
 
 rule build_store:
     input:
-        volumes="<results>/preprocessed/{shard}",
-        masks="<results>/masks/{shard}",
-        cohort="<results>/cohort/cohort.csv",
-        config="<results>/config/preprocess.json",
+        volumes=LAYOUT.preprocessed("{shard}"),
+        masks=LAYOUT.masks("{shard}"),
+        cohort=LAYOUT.cohort(),
+        config=LAYOUT.config("preprocess"),
     output:
-        directory("<results>/store/{shard}"),
+        directory(LAYOUT.store("{shard}")),
     log:
-        "<logs>/build_store/{shard}.log",
+        LAYOUT.log("build_store", "{shard}"),
     conda:
         "../../envs/medsyn.yaml"
     threads: 1
