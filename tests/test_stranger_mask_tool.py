@@ -139,6 +139,8 @@ def test_the_stage_that_uses_a_plugin_names_it(tmp_path: Path) -> None:
     ("returned", "fault"),
     [
         ("{}", r"broken gave no mask for airway, expected \(64, 64, 64\) voxels"),
+        ("None", r"broken gave no mask for airway, expected \(64, 64, 64\) voxels"),
+        ("{'airway': [1]}", r"broken gave no mask for airway, expected \(64, 64, 64\) voxels"),
         ("{'airway': volume.array[1:] < -900}", r"gave an array of shape \(63, 64, 64\) for airway"),
         ("{'airway': (volume.array < -900) * 7}", "broken's airway: labels run from 0 to 7, expected 0 to 1"),
         ("{'airway': volume.array < -9000}", "broken found no airway"),
