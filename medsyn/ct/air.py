@@ -43,8 +43,6 @@ def air_is_off(hu: NDArray, air: float | None = None) -> float | None:
     """Return what is wrong with the air, or None if the air (or another air of the volume) is near -1000 HU.
 
     air: what `measure_air` returns for the volume, if it is known.
-
-    air: what `measure_air` says of the volume, if it is known.
     """
     air = measure_air(hu) if air is None else air
     if air is None or abs(air - AIR_HU) <= TOLERANCE_HU:
