@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from medsyn.mask_tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_netw
 from medsyn.masks.segment import open_tools
 from medsyn.masks.weights import needed_weights
 from medsyn.registry import load_plugins
-from medsyn.volume import STRUCTURES, read_volume
+from medsyn.stages.measures import _find_anatomy
+from medsyn.volume import STRUCTURES, Volume, read_volume
 from medsyn.weight_files import WeightFile
 
 PAGE = (ROOT / "docs/masks.md").read_text(encoding="utf-8")
@@ -160,6 +162,18 @@ def test_what_a_tool_must_not_return(
     assert re.search(fault, error), error
     assert error.count("\n") == 1
     assert not (tmp_path / "masks").exists()
+
+
+def test_a_tool_that_leaves_out_a_structure_loses_that_measure_alone() -> None:
+    class LungsOnly:
+        version, weights_hash = "1", None
+
+        def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, np.ndarray]:
+            return {"lobes": np.ones(volume.array.shape, np.uint8)} if "lobes" in structures else {}
+
+    masks, failures = _find_anatomy(LungsOnly(), chest("normal").volume)
+    assert list(masks) == ["lobes"]
+    assert failures["heart"] == "the tool gave no mask for heart, expected heart; repair the tool"
 
 
 def test_weight_files_of_a_tool_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
