@@ -82,7 +82,7 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
         raise InputError(f"{path}: no such file") from None
     except (KeyError, SafetensorError, RuntimeError, json.JSONDecodeError):
         raise InputError(
-            f"{path}: no feature extractor of this program; write one with `medsyn train-features`"
+            f"{path}: not a feature extractor of this program; write one with `medsyn train-features`"
             " (its setting features.weights converts a Med3D checkpoint)"
         ) from None
     if window_hu is not None and tuple(info["window_hu"]) != tuple(window_hu):
@@ -99,7 +99,7 @@ def read_med3d(path: str | Path, depth: int | None = None, base_width: int | Non
     wrapped = content.get("state_dict", content)
     if not isinstance(wrapped, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in wrapped.values()):
         raise InputError(
-            f"{path}: is no Med3D checkpoint: expected tensors by name; give the file that Med3D published"
+            f"{path}: is not a Med3D checkpoint: expected tensors by name; give the file that Med3D published"
         )
     names = {str(name).removeprefix("module."): tensor for name, tensor in wrapped.items()}
     trunk = {name: tensor for name, tensor in names.items() if not name.startswith("conv_seg.")}
@@ -115,7 +115,7 @@ def read_med3d(path: str | Path, depth: int | None = None, base_width: int | Non
     except RuntimeError as error:
         lines = str(error).splitlines()
         reason = (lines[1:] or lines)[0].strip()[:160]
-        raise InputError(f"{path}: is no Med3D ResNet-{depth} of width {base_width}: {reason}") from None
+        raise InputError(f"{path}: is not a Med3D ResNet-{depth} of width {base_width}: {reason}") from None
     return net.eval()
 
 
