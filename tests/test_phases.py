@@ -104,6 +104,14 @@ def test_a_state_of_other_phases_is_refused(tmp_path):
         phases = (replace(task.phases[0], **change), task.phases[1])
         with pytest.raises(InputError, match=key):
             train(replace(task, phases=phases), SETTINGS, tmp_path / "state")
+    both = replace(task.phases[0], networks=("critic", "generator"))
+    for changes, key in (
+        ({"phases": task.phases[::-1]}, r"phases = \['critic', 'generator'\]"),
+        ({"phases": (both, task.phases[1])}, r"phase.critic.networks = \['critic'\]"),
+        ({"averaged": ("generator", "critic")}, r"averaged = \['generator'\]"),
+    ):
+        with pytest.raises(InputError, match=key):
+            train(replace(task, **changes), SETTINGS, tmp_path / "state")
 
 
 def test_accumulated_micro_batches_equal_one_large_batch_in_every_phase(tmp_path):
@@ -148,6 +156,58 @@ def test_a_phase_may_begin_later_and_leave_a_network_untouched(tmp_path):
         built = task.build()["generator"]
     assert torch.equal(early.networks["generator"].stem.weight, built.stem.weight)
     assert not torch.equal(trained.networks["generator"].stem.weight, built.stem.weight)
+
+
+def test_a_frozen_network_stays_as_it_was_built(tmp_path):
+    """No phase trains the encoder: its batch normalisation takes no statistics and its dropout none of its values."""
+    task = gan_task()
+
+    def build():
+        return {**gan_task().build(), "encoder": nn.Sequential(nn.BatchNorm3d(1), nn.Dropout(0.5))}
+
+    def loss(networks, batch, step):
+        code = networks["encoder"](batch["real"])
+        assert torch.equal(code, networks["encoder"](batch["real"]))
+        return networks["critic"](code).mean()
+
+    phases = (replace(task.phases[0], loss=loss), task.phases[1])
+    trained = train(replace(task, build=build, phases=phases), SETTINGS, tmp_path / "state")
+    assert same(trained.networks["encoder"].state_dict(), nn.Sequential(nn.BatchNorm3d(1)).state_dict())
+
+
+def test_a_preview_changes_nothing(tmp_path):
+    """A part of a network that is in evaluation mode, as a frozen backbone is, is so after a preview as well."""
+    task = gan_task(preview=lambda networks, step: None)
+
+    def build():
+        networks = gan_task().build()
+        networks["critic"].norm = nn.BatchNorm3d(1, affine=False).eval()
+        return networks
+
+    def loss(networks, batch, step):
+        critic = networks["critic"]
+        return critic(critic.norm(batch["real"])).mean()
+
+    task = replace(task, build=build, phases=(replace(task.phases[0], loss=loss), task.phases[1]))
+    runs = [
+        train(task, SETTINGS.model_copy(update={"preview_every": every}), tmp_path / str(every)) for every in (0, 4)
+    ]
+    assert same(*map(weights, runs))
+
+
+def test_a_network_without_parameters_is_resumed(tmp_path):
+    task = replace(gan_task(), build=lambda: {**gan_task().build(), "flip": nn.Identity()})
+    train(task, SETTINGS.model_copy(update={"num_steps": 7}), tmp_path / "parts")
+    assert train(task, SETTINGS, tmp_path / "parts").metrics[-1]["step"] == SETTINGS.num_steps
+
+
+def test_a_late_phase_warms_up_when_it_begins(tmp_path):
+    task = gan_task()
+    late = replace(task.phases[1], first_step=6, settings={**ADAM, "learning_rate": 0.4, "num_warmup_steps": 4})
+    settings = SETTINGS.model_copy(update={"log_every": 1})
+    rows = train(replace(task, phases=(task.phases[0], late)), settings, tmp_path / "state").metrics
+    rates = [row["generator_learning_rate"] for row in rows]
+    assert rates == pytest.approx([0.0] * 6 + [0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
 def falling(**changes) -> PhasedTask:

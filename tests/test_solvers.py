@@ -19,6 +19,10 @@ from medsyn.errors import InputError
 from medsyn.volume import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
+IMPORTS = """from medsyn.diffusion.base import SOLVERS, Solver
+from medsyn.diffusion.solvers import ddim_times
+
+"""
 
 
 @pytest.fixture
@@ -103,6 +107,34 @@ def test_an_unknown_solver_is_one_line_that_lists_the_known_ones(run_folder, tmp
     assert main([*command, "--quiet"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "solver: 'euler' is not a known solver; expected one of ddim, dpmpp_2m" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("thing", "fault"),
+    [
+        ("ddim_times", "sampling.solver 'broken' is a function, expected a medsyn.diffusion.base.Solver"),
+        (
+            "Solver('B', ddim_times, lambda denoiser, x, times: denoiser(x, 0.0) * float('nan'))",
+            "sampling.solver 'broken' gave values that are not finite, expected [-1, 1]",
+        ),
+        (
+            "Solver('B', ddim_times, lambda denoiser, x, times: denoiser(x, 0.0)[0])",
+            "sampling.solver 'broken' gave volumes of shape [4, ",
+        ),
+        (
+            "Solver('B', lambda num_steps: ddim_times(0), None)",
+            "sampling.solver 'broken': num_steps is 0, expected 1 to",
+        ),
+    ],
+)
+def test_a_solver_that_misbehaves_is_one_line(registry, run_folder, tmp_path, capsys, thing, fault):
+    plugin, out = tmp_path / "broken.py", tmp_path / "ct.nii.gz"
+    plugin.write_text(f"{IMPORTS}SOLVERS.register('broken', {thing})\n", encoding="utf-8")
+    command = ["--plugin", str(plugin), "generate", "--weights", str(run_folder), "--text", "x", "--solver", "broken"]
+    assert main([*command, "--out", str(out), "--quiet"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and fault in line
     assert not out.exists()
 
 

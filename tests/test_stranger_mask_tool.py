@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from medsyn.mask_tools import ANATOMY, MASK_TOOLS, MaskTool, tools_for, use_netw
 from medsyn.masks.segment import open_tools
 from medsyn.masks.weights import needed_weights
 from medsyn.registry import load_plugins
-from medsyn.volume import STRUCTURES, read_volume
+from medsyn.stages.measures import _find_anatomy
+from medsyn.volume import STRUCTURES, Volume, read_volume
 from medsyn.weight_files import WeightFile
 
 PAGE = (ROOT / "docs/masks.md").read_text(encoding="utf-8")
@@ -139,6 +141,8 @@ def test_the_stage_that_uses_a_plugin_names_it(tmp_path: Path) -> None:
     ("returned", "fault"),
     [
         ("{}", r"broken gave no mask for airway, expected \(64, 64, 64\) voxels"),
+        ("None", r"broken gave no mask for airway, expected \(64, 64, 64\) voxels"),
+        ("{'airway': [1]}", r"broken gave no mask for airway, expected \(64, 64, 64\) voxels"),
         ("{'airway': volume.array[1:] < -900}", r"gave an array of shape \(63, 64, 64\) for airway"),
         ("{'airway': (volume.array < -900) * 7}", "broken's airway: labels run from 0 to 7, expected 0 to 1"),
         ("{'airway': volume.array < -9000}", "broken found no airway"),
@@ -158,6 +162,18 @@ def test_what_a_tool_must_not_return(
     assert re.search(fault, error), error
     assert error.count("\n") == 1
     assert not (tmp_path / "masks").exists()
+
+
+def test_a_tool_that_leaves_out_a_structure_loses_that_measure_alone() -> None:
+    class LungsOnly:
+        version, weights_hash = "1", None
+
+        def segment(self, volume: Volume, structures: Sequence[str]) -> dict[str, np.ndarray]:
+            return {"lobes": np.ones(volume.array.shape, np.uint8)} if "lobes" in structures else {}
+
+    masks, failures = _find_anatomy(LungsOnly(), chest("normal").volume)
+    assert list(masks) == ["lobes"]
+    assert failures["heart"] == "the tool gave no mask for heart, expected heart; repair the tool"
 
 
 def test_weight_files_of_a_tool_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

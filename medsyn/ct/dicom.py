@@ -127,7 +127,7 @@ class Series:
         return max(float(np.degrees(np.arctan2(across, along))) if along else 0.0, self.tilt_degrees)
 
     def rank(self) -> tuple[float, ...]:
-        """Rules 3 to 5, lowest first."""
+        """Return what rules 3 to 5 sort by, best first."""
         words = f"{self.body_part} {self.description}"
         part = 0 if _CHEST.search(words) else 2 if _OTHER_PART.search(words) else 1
         return (part, is_sharp(self.kernel), equal_thickness_mm(self.step_mm), -self.num_slices)
@@ -157,7 +157,7 @@ def read_dicom_file(path: Path, hints: HeaderHints) -> Scan:
 
 
 def choose_series(folder: str | Path, wanted: str | None = None) -> Series:
-    """The series named `wanted`, else the axial chest series by the rules above; an unknown name is an InputError."""
+    """Return the series named `wanted`, else the axial chest series by the rules above; InputError if unknown."""
     return _chosen(folder, list_series(folder), wanted)
 
 

@@ -17,18 +17,18 @@ Interpolation = Literal["nearest", "linear"]
 
 
 def denoising_loss(network: nn.Module, x0: Tensor, epsilon: Tensor, t: Tensor, **conditions: Tensor | None) -> Tensor:
-    """E || network(x_t, tau) - x0 ||^2 over all channels and voxels, unweighted; `conditions` go to the network."""
+    """Return E || network(x_t, tau) - x0 ||^2 over all channels and voxels; `conditions` go to the network."""
     prediction = network(add_noise(x0, epsilon, t), TAU_PER_T * t, **conditions)
     return F.mse_loss(prediction.float(), x0)
 
 
 def reduce_resolution(volume: Tensor, factor: int) -> Tensor:
-    """Nearest-neighbour reduction: indices 0, factor, 2 factor, ... of the last three axes."""
+    """Reduce by nearest neighbour: take indices 0, factor, 2 factor, ... of the last three axes."""
     return volume[..., ::factor, ::factor, ::factor]
 
 
 def enlarge(volume: Tensor, factor: int, interpolation: Interpolation = "nearest") -> Tensor:
-    """Enlargement of the last three axes of [B, C, D, H, W]; the undoing of `reduce_resolution`.
+    """Enlarge the last three axes of [B, C, D, H, W]: the inverse of `reduce_resolution` on the voxels that it keeps.
 
     "nearest" is the authors'. "linear" puts each value where `reduce_resolution` took it (index 0, factor, ...),
     interpolates in between and repeats the last value beyond.
@@ -43,7 +43,7 @@ def enlarge(volume: Tensor, factor: int, interpolation: Interpolation = "nearest
 def super_res_condition(
     x0: Tensor, factor: int, noise: Tensor, level: Tensor, interpolation: Interpolation = "nearest"
 ) -> Tensor:
-    """Low-resolution condition of a clean crop: nearest x1/factor, enlarged x factor, then (1-a) lr + a noise.
+    """Return the low-resolution condition of a clean crop: nearest x1/factor, enlarged, then (1-a) lr + a noise.
 
     noise has the shape of x0, level (a) is [B]; the network is not told a.
     """

@@ -153,7 +153,7 @@ def cross_validate(
 def stratified_folds(
     labels: NDArray, num_folds: int, seed: int, patients: Sequence[str] = ()
 ) -> list[NDArray[np.int64]]:
-    """Disjoint index sets that cover everything and share out positives and negatives evenly; none is empty.
+    """Return disjoint index sets that cover everything and share out positives and negatives evenly; none is empty.
 
     patients: whose each volume is; all volumes of a patient are in one set, which counts as positive if one of them is.
     """
@@ -177,8 +177,10 @@ def pooling_factors(shape: Sequence[int], size: int) -> list[int]:
 
 
 def pooled(array: NDArray, size: int = 32) -> NDArray[np.float32]:
-    """(D, H, W) average-pooled by whole factors until no axis is longer than `size` voxels (margins that do not fill
-    a block are cut)."""
+    """Average-pool (D, H, W) by whole factors until no axis is longer than `size` voxels.
+
+    Margins that do not fill a block are cut.
+    """
     factors = pooling_factors(array.shape, size)
     cut = array[tuple(slice(0, length // f * f) for length, f in zip(array.shape, factors, strict=True))]
     (d, h, w), (i, j, k) = cut.shape, factors

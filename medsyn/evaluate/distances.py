@@ -18,7 +18,7 @@ Distance = Callable[[Features, Features], float]
 
 
 def frechet_distance(real: Features, synthetic: Features) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)).
+    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)).
 
     With A and B the centred features, S1 = A'A/(n-1) and S2 = B'B/(m-1), the eigenvalues of S1 S2 are the squared
     singular values of A B' over (n-1)(m-1), so the trace of the root is a nuclear norm: exact, real and never negative
@@ -34,7 +34,7 @@ def frechet_distance(real: Features, synthetic: Features) -> float:
 
 
 def median_distance(real: Features, synthetic: Features) -> float:
-    """Lower median of the Euclidean distances of all ordered pairs of the pooled rows, zero diagonal included."""
+    """Return the lower median of the distances of all ordered pairs of the pooled rows, with the zero diagonal."""
     a, b = _pair(real, synthetic)
     pooled = np.concatenate([a, b])
     flat = cdist(pooled, pooled).ravel()
@@ -43,7 +43,7 @@ def median_distance(real: Features, synthetic: Features) -> float:
 
 
 def maximum_mean_discrepancy(real: Features, synthetic: Features, sigma: float | None = None) -> float:
-    """Unbiased MMD^2 with the kernel exp(-d^2 / sigma^2); may be slightly negative.
+    """Return the unbiased MMD^2 with the kernel exp(-d^2 / sigma^2); may be slightly negative.
 
     `sigma`: bandwidth, default the median distance of the pooled samples. Raises ValueError for fewer than two rows,
     unequal widths, or features that are all equal (no bandwidth).
@@ -60,7 +60,7 @@ def maximum_mean_discrepancy(real: Features, synthetic: Features, sigma: float |
 def half_split(
     distance: Distance, real: Features, synthetic: Features | None, *, seed: int, num_draws: int = 10
 ) -> float:
-    """Mean `distance` over random draws of half of `real` against as many rows of something else.
+    """Return the mean `distance` over random draws of half of `real` against as many rows of something else.
 
     Against `synthetic`, or, where that is None, against the other half of `real`: the value that volumes of the very
     same kind reach at this sample size, below which no difference can be seen. Raises ValueError for fewer than four
@@ -84,7 +84,7 @@ def half_split(
 def jackknife_interval(
     distance: Distance, real: Features, synthetic: Features, *, seed: int, num_groups: int = 10
 ) -> tuple[float, float]:
-    """95 % interval distance +- 1.96 SE from a delete-a-group jackknife over both samples.
+    """Return 95 % interval distance +- 1.96 SE from a delete-a-group jackknife over both samples.
 
     Resampling with replacement would repeat rows, which itself raises FID and MMD; leaving groups out does not. The
     bounds are not cut at zero. Raises ValueError for fewer than four rows.
@@ -107,7 +107,7 @@ def jackknife_interval(
 
 
 def equal_numbers(real: Features, synthetic: Features, limit: int, seed: int) -> tuple[Features, Features]:
-    """Random subsets of both samples with the same number of rows, at most `limit`, in a reproducible draw."""
+    """Return random subsets of both samples with the same number of rows, at most `limit`, in a reproducible draw."""
     count = min(len(real), len(synthetic), limit)
     generator = np.random.default_rng(seed)
     chosen = [np.sort(generator.permutation(len(x))[:count]) for x in (real, synthetic)]
@@ -126,7 +126,7 @@ def _pair(real: Features, synthetic: Features) -> tuple[NDArray[np.float64], NDA
 
 
 def _square_root(centred: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R with R'R = S: the scaled rows themselves or, where they outnumber the features, their triangular factor."""
+    """Return R with R'R = S: the scaled rows or, where they outnumber the features, their triangular factor."""
     scaled = centred / np.sqrt(len(centred) - 1)
     if scaled.shape[0] > scaled.shape[1]:
         return np.linalg.qr(scaled).R

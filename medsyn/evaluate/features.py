@@ -67,7 +67,7 @@ def make_extractor(
 
 
 def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = None) -> tuple[ResNet3d, dict[str, Any]]:
-    """The network in evaluation mode, and its description: depth, base_width, window_hu, name.
+    """Return the network in evaluation mode, and its description: depth, base_width, window_hu, name.
 
     With `window_hu`, an extractor that was made for another window is an InputError.
     """
@@ -82,7 +82,7 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
         raise InputError(f"{path}: no such file") from None
     except (KeyError, SafetensorError, RuntimeError, json.JSONDecodeError):
         raise InputError(
-            f"{path}: no feature extractor of this program; write one with `medsyn train-features`"
+            f"{path}: not a feature extractor of this program; write one with `medsyn train-features`"
             " (its setting features.weights converts a Med3D checkpoint)"
         ) from None
     if window_hu is not None and tuple(info["window_hu"]) != tuple(window_hu):
@@ -91,7 +91,7 @@ def load_extractor(path: str | Path, window_hu: tuple[float, float] | None = Non
 
 
 def read_med3d(path: str | Path, depth: int | None = None, base_width: int | None = None) -> ResNet3d:
-    """Strictly load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors).
+    """Load a MedicalNet checkpoint (.pth with `state_dict`, prefix `module.`, or .safetensors).
 
     Without `depth` and `base_width` they are read from its tensors.
     """
@@ -99,7 +99,7 @@ def read_med3d(path: str | Path, depth: int | None = None, base_width: int | Non
     wrapped = content.get("state_dict", content)
     if not isinstance(wrapped, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in wrapped.values()):
         raise InputError(
-            f"{path}: is no Med3D checkpoint: expected tensors by name; give the file that Med3D published"
+            f"{path}: is not a Med3D checkpoint: expected tensors by name; give the file that Med3D published"
         )
     names = {str(name).removeprefix("module."): tensor for name, tensor in wrapped.items()}
     trunk = {name: tensor for name, tensor in names.items() if not name.startswith("conv_seg.")}
@@ -115,14 +115,14 @@ def read_med3d(path: str | Path, depth: int | None = None, base_width: int | Non
     except RuntimeError as error:
         lines = str(error).splitlines()
         reason = (lines[1:] or lines)[0].strip()[:160]
-        raise InputError(f"{path}: is no Med3D ResNet-{depth} of width {base_width}: {reason}") from None
+        raise InputError(f"{path}: is not a Med3D ResNet-{depth} of width {base_width}: {reason}") from None
     return net.eval()
 
 
 def features_of(
     net: ResNet3d, volumes: Iterable[NDArray], window_hu: tuple[float, float], batch_size: int = 4
 ) -> NDArray[np.float32]:
-    """Features (n, F) of volumes (D, H, W) in HU that all have one shape, on the accelerator if there is one."""
+    """Return features (n, F) of volumes (D, H, W) in HU that all have one shape, on the accelerator if there is one."""
     device = network_device()
     net = channels_last(net.to(device)).eval()
     rows = [np.empty((0, net.num_features), dtype=np.float32)]
@@ -134,7 +134,7 @@ def features_of(
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` consecutive items, the last one shorter."""
+    """Yield lists of `size` consecutive items, the last one shorter."""
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group

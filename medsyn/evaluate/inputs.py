@@ -63,7 +63,7 @@ def keep_split(ids: Iterable[str], cohort: str | Path | None, split: str | None)
 
 
 def read_prompts(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
-    """Prompt rows by sample_id; an id that occurs twice must say the same."""
+    """Return the prompt rows by sample_id; an id that occurs twice must say the same."""
     prompts: dict[str, dict[str, str]] = {}
     for path in paths:
         for row in read_csv(path, ["sample_id", "prompt_type", "text"]):
@@ -109,7 +109,7 @@ def read_measures(paths: Iterable[str | Path]) -> dict[str, dict[str, float | No
 
 
 def read_labels(path: str | Path) -> tuple[list[str], dict[str, dict[str, int]]]:
-    """Names of the label columns and 0/1 labels by id."""
+    """Return the names of the label columns, and 0/1 labels by id."""
     rows = read_csv(path, ["id"])
     if not rows:
         raise InputError(
@@ -123,7 +123,7 @@ def read_labels(path: str | Path) -> tuple[list[str], dict[str, dict[str, int]]]
 
 
 def labels_of(row: dict[str, str], labels: dict[str, dict[str, int]]) -> dict[str, int] | None:
-    """Labels of a cohort or store row: by its report_id, else by its subject_id; None where there are none."""
+    """Return the labels of a cohort or store row: by its report_id, else by its subject_id; None without any."""
     return labels.get(row.get("report_id", "")) or labels.get(row.get("subject_id", ""))
 
 
@@ -158,7 +158,7 @@ def read_features(paths: Sequence[str | Path]) -> FeatureSet:
 
 
 def grouped(groups: Sequence[Sequence[str]] | None, option: str) -> dict[str, list[str]]:
-    """`--option LABEL FILE..` given several times -> {LABEL: [FILE, ..]}."""
+    """Return {LABEL: [FILE, ..]} of an option `--option LABEL FILE..` that is given several times."""
     result: dict[str, list[str]] = {}
     for label, *files in groups or ():
         if not files:
@@ -168,7 +168,7 @@ def grouped(groups: Sequence[Sequence[str]] | None, option: str) -> dict[str, li
 
 
 def text_fields(record: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """A row with exactly `columns`, floats to 6 significant digits, None as an empty field."""
+    """Return a row with exactly `columns`, floats to 6 significant digits, None as an empty field."""
     return {
         name: f"{record[name]:.6g}" if isinstance(record.get(name), float) else record.get(name) for name in columns
     }

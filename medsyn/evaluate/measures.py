@@ -98,7 +98,7 @@ def _airway(model: Volume, airway: NDArray[np.bool_] | None, failed: Mapping[str
 def _lung(
     model: Volume, lungs: NDArray[np.uint8] | None, airway: NDArray[np.bool_] | None, failed: Mapping[str, str]
 ) -> dict[str, _Result]:
-    """Volume and low attenuation of the lungs (0, 1 right, 2 left; None: failed) without the airway."""
+    """Return the volume and low attenuation of the lungs (0, 1 right, 2 left; None: failed) without the airway."""
     names = ("lung_volume_ml", "laa950_percent")
     if lungs is None:
         return dict.fromkeys(names, _failure("lobes", failed))
@@ -113,7 +113,7 @@ def _lung(
 def _given_thorax(
     model: Volume, lungs: NDArray[np.uint8] | None, masks: Mapping[str, NDArray[np.bool_]], failed: Mapping[str, str]
 ) -> dict[str, _Result]:
-    """Effusion and cardiothoracic ratio from masks of fluid and heart, each None where its segmentation failed."""
+    """Return effusion and cardiothoracic ratio from masks, each None where its segmentation failed."""
     fluid, heart = masks.get("effusion"), masks.get("heart")
     effusion = _failure("effusion", failed)
     if fluid is not None:
@@ -129,7 +129,7 @@ def _given_thorax(
 
 
 def _classical_thorax(model: Volume, lungs: NDArray[np.uint8] | None, failed: Mapping[str, str]) -> dict[str, _Result]:
-    """Effusion and cardiothoracic ratio from HU and lungs, on a coarser grid where the CT is fine."""
+    """Return the effusion and cardiothoracic ratio from HU and lungs, on a coarser grid where the CT is fine."""
     names = ("effusion_volume_ml", "cardiothoracic_ratio")
     if lungs is None:
         return dict.fromkeys(names, _failure("lobes", failed))

@@ -47,7 +47,7 @@ def score_segmentation(prompts: Path, samples: Sequence[str], masks: Sequence[st
 
 
 def subject_of(value: str) -> str:
-    """The subject that `fix_image` or `fix_lobes` names: an id, or the folder of a path."""
+    """Return the subject that `fix_image` or `fix_lobes` names: an id, or the folder of a path."""
     path = Path(value)
     return path.parent.name if path.name.endswith(".nii.gz") else value
 

@@ -28,7 +28,7 @@ class Summary:
 
 
 def summarise(values: Sequence[float | None], *, num_bootstrap: int, seed: int) -> Summary:
-    """Mean, sample standard deviation (n - 1) and bootstrap bounds; None and NaN count as missing."""
+    """Return the mean, sample standard deviation (n - 1) and bootstrap bounds; None and NaN count as missing."""
     known = known_values(values)
     missing = len(values) - len(known)
     if len(known) == 0:
@@ -39,7 +39,7 @@ def summarise(values: Sequence[float | None], *, num_bootstrap: int, seed: int) 
 
 
 def known_values(values: Sequence[float | None]) -> NDArray[np.float64]:
-    """The values that are numbers, in order."""
+    """Return the values that are numbers, in order."""
     array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     return array[np.isfinite(array)]
 
@@ -47,7 +47,7 @@ def known_values(values: Sequence[float | None]) -> NDArray[np.float64]:
 def bootstrap_interval(
     values: ArrayLike, *, num_bootstrap: int, seed: int, level: float = 0.95
 ) -> tuple[float | None, float | None]:
-    """Percentile bootstrap bounds of the mean; (None, None) for fewer than two values."""
+    """Return the percentile bootstrap bounds of the mean; (None, None) for fewer than two values."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return None, None
@@ -58,7 +58,7 @@ def bootstrap_interval(
 
 
 def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float | None]) -> float | None:
-    """p of Welch's two-sample t-test for "the mean of `greater` exceeds that of `smaller`"; missing values left out.
+    """Return p of Welch's t-test for "the mean of `greater` exceeds that of `smaller`", without missing values.
 
     None where the test is not defined: fewer than two values, or no variance in either sample.
     """
@@ -71,7 +71,7 @@ def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float 
 
 
 def area_under_roc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Probability that a positive scores above a negative (ties count half); None with one class only."""
+    """Return the probability that a positive scores above a negative (ties count half); None with one class only."""
     score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
     num_positive, num_negative = int(label.sum()), int((~label).sum())
     if num_positive == 0 or num_negative == 0:

@@ -101,9 +101,9 @@ def _run(
 
 def _checked(found: Mapping[str, NDArray[np.uint8]], structure: str, model: Volume, source: str) -> NDArray[np.uint8]:
     """Return one mask of a tool; InputError, which begins with `source`, for another shape or other labels."""
-    mask = found.get(structure)
-    if mask is None or mask.shape != model.array.shape:
-        shown = "no mask" if mask is None else f"an array of shape {mask.shape}"
+    mask = found.get(structure) if isinstance(found, Mapping) else None
+    if not isinstance(mask, np.ndarray) or mask.shape != model.array.shape:
+        shown = f"an array of shape {mask.shape}" if isinstance(mask, np.ndarray) else "no mask"
         raise InputError(f"{source} gave {shown} for {structure}, expected {model.array.shape} voxels; repair the tool")
     return as_labels(mask, structure, f"{source}'s {structure}")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
 from medsyn.device import network_device
-from medsyn.diffusion.base import SOLVERS, Denoiser
+from medsyn.diffusion.base import SOLVERS, Denoiser, Solver
 from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.seeds import volume_noise
@@ -106,11 +106,9 @@ class Run(Method):
         seeds = [prompt.seed for prompt in prompts]
         fixed, channels = self._fixed(prompts)
         noise = volume_noise(seeds, (len(self.channels), *low_size), "low_res").to(self.device)
-        solver = SOLVERS[sampling.solver]
         given = None if fixed is None else reduce_resolution(fixed, self.factor)
         denoiser = self._low_res_denoiser(prompts)
-        low = sample(
-            solver,
+        low = self._solve(
             denoiser,
             noise,
             sampling.num_steps_low_res,
@@ -124,8 +122,7 @@ class Run(Method):
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
             condition = enlarge(low[i : i + 1], self.factor, self.interpolation)
             noise = volume_noise([seed], (len(self.channels), *size), "super_res").to(self.device)
-            volume = sample(
-                solver,
+            volume = self._solve(
                 prepared_denoiser(self.super_res, condition=condition),
                 noise,
                 sampling.num_steps_super_res,
@@ -135,6 +132,30 @@ class Run(Method):
             )
             volumes.append(volume.cpu().numpy()[0])
         return np.stack(volumes)
+
+    def _solve(self, denoiser: Denoiser, noise: Tensor, num_steps: int, **given: Any) -> Tensor:
+        """Sample with the solver of the settings; a result that it must not give is an InputError."""
+        name = self.settings.sampling.solver
+        solver = SOLVERS[name]
+        if not isinstance(solver, Solver):
+            found = type(solver).__name__
+            raise InputError(
+                f"sampling.solver '{name}' is a {found}, expected a medsyn.diffusion.base.Solver; repair it"
+            )
+        try:
+            solver.times(num_steps)
+        except ValueError as error:
+            raise InputError(f"sampling.solver '{name}': {error}") from None
+        volumes = sample(solver, denoiser, noise, num_steps, **given)
+        if volumes.shape != noise.shape:
+            found, expected = list(volumes.shape), list(noise.shape)
+            raise InputError(f"sampling.solver '{name}' gave volumes of shape {found}, expected {expected}; repair it")
+        if not volumes.isfinite().all():
+            raise InputError(
+                f"sampling.solver '{name}' gave values that are not finite, expected [-1, 1]; use another solver, or"
+                " sampling.precision fp32 if that is not set, or train the network again"
+            )
+        return volumes
 
     def _low_res_denoiser(self, prompts: Sequence[Prompt]) -> Denoiser:
         texts = [prompt.text for prompt in prompts]

@@ -18,7 +18,7 @@ CHANNEL_OF = {name: name for name in CHANNELS} | {structure: name for name, stru
 
 
 def to_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> NDArray:
-    """HU or labels as a float32 model channel in [-1, 1]."""
+    """Return HU or labels as a float32 model channel in [-1, 1]."""
     values = values.astype(np.float32)
     if name == "image":
         low, high = window_hu
@@ -27,7 +27,7 @@ def to_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> ND
 
 
 def from_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> NDArray:
-    """A model channel as int16 HU (image), uint8 labels 0..5 (lobe, (D, H, W)) or uint8 0/1 (airway, vessel)."""
+    """Return a model channel as int16 HU (image), uint8 labels 0..5 (lobe, (D, H, W)) or uint8 0/1 (airway, vessel)."""
     if name == "image":
         low, high = window_hu
         return np.round((np.clip(values, -1, 1) + 1) / 2 * (high - low) + low).astype(np.int16)

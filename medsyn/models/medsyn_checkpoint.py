@@ -62,7 +62,7 @@ def import_medsyn(
 
 
 def read_checkpoint(source: Path, weights: Weights | None = None) -> tuple[Path, dict[str, Tensor], str]:
-    """(file, state dict under the authors' names, "ema", "raw" or "only") of a folder or file."""
+    """Return (file, state dict under the authors' names, "ema", "raw" or "only") of a folder or file."""
     if source.is_dir():
         file, kind = _choose_file(source, weights)
         return file, _tensors(_load(file), file), kind
@@ -78,7 +78,7 @@ def read_checkpoint(source: Path, weights: Weights | None = None) -> tuple[Path,
 def convert(
     state: Mapping[str, Tensor], stage: Stage, up_order: Literal["A", "B"], *, source: str = "checkpoint"
 ) -> tuple[ModelStage, dict[str, Tensor]]:
-    """Settings and float32 tensors under our names of the authors' state dict (prefixes allowed)."""
+    """Return the settings and the float32 tensors, under our names, of the authors' state dict (prefixes allowed)."""
     plain = strip_prefixes(state)
     try:
         config, arguments = read_shape(plain, up_order, source)
@@ -124,7 +124,7 @@ def _settings(stage: Stage, config: UNetConfig, arguments: Mapping[str, int], so
 
 
 def _published_training(stage: Stage) -> TrainConfig:
-    """The recipe of the authors' training scripts, steps from the paper; a record, nothing is computed from it."""
+    """Return the recipe of the authors' training scripts, with the paper's steps, which is recorded only."""
     high = stage == "super_res"
     return TrainConfig(
         num_steps=40_000,
@@ -165,7 +165,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _tensors(content: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
-    """The state dict in a file, out of the usual wrappers; entries that are no tensors are left out."""
+    """Return the state dict in a file, out of the usual wrappers; entries that are not tensors are left out."""
     wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
     if wrapped is not None:
         return _tensors(wrapped, file)

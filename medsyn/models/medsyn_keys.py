@@ -28,7 +28,7 @@ _SLOTS = {
 
 
 def medsyn_names(own_names: Iterable[str], num_bottom_blocks: int) -> dict[str, list[str]]:
-    """Our parameter name -> the authors' names for it (several only for the shared attention matrices)."""
+    """Return the authors' names of each of our parameters by its name (several only for shared matrices)."""
     names = list(own_names)
     text = "null_cond_emb" in names
     if not text and num_bottom_blocks != 1:
@@ -37,13 +37,13 @@ def medsyn_names(own_names: Iterable[str], num_bottom_blocks: int) -> dict[str, 
 
 
 def to_medsyn_keys(state: Mapping[str, Tensor], num_bottom_blocks: int) -> dict[str, Tensor]:
-    """Our state dict under the authors' names (shared tensors under each of their names)."""
+    """Return our state dict under the authors' names (shared tensors under each of their names)."""
     names = medsyn_names(state, num_bottom_blocks)
     return {theirs: state[own] for own, several in names.items() for theirs in several}
 
 
 def from_medsyn_keys(state: Mapping[str, Tensor], network: UNet, source: str = "checkpoint") -> dict[str, Tensor]:
-    """The authors' state dict under our names, for `network`; missing, extra or misshapen tensors are InputErrors.
+    """Return the authors' state dict under our names; missing, extra or misshapen tensors are InputErrors.
 
     Prefixes `module.` and `denoise_fn.` are removed; when any name carries the latter, all others (stale schedule
     buffers of older releases) are ignored. Of the names of a shared tensor one is enough: safetensors keeps only one.
@@ -77,7 +77,7 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_shape(state: Mapping[str, Tensor], up_order: str, source: str = "checkpoint") -> tuple[UNetConfig, dict]:
-    """Settings and constructor arguments of the network that the authors' tensors (prefixes stripped) belong to."""
+    """Return settings and constructor arguments of the network of the authors' tensors (prefixes stripped)."""
     text = "null_cond_emb" in state
     try:
         first = state["init_conv.weight" if text else "init_conv0.weight"]

@@ -24,7 +24,7 @@ def _convolution(num_in: int, num_out: int, stride: int, dilation: int) -> nn.Co
 
 
 def _shortcut(num_in: int, num_out: int, stride: int) -> nn.Sequential:
-    """Shortcut of type B: a strided 1^3 convolution and its normalisation."""
+    """Build the shortcut of type B: a strided 1^3 convolution and its normalisation."""
     return nn.Sequential(nn.Conv3d(num_in, num_out, 1, stride=stride, bias=False), nn.BatchNorm3d(num_out))
 
 
@@ -148,6 +148,6 @@ def channels_last(network: Network) -> Network:
 
 
 def to_unit(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
-    """HU of any shape -> float32 in [-1, 1], clipped to `window_hu` (low, high)."""
+    """Return HU of any shape as float32 in [-1, 1], clipped to `window_hu` (low, high)."""
     low, high = window_hu
     return (hu.to(torch.float32).clamp(low, high) - low) * (2.0 / (high - low)) - 1.0

@@ -204,7 +204,7 @@ def join_condition(condition: Tensor | None, x: Tensor) -> Tensor:
 
 
 def to_patches(x: Tensor, size: int) -> Tensor:
-    """Space to depth: [B, C, D, H, W] -> [B, C size^3, D / size, H / size, W / size]."""
+    """Rearrange space to depth: [B, C, D, H, W] -> [B, C size^3, D / size, H / size, W / size]."""
     if size == 1:
         return x
     batch, channels, depth, height, width = x.shape
@@ -213,7 +213,7 @@ def to_patches(x: Tensor, size: int) -> Tensor:
 
 
 def from_patches(x: Tensor, size: int) -> Tensor:
-    """Depth to space, the inverse of `to_patches`."""
+    """Rearrange depth to space, the inverse of `to_patches`."""
     if size == 1:
         return x
     batch, _, depth, height, width = x.shape

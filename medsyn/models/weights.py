@@ -22,7 +22,7 @@ from medsyn.tensors import check_tensors, save_tensors
 
 
 def build(stage: ModelStage, cond_dim: int | None) -> FastUNet:
-    """The untrained network of a stage; cond_dim is the width of the text states (None: no text).
+    """Build the untrained network of a stage; cond_dim is the width of the text states (None: no text).
 
     The super-resolution network takes its low-resolution condition, no text, and has one bottom block.
     """
@@ -43,7 +43,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, prove
 
 
 def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
-    """The network of a file, in eval mode, and its settings; a file of another kind is an InputError.
+    """Load the network of a file, in evaluation mode, and its settings; a file of another kind is an InputError.
 
     Settings of the training that this version does not know are dropped: they do not concern the trained network.
     """

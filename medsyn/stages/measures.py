@@ -96,7 +96,7 @@ def _find_anatomy(tool: Segmenter, model: Volume) -> tuple[dict[str, Volume], di
     A tool that fails is run again for each structure alone, so that the others are not lost.
     """
     try:
-        return {name: model.with_array(mask) for name, mask in tool.segment(model, ANATOMY).items()}, {}
+        return _masks_of(tool, model, ANATOMY), {}
     except SUBJECT_FAULTS as error:
         if is_machine_fault(error):
             raise
@@ -104,7 +104,7 @@ def _find_anatomy(tool: Segmenter, model: Volume) -> tuple[dict[str, Volume], di
     failures: dict[str, str] = {}
     for name in ANATOMY:
         try:
-            masks[name] = model.with_array(tool.segment(model, (name,))[name])
+            masks |= _masks_of(tool, model, (name,))
         except NothingFoundError:
             masks[name] = model.with_array(np.zeros(model.array.shape, np.uint8))
         except SUBJECT_FAULTS as error:
@@ -112,6 +112,15 @@ def _find_anatomy(tool: Segmenter, model: Volume) -> tuple[dict[str, Volume], di
                 raise
             failures[name] = " ".join(str(error).split())
     return masks, failures
+
+
+def _masks_of(tool: Segmenter, model: Volume, structures: Sequence[str]) -> dict[str, Volume]:
+    """Return the masks of `structures`; one that the tool does not give is an InputError."""
+    found = tool.segment(model, structures)
+    missing = [name for name in structures if name not in found]
+    if missing:
+        raise InputError(f"the tool gave no mask for {missing[0]}, expected {', '.join(structures)}; repair the tool")
+    return {name: model.with_array(found[name]) for name in structures}
 
 
 def measure_json(

@@ -54,7 +54,7 @@ class ReportBert(nn.Module):
 
 
 def new_language_model(config: TextEncoderConfig, vocabulary_size: int) -> BertForMaskedLM:
-    """An untrained BERT of the configured size; weights from torch's global generator.
+    """Build an untrained BERT of the configured size; weights from torch's global generator.
 
     BERT draws them with a deviation of 0.02 at width 768; narrower networks need wider draws to start as fast.
     """
@@ -108,7 +108,7 @@ def _begin_comparing(model: BertForMaskedLM) -> None:
 
 
 def load_language_model(source: str | Path, max_tokens: int) -> BertForMaskedLM:
-    """The BERT of a local folder or hub name, with positions for at least `max_tokens` tokens.
+    """Load the BERT of a local folder or hub name, with positions for at least `max_tokens` tokens.
 
     A shorter position table keeps its rows and gets new, untrained ones, as the authors do (512 to 2,048).
     """

@@ -29,12 +29,12 @@ class ReportRow:
     patient: str
 
     def text(self, section: str) -> str:
-        """The text of section `report`, `findings` or `impression`."""
+        """Return the text of section `report`, `findings` or `impression`."""
         return section_text(self.findings, self.impression, section)
 
 
 def read_reports(path: str | Path) -> list[ReportRow]:
-    """All reports; an empty report, an unknown split or an id that comes twice is an InputError that names it."""
+    """Read all reports; an empty report, an unknown split or an id that comes twice is an InputError."""
     reports: list[ReportRow] = []
     seen: set[str] = set()
     for row in read_csv(path, REPORT_COLUMNS):
@@ -55,7 +55,7 @@ def read_reports(path: str | Path) -> list[ReportRow]:
 
 
 def of_split(reports: Iterable[ReportRow], *splits: str) -> list[ReportRow]:
-    """The reports of the named splits, in the table's order."""
+    """Return the reports of the named splits, in the table's order."""
     return [report for report in reports if report.split in splits]
 
 

@@ -92,17 +92,17 @@ def _keys(report: ReportRow, sections: Sequence[str], source: Path) -> list[str 
 
 
 def text_key(text: str) -> str:
-    """Hash of a text, 16 hex digits."""
+    """Return the hash of a text, 16 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _identity(folder: Path) -> str:
-    """Hash of all that the states of a text depend on: weights, tokenizer and how many states are kept."""
+    """Return the hash of all that the states of a text depend on: weights, tokenizer and how many states are kept."""
     return hash_json([sha256(folder / name) for name in ("model.safetensors", "tokenizer.json", SETTINGS_FILE)])
 
 
 def _usable_shards(folder: Path, identity: str, wanted: Set[str]) -> dict[str, list[str]]:
-    """Hashes of the texts in every whole shard of this encoder that has a wanted one; other shards are removed."""
+    """Return the texts' hashes in every whole shard of this encoder with a wanted one; remove other shards."""
     usable: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -81,7 +81,7 @@ class TextEncoder:
         return int(self._model.config.hidden_size)
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(states (n, num_tokens, hidden_size), mask (n, num_tokens), true where there is a token of the text).
+        """Return (states (n, num_tokens, hidden_size), mask (n, num_tokens), true where there is a token of the text).
 
         A text longer than max_tokens is shortened as `long_reports` says (medsyn.text.budget).
         """
@@ -102,7 +102,7 @@ class TextEncoder:
         return states, mask
 
     def _padded_length(self, num_tokens: int) -> int:
-        """The next multiple of 32, and at least the positions whose states are kept, unless padding's are zero."""
+        """Return the next multiple of 32, at least the positions whose states are kept unless padding's are zero."""
         padded = -(-num_tokens // _LENGTH_STEP) * _LENGTH_STEP
         return min(padded if self.mask_padding else max(padded, self.num_tokens), self.max_tokens)
 

@@ -20,7 +20,7 @@ MIN_CHARACTERS = 80
 
 @cache
 def english_documents(max_characters: int = 1_500_000) -> tuple[str, ...]:
-    """Texts in a fixed order, white space normalised, together at most `max_characters` long."""
+    """Return the texts in a fixed order, white space normalised, together at most `max_characters` long."""
     documents: list[str] = []
     total = 0
     for text in _sources():
@@ -35,7 +35,7 @@ def english_documents(max_characters: int = 1_500_000) -> tuple[str, ...]:
 
 
 def _sources() -> Iterator[str]:
-    """Language topics first, then module, class and function docstrings by file name."""
+    """Yield language topics first, then module, class and function docstrings by file name."""
     topics = importlib.import_module("pydoc_data.topics").topics
     yield from (topics[name] for name in sorted(topics))
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):

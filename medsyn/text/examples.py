@@ -50,13 +50,13 @@ class Texts:
         return len(self.firsts)
 
     def num_tokens(self) -> NDArray[np.int64]:
-        """(n,) length of every unswapped input."""
+        """Return the length (n,) of every unswapped input."""
         pairs = zip(self.firsts, self.seconds, strict=True)
         lengths = [len(first) + len(second) + (3 if len(second) else 2) for first, second in pairs]
         return np.minimum(np.asarray(lengths), self.max_tokens)
 
     def example(self, epoch: int, index: int, other: int = DRAWN) -> tuple[TokenIds, TokenIds, int]:
-        """(ids, labels, paired) of one input in one epoch; other: whose second section it gets, if that can be told."""
+        """Return (ids, labels, paired) of one input in one epoch; other: whose second section it gets, if any."""
         rng = np.random.default_rng((self.seed, epoch, index, *(() if other == DRAWN else (other,))))
         paired = IGNORED
         if not len(self.seconds[index]):
@@ -74,7 +74,7 @@ class Texts:
         return masked, labels, paired
 
     def _other(self, index: int, rng: np.random.Generator) -> int:
-        """Another patient whose Impression has other words; the index itself if _DRAWS draws find none."""
+        """Choose another patient whose Impression has other words; the index itself if _DRAWS draws find none."""
         candidates = rng.integers(len(self), size=_DRAWS)
         return next((int(candidate) for candidate in candidates if self._is_swap(index, candidate)), index)
 
@@ -87,7 +87,7 @@ class Texts:
 def mask_tokens(
     ids: TokenIds, special: Special, fraction: float, rng: np.random.Generator
 ) -> tuple[TokenIds, TokenIds]:
-    """(corrupted ids, labels): `fraction` of the ordinary tokens, at least one, are to be predicted."""
+    """Return (corrupted ids, labels): `fraction` of the ordinary tokens, at least one, are to be predicted."""
     ordinary = np.flatnonzero(~np.isin(ids, (special.pad, special.cls, special.sep)))
     count = max(1, round(fraction * len(ordinary)))
     chosen = rng.permutation(ordinary)[:count]
@@ -116,7 +116,7 @@ class Batches:
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def batch(self, step: int, slots: Sequence[int]) -> dict[str, Tensor]:
-        """Samples `slots` (places in the batch) of optimiser step `step`."""
+        """Return the samples `slots` (places in the batch) of optimiser step `step`."""
         epoch, place = divmod(step, self.per_epoch)
         chosen = self._order(epoch)[place][list(slots)]
         return collate(
@@ -124,7 +124,7 @@ class Batches:
         )
 
     def held_out(self) -> list[dict[str, Tensor]]:
-        """All texts in fixed draws of masks and swaps, as many rounds as a steady measure needs, shortest first."""
+        """Return all texts in fixed draws of masks and swaps, in as many rounds as are needed, shortest first."""
         order = np.argsort(self._lengths, kind="stable")
         parts = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         rounds = range(-(-_HELD_OUT_EXAMPLES // len(order)))
@@ -132,7 +132,7 @@ class Batches:
         return [collate([self.texts.example(*draw) for draw in part], self.texts.special) for part in draws]
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        """(batches, batch_size, 2) indices of one epoch's texts, and of whose second section each gets.
+        """Return (batches, batch_size, 2) indices of one epoch's texts, and of whose second section each gets.
 
         Shuffled, sorted by length within buckets, shuffled again.
         """
@@ -168,7 +168,7 @@ def collate(examples: Sequence[tuple[TokenIds, TokenIds, int]], special: Special
 
 
 def cut(ids: TokenIds, length: int) -> list[TokenIds]:
-    """A long text in pieces of at most `length` tokens."""
+    """Return a long text in pieces of at most `length` tokens."""
     return [ids[start : start + length] for start in range(0, len(ids), length)]
 
 

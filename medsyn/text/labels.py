@@ -128,12 +128,12 @@ class Labeler:
                     raise InputError(f"{source}: {name} includes '{other}', which is not among the findings")
 
     def label(self, text: str) -> dict[str, int]:
-        """1 for every finding that the report says is there or suspects, else 0."""
+        """Return 1 for every finding that the report says is there or suspects, else 0."""
         stated = {name for _, names in self._statements(text) for name in names}
         return {name: int(name in stated) for name in self.findings}
 
     def evidence(self, text: str) -> dict[str, list[str]]:
-        """The sentences (lower case) that state each finding of the report."""
+        """Return the sentences (lower case) that state each finding of the report."""
         found: dict[str, list[str]] = {}
         for sentence, names in self._statements(text):
             for name in names:
@@ -148,7 +148,7 @@ class Labeler:
         return sum(word in _ENGLISH for word in words) >= len(words) / _FEW_WORDS
 
     def _statements(self, text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Every sentence with the findings that it states; sentences come again and again, so they are remembered."""
+        """Yield every sentence with the findings that it states; sentences recur, so their findings are cached."""
         if len(self._known) > _CACHED_SENTENCES:
             self._known.clear()
         pieces = sentences(text)
@@ -162,7 +162,7 @@ class Labeler:
             yield sentence, self._known[sentence]
 
     def _stated_in(self, sentence: str, named: Iterable[str]) -> tuple[str, ...]:
-        """Those findings that one sentence states, out of those that it may name."""
+        """Return those findings that one sentence states, out of those that it may name."""
         text = _blank(self._scopes["asides"], sentence)
         free = self._free(text)
         echo = self._scopes["echoes"].search(text) if free != [(0, len(text))] else None
@@ -174,7 +174,7 @@ class Labeler:
         return (*stated, *(name for name, others in self._includes if not stated.isdisjoint(others)))
 
     def _free(self, text: str) -> list[tuple[int, int]]:
-        """The parts of a sentence that nothing denies: up to a denial, and behind one that looks back."""
+        """Return the parts of a sentence that nothing denies: up to a denial, and behind one that looks back."""
         breaks = [edge for match in self._scopes["breaks"].finditer(text) for edge in match.span()]
         edges = [0, *breaks, len(text)]
         free: list[tuple[int, int]] = []
@@ -190,7 +190,7 @@ class Labeler:
 
 
 def sentences(text: str) -> list[str]:
-    """Lower-case sentences behind a space; what is too long for one is cut, so that time grows with length only."""
+    """Split a text into lower-case sentences behind a space; longer ones are cut, so that time grows linearly."""
     if "\n" in text:
         text = _WRAPPED.sub(" ", text)
     text = text.lower()
@@ -223,7 +223,7 @@ def _affirmed(finding: _Finding, text: str, free: Sequence[tuple[int, int]]) -> 
 
 
 def _blank(pattern: re.Pattern[str], text: str) -> str:
-    """`text` with every match turned into spaces, so that positions stay."""
+    """Return `text` with every match turned into spaces, so that positions stay."""
     if pattern.search(text) is None:
         return text
     return pattern.sub(lambda match: " " * len(match.group()), text)
@@ -245,12 +245,12 @@ def _compile(name: str, body: Mapping[str, Any], source: str | Path) -> _Finding
 
 @cache
 def default_labeler() -> Labeler:
-    """The labeler with the rules that come with the package."""
+    """Return the labeler with the rules that come with the package."""
     return load_labeler(RULES_FILE)
 
 
 def load_labeler(path: str | Path) -> Labeler:
-    """A labeler with the rules of a YAML file; a broken file is an InputError."""
+    """Return a labeler with the rules of a YAML file; a broken file is an InputError."""
     rules = read_yaml(path)
     missing = [name for name in (*_SCOPES, "findings") if not isinstance(rules, dict) or name not in rules]
     if missing:
@@ -266,7 +266,7 @@ def load_labeler(path: str | Path) -> Labeler:
 
 
 def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
-    """Rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`.
+    """Return rows of id and labels for a CSV with `id` or `report_id`, and `report` or `findings`/`impression`.
 
     Empty reports and rows that cannot be read are left out, reports in another language labelled 0, with a warning.
     """
@@ -313,7 +313,7 @@ def label_table(path: str | Path, labeler: Labeler) -> list[dict[str, Any]]:
 
 
 def _warn(path: str | Path, names: Sequence[str], total: int, what: str) -> None:
-    """One line for all reports with the same trouble."""
+    """Log one line for all reports with the same fault."""
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         log.warning("%s: %d of %d reports (%s) %s", path, len(names), total, shown, what)

@@ -37,12 +37,12 @@ class Pair:
 
 
 def paper_pairs() -> list[Pair]:
-    """The example prompts of the paper."""
+    """Return the example prompts of the paper."""
     return [Pair(pair["finding"], pair["with"], pair["without"], "paper") for pair in _rules()["paper"]]
 
 
 def report_pairs(texts: Iterable[tuple[str, str]], *, keep_severity: bool = True, keep_side: bool = True) -> list[Pair]:
-    """Pairs from (name, report), each wording once, in the order of the reports."""
+    """Return pairs from (name, report), each wording once, in the order of the reports."""
     labeler = default_labeler()
     pairs: dict[tuple[str, str], Pair] = {}
     for name, text in texts:
@@ -57,7 +57,7 @@ def report_pairs(texts: Iterable[tuple[str, str]], *, keep_severity: bool = True
 def make_pair(
     finding: str, sentence: str, labeler: Labeler, source: str = "", keep_severity: bool = True, keep_side: bool = True
 ) -> Pair | None:
-    """The pair of one lower-case sentence, or None if it says more than the finding or cannot be reversed."""
+    """Return the pair of one lower-case sentence, or None if it says more than the finding or cannot be reversed."""
     if finding not in _rules()["denials"] or not _says_only(finding, sentence):
         return None
     sentence = sentence.strip(" .,;-")
@@ -97,7 +97,7 @@ def content(sentence: str) -> frozenset[str]:
 
 
 def reversal(finding: str, sentence: str, keep_side: bool) -> str:
-    """The denial of `finding` in words that fit the sentence."""
+    """Return the denial of `finding` in words that fit the sentence."""
     rule = _rules()["denials"][finding]
     words = next((text for phrase, text in rule.get("except", {}).items() if re.search(phrase, sentence)), rule["text"])
     sides = _sides(re.sub(_rules()["more_on_one_side"], "", sentence)) if keep_side else []

@@ -10,7 +10,7 @@ _ESCAPE_SET_OR_GROUP = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(\((?!\?))", 
 
 
 def union(phrases: Sequence[str]) -> re.Pattern[str]:
-    """One expression for all phrases, from the beginning to the end of words; "^" is the beginning of a sentence.
+    """Return one expression for all phrases, of whole words; "^" is the beginning of a sentence.
 
     A match begins with the character before the word: to jump from one to the next is the fastest that `re` can search.
     It skips alternatives by their first letter, so groups in front are written out, and letters stand once.

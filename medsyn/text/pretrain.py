@@ -123,7 +123,7 @@ def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
 
 
 def evaluate(network: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, float | None]:
-    """Perplexity exp(mean nats) over the masked tokens, and the share of pairs told right (None without any pair)."""
+    """Return the perplexity over the masked tokens and the share of pairs told right (None without any pair)."""
     network.eval()
     device = next(network.parameters()).device
     nats: list[Tensor] = []
@@ -145,7 +145,7 @@ def _in_words(row: dict[str, Any]) -> str:
 
 
 def unigram_perplexity(corpus: Corpus) -> float:
-    """Perplexity on the same held-out tokens of guessing by frequency alone (training counts plus one)."""
+    """Return the perplexity on the same held-out tokens of guessing by frequency alone (training counts plus one)."""
     counts = np.ones(corpus.special.size)
     for sections in (corpus.training.firsts, corpus.training.seconds):
         for ids in sections:
@@ -156,7 +156,7 @@ def unigram_perplexity(corpus: Corpus) -> float:
 
 
 def _pairs(rows: Sequence[ReportRow], tokenizer: Any, special: Special, config: TextEncoderConfig) -> Texts:
-    """Findings and Impression of every report; a report with one section is no pair and serves the first task alone."""
+    """Return Findings and Impression of every report; one with a single section serves the first task alone."""
     whole = [[f"{name.upper()}: {row.text(name)}" for name in SECTIONS[1:] if row.text(name)] for row in rows]
     firsts = list(token_ids(tokenizer, [sections[0] for sections in whole]))
     seconds = list(token_ids(tokenizer, [sections[1] if len(sections) > 1 else "" for sections in whole]))
@@ -185,7 +185,7 @@ def _texts(
 def _starting_point(
     config: TextEncoderConfig, corpus: Corpus, state: Path, identity: dict[str, Any]
 ) -> Callable[[], BertForMaskedLM]:
-    """What builds the language model that is fine-tuned on the reports."""
+    """Return what builds the language model that is fine-tuned on the reports."""
     if config.init != "scratch":
         return lambda: load_language_model(config.init, config.max_tokens)
     if config.vocabulary == "reports" or config.num_english_steps == 0:
@@ -219,7 +219,7 @@ def _sha256(texts: Sequence[str]) -> str:
 
 
 def _loss(seed: int) -> Callable[[nn.Module, Any], Tensor]:
-    """The training loss; dropout is seeded by the batch, so a continued run draws what the whole one would have."""
+    """Return the training loss; dropout is seeded by the batch, so that a resumed run repeats the whole one."""
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         content = int(batch["ids"].sum()) * 31 + int(batch["labels"].sum())
@@ -249,7 +249,7 @@ def _train_config(config: TextEncoderConfig, per_epoch: int, num_steps: int) -> 
 
 
 def _write(out: Path, stage: TextEncoderStage, corpus: Corpus, network: nn.Module, rows: list[dict[str, Any]]) -> None:
-    """The folder in transformers' format, with curves, held-out measures and the encoder's settings."""
+    """Write the folder in transformers' format, with curves, held-out measures and the encoder's settings."""
     assert isinstance(network, ReportBert)
     lengths = {"training": corpus.training.num_tokens(), "held_out": corpus.held_out.num_tokens()}
     facts = {

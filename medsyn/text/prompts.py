@@ -53,12 +53,12 @@ class Sources:
     subjects: Sequence[Mapping[str, str]]
 
     def seed(self, *parts: object) -> int:
-        """A seed in [0, 2^31) for the row that `parts` name."""
+        """Return a seed in [0, 2^31) for the row that `parts` name."""
         digest = hashlib.sha256(repr((self.config.seed, *parts)).encode()).digest()
         return int.from_bytes(digest[:4], "little") >> 1
 
     def draw(self, pool: Sequence[ReportRow], count: int, name: str) -> list[ReportRow]:
-        """`count` reports in random order; every one comes before any comes twice."""
+        """Return `count` reports in random order; every one comes before any comes twice."""
         rng = np.random.default_rng(self.seed("draw", name))
         chosen: list[ReportRow] = []
         while len(chosen) < count:
@@ -97,7 +97,7 @@ def write_prompts(
 
 
 def build_prompts(name: str, sources: Sources) -> list[Row]:
-    """The rows of one of `SETS`."""
+    """Return the rows of one of `SETS`."""
     return SETS[name](sources)
 
 
@@ -130,7 +130,7 @@ def _reports(sources: Sources) -> list[Row]:
 
 
 def _pairs(sources: Sources, findings: Sequence[str] | None = None) -> list[Row]:
-    """With and without the finding, the same seeds in both, so that a pair differs in its words only.
+    """Return prompts with and without the finding and the same seeds in both, so that only the words of a pair differ.
 
     The pairs of the settings come first, so both values of prompt_source begin with the same prompts.
     """
@@ -160,7 +160,7 @@ def _effusion_pairs(sources: Sources) -> list[Row]:
 
 
 def _report_pairs(sources: Sources) -> list[Row]:
-    """The paper's pairs and sentences of reports for every finding of which there are any."""
+    """Return the paper's pairs and sentences of reports for every finding of which there are any."""
     sentences = _report_sentences(sources)
     rows: list[Row] = []
     for finding in dict.fromkeys([*(pair.finding for pair in paper_pairs()), *sentences]):
@@ -228,7 +228,7 @@ def _pair_rows(sources: Sources, name: str, finding: str, pairs: Sequence[Pair])
 
 
 def _augmentation(sources: Sources) -> list[Row]:
-    """Reports of the validation split per finding and label, as in the paper.
+    """Return reports of the validation split per finding and label, as in the paper.
 
     The report and the section of it that is the prompt must both have the label, because the model sees the prompt
     alone. `classify` keeps a volume out of the folds that are tested on the patient whose report prompted it.

@@ -26,7 +26,7 @@ _MAY_HAVE_HEADERS = re.compile(r"[:\n]|-[ \t]|FINDINGS|IMPRESSION|CONCLUSION|ADD
 
 
 def section_text(findings: str, impression: str, section: str) -> str:
-    """The text of one of `SECTIONS`; an absent section is left out of the whole report."""
+    """Return the text of one of `SECTIONS`; an absent section is left out of the whole report."""
     parts = {"findings": " ".join(findings.split()), "impression": " ".join(impression.split())}
     if section == "report":
         return " ".join(f"{name.upper()}: {text}" for name, text in parts.items() if text)
@@ -59,7 +59,7 @@ class Sections:
 
 
 def find_sections(report: str) -> Sections:
-    """Sections of a free-text report: by headers; else the Impression is what stands behind the first quotation mark.
+    """Split a free-text report by headers; else the Impression is what follows the first quotation mark.
 
     The reports of CT-RATE have no headers: every item of their Impression begins with a quotation mark, or with a
     bullet behind a text of whole sentences. A text with none of these is all Findings. Mark-up is removed, an addendum

@@ -54,7 +54,7 @@ class Special:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> BertTokenizer:
-    """A BERT tokenizer with at most `vocabulary_size` pieces learned from `texts`; equal texts give equal pieces."""
+    """Learn a BERT tokenizer of at most `vocabulary_size` pieces from `texts`; equal texts give equal pieces."""
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -68,7 +68,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> BertTokenizer
 
 
 def load_tokenizer(source: str | Path) -> BertTokenizer:
-    """The tokenizer of a local folder or hub name; InputError if there is none."""
+    """Load the tokenizer of a local folder or hub name; InputError if there is none."""
     try:
         return BertTokenizer.from_pretrained(str(source), local_files_only=is_local(str(source)))
     except (OSError, ValueError) as error:
@@ -76,7 +76,7 @@ def load_tokenizer(source: str | Path) -> BertTokenizer:
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Iterator[TokenIds]:
-    """Ids of each text without special tokens, of any length."""
+    """Return the ids of each text without special tokens, of any length."""
     for start in range(0, len(texts), _CHUNK):
         batch = list(texts[start : start + _CHUNK])
         for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:

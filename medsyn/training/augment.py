@@ -19,7 +19,7 @@ NUM_UNIFORM = 6
 
 
 def random_affine(uniform: Sequence[float]) -> Tensor | None:
-    """The map (3, 3) from output to source, in voxels (z, y, x) about the centre; None is the identity.
+    """Return the map (3, 3) from output to source, in voxels (z, y, x) about the centre; None is the identity.
 
     uniform: 6 numbers in [0, 1): whether and how much to zoom, whether to rotate and the three angles.
     """
@@ -56,7 +56,7 @@ class Sampling:
         self.window = tuple(slice(a, b + 1) for a, b in bounds)
 
     def apply(self, volume: Tensor) -> Tensor:
-        """The crop (C, *crop) out of the values (C, d, h, w) of `window`."""
+        """Return the crop (C, *crop) out of the values (C, d, h, w) of `window`."""
         first = torch.tensor([part.start for part in self.window], dtype=torch.float64)
         last = torch.tensor(volume.shape[1:], dtype=torch.float64) - 1
         grid = (2 * (self._source - first) / last.clamp(min=1) - 1).flip(-1).to(volume.dtype)  # x, y, z in [-1, 1]

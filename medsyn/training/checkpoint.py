@@ -56,7 +56,7 @@ def drop_checkpoints(folder: Path, from_step: int) -> int | None:
 
 
 def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
-    """(tensors, facts) of the newest readable checkpoint, or None if there never was one.
+    """Return (tensors, facts) of the newest readable checkpoint, or None if there never was one.
 
     Another run's state, or a state of which nothing can be read, is an InputError. The tensors are mapped from the
     file, so that the processes of a machine share their memory.
@@ -85,7 +85,7 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensor
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, so that a difference can be named."""
+    """Flatten nested settings to dotted keys, so that a difference can be named."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
@@ -101,7 +101,7 @@ def _name(step: int) -> str:
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> folder."""
+    """Return the folder of every checkpoint by its step."""
     found = ((path.name.removeprefix("step_"), path) for path in folder.glob("step_*"))
     return {int(number): path for number, path in found if number.isdecimal() and path.is_dir()}
 

@@ -21,7 +21,7 @@ def count_flops(
     loss: Callable[[nn.Module, Any], Tensor],
     batch: Mapping[str, Tensor],
 ) -> int:
-    """Operations (2 per multiply-add) of one forward and backward pass over `batch`, counted without doing them.
+    """Count the operations (2 per multiply-add) of one forward and backward pass over `batch`, without doing them.
 
     Matrix products, convolutions and attention count, as is usual for model-FLOP utilisation; `build` must make the
     network without activation checkpointing, whose second forward pass is not work of the model.
@@ -35,7 +35,7 @@ def count_flops(
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory so far in GiB: allocated on a CUDA device, or the resident memory of this process."""
+    """Return the largest memory so far in GiB: allocated on a CUDA device, or the resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -43,7 +43,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def peak_tflops(device: torch.device, precision: str) -> float | None:
-    """TFLOP/s that the device could do at 16 bits, where that is known; float32 has no such peak here."""
+    """Return the TFLOP/s that the device could do at 16 bits, where that is known; float32 has no such peak here."""
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)

@@ -88,7 +88,7 @@ class Store:
         ]
 
     def volume(self, i: int, window: tuple[slice, slice, slice] | None = None) -> tuple[NDArray, NDArray]:
-        """HU and packed labels of training volume i, or of a crop of it."""
+        """Return HU and packed labels of training volume i, or of a crop of it."""
         shard, row = self._rows[i]
         image, label = self._arrays[shard]
         where = (row, *window) if window else (row,)
@@ -126,7 +126,7 @@ class Embeddings:
         self.path = path
 
     def rows(self, report_ids: Sequence[str]) -> list[int]:
-        """Row of each report; an unknown one is an InputError."""
+        """Return the row of each report; an unknown one is an InputError."""
         missing = [name for name in report_ids if name not in self._row]
         if missing:
             raise InputError(
@@ -145,7 +145,7 @@ class Embeddings:
         return len(self._keys[row])
 
     def states(self, row: int, section: int) -> Tensor:
-        """(num_tokens, hidden) float32 of one of the report's sections, from 0."""
+        """Return the states (num_tokens, hidden), float32, of one of the report's sections, from 0."""
         shard, place = self._places[self._keys[row][section]]
         if shard not in self._open:
             self._open[shard] = safe_open(shard, framework="pt").get_slice("states")
@@ -178,7 +178,7 @@ class TrainingData:
         self.crop = crop
 
     def batch(self, step: int, slots: Sequence[int]) -> dict[str, Tensor]:
-        """Samples `slots` of 0-based optimiser step `step`, stacked."""
+        """Return the samples `slots` of 0-based optimiser step `step`, stacked."""
         samples = [self.sample(step * self.stage.train.batch_size + slot) for slot in slots]
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
@@ -209,7 +209,7 @@ class TrainingData:
         return sample
 
     def clean(self, index: int, where: Sequence[float] = (0.5, 0.5, 0.5), affine: Tensor | None = None) -> Tensor:
-        """Clean volume (C, D, H, W) in [-1, 1] of training volume `index`.
+        """Return the clean volume (C, D, H, W) in [-1, 1] of training volume `index`.
 
         `where` in [0, 1) places the crop, `affine` is a map of medsyn.training.augment.
         """
@@ -227,13 +227,13 @@ class TrainingData:
         return torch.from_numpy(to_channels(self.stage.channels, image, label, self.stage.window_hu))
 
     def identity(self) -> dict[str, Any]:
-        """Hashes of the data, for the identity of a run."""
+        """Return hashes of the data, for the identity of a run."""
         text = None if self.embeddings is None else self.embeddings.hash
         return {"data.store": self.store.hash, "data.embeddings": text}
 
 
 def to_channels(channels: Sequence[str], image_hu: NDArray, packed: NDArray, window_hu: tuple[float, float]) -> NDArray:
-    """HU and packed labels (D, H, W) of the store as float32 (C, D, H, W) in the order of `channels`."""
+    """Return HU and packed labels (D, H, W) of the store as float32 (C, D, H, W) in the order of `channels`."""
     lobes, airway, vessels = unpack_labels(packed)
     values = {"image": image_hu, "lobe": lobes, "airway": airway, "vessel": vessels}
     return np.stack([to_channel(name, values[name], window_hu) for name in channels])

@@ -183,7 +183,7 @@ def _keep_events(source: Path, target: Path) -> None:
 
 
 def _row(sample: NDArray) -> NDArray:
-    """(4, C, D, H, W) -> one row of coronal slices, superior up, enlarged to about 96 pixels with a white border."""
+    """Lay (4, C, D, H, W) out as one row of coronal slices, superior up, about 96 pixels wide, with a white border."""
     size = sample.shape[3] // 2
     slices: list[Any] = [part[:, ::-1] for part in sample[:, :, :, size].reshape(-1, 1, *sample.shape[2::2])]
     factor = max(96 // sample.shape[-1], 1)

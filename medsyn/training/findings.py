@@ -104,7 +104,7 @@ def epoch_orders(count: int, config: TrainConfig) -> list[Tensor]:
 
 
 def network_input(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
-    """(B, D, H, W) in HU -> (B, 1, D, H, W) in [-1, 1], with the channel axis last in memory."""
+    """Turn (B, D, H, W) in HU into (B, 1, D, H, W) in [-1, 1], with the channel axis last in memory."""
     return to_unit(hu[:, None], window_hu).to(memory_format=torch.channels_last_3d)
 
 

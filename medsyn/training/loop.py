@@ -95,14 +95,20 @@ def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> Training
     return run.finish()
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of 0-based optimiser step `step`: linear warm-up, then constant or cosine to zero."""
-    if step < config.num_warmup_steps:
-        return config.learning_rate * (step + 1) / config.num_warmup_steps
+def learning_rate(config: TrainConfig, step: int, first_step: int = 0) -> float:
+    """Return the rate of 0-based optimiser step `step`: linear warm-up from `first_step`, then constant or cosine to 0.
+
+    Before `first_step` it is 0.
+    """
+    done = step - first_step
+    if done < 0:
+        return 0.0
+    if done < config.num_warmup_steps:
+        return config.learning_rate * (done + 1) / config.num_warmup_steps
     if config.learning_rate_decay == "constant":
         return config.learning_rate
-    span = max(config.num_steps - config.num_warmup_steps, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - config.num_warmup_steps) / span))
+    span = max(config.num_steps - first_step - config.num_warmup_steps, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - config.num_warmup_steps) / span))
 
 
 class _Run:
@@ -221,7 +227,7 @@ class _Run:
             total += loss.detach() / num_micro
             for name, value in others.items():
                 named[name] = named.get(name, 0) + value.detach().float() / num_micro
-        norm = state.update(phase, learning_rate(state.configs[phase.name], step))
+        norm = state.update(phase, learning_rate(state.configs[phase.name], step, phase.first_step))
         return Update(step + 1, total, norm, named)
 
     def _seed(self, phase: Phase, number: int, first: int) -> None:
@@ -273,7 +279,7 @@ class _Run:
                 self._end(f"the {name} loss" if name else "the loss", fault, remedy)
 
     def _end(self, what: str, fault: Fault, remedy: str) -> NoReturn:
-        """Stop; checkpoints whose weights are already bad are removed."""
+        """End the run; checkpoints whose weights are already bad are removed."""
         if not self.accelerator.is_main_process:
             raise SystemExit(1)  # the main process says why
         left = drop_checkpoints(self.folder, fault.bad_from)
@@ -285,8 +291,9 @@ class _Run:
     def _log(self) -> None:
         """Add a row to the metrics table; end the run where the task reports a collapse."""
         row: dict[str, Any] = {"step": self.step}
-        for phase in self.phases.values():
-            row |= phase.row(learning_rate(self.state.configs[phase.phase.name], self.step - 1))
+        for phase in self.task.phases:
+            rate = learning_rate(self.state.configs[phase.name], self.step - 1, phase.first_step)
+            row |= self.phases[phase.name].row(rate)
         row |= self.throughput.row(self.step)
         last = self.metrics[-1]["step"] if self.metrics else 0
         self.metrics.append(row)
@@ -299,17 +306,16 @@ class _Run:
             log.info("%s: step %d of %d, %s, %s", self.task.name, self.step, self.config.num_steps, losses, words)
         reason = None if self.task.collapsed is None else self.task.collapsed(row)
         if reason is not None:
-            self._end("the training has collapsed:", Fault(f"{reason} at step {self.step}", last + 1), "Change it")
+            fault = Fault(f"{reason} at step {self.step}", last + 1)
+            self._end("the training has collapsed:", fault, "Change the settings of the task")
 
     def _identity(self) -> dict[str, Any]:
-        """Everything that the weights after a step depend on (not how long the run is, unless the rate decays)."""
+        """Return all that the weights after a step depend on (not how long the run is, unless the rate decays)."""
         free = set(NO_EFFECT)
         if all(config.learning_rate_decay == "constant" for config in self.state.configs.values()):
             free.add("num_steps")
         settings = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
-        for phase in self.task.phases:
-            settings |= phase.identity()
-        return {**settings, **self.task.identity, "num_processes": self.accelerator.num_processes}
+        return {**settings, **self.task.facts(), "num_processes": self.accelerator.num_processes}
 
 
 def _loss_columns(row: Mapping[str, Any]) -> list[str]:

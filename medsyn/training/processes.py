@@ -38,7 +38,7 @@ _WAITS = count()
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Mixed precision as asked: bf16 by autocast, fp16 with loss scaling (on a CPU too, where accelerate skips it).
+    """Set up mixed precision: bf16 by autocast, fp16 with loss scaling (on a CPU too, where accelerate skips it).
 
     Trainings of one process share its process group, which cannot be founded twice; it ends with the process.
     """
@@ -64,7 +64,7 @@ def _leave_process_group() -> None:
 
 
 def num_data_threads(device: torch.device) -> int:
-    """Threads that make batches ahead of the device: none on a CPU, where they would take the cores from the work."""
+    """Return how many threads make batches ahead of the device: none on a CPU, where they would take its cores."""
     if device.type == "cpu":
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -90,14 +90,14 @@ def prefetch(make: Callable[[Key], Made], keys: Iterable[Key], num_threads: int)
 
 
 def pinned(batch: Any) -> Any:
-    """The same batch in memory from which a GPU copies while it computes."""
+    """Return the same batch in memory from which a GPU copies while it computes."""
     if isinstance(batch, Mapping):
         return {key: pinned(value) for key, value in batch.items()}
     return batch.pin_memory() if isinstance(batch, Tensor) else batch
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Tensors of a dict, on `device`."""
+    """Return a batch with the tensors of its dicts on `device`."""
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     return batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch
@@ -140,7 +140,7 @@ def share_buffers(accelerator: Accelerator, networks: Iterable[nn.Module]) -> No
 
 @contextmanager
 def sigterm_event() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, the way schedulers announce the end of a job."""
+    """Yield an event that SIGTERM sets, the way schedulers announce the end of a job."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

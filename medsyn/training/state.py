@@ -32,6 +32,9 @@ class TrainingState:
             torch.manual_seed(config.seed)
             self.networks: dict[str, nn.Module] = dict(task.build())
         check_phases(task, self.networks)
+        learning = {name for phase in task.phases for name in phase.networks}
+        for name in self.networks.keys() - learning:
+            self.networks[name].eval()  # batch statistics and codebooks of a network that never learns stay too
         if config.compile:
             for network in self.networks.values():
                 network.compile()  # in place: names and values of the weights stay
@@ -93,7 +96,7 @@ class TrainingState:
     @contextmanager
     def evaluated(self) -> Iterator[Networks]:
         """Yield the networks in evaluation mode with their averaged weights; everything is as before afterwards."""
-        modes = {name: network.training for name, network in self.networks.items()}
+        modes = [(module, module.training) for network in self.networks.values() for module in network.modules()]
         with ExitStack() as stack:
             for name, average in self.averages.items():
                 stack.enter_context(average.in_place_of(self.networks[name]))
@@ -101,8 +104,8 @@ class TrainingState:
                 network.eval()
             with torch.no_grad():
                 yield self.networks
-        for name, network in self.networks.items():
-            network.train(modes[name])
+        for module, training in modes:  # one by one: a part of a network may be in evaluation mode
+            module.training = training
 
     def finish(self) -> Networks:
         """Return the networks in evaluation mode, with the averaged weights where there are such."""
@@ -128,7 +131,7 @@ class TrainingState:
     def load(self, tensors: Tensors) -> None:
         """Continue from the tensors of a checkpoint of the same task."""
         for name, network in self.networks.items():
-            network.load_state_dict(tensors[keyed("network", name)])
+            network.load_state_dict(tensors.get(keyed("network", name), {}))  # one without parameters has no tensors
         for name, average in self.averages.items():
             average.load(tensors[keyed("ema", name)])
         for name, optimizer in self.optimizers.items():

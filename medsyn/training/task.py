@@ -36,7 +36,7 @@ class Phase:
     step * num_updates + 0, 1, ...; on a GPU it is called in other threads ahead of time.
     loss(networks, batch, step): a `Loss` over all networks by name, at the 0-based optimiser step `step`.
     num_updates: updates per step.
-    first_step: step from which on the phase takes part.
+    first_step: step from which on the phase takes part; its warm-up begins there.
     settings: fields of TrainConfig that differ in this phase (PHASE_SETTINGS).
     watch_explosion: whether the rule of `medsyn.training.watch` ends the run. It supposes a loss that is positive and
     falls, which a critic's does not.
@@ -66,7 +66,8 @@ class Phase:
         """Return what the weights depend on besides the run's settings, by dotted names."""
         if not self.name:
             return {}
-        facts = {**self.settings, "num_updates": self.num_updates, "first_step": self.first_step}
+        own = {"networks": list(self.networks), "num_updates": self.num_updates, "first_step": self.first_step}
+        facts = {**self.settings, **own}
         return {f"phase.{self.name}.{key}": value for key, value in facts.items()}
 
 
@@ -75,8 +76,10 @@ class PhasedTask:
     """Several networks that are trained in alternating phases, with one checkpoint.
 
     build() makes the networks by name; their weights come from torch's generator, which the loop seeds for it.
-    phases: the parts of every optimiser step, in order. A network of no phase stays as it was built.
-    averaged: networks of which an average (EMA) is kept; the result and the previews hold it.
+    phases: the parts of every optimiser step, in order. A network of no phase stays as it was built, in evaluation
+    mode.
+    averaged: networks of which an average (EMA) of the parameters is kept; the result and the previews hold it, beside
+    the buffers (statistics of a batch normalisation) as the last step left them.
     identity: everything besides the TrainConfig and the phases that the result depends on.
     preview(networks, step): draws what the networks make after a step, in evaluation mode and without gradients.
     collapsed(row): what is wrong with the training according to a row of the metrics table, None if nothing is; the
@@ -94,6 +97,15 @@ class PhasedTask:
     collapsed: Callable[[Mapping[str, Any]], str | None] | None = None
     flops: Callable[[], int] | None = None
     memory: Callable[[int], Need] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the weights depend on besides the run's settings, by dotted names."""
+        facts: dict[str, Any] = {}
+        if any(phase.name for phase in self.phases):
+            facts = {"phases": [phase.name for phase in self.phases], "averaged": sorted(self.averaged)}
+        for phase in self.phases:
+            facts |= phase.identity()
+        return {**facts, **self.identity}
 
 
 @dataclass(frozen=True)

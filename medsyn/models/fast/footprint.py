@@ -13,7 +13,7 @@ _MARGIN = 1.1  # attention, convolutions' work space
 
 
 def forward_bytes(network: UNet, size: Sequence[int], element_bytes: int) -> int:
-    """Bytes per volume of `size` (D, H, W) at element_bytes a value, weights not counted.
+    """Return the bytes per volume of `size` (D, H, W) at element_bytes a value, weights not counted.
 
     The peak lies at the top of the up path: there the first features and the widest input (the state above its skip)
     are alive, a block makes its hidden state, the normalised one and the residual, and the outer volumes are float32.
