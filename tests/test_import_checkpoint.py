@@ -22,6 +22,7 @@ from medsyn.files import sha256, write_json
 from medsyn.masks.naviairway import load_network
 from medsyn.masks.weights import find_weights
 from medsyn.models.airway_net import AirwayNet
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.medsyn_keys import to_medsyn_keys
 from medsyn.models.resnet3d import ResNet3d
 from medsyn.models.weights import build, load, save
@@ -74,8 +75,8 @@ def assert_equal(network, other) -> None:
 @pytest.mark.parametrize("order", ["A", "B"])
 @pytest.mark.parametrize("kind", ["low", "sr"])
 def test_imported_network_has_the_outputs_of_the_release(tmp_path, kind, order):
-    """The parity network as a checkpoint file: its outputs at both orders are checked in test_unet."""
-    network = filled_network(kind, order)
+    """The parity network as a checkpoint file: its outputs at both orders are checked in test_unet and test_fast."""
+    network = filled_network(kind, order, FastUNet)  # what `load` builds, to the last bit
     torch.save({"state_dict": their_keys(network, prefix="module.denoise_fn.")}, tmp_path / "theirs.pt")
     twin, out = imported(tmp_path, tmp_path / "theirs.pt", kind, "--up-order", order)
     assert twin.config == network.config
