@@ -240,7 +240,7 @@ AFTER_TRAINING = {
 
 def trained_networks(output: str) -> set[str]:
     """Return the networks that a dry run plans to train."""
-    return set(re.findall(r"^ +output: \S+/models/\w+/(\w+)\.safetensors,", output, flags=re.M))
+    return set(re.findall(r" medsyn train .* --out \S+/models/\w+/(\w+)\.safetensors", output))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
     finished, tmp_path, section, change, networks, first, untouched
 ):
     config = write_config(tmp_path / "changed.yaml", **{section: change})
-    output = run_snakemake("-n", "all", directory=finished, config=config).stdout
+    output = run_snakemake("-n", "-p", "all", directory=finished, config=config).stdout
     jobs = set(planned_jobs(output))
     assert first in jobs
     assert trained_networks(output) == networks

@@ -134,8 +134,8 @@ def _add_sample(verbs: Verbs) -> None:
         "sample",
         _sample,
         summary="Answer a shard of a prompts table with any method: our model, another system, a plugin's.",
-        example="medsyn sample --config results/config/method_theirs.json --prompts results/prompts/reports.csv"
-        " --shard 0/2 --out results/samples/theirs/reports/0",
+        example="medsyn sample --config results/config/sampling.json --files results/models/medsyn/run.json"
+        " --prompts results/prompts/reports.csv --shard 0/2 --out results/samples/medsyn/reports/0",
         outputs=one_folder,
     )
     parser.add_argument("--config", required=True, type=Path, help="sampling.json or method_<name>.json")
