@@ -21,6 +21,7 @@ weights is kept. The code's augmentation (random flips, intensities times 0.7 to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
+from medsyn.training.cost import count_phase_flops
 from medsyn.training.task import Loss, Networks, Phase, PhasedTask
 
 Volumes = Callable[[int, Sequence[int]], Tensor]
@@ -104,7 +106,14 @@ def wgan_task(
         Phase("generator", ("generator",), generator_batch, generator_loss, num_generator_updates, settings=adam),
     )
     facts = {"latent_dim": latent_dim, "seed": seed, "penalty_norm": penalty_norm, **(identity or {})}
-    return PhasedTask("wgan", build, phases, identity=facts, collapsed=_flat_critic("critic"))
+    return PhasedTask(
+        "wgan",
+        build,
+        phases,
+        identity=facts,
+        collapsed=_flat_critic("critic"),
+        flops=lambda: sum(count_sample_flops(build, phases).values()),
+    )
 
 
 def alpha_gan_task(
@@ -172,7 +181,27 @@ def alpha_gan_task(
         Phase("code_discriminator", ("code_discriminator",), discriminator_batch, code_loss, settings=adam),
     )
     facts = {"latent_dim": latent_dim, "seed": seed, "learn_from_codes": learn_from_codes, **(identity or {})}
-    return PhasedTask("alpha_gan", build, phases, identity=facts, collapsed=_flat_critic("discriminator"))
+    return PhasedTask(
+        "alpha_gan",
+        build,
+        phases,
+        identity=facts,
+        collapsed=_flat_critic("discriminator"),
+        flops=lambda: sum(count_sample_flops(build, phases).values()),
+    )
+
+
+def count_sample_flops(build: Callable[[], Networks], phases: Sequence[Phase]) -> dict[str, int]:
+    """Count the operations of one sample in each phase of a step, as half of those of two samples.
+
+    Batch normalisation of codes refuses a single one.
+    """
+
+    def of_two(phase: Phase) -> Phase:
+        return replace(phase, batch=lambda update, _slots: phase.batch(update, [0, 1]))
+
+    pairs = [of_two(phase) for phase in phases]
+    return {name: count // 2 for name, count in count_phase_flops(build, pairs).items()}
 
 
 def _random_numbers(seed: int, stream: int, update: int, slots: Sequence[int], latent_dim: int) -> dict[str, Tensor]:
