@@ -195,11 +195,14 @@ def joint_networks() -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("build", "num_steps"), [(lambda: wgan(joint_networks, adam=FAST), 100), (lambda: alpha_gan(adam=FAST), 60)]
+    ("build", "rate", "num_steps", "batch_size"),
+    [(lambda adam: wgan(joint_networks, adam=adam), 2e-3, 80, 4), (lambda adam: alpha_gan(adam=adam), 1e-3, 60, 8)],
+    ids=["wgan", "alpha_gan"],
 )
-def test_training_learns_a_distribution_of_two_balls(tmp_path, build, num_steps):
+def test_training_learns_a_distribution_of_two_balls(tmp_path, build, rate, num_steps, batch_size):
     """Generated volumes come to resemble one of the two balls, and both occur."""
-    task, size = build(), {"num_steps": num_steps, "batch_size": 8, "micro_batch_size": 8}
+    size = {"num_steps": num_steps, "batch_size": batch_size, "micro_batch_size": batch_size}
+    task = build({**FAST, "learning_rate": rate})
     before, _ = likeness(task.build()["generator"])
     alike, side = likeness(train(task, SETTINGS.model_copy(update=size), tmp_path / "state").networks["generator"])
     assert before.mean() < 0.2
