@@ -187,14 +187,12 @@ class HaganGlobalEncoder(nn.Module):
         return self.layers(features)
 
 
-def build_hagan(sizes: HaganSizes) -> dict[str, nn.Module]:
-    """Return the four networks by name, with new weights (PyTorch's defaults)."""
-    return {
-        "generator": HaganGenerator(sizes),
-        "discriminator": HaganDiscriminator(sizes),
-        "slab_encoder": HaganSlabEncoder(sizes),
-        "global_encoder": HaganGlobalEncoder(sizes),
-    }
+def build_hagan(sizes: HaganSizes, *, encoders: bool = True) -> dict[str, nn.Module]:
+    """Return the networks by name, with new weights (PyTorch's defaults); sampling needs the generator alone."""
+    networks: dict[str, nn.Module] = {"generator": HaganGenerator(sizes), "discriminator": HaganDiscriminator(sizes)}
+    if encoders:
+        networks |= {"slab_encoder": HaganSlabEncoder(sizes), "global_encoder": HaganGlobalEncoder(sizes)}
+    return networks
 
 
 def _convolution(dim_in: int, dim_out: int) -> nn.Conv3d:
