@@ -126,7 +126,8 @@ def hagan_task(
     """Return the task that trains HA-GAN on `real_volumes`; the rates are the authors'.
 
     encoders: train the two encoders too, which changes neither generator nor discriminator. any_start: see the module.
-    identity: what tells the data from others (JSON).
+    identity: what tells the data from others (JSON). The vectors of the spectral normalisation advance with every
+    micro-batch, so the weights depend slightly on `micro_batch_size`; the authors have one micro-batch per process.
     """
     batches = HaganBatches(sizes, real_volumes, seed, any_start=any_start)
     adam = {"betas": (0.0, 0.999), "weight_decay": 0.0, "max_grad_norm": _MAX_GRAD_NORM}
