@@ -11,8 +11,7 @@ import torch
 from parity import compare, hashed, tensor
 from torch import nn
 
-from medsyn.models.codebook import Codebook
-from medsyn.models.latent_unet import LatentUNet, buckets, rotated
+from medsyn.models.latent_unet import LatentUNet
 from medsyn.models.patch_discriminator import PatchDiscriminator
 from medsyn.models.vqgan import VQGAN, Decoder, Encoder
 

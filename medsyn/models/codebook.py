@@ -30,7 +30,8 @@ _DISTANCES = 2**25
 class Quantised:
     """values [B, C, d, h, w]: the codes, whose gradient is that of the latents. indices [B, d, h, w]: their numbers.
 
-    commitment: 0.25 times the mean squared distance of the latents from their codes. used: share of the codes in use.
+    commitment: 0.25 times the mean squared distance of the latents from their codes. used: how many codes the batch
+    uses.
     """
 
     values: Tensor
@@ -63,7 +64,7 @@ class Codebook(nn.Module):
             indices = self.indices(tokens)
             values = _volume(F.embedding(indices, self.codes), latents)
             commitment = COMMITMENT * F.mse_loss(latents.float(), values)
-            used = self._share(indices)
+            used = self._number_used(indices)
             if update:
                 self._learn(tokens, indices)
             through = latents + (values - latents).detach()
@@ -116,9 +117,8 @@ class Codebook(nn.Module):
         chosen, noise = _from_main_process(chosen.to(tokens.device)), _from_main_process(noise.to(tokens.device))
         return tokens[chosen] + noise if repeats > 1 else tokens[chosen]
 
-    def _share(self, indices: Tensor) -> Tensor:
-        hit = torch.zeros(len(self.codes), device=indices.device).index_fill_(0, indices, 1.0)
-        return hit.mean()
+    def _number_used(self, indices: Tensor) -> Tensor:
+        return torch.zeros(len(self.codes), device=indices.device).index_fill_(0, indices, 1.0).sum()
 
 
 def _tokens(latents: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def buckets(difference: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor) -> Tensor:
-    """Turn x [..., n, 32] at each place of n by angles that grow with it (Su et al. 2021); neighbours form the pairs."""
+    """Turn the pairs of neighbours in x [..., n, 32] by angles that grow with the place in n (Su et al. 2021)."""
     count, channels = x.shape[-2:]
     frequency = _THETA ** -(torch.arange(0, channels, 2, device=x.device, dtype=torch.float32) / channels)
     angle = torch.arange(count, device=x.device, dtype=torch.float32)[:, None] * frequency

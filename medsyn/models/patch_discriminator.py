@@ -1,7 +1,8 @@
 """The discriminators of Medical Diffusion's VQ-GAN: one of slices, one of volumes, with one logit per patch.
 
-The layers are those of PatchGAN (Isola et al. 2017) with a padding of 2, as in the public code (FirasGit/medicaldiffusion
-on GitHub). At width 64 there are 2,764,481 parameters in two dimensions and 11,049,665 in three.
+The layers are those of PatchGAN (Isola et al. 2017) with a padding of 2, as in the public code
+(FirasGit/medicaldiffusion on GitHub). At width 64 there are 2,764,481 parameters in two dimensions and 11,049,665 in
+three.
 """
 
 from __future__ import annotations

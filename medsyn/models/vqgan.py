@@ -1,9 +1,9 @@
 """The compressor of Medical Diffusion: a 3-D VQ-GAN that makes a volume of codes from a volume of intensities.
 
-Khader et al. 2023 (Scientific Reports 13:7303). Widths and layers are those of the public code (FirasGit/medicaldiffusion
-on GitHub) in the setting of its run scripts: 16 channels at full resolution, 32 groups, 8 latent channels, 16,384 codes.
-With three levels it compresses 8 times per axis and has 5,884,201 parameters without the codebook, with two levels
-4 times and 1,391,081.
+Khader et al. 2023 (Scientific Reports 13:7303). Widths and layers are those of the public code
+(FirasGit/medicaldiffusion on GitHub) in the setting of its run scripts: 16 channels at full resolution, 32 groups, 8
+latent channels, 16,384 codes. With three levels it compresses 8 times per axis and has 5,884,201 parameters without the
+codebook, with two levels 4 times and 1,391,081.
 
 Volumes are [B, 1, D, H, W] in [-1, 1]; D, H and W must be divisible by 2^levels. The decoder ends in a convolution, so
 its output is not bounded. All convolutions pad by repeating the border.
@@ -12,6 +12,7 @@ its output is not bounded. All convolutions pad by repeating the border.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
                     ResidualBlock(high, num_groups),
                 ]
             )
-            for low, high in zip(widths[:-1], widths[1:], strict=True)
+            for low, high in pairwise(widths)
         )
         self.norm = nn.GroupNorm(num_groups, widths[-1], _EPS)
 
@@ -111,7 +112,7 @@ class Reconstruction:
     """What the autoencoder makes of a volume.
 
     volume [B, 1, D, H, W]: not bounded. commitment: the scalar loss that draws features to their codes.
-    used: share of the codes that the batch uses, in (0, 1].
+    used: how many codes the batch uses.
     """
 
     volume: Tensor
