@@ -27,7 +27,7 @@ from medsyn.training.vqgan import VQGANLoss, vqgan_task
 
 SIDE = 8
 SETTINGS = TrainConfig(
-    num_steps=6, batch_size=2, micro_batch_size=2, learning_rate=2e-3, betas=(0.5, 0.9), checkpoint_every=2, log_every=2
+    num_steps=6, batch_size=4, micro_batch_size=4, learning_rate=2e-3, betas=(0.5, 0.9), checkpoint_every=2, log_every=2
 )
 
 
@@ -46,7 +46,7 @@ def cubes(update: int, slots: Sequence[int]) -> dict[str, Tensor]:
 
 
 def tiny() -> VQGAN:
-    return VQGAN(width=4, num_levels=1, num_groups=4, latent_channels=4, num_codes=16)
+    return VQGAN(width=4, num_levels=1, num_groups=4, latent_channels=4, num_codes=64)
 
 
 def tiny_task(start: int, stop_at: int | None = None, **fields: Any) -> PhasedTask:
