@@ -10,10 +10,12 @@ import pytest
 import torch
 from parity import compare, hashed, tensor
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from medsyn.models.latent_unet import LatentUNet
 from medsyn.models.patch_discriminator import PatchDiscriminator
 from medsyn.models.vqgan import VQGAN, Decoder, Encoder
+from medsyn.training.vqgan import VQGANLoss, autoencoder_loss, discriminator_loss
 
 TOLERANCE = 2e-4
 ENCODER_NAMES = (
@@ -173,3 +175,52 @@ def test_shapes_at_the_size_of_the_paper(side):
     result = compressor(x, update_codebook=False)
     assert result.volume.shape == x.shape and result.commitment.shape == ()
     assert on_meta(lambda: PatchDiscriminator(3))(x)[0].shape[2:] == (side // 8 + 3,) * 3
+
+
+def teraflops(work) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e12
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "side", "batch", "specified"),
+    [(3, 256, 1, (27.9, 14.9)), (2, 256, 1, (24.2, 13.6)), (3, 128, 2, (7.2, 4.0))],
+)
+def test_operations_of_an_iteration_of_the_compressor(num_levels, side, batch, specified):
+    """Forward and backward pass of the autoencoder's phase and of the discriminators', at the paper's widths."""
+    networks = on_meta(
+        lambda: {
+            "autoencoder": VQGAN(num_levels=num_levels).eval(),
+            "slices": PatchDiscriminator(2),
+            "volumes": PatchDiscriminator(3),
+        }
+    )
+    volume = torch.empty(batch, 1, side, side, side, device="meta")
+    given = {"volume": volume, "slice": torch.zeros(batch, dtype=torch.long, device="meta")}
+    frozen = (networks["slices"], networks["volumes"])
+    weights = VQGANLoss(adversarial_start=0)
+    for network in frozen:
+        network.requires_grad_(False)
+    ours = [teraflops(lambda: autoencoder_loss(networks, given, 0, weights)[0].backward())]
+    for network in frozen:
+        network.requires_grad_(True)
+    ours.append(teraflops(lambda: discriminator_loss(networks, given, weights)[0].backward()))
+    compare(
+        f"VQ-GAN, factor {2**num_levels}, {side}^3, batch {batch}: TFLOP of both phases", ours, specified, 0.015, True
+    )
+
+
+@pytest.mark.parametrize(
+    ("dim", "side", "specified"), [(32, 32, (0.137, 13.8)), (64, 64, (3.15, 316)), (16, 16, (0.0071, 0.71))]
+)
+def test_operations_of_the_denoiser(dim, side, specified):
+    """A training sample, and a sampled volume of 300 steps without its decoding."""
+    network = on_meta(lambda: LatentUNet(dim))
+    x, step = torch.empty(1, 8, side, side, side, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    ours = [teraflops(lambda: network(x, step).mean().backward())]
+    with torch.no_grad():
+        ours.append(300 * teraflops(lambda: network(x, step)))
+    compare(
+        f"latent U-Net {dim}, {side}^3: TFLOP of a training sample, of a sampled volume", ours, specified, 0.01, True
+    )

@@ -179,6 +179,17 @@ def test_discriminators_learn_to_tell_volumes_from_reconstructions():
     assert all(p.grad is None for p in networks["autoencoder"].parameters())
 
 
+def test_mixed_precision_keeps_the_codebook_in_float32(tmp_path):
+    settings = SETTINGS.model_copy(update={"precision": "bf16"})
+    result = train(tiny_task(3), settings, tmp_path / "state")
+    book = result.networks["autoencoder"].codebook
+    latents = seeded(2, 4, 4, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = book(latents, update=False)
+    assert book.codes.dtype == torch.float32 and torch.equal(lower.indices, book(latents, update=False).indices)
+    assert result.metrics[-1]["discriminators_loss"] > 0
+
+
 def test_slices_are_axial():
     volume = torch.arange(2 * 3 * 4 * 5.0).view(2, 1, 3, 4, 5)
     taken = axial(volume, torch.tensor([2, 0]))

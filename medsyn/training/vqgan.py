@@ -123,14 +123,15 @@ def autoencoder_loss(
         shown["perceptual"] = perceptual(*pairs["slices"])
         loss = loss + weights.perceptual * shown["perceptual"]
     if step >= weights.adversarial_start:
-        fooled, matched = [], []
+        fooled: list[Tensor] = []
+        matched: list[Tensor] = []
         for name, (false, true) in pairs.items():
             logits, features = networks[name](false)
             with torch.no_grad():
                 _, wanted = networks[name](true)
             fooled.append(-logits.float().mean())
             matched.extend(F.l1_loss(a.float(), b.float()) for a, b in zip(features, wanted, strict=True))
-        shown["adversarial"], shown["feature_matching"] = sum(fooled), sum(matched)
+        shown |= {"adversarial": torch.stack(fooled).sum(), "feature_matching": torch.stack(matched).sum()}
         loss = loss + weights.adversarial * (
             shown["adversarial"] + weights.feature_matching * shown["feature_matching"]
         )
