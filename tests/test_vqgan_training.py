@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from vqgan_training import SETTINGS, cubes, tiny, tiny_task
 
 from medsyn.config import TrainConfig
-from medsyn.diffusion.discrete import add_noise, cosine_alpha_bar, sample_ancestral, spaced_steps
+from medsyn.diffusion.discrete import _posterior, add_noise, cosine_alpha_bar, sample_ancestral, spaced_steps
 from medsyn.live_bytes import LiveBytes
 from medsyn.models import codebook as codebook_module
 from medsyn.models.codebook import Codebook
@@ -162,6 +162,10 @@ def test_discriminators_begin_at_their_step(tmp_path):
     assert rows[-1]["autoencoder_loss"] == pytest.approx(parts, rel=1e-5)
 
 
+def both_slices(batch, made):
+    return axial(batch["volume"], batch["slice"]), axial(made, batch["slice"])
+
+
 def test_discriminators_learn_to_tell_volumes_from_reconstructions():
     """Their loss is 2 where they know nothing and 0 where they know all."""
     torch.manual_seed(0)
@@ -176,6 +180,11 @@ def test_discriminators_learn_to_tell_volumes_from_reconstructions():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[0] > 1.7 and losses[-1] < 0.5
+    batch = cubes(99, range(4))
+    with torch.no_grad():
+        made = networks["autoencoder"](batch["volume"], update_codebook=False).volume
+        for name, true, false in (("volumes", batch["volume"], made), ("slices", *both_slices(batch, made))):
+            assert networks[name](true)[0].mean() > 0.3 and networks[name](false)[0].mean() < -0.3, name
     assert all(p.grad is None for p in networks["autoencoder"].parameters())
 
 
@@ -266,6 +275,18 @@ def test_ancestral_sampling_of_a_known_distribution(count):
     assert samples.std().item() == pytest.approx(0.1, abs=0.01 if count == 300 else 0.02)
     alone = sample_ancestral(exact, alpha_bar, [2], (2000,), count=count)
     assert torch.equal(alone[0], samples[2]), "a sample depends on its seed alone"
+
+
+@pytest.mark.parametrize(("now", "after"), [(299, 0), (200, 199), (200, 50), (1, 0)])
+def test_a_step_back_has_the_distribution_of_the_earlier_step(now, after):
+    """A known x0 with the noise of step `now`, then a sample of the posterior: the noise of step `after`."""
+    signals = cosine_alpha_bar(300)
+    x0 = torch.full((200_000,), 0.7)
+    x = add_noise(signals, x0[None], seeded(1, len(x0), seed=1), torch.tensor([now]))[0]
+    made = _posterior(x0, x, float(signals[now]), float(signals[after]), seeded(len(x0), seed=2))
+    spread = (1 - float(signals[after])) ** 0.5
+    assert made.mean().item() == pytest.approx(0.7 * float(signals[after]) ** 0.5, abs=0.02 * spread)
+    assert made.std().item() == pytest.approx(spread, rel=0.02)
 
 
 def test_spaced_steps():
