@@ -52,7 +52,7 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
         "alignment": _alignment(quality.get("alignment")),
         "masks": _masks(quality.get("masks")),
         "encoders": [_encoder(folder) for folder in files.get("encoders", [])],
-        "models": _models(files),
+        "models": _models(files, _labels(made)),
         "tables": [_table(name, made.get(name)) for name in EXHIBITS.names() if EXHIBITS[name].kind == "table"],
         "figures": [_figure(name, made.get(name)) for name in EXHIBITS.names() if EXHIBITS[name].kind == "figure"],
         "provenance": _provenance(files),
@@ -230,12 +230,19 @@ def _encoder(folder: Path) -> Facts:
     return {"name": folder.parent.name, "charts": [svg for svg in charts if svg], "facts": facts}
 
 
-def _models(files: ReportFiles) -> list[Facts]:
-    """Return the losses and last pictures of every method that was trained."""
+def _models(files: ReportFiles, labels: Mapping[str, str]) -> list[Facts]:
+    """Return the losses and last pictures of every method that was trained; labels: by method."""
     methods: dict[str, list[Path]] = {}
     for path in files.get("training", []):
         methods.setdefault(path.parent.name, []).append(path)
-    return [_model(name, paths) for name, paths in methods.items() if any(path.suffix == ".csv" for path in paths)]
+    named = {labels.get(name, name): paths for name, paths in methods.items()}
+    return [_model(name, paths) for name, paths in named.items() if any(path.suffix == ".csv" for path in paths)]
+
+
+def _labels(made: Mapping[str, Path]) -> dict[str, str]:
+    """Return the labels of the methods in Table I, by method."""
+    rows = read_csv(made["table1"]) if "table1" in made else []
+    return {row["method"]: row["label"] for row in rows if row.get("label")}
 
 
 def _model(name: str, paths: list[Path]) -> Facts:
@@ -243,7 +250,10 @@ def _model(name: str, paths: list[Path]) -> Facts:
     for path in paths:
         network = path.stem.removesuffix("_metrics").removesuffix("_preview").replace("_", "-")
         if path.suffix == ".png":
-            caption = f"{network}: training volumes, noised to t = 0.5, and the network's estimate."
+            caption = (
+                f"{network}: one training volume per row, with all channels: as it is, noised to t = 0.5, as the"
+                " network estimates it, and a sample"
+            )
             pictures.append({"image": _image(path), "caption": caption})
             continue
         curves = _columns(path)
