@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from medsyn.training.processes import to_device
+
+if TYPE_CHECKING:
+    from medsyn.training.task import Phase
 
 GIB = 2**30
 _PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
@@ -32,6 +37,26 @@ def count_flops(
     with FlopCounterMode(display=False) as counter:
         loss(network, shapes).backward()
     return int(counter.get_total_flops())
+
+
+def count_phase_flops(build: Callable[[], Mapping[str, nn.Module]], phases: Sequence[Phase]) -> dict[str, int]:
+    """Count the operations of one sample in each phase of a step, over its updates, as `count_flops` does.
+
+    The first sample's batch gives the shapes. As in training, gradients pass through frozen networks to those that
+    learn, but not to the weights of the frozen ones.
+    """
+    with torch.device("meta"):
+        networks = build()
+    counts = {}
+    for phase in phases:
+        for name, network in networks.items():
+            network.requires_grad_(name in phase.networks)
+        batch = to_device(phase.batch(0, [0]), torch.device("meta"))
+        with FlopCounterMode(display=False) as counter:
+            result = phase.loss(networks, batch, phase.first_step)
+            (result[0] if isinstance(result, tuple) else result).backward()
+        counts[phase.name] = phase.num_updates * int(counter.get_total_flops())
+    return counts
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -1,0 +1,167 @@
+"""Training of HA-GAN (`medsyn.models.hagan`): a PhasedTask of four phases.
+
+The recipe is that of the authors' repository (batmanlab/HA-GAN on GitHub): non-saturating loss with logits, one update
+of each network per step, Adam with betas (0, 0.999) and constant rates, no clipping, no average of the weights; the
+paper's scale is batches of 4 and 80,000 steps. Every step has one first slice `start` of the slabs, which all phases
+and samples share.
+
+1. discriminator: cross-entropy of D(slab, low, start) on real and on generated volumes, the generator frozen.
+2. generator: cross-entropy of D(G(z)) towards "real", new z, the discriminator frozen.
+3. slab_encoder: mean |G^H(E^H(slab)) - slab|, the generator frozen.
+4. global_encoder: mean |G(z') - x| of the slab and of the low-resolution volume, averaged, where z' is the code of the
+   whole volume; the generator and the slab encoder frozen.
+
+Phases 3 and 4 never change the generator, so a run that is only sampled from may leave them out.
+
+The original takes any integer in 0..7R/8 as start, although the generated slab begins at the multiple of 4 below it:
+the discriminator compares slabs that lie up to 3 slices apart. Here the starts are multiples of 4, unless `any_start`.
+The original goes through the volumes in the order of their names; the order here is that of `real_volumes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from medsyn.diffusion.seeds import seeded
+from medsyn.models.hagan import HaganSizes, build_hagan
+from medsyn.training.cost import count_phase_flops
+from medsyn.training.task import Networks, Phase, PhasedTask
+
+RealVolumes = Callable[[int, Sequence[int]], Tensor]
+"""(number of the update, slots) -> real volumes [B, 1, R, R, R] in [-1, 1]. Three phases ask for those of a step."""
+_START, _FAKE, _LEARN = 201, 202, 203  # second parts of the seeds of this module
+_MAX_GRAD_NORM = 1e9  # no clipping
+
+
+class HaganBatches:
+    """The batches of the four phases, as functions of the seed, the number of the update and the slots."""
+
+    def __init__(self, sizes: HaganSizes, real_volumes: RealVolumes, seed: int, *, any_start: bool = False) -> None:
+        self.sizes, self.real_volumes, self.seed, self.any_start = sizes, real_volumes, seed, any_start
+
+    def start(self, step: int) -> int:
+        """Return the first slice of the slabs of a step: a multiple of 4, or with `any_start` any slice, to 7R/8."""
+        grid = 1 if self.any_start else 4
+        number = torch.randint(self.sizes.last_start // grid + 1, (), generator=seeded(self.seed, _START, step))
+        return grid * int(number)
+
+    def latents(self, stream: int, step: int, slots: Sequence[int]) -> Tensor:
+        """Return standard normal latents [B, latent_dim], other ones for each stream, step and slot."""
+        generators = [seeded(self.seed, stream, step, slot) for slot in slots]
+        return torch.stack([torch.randn(self.sizes.latent_dim, generator=generator) for generator in generators])
+
+    def discriminator(self, step: int, slots: Sequence[int]) -> dict[str, Any]:
+        """Return slab [B, 1, S, R, R] and low [B, 1, L, L, L] of real volumes, z and start."""
+        return {**self._real(step, slots), "z": self.latents(_FAKE, step, slots)}
+
+    def generator(self, step: int, slots: Sequence[int]) -> dict[str, Any]:
+        """Return z and start."""
+        return {"z": self.latents(_LEARN, step, slots), "start": self.start(step)}
+
+    def slab_encoder(self, step: int, slots: Sequence[int]) -> dict[str, Any]:
+        """Return the slab [B, 1, S, R, R] of real volumes."""
+        return {"slab": self._real(step, slots)["slab"]}
+
+    def global_encoder(self, step: int, slots: Sequence[int]) -> dict[str, Any]:
+        """Return real volumes [B, 1, R, R, R], and slab, low and start as for the discriminator."""
+        volume = self.real_volumes(step, slots)
+        return {"volume": volume, **self._parts(volume, step)}
+
+    def _real(self, step: int, slots: Sequence[int]) -> dict[str, Any]:
+        return self._parts(self.real_volumes(step, slots), step)
+
+    def _parts(self, volume: Tensor, step: int) -> dict[str, Any]:
+        start = self.start(step)
+        slab = volume[:, :, start : start + self.sizes.slab_slices].contiguous()
+        return {"slab": slab, "low": volume[:, :, ::4, ::4, ::4].contiguous(), "start": start}
+
+
+def discriminator_loss(networks: Networks, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum of both cross-entropies; the metrics get the mean logits of real and generated volumes."""
+    generator, discriminator = _of(networks, "generator", "discriminator")
+    real = discriminator(batch["slab"], batch["low"], batch["start"])
+    generated = discriminator(*generator.slab_and_low(batch["z"], batch["start"]), batch["start"])
+    loss = _cross_entropy(real, 1.0) + _cross_entropy(generated, 0.0)
+    return loss, {"real_logit": real.mean(), "generated_logit": generated.mean()}
+
+
+def generator_loss(networks: Networks, batch: Mapping[str, Any], step: int) -> Tensor:
+    """Return the cross-entropy of the generated volumes towards "real"."""
+    generator, discriminator = _of(networks, "generator", "discriminator")
+    logits = discriminator(*generator.slab_and_low(batch["z"], batch["start"]), batch["start"])
+    return _cross_entropy(logits, 1.0)
+
+
+def slab_encoder_loss(networks: Networks, batch: Mapping[str, Any], step: int) -> Tensor:
+    """Return the mean absolute difference between a real slab and what the generator makes of its features."""
+    generator, encoder = _of(networks, "generator", "slab_encoder")
+    return _absolute(generator.high(encoder(batch["slab"])), batch["slab"])
+
+
+def global_encoder_loss(networks: Networks, batch: Mapping[str, Any], step: int) -> Tensor:
+    """Return the mean absolute difference between a real volume and that of its code, over slab and low resolution."""
+    generator, slab_encoder, encoder = _of(networks, "generator", "slab_encoder", "global_encoder")
+    with torch.no_grad():
+        features = slab_encoder.volume(batch["volume"])
+    slab, low = generator.slab_and_low(encoder(features), batch["start"])
+    return (_absolute(slab, batch["slab"]) + _absolute(low, batch["low"])) / 2
+
+
+def hagan_task(
+    sizes: HaganSizes,
+    real_volumes: RealVolumes,
+    seed: int,
+    *,
+    learning_rate: float = 1e-4,
+    discriminator_learning_rate: float = 4e-4,
+    encoders: bool = True,
+    any_start: bool = False,
+    identity: Mapping[str, Any] | None = None,
+) -> PhasedTask:
+    """Return the task that trains HA-GAN on `real_volumes`; the rates are the authors'.
+
+    encoders: train the two encoders too, which changes neither generator nor discriminator. any_start: see the module.
+    identity: what tells the data from others (JSON). The vectors of the spectral normalisation advance with every
+    micro-batch, so the weights depend slightly on `micro_batch_size`; the authors have one micro-batch per process.
+    """
+    batches = HaganBatches(sizes, real_volumes, seed, any_start=any_start)
+    adam = {"betas": (0.0, 0.999), "weight_decay": 0.0, "max_grad_norm": _MAX_GRAD_NORM}
+    learns = {**adam, "learning_rate": learning_rate}
+    judges = {**adam, "learning_rate": discriminator_learning_rate}
+    phases = [
+        Phase("discriminator", ("discriminator",), batches.discriminator, discriminator_loss, settings=judges),
+        Phase("generator", ("generator",), batches.generator, generator_loss, settings=learns),
+    ]
+    if encoders:
+        phases += [
+            Phase("slab_encoder", ("slab_encoder",), batches.slab_encoder, slab_encoder_loss, settings=learns),
+            Phase("global_encoder", ("global_encoder",), batches.global_encoder, global_encoder_loss, settings=learns),
+        ]
+
+    def build() -> dict[str, nn.Module]:
+        return build_hagan(sizes, encoders=encoders)
+
+    return PhasedTask(
+        "hagan",
+        build,
+        phases,
+        identity={"sizes": vars(sizes), "data_seed": seed, "any_start": any_start, **(identity or {})},
+        flops=lambda: sum(count_phase_flops(build, phases).values()),
+    )
+
+
+def _of(networks: Networks, *names: str) -> list[Any]:
+    return [networks[name] for name in names]
+
+
+def _cross_entropy(logits: Tensor, target: float) -> Tensor:
+    return binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits, target, dtype=torch.float32))
+
+
+def _absolute(made: Tensor, real: Tensor) -> Tensor:
+    return (made.float() - real).abs().mean()
