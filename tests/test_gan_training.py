@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from baselines import BALLS, LATENT, SIDE, alpha_gan, alpha_networks, wgan, wgan_networks
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
@@ -21,48 +22,9 @@ from medsyn.models.gan import (
 )
 from medsyn.training.gan import alpha_gan_task, count_sample_flops, gradient_penalty, wgan_task
 from medsyn.training.loop import DivergedError, train
-from medsyn.training.task import PhasedTask
 
-SIZE, LATENT = 16, 8
 SETTINGS = TrainConfig(num_steps=6, batch_size=4, micro_batch_size=4, checkpoint_every=2, log_every=2)
 FAST = {"learning_rate": 1e-3, "betas": (0.5, 0.9), "weight_decay": 0.0, "max_grad_norm": 1e9}
-
-
-def ball(side: int) -> np.ndarray:
-    """A ball of 0.8 in air of -1, on the left (0) or on the right (1)."""
-    z, y, x = np.indices((SIZE, SIZE, SIZE)) - (SIZE - 1) / 2
-    inside = z**2 + y**2 + (x - (4 if side else -4)) ** 2 < 4**2
-    return np.where(inside, 0.8, -1).astype(np.float32)
-
-
-BALLS = np.stack([ball(0), ball(1)])
-
-
-def volumes(number: int, slots: Sequence[int]) -> Tensor:
-    """Balls, the side a function of batch number and slot."""
-    sides = [np.random.default_rng([7, number, slot]).integers(2) for slot in slots]
-    return torch.from_numpy(BALLS[sides][:, None])
-
-
-def wgan_networks() -> dict[str, nn.Module]:
-    return {"generator": Generator(SIZE, LATENT, width=4), "critic": wgan_critic(SIZE, top_width=16)}
-
-
-def alpha_networks() -> dict[str, nn.Module]:
-    return {
-        "encoder": alpha_encoder(SIZE, LATENT, top_width=16),
-        "generator": Generator(SIZE, LATENT, width=4),
-        "discriminator": alpha_discriminator(SIZE, top_width=16),
-        "code_discriminator": CodeDiscriminator(LATENT, 32),
-    }
-
-
-def wgan(build=wgan_networks, volumes=volumes, **options) -> PhasedTask:
-    return wgan_task(build, volumes, latent_dim=LATENT, seed=3, **options)
-
-
-def alpha_gan(build=alpha_networks, volumes=volumes, **options) -> PhasedTask:
-    return alpha_gan_task(build, volumes, latent_dim=LATENT, seed=3, **options)
 
 
 class Sums(nn.Module):
@@ -114,7 +76,7 @@ class Simple(nn.Module):
 def simple_networks() -> dict[str, nn.Module]:
     return {
         "encoder": Simple(lambda x: x.flatten(1)[:, :LATENT]),
-        "generator": Simple(lambda z: z.mean(1)[:, None, None, None, None].expand(-1, 1, SIZE, SIZE, SIZE)),
+        "generator": Simple(lambda z: z.mean(1)[:, None, None, None, None].expand(-1, 1, SIDE, SIDE, SIDE)),
         "discriminator": Simple(lambda x: 0.01 * x.flatten(1).sum(1, keepdim=True)),
         "code_discriminator": Simple(lambda z: 0.5 * z.sum(1, keepdim=True)),
         "critic": Simple(lambda x: 0.01 * x.flatten(1).sum(1, keepdim=True)),
@@ -125,14 +87,14 @@ def test_the_losses_of_a_wgan_are_those_of_the_paper():
     critic, generator = wgan().phases
     networks, batch = simple_networks(), critic.batch(5, range(4))
     made = batch["z"].mean(1)
-    distance = 0.01 * (batch["x"].sum() / 4 - SIZE**3 * made.mean())
-    penalty = (0.01 * SIZE**1.5 - 1) ** 2
+    distance = 0.01 * (batch["x"].sum() / 4 - SIDE**3 * made.mean())
+    penalty = (0.01 * SIDE**1.5 - 1) ** 2
     loss, named = critic.loss(networks, batch, 5)
     assert loss.item() == pytest.approx(-distance.item() + 10 * penalty, rel=1e-4)
     assert named["distance"].item() == pytest.approx(distance.item(), rel=1e-4)
     assert named["penalty"].item() == pytest.approx(penalty, rel=1e-4)
     z = generator.batch(5, range(4))["z"]
-    assert generator.loss(networks, {"z": z}, 5).item() == pytest.approx(-0.01 * SIZE**3 * z.mean().item(), rel=1e-4)
+    assert generator.loss(networks, {"z": z}, 5).item() == pytest.approx(-0.01 * SIDE**3 * z.mean().item(), rel=1e-4)
 
 
 def test_the_losses_of_an_alpha_gan_are_those_of_the_paper():
@@ -140,7 +102,7 @@ def test_the_losses_of_an_alpha_gan_are_those_of_the_paper():
     networks = simple_networks()
     batch = autoencoder.batch(5, range(4))
     x, code = batch["x"], batch["x"].flatten(1)[:, :LATENT]
-    judged = 0.01 * SIZE**3
+    judged = 0.01 * SIDE**3
     rebuilt = code.mean(1)[:, None, None, None, None]
     expected = 10 * (rebuilt - x).abs().mean() - 0.5 * LATENT * code.mean() - judged * (code.mean() + batch["z"].mean())
     loss, named = autoencoder.loss(networks, batch, 5)
@@ -149,7 +111,7 @@ def test_the_losses_of_an_alpha_gan_are_those_of_the_paper():
 
     batch = discriminator.batch(5, range(4))
     x, code, z = batch["x"], batch["x"].flatten(1)[:, :LATENT], batch["z"]
-    expected = judged * (code.mean() + z.mean() - 2 * x.mean()) + 20 * (0.01 * SIZE**1.5 - 1) ** 2
+    expected = judged * (code.mean() + z.mean() - 2 * x.mean()) + 20 * (0.01 * SIDE**1.5 - 1) ** 2
     assert discriminator.loss(networks, batch, 5)[0].item() == pytest.approx(expected.item(), rel=1e-4)
 
     assert torch.equal(codes.batch(5, range(4))["x"], x)
@@ -191,7 +153,7 @@ def likeness(generator: nn.Module, count: int = 64) -> tuple[np.ndarray, np.ndar
 
 def joint_networks() -> dict[str, nn.Module]:
     """A WGAN whose critic sees a whole volume at once: at 16^3 the other one judges each slice by itself."""
-    return {"generator": Generator(SIZE, LATENT, width=4), "critic": kwon_critic(SIZE, top_width=16)}
+    return {"generator": Generator(SIDE, LATENT, width=4), "critic": kwon_critic(SIDE, top_width=16)}
 
 
 @pytest.mark.parametrize(
@@ -210,23 +172,6 @@ def test_training_learns_a_distribution_of_two_balls(tmp_path, build, rate, num_
     assert 0.1 < side.mean() < 0.9
 
 
-@pytest.mark.parametrize("task", [wgan, alpha_gan])
-def test_a_run_that_was_stopped_between_two_checkpoints_ends_with_the_same_bits(tmp_path, task):
-    def failing(number: int, slots: Sequence[int]) -> Tensor:
-        if number == 5 if task is wgan else number == 2 * 5:
-            raise OSError("stopped here")
-        return volumes(number, slots)
-
-    whole = train(task(), SETTINGS, tmp_path / "whole")
-    with pytest.raises(OSError, match="stopped here"):
-        train(task(volumes=failing), SETTINGS, tmp_path / "state")
-    assert (tmp_path / "state/step_00000004").is_dir()
-    resumed = train(task(), SETTINGS, tmp_path / "state")
-    for name, network in whole.networks.items():
-        other = resumed.networks[name].state_dict()
-        assert all(torch.equal(value, other[key]) for key, value in network.state_dict().items())
-
-
 def test_a_wgan_that_trains_the_generator_five_times_is_another_run(tmp_path):
     train(wgan(), SETTINGS, tmp_path / "state")
     with pytest.raises(InputError, match="num_updates"):
@@ -235,7 +180,7 @@ def test_a_wgan_that_trains_the_generator_five_times_is_another_run(tmp_path):
 
 def test_a_micro_batch_of_one_volume_is_refused_by_alpha_gan(tmp_path):
     settings = SETTINGS.model_copy(update={"micro_batch_size": 1})
-    with pytest.raises(InputError, match=r"holds 1 volume, expected at least 2.*micro_batch_size"):
+    with pytest.raises(InputError, match=r"hold 1 volume, expected at least 2.*micro_batch_size"):
         train(alpha_gan(), settings, tmp_path / "state")
 
 
@@ -274,3 +219,40 @@ def test_operations_at_the_size_of_the_paper_are_those_of_the_specification():
     counts = [4e-12 * count for count in count_sample_flops(alpha_128, task.phases).values()]
     assert counts == pytest.approx([5.87, 3.30, 0.071], abs=0.006)
     assert 4e-12 * task.flops() == pytest.approx(9.24, abs=0.006)
+
+
+def test_the_generator_of_an_alpha_gan_makes_two_steps_with_one_gradient_where_the_original_is_asked_for(tmp_path):
+    """The first step by hand; the encoder, which the same optimiser trains, makes one."""
+    settings = SETTINGS.model_copy(update={"num_steps": 1})
+    task = alpha_gan(adam=FAST, double_generator_step=True)
+    phase = task.phases[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        expected = dict(task.build())
+    phase.loss(expected, phase.batch(0, range(4)), 0)[0].backward()
+    for name, num_steps in (("generator", 2), ("encoder", 1)):
+        adam = torch.optim.Adam(expected[name].parameters(), FAST["learning_rate"], FAST["betas"])
+        for _ in range(num_steps):
+            adam.step()
+    trained = train(task, settings, tmp_path / "state").networks
+    for name in ("generator", "encoder"):
+        for key, value in expected[name].named_parameters():
+            torch.testing.assert_close(trained[name].get_parameter(key), value, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="two_steps"):
+        train(alpha_gan(adam=FAST), settings, tmp_path / "state")
+
+
+@pytest.mark.parametrize("task", [wgan(), alpha_gan()], ids=["wgan", "alpha_gan"])
+def test_a_healthy_run_is_not_called_collapsed(tmp_path, task):
+    settings = SETTINGS.model_copy(update={"num_steps": 20, "log_every": 5})
+    assert [task.collapsed(row) for row in train(task, settings, tmp_path / "state").metrics] == [None] * 4
+
+
+def test_a_constant_discriminator_of_an_alpha_gan_ends_the_run(tmp_path):
+    def networks() -> dict[str, nn.Module]:
+        built = alpha_networks()
+        nn.init.zeros_(built["discriminator"].conv3.weight)
+        return built
+
+    with pytest.raises(DivergedError, match="the discriminator gives every volume the same value"):
+        train(alpha_gan(networks, adam={**FAST, "learning_rate": 1e-12}), SETTINGS, tmp_path / "state")

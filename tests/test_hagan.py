@@ -177,7 +177,7 @@ def test_numbers_of_parameters_of_the_low_resolution_parts() -> None:
         assert count(HaganDiscriminator(HaganSizes()).low) == 2_771_425
 
 
-@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
 def test_shapes_at_the_papers_widths(size: int) -> None:
     slices, low = size // 8, size // 4
     with torch.device("meta"):
@@ -284,7 +284,7 @@ def test_the_discriminator_sees_slab_low_resolution_and_place_and_takes_one_samp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 96}, "size must be one of .64, 128, 256., got 96"),
+        ({"size": 96}, "size must be one of .32, 64, 128, 256., got 96"),
         ({"width": 24}, "width must be a multiple of 16"),
         ({"discriminator_width": 48}, "discriminator_width must be a multiple of 32, got 48"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),

@@ -1,19 +1,21 @@
-"""Training of HA-GAN: what each phase changes, operations, starts of slabs, exact resume, and a toy distribution."""
+"""Training of HA-GAN: what each phase changes, operations, starts of slabs, a toy distribution, collapse."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from baselines import HAGAN_SIZES, hagan
 from parity import tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
 from medsyn.models.hagan import HaganSizes, build_hagan
 from medsyn.training.cost import count_phase_flops
 from medsyn.training.hagan import HaganBatches, hagan_task
-from medsyn.training.loop import train
+from medsyn.training.loop import DivergedError, train
 
 SIZES = HaganSizes(64, width=16, latent_dim=8, discriminator_width=32)
 SETTINGS = TrainConfig(num_steps=2, batch_size=1, micro_batch_size=1, checkpoint_every=1000, log_every=1)
@@ -49,12 +51,6 @@ def test_the_encoders_change_neither_generator_nor_discriminator(whole, tmp_path
     without = trained(tmp_path, encoders=False)
     assert set(without.networks) == {"generator", "discriminator"}
     assert same(states(whole, ["generator", "discriminator"]), states(without, ["generator", "discriminator"]))
-
-
-def test_a_run_that_is_stopped_resumes_exactly(whole, tmp_path):
-    """The left vectors of the spectral normalisation are part of the checkpoint."""
-    trained(tmp_path, SETTINGS.model_copy(update={"num_steps": 1}))
-    assert same(states(trained(tmp_path), list(whole.networks)), states(whole, list(whole.networks)))
 
 
 def test_every_network_learns_and_the_metrics_name_its_loss(whole):
@@ -102,10 +98,10 @@ def test_the_generator_learns_the_mean_of_a_toy_distribution(tmp_path):
     """From about 0 towards that of dark volumes, -0.7."""
 
     def dark_volumes(update: int, slots: Sequence[int]) -> Tensor:
-        return torch.stack([0.1 * tensor((1, 64, 64, 64), 1000 * update + slot) - 0.7 for slot in slots])
+        return torch.stack([0.1 * tensor((1, 32, 32, 32), 1000 * update + slot) - 0.7 for slot in slots])
 
     rates = {"learning_rate": 2e-3, "discriminator_learning_rate": 2e-3}
-    task = hagan_task(SIZES, dark_volumes, 3, encoders=False, **rates)
+    task = hagan_task(HAGAN_SIZES, dark_volumes, 3, encoders=False, **rates)
     z = torch.stack([tensor((8,), tag, 1.7) for tag in range(4)])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SETTINGS.seed)
@@ -115,3 +111,48 @@ def test_the_generator_learns_the_mean_of_a_toy_distribution(tmp_path):
         after = result.networks["generator"].eval()(z).mean().item()
     assert abs(before + 0.7) > 0.5
     assert abs(after + 0.7) < 0.25
+
+
+def test_a_healthy_run_is_not_called_collapsed(tmp_path):
+    settings = SETTINGS.model_copy(update={"num_steps": 10, "batch_size": 2, "micro_batch_size": 2, "log_every": 5})
+    task = hagan(encoders=False)
+    rows = train(task, settings, tmp_path).metrics
+    assert [task.collapsed(row) for row in rows] == [None, None]
+    assert all(row["discriminator_generated_spread"] > 0.1 * row["discriminator_real_spread"] > 0 for row in rows)
+
+
+class Certain(nn.Module):
+    """A discriminator that is given away by the contrast of the real volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(100.0))
+
+    def forward(self, _slab: Tensor, low: Tensor, _start: int) -> Tensor:
+        return self.scale * (low.flatten(1).std(dim=1) - 0.35)
+
+
+def test_a_discriminator_that_is_certain_of_all_volumes_ends_the_run(tmp_path):
+    task = hagan(encoders=False)
+    certain = replace(task, build=lambda: {**task.build(), "discriminator": Certain()})
+    with pytest.raises(
+        DivergedError, match=r"the discriminator tells all volumes apart \(mean loss .*, expected at least 0.001\)"
+    ):
+        train(certain, SETTINGS, tmp_path)
+
+
+def test_a_generator_that_makes_one_volume_ends_the_run(tmp_path):
+    def build() -> dict[str, nn.Module]:
+        networks = dict(task.build())
+        nn.init.zeros_(networks["generator"].stem.weight)
+        return networks
+
+    task = hagan(encoders=False, learning_rate=1e-9)
+    settings = SETTINGS.model_copy(update={"batch_size": 2, "micro_batch_size": 2})
+    with pytest.raises(DivergedError, match=r"the same volume of different latents .* expected at least 1% of that"):
+        train(replace(task, build=build), settings, tmp_path)
+    train(
+        replace(task, build=build),
+        SETTINGS.model_copy(update={"num_steps": 1}),
+        tmp_path / "one volume per micro-batch",
+    )

@@ -266,12 +266,27 @@ def test_loss_scaling_serves_all_phases(tmp_path):
     assert scalers[0]["_growth_tracker"] > 2 * SETTINGS.num_steps, "good updates of both phases since an overflow"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_may_make_two_steps_with_one_gradient(tmp_path, precision):
+    """With loss scaling the gradients of both steps are those of the loss itself."""
+    task = gan_task()
+    task = replace(task, phases=(task.phases[0], replace(task.phases[1], two_steps=("generator",))))
+    settings = SETTINGS.model_copy(update={"precision": precision, "num_steps": 1})
+    train(task, settings, tmp_path / "state")
+    tensors = load_file(tmp_path / "state/step_00000001/tensors.safetensors")
+    assert float(tensors["optimizer.generator/0.step"]) == 2
+    second, first = (tensors["optimizer.generator/0." + name] for name in ("exp_avg_sq", "exp_avg"))
+    # betas are 0 and 0.9: g, and (0.1 + 0.09) g^2 after two steps
+    assert torch.allclose(second, 0.19 * first.square(), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"networks": ("criticc",)}, "critic names the network criticc, expected one of"),
         ({"settings": {"num_steps": 3}}, "num_steps is not a setting of a phase"),
         ({"name": "generator"}, "each with another name"),
+        ({"two_steps": ("generator",)}, "critic makes two steps of generator, which does not learn in it"),
     ],
 )
 def test_phases_that_do_not_fit_are_told(tmp_path, change, words):

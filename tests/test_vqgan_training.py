@@ -1,19 +1,13 @@
-"""Codebook, VQ-GAN and latent diffusion: their rules, and that they learn, resume and run in several processes."""
+"""Codebook, VQ-GAN and latent diffusion: their rules, and that they learn."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from gan import weights
-from safetensors.torch import load_file
-from vqgan_training import SETTINGS, cubes, tiny, tiny_task
+from baselines import SETTINGS as SHORT
+from baselines import cubes, tiny_vqgan, vqgan
 
 from medsyn.config import TrainConfig
 from medsyn.diffusion.discrete import _posterior, add_noise, cosine_alpha_bar, sample_ancestral, spaced_steps
@@ -25,17 +19,11 @@ from medsyn.models.vqgan import VQGAN
 from medsyn.training.loop import DivergedError, train
 from medsyn.training.vqgan import VQGANLoss, axial, denoiser_task, discriminator_loss
 
-ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = SHORT.model_copy(update={"num_steps": 6})
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def run_script(*arguments: object, launcher: tuple[str, ...] = ()) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    words = [sys.executable, *launcher, str(ROOT / "tests/vqgan_training.py"), *map(str, arguments)]
-    return subprocess.run(words, env=environment, timeout=600, check=False).returncode
 
 
 def test_the_search_in_parts_finds_the_nearest_codes(monkeypatch):
@@ -128,7 +116,7 @@ def test_checkpointing_takes_less_than_half_of_the_memory():
 
 
 def test_decoding_undoes_encoding_up_to_the_codes():
-    network = tiny().eval()
+    network = tiny_vqgan().eval()
     x = cubes(0, [0, 1])["volume"]
     with torch.no_grad():
         assert torch.allclose(network.decode(network.encode(x)), network(x).volume, atol=1e-5)
@@ -142,8 +130,9 @@ def test_decoding_undoes_encoding_up_to_the_codes():
 def test_a_tiny_vqgan_learns_cubes(tmp_path):
     """A volume without its cube has an error of 0.25."""
     settings = SETTINGS.model_copy(update={"num_steps": 150, "log_every": 150, "checkpoint_every": 1000})
-    result = train(tiny_task(1000), settings, tmp_path / "state")
+    result = train(vqgan(1000), settings, tmp_path / "state")
     [row] = result.metrics
+    assert vqgan().collapsed(row) is None
     assert 8 <= row["autoencoder_codes_used"] <= 64 and "discriminators_loss" in row
     x = cubes(10**6, range(8))["volume"]
     with torch.no_grad():
@@ -152,7 +141,7 @@ def test_a_tiny_vqgan_learns_cubes(tmp_path):
 
 
 def test_discriminators_begin_at_their_step(tmp_path):
-    rows = train(tiny_task(3), SETTINGS, tmp_path / "state").metrics
+    rows = train(vqgan(3), SETTINGS, tmp_path / "state").metrics
     assert rows[0]["discriminators_loss"] is None and "autoencoder_adversarial" not in rows[0]
     for row in rows[1:]:
         assert row["discriminators_loss"] == pytest.approx(row["discriminators_slices"] + row["discriminators_volumes"])
@@ -169,7 +158,7 @@ def both_slices(batch, made):
 def test_discriminators_learn_to_tell_volumes_from_reconstructions():
     """Their loss is 2 where they know nothing and 0 where they know all."""
     torch.manual_seed(0)
-    networks = {**tiny_task(0).build()}
+    networks = {**vqgan(0).build()}
     learning = [*networks["slices"].parameters(), *networks["volumes"].parameters()]
     optimizer = torch.optim.Adam(learning, 2e-3, betas=(0.5, 0.9))
     losses = []
@@ -190,7 +179,7 @@ def test_discriminators_learn_to_tell_volumes_from_reconstructions():
 
 def test_mixed_precision_keeps_the_codebook_in_float32(tmp_path):
     settings = SETTINGS.model_copy(update={"precision": "bf16"})
-    result = train(tiny_task(3), settings, tmp_path / "state")
+    result = train(vqgan(3), settings, tmp_path / "state")
     book = result.networks["autoencoder"].codebook
     latents = seeded(2, 4, 4, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -205,29 +194,9 @@ def test_slices_are_axial():
     assert torch.equal(taken, torch.stack([volume[0, :, 2], volume[1, :, 0]]))
 
 
-def test_a_killed_vqgan_resumes_exactly(tmp_path):
-    """SIGKILL in step 3 of 6, then the same command: the same bits, those of the codebook included."""
-    whole = weights(train(tiny_task(2), SETTINGS, tmp_path / "whole"))
-    assert run_script(tmp_path / "state", tmp_path, 2, 6, 3) == -signal.SIGKILL
-    resumed = weights(train(tiny_task(2), SETTINGS, tmp_path / "state"))
-    assert bool(whole["autoencoder.codebook.initialised"])
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-
-
-def test_two_processes_train_a_vqgan_as_one_does(tmp_path):
-    """Before the discriminators begin, whose batch normalisation sees the part of one process."""
-    one = weights(train(tiny_task(100), SETTINGS.model_copy(update={"num_steps": 3}), tmp_path / "one"))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    assert run_script(tmp_path / "two", tmp_path, 100, 3, launcher=launcher) == 0
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
-    names = [name for name in one if name.startswith("autoencoder")]
-    assert all(torch.equal(first[name], second[name]) for name in names)
-    assert max((first[name].float() - one[name].float()).abs().max().item() for name in names) < 1e-4
-
-
 @pytest.mark.parametrize("twice", [False, True])
 def test_the_codebook_learns_once_per_batch_unless_the_original_is_restored(twice):
-    networks = {**tiny_task(0).build()}
+    networks = {**vqgan(0).build()}
     networks["autoencoder"](cubes(0, [0])["volume"])
     before = networks["autoencoder"].codebook.counts.clone()
     discriminator_loss(networks, cubes(1, [0, 1]), VQGANLoss(codebook_learns_twice=twice))
@@ -236,12 +205,12 @@ def test_the_codebook_learns_once_per_batch_unless_the_original_is_restored(twic
 
 def test_a_codebook_that_uses_one_code_ends_the_run(tmp_path):
     def build():
-        network = tiny()
+        network = tiny_vqgan()
         torch.nn.init.zeros_(network.to_latent.weight)
         network.codebook.initialised.fill_(True)
         return network
 
-    task = tiny_task(100)
+    task = vqgan(100)
     networks = task.build()
     settings = SETTINGS.model_copy(update={"learning_rate": 1e-12})
     task = replace(task, build=lambda: {**networks, "autoencoder": build()})

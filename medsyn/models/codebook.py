@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsyn.models.fast.context import autocast_off
+from medsyn.models.processes import from_all_processes, from_main_process
 
 DECAY = 0.99
 COMMITMENT = 0.25
@@ -60,13 +61,13 @@ class Codebook(nn.Module):
         with autocast_off(latents):
             tokens = _tokens(latents.detach())
             if update and not self.initialised:
-                self._initialise(tokens)
+                self._initialise(from_all_processes(tokens))
             indices = self.indices(tokens)
             values = _volume(F.embedding(indices, self.codes), latents)
             commitment = COMMITMENT * F.mse_loss(latents.float(), values)
-            used = self._number_used(indices)
+            used = self._number_used(from_all_processes(indices) if update else indices)
             if update:
-                self._learn(tokens, indices)
+                self._learn(from_all_processes(tokens), from_all_processes(indices))
             through = latents + (values - latents).detach()
         return Quantised(through, indices.view(len(latents), *latents.shape[2:]), commitment, used)
 
@@ -89,7 +90,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, tokens: Tensor) -> None:
-        self.codes.copy_(self._random_tokens(_of_all_processes(tokens)))
+        self.codes.copy_(self._random_tokens(tokens))
         self.sums.copy_(self.codes)
         self.counts.fill_(1)
         self.initialised.fill_(True)
@@ -97,7 +98,6 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def _learn(self, tokens: Tensor, indices: Tensor) -> None:
         """Move the averages towards the batch, take the codes from them, and replace codes that are rarely used."""
-        tokens, indices = _of_all_processes(tokens), _of_all_processes(indices)
         num_codes = len(self.codes)
         counts = torch.bincount(indices, minlength=num_codes).to(tokens.dtype)
         self.counts.lerp_(counts, 1 - DECAY)
@@ -114,7 +114,7 @@ class Codebook(nn.Module):
         generator = torch.default_generator  # on the CPU, so that every device gets the same numbers
         chosen = torch.randperm(len(tokens) * repeats, generator=generator)[:num_codes] % len(tokens)
         noise = torch.randn(num_codes, channels, generator=generator) * (_NOISE / channels**0.5)
-        chosen, noise = _from_main_process(chosen.to(tokens.device)), _from_main_process(noise.to(tokens.device))
+        chosen, noise = from_main_process(chosen.to(tokens.device)), from_main_process(noise.to(tokens.device))
         return tokens[chosen] + noise if repeats > 1 else tokens[chosen]
 
     def _number_used(self, indices: Tensor) -> Tensor:
@@ -129,22 +129,3 @@ def _tokens(latents: Tensor) -> Tensor:
 def _volume(tokens: Tensor, like: Tensor) -> Tensor:
     """[B d h w, C] -> [B, C, d, h, w]."""
     return tokens.view(len(like), *like.shape[2:], -1).movedim(-1, 1)
-
-
-def _of_all_processes(values: Tensor) -> Tensor:
-    """Return the values [n, ...] of all processes, in their order; each process has as many."""
-    if not _distributed():
-        return values
-    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
-
-
-def _from_main_process(values: Tensor) -> Tensor:
-    if _distributed():
-        torch.distributed.broadcast(values, src=0)
-    return values
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

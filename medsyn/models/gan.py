@@ -9,8 +9,8 @@ Both at 128^3 are the baselines of HA-GAN, Sun et al., JBHI 2022 (code: github.c
 2022). Names and shapes of the parameters of Generator with its default stem, of `alpha_discriminator`, `alpha_encoder`
 and CodeDiscriminator are theirs. The weights start from PyTorch's defaults, as there.
 
-Batch normalisation: in training mode a volume depends on the others of its batch, critics included. Sample in
-evaluation mode, where a volume depends on its latent alone.
+Batch normalisation: in training mode a volume depends on the others of its micro-batch, in all processes; this is so in
+the critics too. Sample in evaluation mode, where a volume depends on its latent alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+
+from medsyn.models.batch_norm import BatchNorm
 
 Size3 = tuple[int, int, int]
 Geometry = tuple[Size3, Size3, Size3]
@@ -58,7 +60,7 @@ class Generator(nn.Module):
         else:
             self.tp_conv1 = nn.ConvTranspose3d(latent_dim, self._widths[0], SMALLEST, bias=False)
         for level, num_out in enumerate([*self._widths[1:], 1], start=1):
-            setattr(self, f"bn{level}", nn.BatchNorm3d(self._widths[level - 1]))
+            setattr(self, f"bn{level}", BatchNorm(self._widths[level - 1]))
             convolution = nn.Conv3d(self._widths[level - 1], num_out, 3, padding=1, bias=False)
             setattr(self, f"tp_conv{level + 1}", convolution)
         self.relu, self.up = nn.ReLU(), nn.Upsample(scale_factor=2, mode="nearest")
@@ -91,7 +93,7 @@ class Encoder(nn.Module):
             convolution = nn.Conv3d(widths[level - 1], widths[level], kernel, stride, padding)
             setattr(self, f"conv{level}", convolution)
             if level > 1:
-                setattr(self, f"bn{level}", nn.BatchNorm3d(widths[level]))
+                setattr(self, f"bn{level}", BatchNorm(widths[level]))
         kernel, stride, padding = head
         setattr(self, f"conv{self._num_halvings + 1}", nn.Conv3d(top_width, num_out, kernel, stride, padding))
         self.activation = nn.LeakyReLU(SLOPE)
@@ -149,4 +151,4 @@ class CodeDiscriminator(nn.Module):
 
 
 def _dense(num_in: int, num_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(num_in, num_out), nn.BatchNorm1d(num_out), nn.LeakyReLU(SLOPE))
+    return nn.Sequential(nn.Linear(num_in, num_out), BatchNorm(num_out), nn.LeakyReLU(SLOPE))

@@ -4,12 +4,13 @@ The generator makes features A at a quarter of the volume's resolution. In train
 low-resolution volume, and from a few slices of A a slab of the volume at full resolution, which saves memory. In
 sampling it makes the whole volume from all of A.
 
-R is the side of the volume (64, 128 or 256), L = R/4 that of the low-resolution volume and of A, S = R/8 the number of
-slices of a slab, c = `width`. Volumes are [B, 1, D, H, W] in [-1, 1], D counts axial slices.
+R is the side of the volume (32, 64, 128 or 256), L = R/4 that of the low-resolution volume and of A, S = R/8 the number
+of slices of a slab, c = `width`. Volumes are [B, 1, D, H, W] in [-1, 1], D counts axial slices.
 
 Facts from the authors' repository (batmanlab/HA-GAN on GitHub, commits of 2022 to 2025); it has no licence file, and
-no line of it was used. The form at 64^3 is this project's own: it leaves out one stage more. Mended defects of the
-original: any width c works, the discriminator takes a batch of one, and its low-resolution part follows its width.
+no line of it was used. The forms at 64^3 and 32^3 are this project's own: each leaves out one stage more. Mended
+defects of the original: any width c works, the discriminator takes a batch of one, and its low-resolution part follows
+its width.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from medsyn.models.spectral_norm import SpectralConv3d, SpectralLinear
 NUM_GROUPS = 8
 NUM_SLABS = 8
 """Disjoint slabs of a volume: S = R / NUM_SLABS."""
-NUM_STAGES = {64: 1, 128: 2, 256: 3}
+NUM_STAGES = {32: 0, 64: 1, 128: 2, 256: 3}
 """Number of stages at side R that keep their strided convolution in the discriminators and encoders."""
 _SLOPE = 0.2
 
@@ -33,9 +34,9 @@ _SLOPE = 0.2
 class HaganSizes:
     """Sizes of the networks; the defaults are the paper's.
 
-    size: side R of the volumes, 64, 128 or 256. width: channels c of the generator's last hidden layer, a multiple of
-    16. latent_dim: length of z. discriminator_width: channels of the widest layer of the discriminator of slabs, twice
-    those of the discriminator of low-resolution volumes, a multiple of 32.
+    size: side R of the volumes, 32, 64, 128 or 256. width: channels c of the generator's last hidden layer, a multiple
+    of 16. latent_dim: length of z. discriminator_width: channels of the widest layer of the discriminator of slabs,
+    twice those of the discriminator of low-resolution volumes, a multiple of 32.
     """
 
     size: int = 256

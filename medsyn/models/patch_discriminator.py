@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medsyn.models.batch_norm import BatchNorm
+
 _SLOPE = 0.2
 
 
@@ -24,11 +26,10 @@ class PatchDiscriminator(nn.Module):
         if num_dims not in (2, 3):
             raise ValueError(f"num_dims must be 2 or 3, got {num_dims}")
         conv = nn.Conv2d if num_dims == 2 else nn.Conv3d
-        norm = nn.BatchNorm2d if num_dims == 2 else nn.BatchNorm3d
         layers: list[nn.Module] = [conv(1, width, 4, stride=2, padding=2)]
         for low, stride in ((1, 2), (2, 2), (4, 1)):
             middle = conv(low * width, 2 * low * width, 4, stride=stride, padding=2)
-            layers.append(nn.Sequential(middle, norm(2 * low * width)))
+            layers.append(nn.Sequential(middle, BatchNorm(2 * low * width)))
         self.layers = nn.ModuleList(layers)
         self.last = conv(8 * width, 1, 4, padding=2)
 

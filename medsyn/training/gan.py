@@ -11,8 +11,8 @@ Losses and recipe are those of Kwon et al., MICCAI 2019 (code: github.com/cyclom
   that. Gulrajani et al. make five of the critic instead: `num_critic_updates=5` with `GULRAJANI_ADAM`.
 - alpha-GAN: the discriminator of codes learns from encoded codes too. In the code they add nothing to its gradient,
   because their logits are reused from a phase in which it was frozen; `learn_from_codes=False` restores that.
-- alpha-GAN: the generator's optimiser makes one step per phase. The code makes two with the same gradient, which the
-  training loop does not offer.
+- alpha-GAN: the generator's optimiser makes one step per phase. The code makes two with the same gradient;
+  `double_generator_step=True` restores that.
 
 Adam has a learning rate of 2e-4 and its default betas, batches hold 4 volumes, nothing is clipped, no average of the
 weights is kept. The code's augmentation (random flips, intensities times 0.7 to 1) has no place in CT in HU.
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
+from medsyn.models.processes import num_processes
 from medsyn.training.cost import count_phase_flops
 from medsyn.training.task import Loss, Networks, Phase, PhasedTask
 
@@ -123,6 +124,7 @@ def alpha_gan_task(
     latent_dim: int,
     seed: int,
     learn_from_codes: bool = True,
+    double_generator_step: bool = False,
     adam: Mapping[str, Any] = KWON_ADAM,
     identity: Mapping[str, Any] | None = None,
 ) -> PhasedTask:
@@ -176,7 +178,14 @@ def alpha_gan_task(
         return PENALTY_WEIGHT * penalty - distance, {"distance": distance, "penalty": penalty}
 
     phases = (
-        Phase("autoencoder", ("encoder", "generator"), autoencoder_batch, autoencoder_loss, settings=adam),
+        Phase(
+            "autoencoder",
+            ("encoder", "generator"),
+            autoencoder_batch,
+            autoencoder_loss,
+            two_steps=("generator",) if double_generator_step else (),
+            settings=adam,
+        ),
         Phase("discriminator", ("discriminator",), discriminator_batch, discriminator_loss, settings=adam),
         Phase("code_discriminator", ("code_discriminator",), discriminator_batch, code_loss, settings=adam),
     )
@@ -213,10 +222,10 @@ def _random_numbers(seed: int, stream: int, update: int, slots: Sequence[int], l
 
 
 def _check_batch(x: Tensor) -> None:
-    if len(x) < 2:
+    if len(x) * num_processes() < 2:
         raise InputError(
-            "alpha_gan: a micro-batch holds 1 volume, expected at least 2, because the discriminator of codes"
-            " normalises over the batch; raise train.micro_batch_size"
+            "alpha_gan: the micro-batches of all processes hold 1 volume, expected at least 2, because the"
+            " discriminator of codes normalises over them; raise train.micro_batch_size"
         )
 
 

@@ -80,6 +80,10 @@ class TrainingState:
         self.accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, self.configs[phase.name].max_grad_norm)
         optimizer.step()
+        if phase.two_steps and not optimizer.step_was_skipped:
+            for name in set(phase.networks).difference(phase.two_steps):
+                self.networks[name].zero_grad()  # the optimiser passes over parameters without a gradient
+            optimizer.optimizer.step()  # not the wrapper, which would undo the scale of the loss again
         optimizer.zero_grad(set_to_none=True)
         if phase.after_update is not None:
             with torch.no_grad():

@@ -37,6 +37,7 @@ class Phase:
     loss(networks, batch, step): a `Loss` over all networks by name, at the 0-based optimiser step `step`.
     num_updates: updates per step.
     first_step: step from which on the phase takes part; its warm-up begins there.
+    two_steps: names of those that learn of which each update makes two optimiser steps with the same gradient.
     settings: fields of TrainConfig that differ in this phase (PHASE_SETTINGS).
     watch_explosion: whether the rule of `medsyn.training.watch` ends the run. It supposes a loss that is positive and
     falls, which a critic's does not.
@@ -49,6 +50,7 @@ class Phase:
     loss: Callable[[Networks, Batch, int], Loss]
     num_updates: int = 1
     first_step: int = 0
+    two_steps: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     watch_explosion: bool = False
     after_update: Callable[[Networks], None] | None = None
@@ -67,6 +69,7 @@ class Phase:
         if not self.name:
             return {}
         own = {"networks": list(self.networks), "num_updates": self.num_updates, "first_step": self.first_step}
+        own["two_steps"] = list(self.two_steps)
         facts = {**self.settings, **own}
         return {f"phase.{self.name}.{key}": value for key, value in facts.items()}
 
@@ -160,6 +163,10 @@ def check_phases(task: PhasedTask, networks: Networks) -> None:
     names = [phase.name for phase in task.phases]
     if not names or len(set(names)) < len(names):
         raise InputError(f"{task.name}: its phases are {names}, expected at least one, each with another name")
+    for phase in task.phases:
+        extra = [name for name in phase.two_steps if name not in phase.networks]
+        if extra:
+            raise InputError(f"{task.name}: {phase.name} makes two steps of {extra[0]}, which does not learn in it")
     for owner, wanted in [*((phase.name, phase.networks) for phase in task.phases), ("averaged", task.averaged)]:
         unknown = [name for name in wanted if name not in networks]
         if unknown:
