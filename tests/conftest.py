@@ -33,7 +33,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if table:
         import parity
 
-        table.write_text(parity.HEAD + "".join(parity.ROWS), encoding="utf-8")
+        table.write_text(parity.table(), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from parity import compare, hashed, tensor
-from torch import Tensor, nn
+from parity import compare_baseline, count, filled, summary, tensor
+from torch import Tensor
 
 from medsyn.diffusion.objective import enlarge
 from medsyn.models.gan import (
@@ -20,27 +19,6 @@ from medsyn.models.gan import (
 )
 
 LATENT, TOLERANCE = 24, 2e-4
-
-
-def filled(network: nn.Module) -> nn.Module:
-    """Set every parameter to hashed values by its rank among the sorted names; the network is in training mode."""
-    with torch.no_grad():
-        for rank, (name, parameter) in enumerate(sorted(network.named_parameters())):
-            v = hashed(parameter.numel(), rank)
-            if name.endswith(".bias"):
-                v = 0.1 * v
-            elif parameter.ndim == 1:
-                v = 1 + 0.1 * v
-            else:
-                v = v * np.sqrt(3 * parameter.shape[0] / parameter.numel())
-            parameter.copy_(torch.from_numpy(v).float().reshape(parameter.shape))
-    return network.train()
-
-
-def numbers(values: Tensor) -> list[float]:
-    """Number of elements, mean, standard deviation, the first six and the last three."""
-    flat = values.detach().double().flatten()
-    return [len(flat), flat.mean().item(), flat.std(unbiased=False).item(), *flat[:6].tolist(), *flat[-3:].tolist()]
 
 
 def latent() -> Tensor:
@@ -69,7 +47,7 @@ def volumes(size: int) -> Tensor:
 def test_generator(size, specified):
     with torch.no_grad():
         made = filled(Generator(size, LATENT, width=4))(latent())
-    compare(f"alpha-GAN {size}, generator", numbers(made), [float(word) for word in specified.split()], TOLERANCE)
+    compare_baseline(f"alpha-GAN {size}, generator", summary(made), specified, TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +57,7 @@ def test_discriminator(size, specified):
     with torch.no_grad():
         logits = filled(alpha_discriminator(size, top_width=64))(volumes(size))
     assert logits.shape == (3, 1)
-    compare(f"alpha-GAN {size}, discriminator", logits.flatten().tolist(), specified, TOLERANCE)
+    compare_baseline(f"alpha-GAN {size}, discriminator", logits.flatten().tolist(), specified, TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +77,19 @@ def test_discriminator(size, specified):
 def test_encoder(size, specified):
     with torch.no_grad():
         codes = filled(alpha_encoder(size, LATENT, top_width=64))(volumes(size))
-    compare(f"alpha-GAN {size}, encoder", numbers(codes), [float(word) for word in specified.split()], TOLERANCE)
+    compare_baseline(f"alpha-GAN {size}, encoder", summary(codes), specified, TOLERANCE)
 
 
 def test_code_discriminator():
     with torch.no_grad():
         logits = filled(CodeDiscriminator(LATENT, 40))(latent())
-    compare("alpha-GAN, code discriminator", logits.flatten().tolist(), [-0.081000, 1.043950, -0.838083], TOLERANCE)
+    compare_baseline(
+        "alpha-GAN, code discriminator", logits.flatten().tolist(), [-0.081000, 1.043950, -0.838083], TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "build", "count"),
+    ("name", "build", "parameters"),
     [
         ("WGAN 64, generator", lambda: Generator(64, 1000, linear_stem=True), 37_449_280),
         ("WGAN 64, critic", kwon_critic, 11_049_665),
@@ -124,10 +104,17 @@ def test_code_discriminator():
         ("alpha-GAN 128, encoder", alpha_encoder, 43_915_080),
     ],
 )
-def test_number_of_parameters(name, build, count):
+def test_number_of_parameters(name, build, parameters):
     with torch.device("meta"):
         network = build()
-    compare(f"{name}: parameters", [sum(p.numel() for p in network.parameters())], [count], 0)
+    compare_baseline(f"{name}: parameters", [count(network)], [parameters], 0)
+
+
+@pytest.mark.parametrize(("size", "total"), [(64, 113_153_962), (128, 160_338_154)])
+def test_number_of_parameters_of_a_whole_alpha_gan(size, total):
+    with torch.device("meta"):
+        networks = [Generator(size), alpha_discriminator(size), alpha_encoder(size), CodeDiscriminator()]
+    compare_baseline(f"alpha-GAN {size}: parameters of all networks", [sum(map(count, networks))], [total], 0)
 
 
 def test_shapes_at_the_size_of_the_paper():

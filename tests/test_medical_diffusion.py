@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 
-import numpy as np
 import pytest
 import torch
-from parity import compare, hashed, tensor
+from parity import compare_baseline, count, filled, summary, tensor
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,31 +65,10 @@ def public_names(network: nn.Module, rules: tuple[tuple[str, str], ...]) -> dict
     return dict(sorted(names.items()))
 
 
-def filled(network: nn.Module, rules: tuple[tuple[str, str], ...]) -> nn.Module:
-    """Give every parameter the deterministic values of its rank among the public names."""
-    for rank, own in enumerate(public_names(network, rules).values()):
-        value = network.get_parameter(own)
-        v = hashed(value.numel(), rank)
-        if own.endswith(".gamma") or (own.endswith(".weight") and value.ndim == 1):
-            v = 1 + 0.1 * v
-        elif own.endswith(".bias"):
-            v = 0.1 * v
-        else:
-            v = v * np.sqrt(3 * value.shape[0] / value.numel())
-        with torch.no_grad():
-            value.copy_(torch.from_numpy(v).float().reshape(value.shape))
-    return network.train()
-
-
-def check(quantity: str, value: torch.Tensor, numbers: str) -> None:
-    """`numbers`: how many values, mean, standard deviation, the first six values, the last three."""
-    flat = value.detach().flatten()
-    ours = [flat.numel(), flat.mean().item(), flat.std(unbiased=False).item(), *flat[:6].tolist(), *flat[-3:].tolist()]
-    compare(quantity, ours, [float(number) for number in numbers.split()], TOLERANCE)
-
-
-def count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def check(quantity: str, network: nn.Module, value: torch.Tensor, numbers: str, parameters: int) -> None:
+    """Compare the summary of an output, and the number of parameters."""
+    compare_baseline(f"Medical Diffusion, {quantity}", summary(value), numbers, TOLERANCE)
+    compare_baseline(f"Medical Diffusion, tiny {quantity}: parameters", [count(network)], [parameters], 0)
 
 
 def on_meta(build):
@@ -114,41 +92,45 @@ def test_every_name_and_shape_of_the_public_networks(network, rules, digest):
 
 
 def test_encoder():
-    encoder = filled(Encoder(4, 2, 4), ENCODER_NAMES)
+    encoder = Encoder(4, 2, 4)
+    filled(encoder, public_names(encoder, ENCODER_NAMES))
     numbers = "768 .199428 .545910 -.144556 -.149355 -.267870 1.315253 -.158153 1.869283 .729188 .045300 .363289"
-    check("Medical Diffusion, encoder", encoder(tensor((2, 1, 16, 12, 8), 400301)), numbers)
-    assert count(encoder) == 27_832
+    check("encoder", encoder, encoder(tensor((2, 1, 16, 12, 8), 400301)), numbers, 27_832)
 
 
 def test_decoder():
-    decoder = filled(Decoder(4, 2, 4), DECODER_NAMES)
+    decoder = Decoder(4, 2, 4)
+    filled(decoder, public_names(decoder, DECODER_NAMES))
     numbers = "3072 .091745 .917449 1.101808 .215268 .241917 -.157485 -.501597 -.451595 -.543941 .742785 .976175"
-    check("Medical Diffusion, decoder", decoder(tensor((2, 16, 4, 3, 2), 400302)), numbers)
-    assert count(decoder) == 59_697
+    check("decoder", decoder, decoder(tensor((2, 16, 4, 3, 2), 400302)), numbers, 59_697)
 
 
 def test_denoiser():
-    network = filled(LatentUNet(8, (1, 2, 4)), UNET_NAMES)
+    network = LatentUNet(8, (1, 2, 4))
+    filled(network, public_names(network, UNET_NAMES))
     x = tensor((2, 8, 10, 8, 12), 400303, 1.7)
     numbers = "15360 -.104388 1.460122 .539059 1.141259 -1.472597 -1.065524 1.401850 .970631 -.092383 .939602 .042674"
-    check("Medical Diffusion, denoiser", network(x, torch.tensor([7, 250])), numbers)
-    assert count(network) == 393_240
+    check("denoiser", network, network(x, torch.tensor([7, 250])), numbers, 393_240)
 
 
 @pytest.mark.parametrize(
-    ("num_levels", "encoder", "decoder", "whole"),
-    [(3, 1_851_616, 4_030_401, 5_884_201), (2, 441_568, 948_417, 1_391_081)],
+    ("num_levels", "specified"),
+    [
+        (3, (1_851_616, 4_030_401, 1_032, 1_152, 5_884_201, 131_072)),
+        (2, (441_568, 948_417, 520, 576, 1_391_081, 131_072)),
+    ],
 )
-def test_number_of_parameters_of_the_compressor(num_levels, encoder, decoder, whole):
+def test_number_of_parameters_of_the_compressor(num_levels, specified):
     network = on_meta(lambda: VQGAN(num_levels=num_levels))
-    ours = [count(network.encoder), count(network.decoder), count(network), network.codebook.codes.numel()]
-    quantity = f"VQ-GAN, factor {network.factor}: parameters of encoder, decoder, both with 1x1, codebook"
-    compare(quantity, ours, [encoder, decoder, whole, 131_072], 0)
+    parts = (network.encoder, network.decoder, network.to_latent, network.from_latent, network)
+    ours = [*map(count, parts), network.codebook.codes.numel()]
+    quantity = f"VQ-GAN, factor {network.factor}: parameters of encoder, decoder, two 1x1 convolutions, all, codebook"
+    compare_baseline(quantity, ours, specified, 0)
 
 
 def test_number_of_parameters_of_the_discriminators():
     ours = [count(PatchDiscriminator(2)), count(on_meta(lambda: PatchDiscriminator(3)))]
-    compare("discriminators of slices and volumes: parameters", ours, [2_764_481, 11_049_665], 0)
+    compare_baseline("discriminators of slices and volumes: parameters", ours, [2_764_481, 11_049_665], 0)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +144,7 @@ def test_number_of_parameters_of_the_discriminators():
 )
 def test_number_of_parameters_of_the_denoiser(dim, mults, parameters):
     ours = count(on_meta(lambda: LatentUNet(dim, mults)))
-    compare(f"latent U-Net {dim}, {'-'.join(map(str, mults))}: parameters", [ours], [parameters], 0)
+    compare_baseline(f"latent U-Net {dim}, {'-'.join(map(str, mults))}: parameters", [ours], [parameters], 0)
 
 
 @pytest.mark.parametrize("side", [128, 256])
@@ -206,7 +188,7 @@ def test_operations_of_an_iteration_of_the_compressor(num_levels, side, batch, s
     for network in frozen:
         network.requires_grad_(True)
     ours.append(teraflops(lambda: discriminator_loss(networks, given, weights)[0].backward()))
-    compare(
+    compare_baseline(
         f"VQ-GAN, factor {2**num_levels}, {side}^3, batch {batch}: TFLOP of both phases", ours, specified, 0.015, True
     )
 
@@ -221,6 +203,6 @@ def test_operations_of_the_denoiser(dim, side, specified):
     ours = [teraflops(lambda: network(x, step).mean().backward())]
     with torch.no_grad():
         ours.append(300 * teraflops(lambda: network(x, step)))
-    compare(
+    compare_baseline(
         f"latent U-Net {dim}, {side}^3: TFLOP of a training sample, of a sampled volume", ours, specified, 0.01, True
     )
