@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -15,11 +17,20 @@ from medsyn.models.channels import to_channel
 from medsyn.training.data import Store, permutation
 
 
+@dataclass
+class _Batch:
+    """A batch that the first of several threads reads while the others wait."""
+
+    lock: Lock = field(default_factory=Lock)
+    volumes: Tensor | None = None
+
+
 class ImageVolumes:
     """CTs of the split `train`; calling it gives batches that are pure functions of (number of the batch, slots).
 
     Sample `slot` of batch b is number b * batch_size + slot of a sequence that goes through a fresh permutation of the
-    volumes in every epoch.
+    volumes in every epoch. The phases of a training step that ask for the same batch share one tensor, which is kept
+    until a batch of another number is asked for and must not be changed. Threads may call it at the same time.
     """
 
     def __init__(
@@ -32,6 +43,10 @@ class ImageVolumes:
         """
         self.store, self.edge, self.window_hu = Store(shards, "high"), edge, window_hu
         self.batch_size, self.seed = batch_size, seed
+        self._lock = Lock()
+        self._number = -1
+        self._batches: dict[tuple[int, ...], _Batch] = {}
+        """Slots -> batch, of the number that was asked for last."""
         size = self.store.size
         self.factor, rest = divmod(size[0], edge)
         if rest or len(set(size)) > 1:
@@ -42,7 +57,15 @@ class ImageVolumes:
 
     def __call__(self, number: int, slots: Sequence[int]) -> Tensor:
         """Return volumes [len(slots), 1, R, R, R] in [-1, 1] of batch `number`."""
-        return torch.stack([self.volume(self.index(number * self.batch_size + slot)) for slot in slots])
+        with self._lock:
+            if number != self._number:
+                self._number, self._batches = number, {}
+            batch = self._batches.setdefault(tuple(slots), _Batch())
+        with batch.lock:
+            if batch.volumes is None:
+                indices = [self.index(number * self.batch_size + slot) for slot in slots]
+                batch.volumes = torch.stack([self.volume(index) for index in indices])
+            return batch.volumes
 
     def index(self, number: int) -> int:
         """Return which volume sample `number` of the run is."""
