@@ -61,6 +61,8 @@ NETWORKS = {
             r"size: 128 does not fit preprocess.size \[64, 64, 64\], expected a cube",
         ),
         ("alpha_gan", {"width": 0}, "width: Input should be greater than or equal to 1"),
+        ("wgan", {"critic_width": 9}, "critic_width: 9 is not a multiple of 2, expected one at size 16"),
+        ("alpha_gan", {"size": 32, "critic_width": 10}, "critic_width: 10 is not a multiple of 4"),
         ("hagan", {"size": 96}, "size: Input should be 64, 128 or 256"),
         ("hagan", {"size": 128}, r"size: 128 does not fit preprocess.size \[64, 64, 64\], expected \[128, 128, 128\]"),
         ("hagan", {"width": 24}, "width: Input should be a multiple of 16"),
@@ -175,7 +177,7 @@ def shards(trained: tuple[str, Path], out: Path, seeds: list[int], num_shards: i
     table = out / "prompts.csv"
     rows = [{"sample_id": f"report_{seed:05d}", "text": text, "seed": seed} for seed in seeds]
     write_csv(table, rows, ("sample_id", "text", "seed"))
-    found = {}
+    found: dict[int, Path] = {}
     for shard in range(num_shards):
         words = ("--config", folder / f"method_{name}.json", "--files", folder / "gan.safetensors")
         part = out / str(shard)
@@ -240,15 +242,17 @@ def test_training_volumes_are_means_over_blocks_in_an_order_of_their_own_per_epo
     assert torch.equal(volumes(4, [1]), expected[1][None])
 
 
-def test_the_phases_of_a_step_read_a_volume_once_in_any_number_of_threads(store: Path) -> None:
-    volumes, read = image_volumes(store), []
-    original = volumes.volume
+def test_the_phases_of_a_step_read_a_volume_once_in_any_number_of_threads(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = image_volumes(store)
+    original, read = volumes.volume, list[int]()
 
-    def counted(number: int) -> torch.Tensor:
-        read.append(number)
-        return original(number)
+    def counted(index: int) -> torch.Tensor:
+        read.append(index)
+        return original(index)
 
-    volumes.volume = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(volumes, "volume", counted)
     for step in range(3):
         with ThreadPoolExecutor(8) as pool:
             made = list(pool.map(lambda place: volumes(*place), [(step, [place % 2]) for place in range(16)]))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, ValidationInfo, field_validator
 
 from medsyn.config import Config, Section, TrainConfig, load_stage
 from medsyn.config.section import Count, Voxels, Width
@@ -64,6 +64,14 @@ class GanSettings(Section):
     def _check_size(cls, value: int) -> int:
         if value < 16 or value & (value - 1):
             raise ValueError(f"{value} is not a power of two of at least 16")
+        return value
+
+    @field_validator("critic_width")
+    @classmethod
+    def _check_critic_width(cls, value: int, info: ValidationInfo) -> int:
+        size = info.data.get("size", 16)  # absent where it is wrong itself
+        if value % (size // 8):  # channels double from those of the first halving on, see medsyn.models.gan.Encoder
+            raise ValueError(f"{value} is not a multiple of {size // 8}, expected one at size {size}")
         return value
 
 
