@@ -96,7 +96,7 @@ class Unconditional(Method):
 
     @abstractmethod
     def cube(self, seed: int) -> Tensor:
-        """Return the volume [1, 1, D, H, W] in [-1, 1] of a seed: on the model's grid, or that divided by an integer."""
+        """Return the volume [1, 1, D, H, W] in [-1, 1] of a seed, on the model's grid or one that is coarser."""
 
     def identity(self) -> dict[str, Any]:
         """Return hashes of the weights, and the kind of device, which rounds differently."""
@@ -207,6 +207,14 @@ def read_stage(path: Path, model: type[StageType]) -> StageType:
     except (KeyError, ValidationError, TypeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a network that `medsyn train` wrote for this method ({reason})") from None
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Return the provenance in a file of `write_networks`, which `read_stage` has accepted."""
+    from medsyn.tensors import read_metadata
+
+    record: dict[str, Any] = json.loads(read_metadata(path)["provenance"])
+    return record
 
 
 def open_network(path: Path, name: str, network: nn.Module) -> nn.Module:
