@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, run_snakemake
+from safetensors.torch import load_file
 from test_hostile_workflow import commands
 from test_methods import configuration, prompts
 from tiny_models import make_store
@@ -264,6 +267,25 @@ def test_latents_of_another_vqgan_are_made_again(trained, tmp_path, store, encod
     capsys.readouterr()
     assert train(folder, "denoiser", store, "--networks", trained / "vqgan.safetensors") == 2
     assert "this state belongs to a training with data.vqgan = " in capsys.readouterr().err
+
+
+def test_two_processes_share_the_encoding_and_train_as_one_does(trained, tmp_path, store):
+    folder = write_stages(tmp_path, changed(ENTRY, "denoiser.train.micro_batch_size", 1))
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medsyn", "train"]
+    words += ["--config", folder / "denoiser_md.json", "--store", store, "--networks", trained / "vqgan.safetensors"]
+    words += ["--state", folder / "state", "--out", folder / "denoiser.safetensors"]
+    run = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "encoding 2 of 2 volumes" in run.stderr, "a share of the four"
+    one, two = (load_file(place / "denoiser.safetensors") for place in (trained, folder))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
 
 
 def image_volumes(store: Path) -> ImageVolumes:
