@@ -384,6 +384,7 @@ def test_perceptual_weights_are_used_where_they_are_given(tmp_path, store, monke
     monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Lpips))
     torch.save({"weight": torch.tensor([3.0])}, tmp_path / "lpips.pt")
     distance = load_lpips(tmp_path / "lpips.pt")
+    assert distance(*torch.empty(2, 1, 1, 4, 4, device="meta")).device.type == "meta", "to count operations"
     x = torch.zeros(2, 1, 4, 4, requires_grad=True)
     distance(x, torch.ones(2, 1, 4, 4)).backward()
     assert x.grad is not None and x.grad.sum().item() == pytest.approx(-3)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from medsyn.errors import InputError
@@ -36,8 +39,12 @@ def load_lpips(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
         ) from None
     network.eval().requires_grad_(False)
 
+    @cache
+    def on(device: torch.device) -> Any:
+        return deepcopy(network).to(device)  # a copy, because operations are counted on a device without data
+
     def distance(made: Tensor, real: Tensor) -> Tensor:
-        mean: Tensor = network.to(made.device)(made, real).float().mean()
+        mean: Tensor = on(made.device)(made, real).float().mean()
         return mean
 
     return distance
