@@ -30,6 +30,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from medsyn.diffusion.seeds import seeded
 from medsyn.models.hagan import HaganSizes, build_hagan
 from medsyn.training.cost import count_phase_flops
+from medsyn.training.need import count_phased_training
 from medsyn.training.task import Networks, Phase, PhasedTask
 
 RealVolumes = Callable[[int, Sequence[int]], Tensor]
@@ -152,6 +153,7 @@ def hagan_task(
         phases,
         identity={"sizes": vars(sizes), "data_seed": seed, "any_start": any_start, **(identity or {})},
         flops=lambda: sum(count_phase_flops(build, phases).values()),
+        memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 
 
