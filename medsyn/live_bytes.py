@@ -53,10 +53,11 @@ _FLOAT32 = frozenset(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of the storages that were made under this mode, or given to `hold`, and are alive."""
+    """Count the bytes of a device's storages that were made under this mode, or given to `hold`, and are alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = META) -> None:
         super().__init__()
+        self.device = device
         self.live = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -67,10 +68,10 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were made elsewhere; those of the host (a step counter) are left out."""
+        """Count tensors that were made elsewhere; those of other devices (a step counter) are left out."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if tensor.device == META and storage._cdata not in self._known:
+            if tensor.device == self.device and storage._cdata not in self._known:
                 size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
                 self._known.add(storage._cdata)
                 self.live += size
