@@ -80,7 +80,8 @@ class Case:
     """One network's training, and what one sample of it takes.
 
     task(on_meta): the training. batch: samples per step of the paper's scale; micro: of them, per forward pass of a
-    measured step. num_steps: of the whole run. checkpointing: whether activations are computed again.
+    measured step. num_steps: of the whole run. checkpointing: whether activations are computed again. further: not one
+    of Table I's own trainings.
     """
 
     method: str
@@ -90,6 +91,7 @@ class Case:
     micro: int
     num_steps: int
     checkpointing: bool = False
+    further: bool = False
 
     @property
     def title(self) -> str:
@@ -153,8 +155,9 @@ def volumes(side: int, on_meta: bool) -> Callable[[int, Sequence[int]], Tensor]:
 
 
 def training_cases(sizes: Sizes) -> list[Case]:
-    """List the trainings, cheapest first; MedSyn's own two last."""
-    return [*_gan_cases(sizes), *_medical_diffusion_cases(sizes), *_medsyn_cases(sizes)]
+    """List the trainings of Table I, then the same with larger micro-batches or larger volumes."""
+    cases = [*_gan_cases(sizes), *_medical_diffusion_cases(sizes), *_medsyn_cases(sizes)]
+    return sorted(cases, key=lambda case: case.further)
 
 
 def _gan_cases(sizes: Sizes) -> list[Case]:
@@ -188,8 +191,8 @@ def _gan_cases(sizes: Sizes) -> list[Case]:
         Case("WGAN", half, partial(wgan, sizes.half), 4, 4, 80_000),
         Case("alpha-GAN", half, partial(alpha, sizes.half), 4, 4, 80_000),
         Case("HA-GAN", f"{sizes.hagan.size}^3", hagan, 4, 4, 80_000),
-        Case("WGAN", full, partial(wgan, sizes.full), 4, 4, 80_000),
-        Case("alpha-GAN", full, partial(alpha, sizes.full), 4, 4, 80_000),
+        *(Case("WGAN", full, partial(wgan, sizes.full), 4, micro, 80_000, further=True) for micro in (1, 4)),
+        *(Case("alpha-GAN", full, partial(alpha, sizes.full), 4, micro, 80_000, further=True) for micro in (2, 4)),
     ]
 
 
@@ -222,9 +225,9 @@ def _medical_diffusion_cases(sizes: Sizes) -> list[Case]:
     batch = sizes.denoiser_batch
     return [
         *(
-            Case(method, full, partial(vqgan, checkpointing), 2, micro, 100_000, checkpointing)
-            for checkpointing in (False, True)
+            Case(method, full, partial(vqgan, checkpointing), 2, micro, 100_000, checkpointing, micro > 1)
             for micro in (1, 2)
+            for checkpointing in (False, True)
         ),
         Case(method, latents, denoiser, 2 * batch, batch, 150_000),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from functools import cache
 
 import torch
 from baseline_cases import Case, Sample, Sizes, sample_cases, training_cases
@@ -25,6 +25,13 @@ def counted_memory(case: Case, precision: str, *, accumulates: bool = False) -> 
     if accumulates:
         settings = settings.model_copy(update={"batch_size": case.batch})
     return count_phased_training(task.build, task.phases, settings, averaged=task.averaged)
+
+
+@cache
+def step_flops(case: Case) -> int:
+    """Count the operations per sample of a step, without those that activation checkpointing adds."""
+    task = case.task(True)
+    return sum(sample_flops(task).values()) if task.flops is None else task.flops()
 
 
 def sample_flops(task: PhasedTask) -> dict[str, int]:
@@ -48,8 +55,11 @@ def tables(sizes: Sizes, share: float = SHARE) -> Iterator[str]:
     gpus = [f"{name} (h)" for name in PEAK_TFLOPS]
     header = ["method", "network", "parameters (M)", "TFLOP per sample by phase", "samples per step", "TFLOP per step"]
     yield from head([*header, "steps", "EFLOP", *gpus])
-    for _, same in groupby(cases, lambda case: (case.method, case.network)):
-        yield line(operations(next(same), share))
+    seen: set[tuple[str, str]] = set()
+    for case in cases:
+        if (case.method, case.network) not in seen:
+            seen.add((case.method, case.network))
+            yield line(operations(case, share))
     yield ""
     yield "Memory in GiB: what is counted, and in brackets with the allowance for what is not counted."
     yield ""

@@ -6,17 +6,18 @@
 from the repository's root, with PYTHONPATH=. where the package is not installed; needs torch, accelerate, safetensors,
 numpy, pydantic, pyyaml and tqdm. `--small` takes tiny sizes, for a test on a CPU.
 
---count prints tables of operations, memory and GPU hours from tensors without data. Otherwise each network makes
-training steps by the training loop's own step: batch in the host's memory, all phases, clipping, AdamW, average. The
-first step warms up, `seconds` is the median of the next three. Then one volume of each method is sampled, and the search
-of the codebook is measured. float32 uses TF32 where PyTorch does by default: in convolutions.
+--count prints tables of operations, memory and GPU hours from tensors without data. Otherwise the search of the
+codebook is measured, one volume of each method is sampled, and each network makes training steps by the training loop's
+own step: batch in the host's memory, all phases, clipping, AdamW, average. The first step warms up; `seconds` is the
+median of the next three, or of one where they are long. float32 uses TF32 where PyTorch does by default: in
+convolutions.
 
 The tables are written anew after each row, so the run may be stopped. A row that does not fit the GPU says so, and rows
 that do not fit `--seconds` are left out.
 
-GiB is the peak of allocated GPU memory, counted the same from tensors without data. TFLOP/s counts 2 per multiply-add of
-matrix products, convolutions and attention, as for one pass without activation checkpointing; share is that of the
-GPU's dense 16-bit peak.
+peak_gib is the peak of allocated GPU memory (on a CPU, for the search, of its tensors), counted_gib the same counted on
+tensors without data. Operations are 2 per multiply-add of matrix products, convolutions and attention, without those
+that activation checkpointing adds; share_of_peak is that of the GPU's dense 16-bit peak.
 """
 
 from __future__ import annotations
@@ -35,18 +36,20 @@ from typing import Any
 
 import torch
 from baseline_cases import PAPER, SMALL, Case, Sample, Sizes, sample_cases, training_cases
-from baseline_costs import counted_memory, head, line, sample_flops, tables
+from baseline_costs import counted_memory, head, line, step_flops, tables
 from denoiser_step import hardware
 from torch import Tensor
 
 from medsyn.files import write_csv, write_text
+from medsyn.live_bytes import LiveBytes
 from medsyn.models.codebook import Codebook
 from medsyn.training.cost import GIB, peak_tflops
 from medsyn.training.loop import TrainingRun
 from medsyn.training.processes import make_accelerator, pinned
 from medsyn.training.task import Networks, PhasedTask
 
-REPEATS = 3
+REPEATS, LONG = 3, 4.0
+"""Measured calls after the first one, or one where the first took more seconds than this."""
 PRECISIONS = ("fp32", "bf16")
 ORIGINAL_BYTES = 4 + 8
 """Of the public code per latent and code: a float32 distance and an int64 of the one-hot matrix."""
@@ -130,8 +133,8 @@ def main() -> None:
     if args.out is None:
         parser.error("--out is missing: give the folder of the tables")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not args.small:
-        parser.error("no CUDA device: measuring the paper's sizes needs one; give --small or --count")
+    if device.type == "cpu" and not args.small and args.case != ["codebook"]:
+        parser.error("no CUDA device: the paper's sizes need one; give --small, --count or --case codebook")
     args.out.mkdir(parents=True, exist_ok=True)
     measure_all(sizes, Report(args.out, device, args.seconds), args.case)
 
@@ -144,9 +147,10 @@ def measure_all(sizes: Sizes, report: Report, wanted: list[str]) -> None:
     def asked(title: str) -> bool:
         return not wanted or any(text in title for text in wanted)
 
-    for side in (sizes.latent_side, 2 * sizes.latent_side):
-        if asked("codebook"):
-            measure_search(sizes, side, report)
+    side = sizes.latent_side
+    places = {("cpu", side), (report.device.type, side), (report.device.type, 2 * side)}
+    for device, side in sorted(places) if asked("codebook search") else []:
+        measure_search(sizes, side, torch.device(device), report)
     for sample in sample_cases(sizes):
         for precision in precisions[-1:] if sample.half_weights else precisions:
             if asked(f"sample {sample.method}"):
@@ -171,7 +175,7 @@ def training_rows(row: Row, case: Case, device: torch.device) -> Iterator[tuple[
         run = TrainingRun(task, case.settings(row.precision), Path(folder), make_accelerator(row.precision))
         given, steps = cycle(batches), iter(range(1 + REPEATS))
         seconds, peak = _timed(lambda: run.optimise(next(steps), given), device)
-    flops = case.micro * sum(sample_flops(case.task(True)).values())
+    flops = case.micro * step_flops(case)
     yield replace(row, seconds=seconds, peak_gib=_gib(peak, before), counted_gib=counted / GIB), flops
 
 
@@ -197,17 +201,23 @@ def sample_rows(row: Row, sample: Sample, device: torch.device) -> Iterator[tupl
     yield replace(row, seconds=seconds, peak_gib=_gib(peak, before)), float(sample.flops())
 
 
-def measure_search(sizes: Sizes, side: int, report: Report) -> None:
+def measure_search(sizes: Sizes, side: int, device: torch.device, report: Report) -> None:
     """Add the row of the search for the nearest codes of side^3 latents, beside what the public code holds for it."""
     num_codes, channels = sizes.vqgan[4], sizes.vqgan[3]
     original = side**3 * num_codes * ORIGINAL_BYTES / GIB
-    row = Row("codebook search", "Medical Diffusion", f"{side}^3 latents, {num_codes:,} codes", "fp32", 1)
+    part = f"{side}^3 latents, {num_codes:,} codes, {device.type}"
+    row = Row("codebook search", "Medical Diffusion", part, "fp32", 1)
 
     def work() -> Iterator[tuple[Row, float | None]]:
-        before = _allocated(report.device)
-        with report.device:
+        before = _allocated(device)
+        with device:
             book, tokens = Codebook(num_codes, channels), torch.randn(side**3, channels)
-        seconds, peak = _timed(lambda: book.indices(tokens), report.device)
+        seconds, peak = _timed(lambda: book.indices(tokens), device, 1)
+        if device.type == "cpu":
+            with LiveBytes(device) as live:
+                live.hold([tokens, *book.buffers()])
+                book.indices(tokens)
+            peak = live.peak
         note = f"all distances and the one-hot matrix: {original:.3g} GiB"
         yield replace(row, seconds=seconds, peak_gib=_gib(peak, before), note=note), None
 
@@ -225,10 +235,14 @@ def _timed(
     work: Callable[[], object], device: torch.device, repeats: int = REPEATS, *, warm: bool = True
 ) -> tuple[float, int]:
     """Return the median of the seconds, and the peak bytes of the GPU's memory (0 on a CPU)."""
+    start = time.perf_counter()
     if warm:
         work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if time.perf_counter() - start > LONG:
+        repeats = 1
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for _ in range(repeats):

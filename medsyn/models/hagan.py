@@ -79,9 +79,7 @@ class HaganGenerator(nn.Module):
         self.low = nn.Sequential(
             _unit(_convolution(2 * c, c)), _unit(_convolution(c, c // 2)), _convolution(c // 2, 1), nn.Tanh()
         )
-        self.high = nn.Sequential(
-            _unit(_convolution(2 * c, c), up=True), Doubled(), _convolution(c, 1), nn.Tanh()
-        )
+        self.high = nn.Sequential(_unit(_convolution(2 * c, c), up=True), Doubled(), _convolution(c, 1), nn.Tanh())
 
     def features(self, z: Tensor) -> Tensor:
         """z [B, latent_dim] -> A [B, 2c, L, L, L]."""

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
-from medsyn.live_bytes import META, CudaRules, LiveBytes, build_on_meta
+from medsyn.live_bytes import META, CudaRules, LiveBytes
 from medsyn.training.cost import GIB
 from medsyn.training.ema import Ema
 from medsyn.training.processes import to_device
@@ -159,6 +160,8 @@ class _Count:
         for name, network in self.networks.items():
             self.live.hold([*network.parameters(), *network.buffers()])
             network.train(name in learning)
+            if self.config.precision != "fp32":  # accelerate converts the results of mixed precision
+                network.register_forward_hook(lambda _network, _given, result: convert_to_fp32(result))
         self.stands("weights")
 
     def stands(self, part: str) -> None:
