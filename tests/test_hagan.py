@@ -10,6 +10,7 @@ import torch
 from parity import compare, hashed, tensor
 from torch import Tensor, nn
 
+from medsyn.models.fast.sixteen_bits import GroupNorm
 from medsyn.models.hagan import (
     HaganDiscriminator,
     HaganGenerator,
@@ -68,7 +69,7 @@ def authors_names(network: nn.Module) -> dict[str, str]:
     """Own name of each layer -> the authors' name, which numbers the layers that are left out at small sizes too."""
     layers: dict[str, list[str]] = {}
     for name, module in network.named_modules():
-        kind = {nn.GroupNorm: "norm", nn.Linear: "linear", SpectralLinear: "linear"}.get(type(module))
+        kind = {GroupNorm: "norm", nn.Linear: "linear", SpectralLinear: "linear"}.get(type(module))
         kind = "conv" if isinstance(module, nn.Conv3d) else kind
         if kind:
             layers.setdefault(f"{name.split('.')[0]} {kind}", []).append(name)

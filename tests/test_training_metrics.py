@@ -69,7 +69,7 @@ def test_the_log_says_counted_beside_measured_memory(tmp_path, monkeypatch, capl
     """On a GPU allocated and counted, and before the first step a warning where the card is too small."""
     settings = SETTINGS.model_copy(update={"num_steps": 1})
     accelerator = make_accelerator("fp32")
-    task = replace(quadratic(), memory=lambda processes: Need({"weights": processes * 2 * GIB}))
+    task = replace(quadratic(), memory=lambda _config, processes: Need({"weights": processes * 2 * GIB}))
     run = Throughput(task.phased(), settings, accelerator)
     run.count()
     assert run.need is None and run.describe_memory(1.5) == "1.5 GiB resident"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from medsyn.models.fast.sixteen_bits import Doubled, GroupNorm
 from medsyn.models.hagan_sizes import NUM_SLABS, HaganSizes
 from medsyn.models.spectral_norm import SpectralConv3d, SpectralLinear
 
@@ -40,9 +41,7 @@ class HaganGenerator(nn.Module):
         self.low = nn.Sequential(
             _unit(_convolution(2 * c, c)), _unit(_convolution(c, c // 2)), _convolution(c // 2, 1), nn.Tanh()
         )
-        self.high = nn.Sequential(
-            _unit(_convolution(2 * c, c), up=True), nn.Upsample(scale_factor=2), _convolution(c, 1), nn.Tanh()
-        )
+        self.high = nn.Sequential(_unit(_convolution(2 * c, c), up=True), Doubled(), _convolution(c, 1), nn.Tanh())
 
     def features(self, z: Tensor) -> Tensor:
         """z [B, latent_dim] -> A [B, 2c, L, L, L]."""
@@ -163,8 +162,8 @@ def _convolution(dim_in: int, dim_out: int) -> nn.Conv3d:
 
 def _unit(convolution: nn.Conv3d, *, up: bool = False) -> nn.Sequential:
     """Return a convolution, group normalisation and ReLU, after enlargement by 2 (nearest neighbour) if `up`."""
-    enlarge = [nn.Upsample(scale_factor=2)] if up else []
-    norm = nn.GroupNorm(NUM_GROUPS, convolution.out_channels)
+    enlarge = [Doubled()] if up else []
+    norm = GroupNorm(NUM_GROUPS, convolution.out_channels)
     return nn.Sequential(*enlarge, convolution, norm, nn.ReLU(inplace=True))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from medsyn.live_bytes import WithoutData
 from medsyn.training.processes import to_device
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def count_flops(
 def count_phase_flops(build: Callable[[], Mapping[str, nn.Module]], phases: Sequence[Phase]) -> dict[str, int]:
     """Count the operations of one sample in each phase of a step, over its updates, as `count_flops` does.
 
-    The first sample's batch gives the shapes. As in training, gradients pass through frozen networks to those that
-    learn, but not to the weights of the frozen ones.
+    The first sample's batch gives the shapes, in a step in which all phases take part. As in training, gradients pass
+    through frozen networks to those that learn, but not to the weights of the frozen ones.
     """
+    step = max(phase.first_step for phase in phases)
     with torch.device("meta"):
         networks = build()
     counts = {}
@@ -52,8 +54,8 @@ def count_phase_flops(build: Callable[[], Mapping[str, nn.Module]], phases: Sequ
         for name, network in networks.items():
             network.requires_grad_(name in phase.networks)
         batch = to_device(phase.batch(0, [0]), torch.device("meta"))
-        with FlopCounterMode(display=False) as counter:
-            result = phase.loss(networks, batch, phase.first_step)
+        with WithoutData(), FlopCounterMode(display=False) as counter:
+            result = phase.loss(networks, batch, step)
             (result[0] if isinstance(result, tuple) else result).backward()
         counts[phase.name] = phase.num_updates * int(counter.get_total_flops())
     return counts

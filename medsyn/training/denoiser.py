@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medsyn.config import ModelStage
+from medsyn.config import ModelStage, TrainConfig
 from medsyn.diffusion.objective import denoising_loss, super_res_condition
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
@@ -75,10 +75,10 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
         if out is not None:
             write_preview(previews_of(out, step), network, data)
 
-    def memory(num_processes: int) -> Need:
+    def memory(config: TrainConfig, num_processes: int) -> Need:
         sample = data.batch(0, [0])
         counted = denoiser_training(stage, cond_dim, lambda count: on_meta(sample, count))
-        return count_training(counted, stage.train, num_processes=num_processes)
+        return count_training(counted, config, num_processes=num_processes)
 
     return Task(
         name=stage.stage,

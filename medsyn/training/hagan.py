@@ -30,6 +30,7 @@ from medsyn.diffusion.seeds import seeded
 from medsyn.models.hagan import build_hagan
 from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.training.cost import count_phase_flops
+from medsyn.training.need import count_phased_training
 from medsyn.training.task import Networks, Phase, PhasedTask
 
 RealVolumes = Callable[[int, Sequence[int]], Tensor]
@@ -150,6 +151,7 @@ def hagan_task(
         phases,
         identity={"sizes": facts, "data_seed": seed, "any_start": any_start, **(identity or {})},
         flops=lambda: sum(count_phase_flops(build, phases).values()),
+        memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 
 

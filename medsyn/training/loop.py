@@ -79,7 +79,7 @@ def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> Training
     keep_freed_memory()
     accelerator = make_accelerator(config.precision)
     wait_for_main_process(accelerator)  # which may still be busy with the result of the training run before
-    run = _Run(task.phased() if isinstance(task, Task) else task, config, state, accelerator)
+    run = TrainingRun(task.phased() if isinstance(task, Task) else task, config, state, accelerator)
     run.resume()
     run.start()
     steps = range(run.step, config.num_steps)
@@ -111,7 +111,7 @@ def learning_rate(config: TrainConfig, step: int, first_step: int = 0) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - config.num_warmup_steps) / span))
 
 
-class _Run:
+class TrainingRun:
     """One training run between two steps."""
 
     def __init__(self, task: PhasedTask, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:

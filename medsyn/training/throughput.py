@@ -30,7 +30,7 @@ class Throughput:
         device = self.accelerator.device
         if device.type != "cuda" or self.task.memory is None:
             return
-        self.need = self.task.memory(self.accelerator.num_processes)
+        self.need = self.task.memory(self.config, self.accelerator.num_processes)
         card = total_bytes(device)
         log.info("%s: counted memory: %s", self.task.name, self.need.in_words())
         if self.need.total > card:

@@ -15,9 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medsyn.config import TrainConfig
 from medsyn.diffusion.discrete import cosine_alpha_bar, noise_loss
+from medsyn.live_bytes import on_meta
 from medsyn.models.patch_discriminator import PatchDiscriminator
 from medsyn.models.vqgan import VQGAN
+from medsyn.training.cost import count_flops, count_phase_flops
+from medsyn.training.need import Need, TrainingShapes, count_phased_training, count_training
 from medsyn.training.task import Loss, Networks, Phase, PhasedTask, Task
 from medsyn.training.vqgan_loss import VQGANLoss
 
@@ -56,6 +60,9 @@ def vqgan_task(
     def discriminators(networks: Networks, batch: Batch, _step: int) -> Loss:
         return discriminator_loss(networks, batch, weights)
 
+    def without_checkpointing() -> dict[str, nn.Module]:
+        return {**networks(), "autoencoder": build().checkpoint_activations(False)}
+
     own = {"weight_decay": 0.0, **(settings or {})}
     start = weights.adversarial_start
     phases = (
@@ -64,7 +71,16 @@ def vqgan_task(
     )
     identity = {f"vqgan.{key}": value for key, value in weights} | dict(fields.pop("identity", {}))
     identity["vqgan.has_perceptual"] = perceptual is not None
-    return PhasedTask("vqgan", networks, phases, identity=identity, collapsed=_collapsed, **fields)
+    return PhasedTask(
+        "vqgan",
+        networks,
+        phases,
+        identity=identity,
+        collapsed=_collapsed,
+        flops=lambda: sum(count_phase_flops(without_checkpointing, phases).values()),
+        memory=lambda config, processes: count_phased_training(networks, phases, config, num_processes=processes),
+        **fields,
+    )
 
 
 def denoiser_task(
@@ -84,8 +100,22 @@ def denoiser_task(
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         return noise_loss(network, alpha_bar, batch["latents"], batch["noise"], batch["step"])
 
+    def memory(config: TrainConfig, num_processes: int) -> Need:
+        sample = batch(0, [0])
+        shapes = TrainingShapes(build, loss, lambda count: on_meta(sample, count))
+        return count_training(shapes, config, num_processes=num_processes)
+
     identity = {"num_diffusion_steps": num_diffusion_steps, **fields.pop("identity", {})}
-    return Task("latent_denoiser", build, batch, loss, identity=identity, **fields)
+    return Task(
+        "latent_denoiser",
+        build,
+        batch,
+        loss,
+        identity=identity,
+        flops=lambda: count_flops(build, loss, batch(0, [0])),
+        memory=memory,
+        **fields,
+    )
 
 
 def autoencoder_loss(
