@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
@@ -37,6 +38,7 @@ from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import load
 from medsyn.stages.shards import identity_of
+from medsyn.tensors import count_numbers
 from medsyn.volume import Volume
 
 if TYPE_CHECKING:
@@ -92,6 +94,16 @@ class Run(Method):
     def identity(self) -> dict[str, Any]:
         """Return hashes of the networks and of the language model, and the kind of device, which rounds differently."""
         return {"weights": self.hashes, "encoder": identity_of(self.text_encoder), "device": self.device.type}
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Return the parameters of both networks and of the language model, None where that is no safetensors file."""
+        networks = (self.low_res, self.super_res)
+        own = sum(parameter.numel() for network in networks for parameter in network.parameters())
+        try:
+            return own + count_numbers(self.text_encoder / "model.safetensors", "bert.")
+        except (OSError, SafetensorError):
+            return None
 
     def record(self, prompt: Prompt) -> dict[str, Any]:
         """Return hashes of the networks and the guidance scale of one volume."""
