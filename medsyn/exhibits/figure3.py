@@ -21,8 +21,8 @@ ZOOM_BOX = (0.3, 0.72, 0.12, 0.54)
 
 
 def needs(sources: Sources) -> list[Need]:
-    """Return the real volumes and every method's answers to the reports."""
-    methods = sources.compared()
+    """Return the real volumes and the answers to the reports of the methods that are shown."""
+    methods = sources.config.evaluation.figure3_methods or sources.compared()
     return [
         *sources.validation(),
         sources.real("volumes"),
