@@ -14,6 +14,7 @@ from tiny_models import HIDDEN, SIZE, install_text_encoder, make_run, stage
 
 from medsyn.cli import main
 from medsyn.files import read_csv, sha256, write_csv
+from medsyn.methods import run as runs
 from medsyn.methods import sampling
 from medsyn.methods.base import Prompt
 from medsyn.methods.cost import read_cost
@@ -132,10 +133,12 @@ def test_cost_is_that_of_the_volumes_sampled_in_this_run(run_folder, tmp_path, m
     sample, write = Run.sample_arrays, sampling.write_volume
     monkeypatch.setattr(Run, "sample_arrays", lambda run, batch: (time.sleep(0.5), sample(run, batch))[1])
     monkeypatch.setattr(sampling, "write_volume", lambda *given: (time.sleep(0.5), write(*given))[1])
+    encoder = runs.open_text_encoder
+    monkeypatch.setattr(runs, "open_text_encoder", lambda folder: (time.sleep(2), encoder(folder))[1])
     assert main(command) == 0
     cost = read_cost(tmp_path / "out")
     assert cost.num_volumes == 1, "four are kept from the run that was stopped, one is rejected"
-    assert 0.5 <= cost.seconds_per_volume < 2, "writing its four files would add two seconds"
+    assert 0.5 <= cost.seconds_per_volume < 2, "writing four files or loading the language model would add 2 s"
     assert 0.05 < cost.peak_memory_gib < 100 and cost.device.endswith("thread")
     assert cost.num_parameters is None, "the folder of this run's language model is empty"
     save_tensors(run_folder / "text/model.safetensors", {"bert.a": torch.zeros(3, 5), "cls.b": torch.zeros(7)}, {})

@@ -81,6 +81,10 @@ class Method(ABC):
     max_reject_fraction: float = 1.0
     generates: bool = True
 
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Load what the next call of `sample`, with the same prompts, needs; its time is not that of sampling."""
+        return
+
     @abstractmethod
     def sample(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
         """Yield one answer per prompt, in their order.

@@ -1,6 +1,6 @@
 """What sampling a shard has cost: time per volume, peak memory, device, size of the networks; the file cost.json.
 
-`Method.sample` is timed, with what it loads at its first call. The writing of files is not, nor are volumes that a
+`Method.sample` alone is timed: not what `Method.prepare` loads, not the writing of files, and not volumes that a
 stopped run has left. A method that only reads volumes made elsewhere has no such numbers.
 """
 

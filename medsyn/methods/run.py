@@ -67,7 +67,6 @@ class Run(Method):
 
     def __post_init__(self) -> None:
         self.fixable = self.channels
-        self._encoder: TextEncoder | None = None
         if self.settings.sampling.null_text == "zero" and self.low_res.config.mask_padding:
             raise InputError(
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
@@ -79,10 +78,17 @@ class Run(Method):
             for network in (self.low_res, self.super_res):
                 network.compile(mode=mode)
 
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return open_text_encoder(self.text_encoder)
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Open the language model if a prompt has a text and the network takes it."""
+        if self.low_res.null_cond_emb is not None and any(prompt.text is not None for prompt in prompts):
+            _ = self._encoder
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return text states (n, num_tokens, hidden), rounded to the float16 in which training reads them."""
-        if self._encoder is None:
-            self._encoder = open_text_encoder(self.text_encoder)
         states, _ = self._encoder.encode(list(texts))
         return torch.as_tensor(states).half().float().to(self.device)
 

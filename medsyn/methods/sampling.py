@@ -103,6 +103,7 @@ def _sample_batch(
     known = [kept.recall(prompt.sample_id, identities[prompt.sample_id]) for prompt in ready]
     if None not in known:
         return [*outcomes, *(item for item in known if item is not None)]
+    method.prepare(ready)
     for prompt, answer in zip(ready, stopwatch.timed(method.sample(ready)), strict=True):
         outcomes.append(_keep(method, prompt, answer, kept, identities[prompt.sample_id]))
     return outcomes
