@@ -142,6 +142,11 @@ class _Run:
                 f"{self.folder}: this state is at step {facts['step']}, beyond num_steps {self.config.num_steps};"
                 " delete the folder to start again"
             )
+        if "cost" not in facts:
+            raise InputError(
+                f"{self.folder}: this state holds no cost, expected one; an earlier version wrote it: finish the run with"
+                " that version, or delete the folder to start again"
+            )
         self.state.load(tensors)
         for phase in self.phases.values():
             phase.load(facts)
