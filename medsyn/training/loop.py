@@ -144,8 +144,8 @@ class _Run:
             )
         if "cost" not in facts:
             raise InputError(
-                f"{self.folder}: this state holds no cost, expected one; an earlier version wrote it: finish the run with"
-                " that version, or delete the folder to start again"
+                f"{self.folder}: this state holds no cost, expected one; an earlier version wrote it: finish the run"
+                " with that version, or delete the folder to start again"
             )
         self.state.load(tensors)
         for phase in self.phases.values():
