@@ -138,12 +138,13 @@ class Network:
 
     settings: the content of results/config/<network>_<method>.json, a `NetworkStage`; text_encoder: the encoder whose
     embeddings of the reports it trains with, None: it takes no text; after: networks of the same method whose weights
-    its training reads.
+    its training reads; num_gpus: GPUs of one node that it trains on, at most those of `compute`, None: all of them.
     """
 
     settings: Section
     text_encoder: str | None = None
     after: tuple[str, ...] = ()
+    num_gpus: int | None = None
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Phase:
             raise InputError(
                 f"phase {self.name}: {min(unknown)} is not a setting of a phase; expected {', '.join(PHASE_SETTINGS)}"
             )
-        return TrainConfig.model_validate(config.model_dump() | dict(self.settings))
+        return config.model_validate(config.model_dump() | dict(self.settings))
 
     def identity(self) -> dict[str, Any]:
         """Return what the weights depend on besides the run's settings, by dotted names."""
