@@ -20,6 +20,7 @@ from conftest import ROOT, run_snakemake
 from pages import example
 from test_hostile_workflow import commands
 from test_workflow import planned_jobs
+from torch import Tensor, nn
 
 from medsyn.cli import main
 from medsyn.config import Config, Section, load_config, stage_configs, validate
@@ -28,6 +29,7 @@ from medsyn.files import read_csv, write_csv
 from medsyn.methods import external
 from medsyn.methods.base import METHODS
 from medsyn.methods.cost import SamplingCost, read_cost
+from medsyn.methods.unconditional import Unconditional
 from medsyn.volume import Volume, read_volume, write_volume
 
 SIZE = (16, 16, 16)
@@ -193,6 +195,17 @@ def test_a_method_without_text_cannot_be_asked_for_pairs(tmp_path):
     assert run.returncode == 0, run.stderr
     assert set(planned_jobs(run.stdout)) >= {"sample", "write_prompts"}
     assert "train_network" not in planned_jobs(run.stdout)
+
+
+def test_a_method_without_text_counts_the_parameters_of_the_networks_that_it_holds():
+    class Two(Unconditional):
+        def __init__(self) -> None:
+            self.first, self.second, self.label = nn.Linear(3, 2), nn.Linear(2, 1, bias=False), "two"
+
+        def cube(self, seed: int) -> Tensor:
+            raise NotImplementedError
+
+    assert Two().num_parameters == 8 + 2
 
 
 # --- a folder ---
