@@ -98,6 +98,14 @@ class Unconditional(Method):
     def cube(self, seed: int) -> Tensor:
         """Return the volume [1, 1, D, H, W] in [-1, 1] of a seed, on the model's grid or one that is coarser."""
 
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of parameters of the networks that this object holds as attributes."""
+        from torch import nn
+
+        networks = [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
     def identity(self) -> dict[str, Any]:
         """Return hashes of the weights, and the kind of device, which rounds differently."""
         from medsyn.device import network_device
