@@ -85,7 +85,7 @@ def operations(case: Case, share: float) -> list[object]:
     by_phase = ", ".join(f"{name} {count:.3g}" for name, count in phases.items())
     log.info("counted the operations of %s", case.title)
     numbers = [f"{step:.3g}", f"{case.num_steps:,}", f"{run / 1e18:.2g}"]
-    times = [str(math.ceil(number)) for number in hours(run, share).values()]
+    times = [f"{number:.1f}" if number < 10 else str(math.ceil(number)) for number in hours(run, share).values()]
     parameters = f"{num_parameters(task) / 1e6:.2f}"
     return [case.method, case.network, parameters, by_phase, case.batch, *numbers, *times]
 

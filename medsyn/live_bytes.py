@@ -168,7 +168,8 @@ class _FusedAttention(torch.autograd.Function):
     """Bytes of FlashAttention-2 (16 bits) and of the memory-efficient kernel (float32 or with a mask), no values.
 
     Forward keeps q, k, v, the result and the logarithm of the softmax's sum (float32). Backward makes the gradients,
-    the row sums of their product with the result, and flash attention a float32 sum of the queries' gradient.
+    the row sums of their product with the result, and flash attention a float32 sum of the queries' gradient; for a
+    mask that learns also its gradient for every sample and query.
     """
 
     @staticmethod
@@ -179,9 +180,10 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, _, sums, _ = ctx.saved_tensors
+        q, k, v, _, sums, mask = ctx.saved_tensors
         work = [torch.empty_like(sums), torch.empty_like(q, dtype=torch.float32)]
-        result = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
+        of_mask = mask.new_empty(mask.shape) if ctx.needs_input_grad[3] else None
+        result = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), of_mask
         del work
         return result
 
@@ -191,7 +193,9 @@ def _fused_attention(
 ) -> Tensor:
     if attn_mask is not None:  # the kernel takes an additive mask in the type of the queries, one value a query and key
         shape = (*query.shape[:-1], key.shape[-2])
-        attn_mask = query.new_empty(attn_mask.shape).expand(shape)
+        if not attn_mask.is_floating_point():
+            attn_mask = query.new_empty(attn_mask.shape)
+        attn_mask = attn_mask.expand(shape)
     out: Tensor = _FusedAttention.apply(query, key, value, attn_mask)
     return out
 

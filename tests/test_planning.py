@@ -95,6 +95,20 @@ def test_attention_keeps_no_matrix():
     assert FLOAT * 2 * 4 * 300 * 33 <= kept[0] <= FLOAT * 2 * 4 * 300 * 33 + 1024
 
 
+def test_a_learned_bias_of_attention_has_a_gradient_for_every_sample():
+    """2 x 4 x 300 x 300 numbers, which are then summed to the shape of the bias."""
+    live, rules = LiveBytes(), CudaRules()
+    with live:
+        q = torch.empty(2, 4, 300, 32, device=META, requires_grad=True)
+        bias = torch.empty(1, 4, 300, 300, device=META, requires_grad=True)
+        with rules:
+            loss = F.scaled_dot_product_attention(q, q, q, attn_mask=bias).sum()
+        before = live.restart()
+        rules.backward(loss)
+    assert bias.grad is not None and bias.grad.shape == bias.shape
+    assert live.peak - before >= FLOAT * 2 * 4 * 300 * 300
+
+
 @pytest.mark.parametrize(
     "name", ["softmax", "layer_norm", "mse_loss", "interpolate", "linear", "conv3d", "matmul", "gelu"]
 )
