@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import baselines
+import baseline_runs
 import pytest
 import torch
-from baselines import TASKS
+from baseline_runs import TASKS
 from conftest import ROOT
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 def run(mode: str, folder: Path, *launcher: str) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    words = [sys.executable, *launcher, str(ROOT / "tests/baselines.py"), mode, str(folder)]
+    words = [sys.executable, *launcher, str(ROOT / "tests/baseline_runs.py"), mode, str(folder)]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder
@@ -48,7 +48,7 @@ def last_checkpoint(state: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", TASKS)
 def test_a_training_that_is_killed_everywhere_ends_with_the_same_bits(killed, tmp_path, name):
     places = (killed / f"{name}.places").read_text(encoding="utf-8").splitlines()
-    task, settings = baselines.phased(name), TASKS[name][1]
+    task, settings = baseline_runs.phased(name), TASKS[name][1]
     steps = range(1, settings.num_steps)
     expected = {f"{phase.name} {step}" for step in steps for phase in task.phases}
     expected |= {
@@ -69,7 +69,7 @@ def test_two_processes_train_a_baseline_as_one_does(two_processes, tmp_path, nam
     float32 such a bias moves by up to the learning rate, to no effect. In float64 the rounding is far below Adam's
     epsilon of 1e-8. Beside these biases, and the running means that follow them, the largest difference was 2e-11.
     """
-    baselines.train_double(name, tmp_path)
+    baseline_runs.train_double(name, tmp_path)
     one, two = last_checkpoint(tmp_path / name), last_checkpoint(two_processes / name)
     first, second = (load_file(two_processes / f"{name}.{rank}.safetensors") for rank in (0, 1))
     if name != "latent_denoiser":  # the main process returns its average

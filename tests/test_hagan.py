@@ -9,14 +9,15 @@ import torch
 from parity import compare_baseline, count, filled, summary, tensor
 from torch import Tensor, nn
 
+from medsyn.models.fast.sixteen_bits import GroupNorm
 from medsyn.models.hagan import (
     HaganDiscriminator,
     HaganGenerator,
     HaganGlobalEncoder,
-    HaganSizes,
     HaganSlabEncoder,
     build_hagan,
 )
+from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.models.spectral_norm import SpectralConv3d, SpectralLinear, spectrally_normalised
 
 TOLERANCE = 2e-4
@@ -60,14 +61,14 @@ NUMBERS: dict[int, dict[str, str]] = {
 
 
 def tiny(size: int) -> HaganSizes:
-    return HaganSizes(size, width=16, latent_dim=24, discriminator_width=64)
+    return HaganSizes(size=size, width=16, latent_dim=24, discriminator_width=64)
 
 
 def authors_names(network: nn.Module) -> dict[str, str]:
     """Own name of each layer -> the authors' name, which numbers the layers that are left out at small sizes too."""
     layers: dict[str, list[str]] = {}
     for name, module in network.named_modules():
-        kind = {nn.GroupNorm: "norm", nn.Linear: "linear", SpectralLinear: "linear"}.get(type(module))
+        kind = {GroupNorm: "norm", nn.Linear: "linear", SpectralLinear: "linear"}.get(type(module))
         kind = "conv" if isinstance(module, nn.Conv3d) else kind
         if kind:
             layers.setdefault(f"{name.split('.')[0]} {kind}", []).append(name)
@@ -139,9 +140,9 @@ def test_parity(size: int, quantity: str) -> None:
 @pytest.mark.parametrize(
     ("sizes", "counts"),
     [
-        (HaganSizes(256), (52_518_210, 7_402_258, 161_152, 19_663_264)),
-        (HaganSizes(128), (52_518_210, 7_241_442, 161_152, 19_663_168)),
-        (HaganSizes(64), (52_518_210, 6_592_130, 161_152, 19_400_832)),
+        (HaganSizes(size=256), (52_518_210, 7_402_258, 161_152, 19_663_264)),
+        (HaganSizes(size=128), (52_518_210, 7_241_442, 161_152, 19_663_168)),
+        (HaganSizes(size=64), (52_518_210, 6_592_130, 161_152, 19_400_832)),
         (tiny(64), (5_143_842, 106_322, 40_896, 852_568)),
         (tiny(128), (5_143_842, 115_806, 40_896, 918_200)),
         (tiny(256), (5_143_842, 117_988, 40_896, 918_248)),
@@ -166,7 +167,7 @@ def test_numbers_of_parameters_of_the_whole_and_of_the_low_resolution_parts() ->
 def test_shapes_at_the_papers_widths(size: int) -> None:
     slices, low = size // 8, size // 4
     with torch.device("meta"):
-        g, d, e_slab, e_global = build_hagan(HaganSizes(size)).values()
+        g, d, e_slab, e_global = build_hagan(HaganSizes(size=size)).values()
         z, volume = torch.zeros(2, 1024), torch.zeros(2, 1, size, size, size)
         features = g.features(z)
         slab, low_volume = g.slab_and_low(z, 7 * size // 8)
@@ -249,10 +250,11 @@ def test_a_whole_volume_differs_from_slabs_most_at_their_ends() -> None:
     fill_by_rule(generator)
     z = tensor((2, 24), 400100, 1.7)[:1]
     with torch.no_grad():
-        slab = generator.slab_and_low(z, 48)[0]
-        gap = (generator(z)[:, :, 48:64] - slab).abs().amax(dim=(0, 1, 3, 4))
-    assert gap[3:-3].max() < 0.4
-    assert min(gap[:3].max(), gap[-3:].max()) > 0.6
+        slabs = torch.stack([generator.slab_and_low(z, start)[0] for start in range(0, 128, 16)])
+        whole = torch.stack(generator(z).chunk(8, dim=2))
+    gap = (whole - slabs).abs().amax(dim=(1, 2, 4, 5)).mean(0)  # largest per slice, mean over the slabs
+    assert gap[:4].tolist() == pytest.approx([1.30, 0.98, 0.69, 0.29], abs=0.02)
+    assert 0.25 < gap[3:-3].min() and gap[3:-3].max() < 0.35
 
 
 def test_the_discriminator_sees_slab_low_resolution_and_place_and_takes_one_sample() -> None:
@@ -269,10 +271,10 @@ def test_the_discriminator_sees_slab_low_resolution_and_place_and_takes_one_samp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 96}, "size must be one of .32, 64, 128, 256., got 96"),
-        ({"width": 24}, "width must be a multiple of 16"),
-        ({"discriminator_width": 48}, "discriminator_width must be a multiple of 32, got 48"),
-        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ({"size": 96}, "size\n +Input should be 32, 64, 128 or 256"),
+        ({"width": 24}, "width\n +Input should be a multiple of 16"),
+        ({"discriminator_width": 48}, "discriminator_width\n +Input should be a multiple of 32"),
+        ({"latent_dim": 0}, "latent_dim\n +Input should be greater than or equal to 1"),
     ],
 )
 def test_sizes_that_cannot_be_built(change: dict[str, int], message: str) -> None:

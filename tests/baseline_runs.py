@@ -1,9 +1,10 @@
 """Tiny trainings of the four baselines, and a script that runs them in other processes.
 
-`python tests/baselines.py train FOLDER` trains each of TASKS; the state goes to FOLDER/<name>, the networks of every
-process to FOLDER/<name>.<rank>.safetensors. `python tests/baselines.py kill FOLDER` does the same, but every training
-process kills itself at the first place of the run at which no process before it has done so: before the batch of each
-phase of each step but the first, and while it writes each checkpoint. The places are the lines of FOLDER/<name>.places.
+`python tests/baseline_runs.py train FOLDER` trains each of TASKS in double precision; the state goes to FOLDER/<name>,
+the networks of every process to FOLDER/<name>.<rank>.safetensors. `python tests/baseline_runs.py kill FOLDER` trains
+them in float32, but every training process kills itself at the first place of the run at which no process before it has
+done so: before the batch of each phase of each step but the first, and while it writes each checkpoint. The places are
+the lines of FOLDER/<name>.places.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import torch._dynamo  # optimisers import it; here once for all processes that a
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
+from medsyn.methods.hagan import HaganTrainConfig
 from medsyn.models.gan import CodeDiscriminator, Generator, alpha_discriminator, alpha_encoder, wgan_critic
-from medsyn.models.hagan import HaganSizes
+from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.models.latent_unet import LatentUNet
 from medsyn.models.vqgan import VQGAN
 from medsyn.tensors import save_tensors
@@ -34,7 +36,8 @@ from medsyn.training.gan import alpha_gan_task, wgan_task
 from medsyn.training.hagan import hagan_task
 from medsyn.training.loop import TrainingResult, train
 from medsyn.training.task import Phase, PhasedTask, Task
-from medsyn.training.vqgan import VQGANLoss, denoiser_task, vqgan_task
+from medsyn.training.vqgan import denoiser_task, vqgan_task
+from medsyn.training.vqgan_loss import VQGANLoss
 
 SIDE, LATENT = 16, 8
 CUBE_SIDE = 8
@@ -42,7 +45,7 @@ SETTINGS = TrainConfig(
     num_steps=3, batch_size=4, micro_batch_size=4, learning_rate=2e-3, betas=(0.5, 0.9), checkpoint_every=2, log_every=2
 )
 AVERAGED = SETTINGS.model_copy(update={"ema_decay": 0.5})
-HAGAN_SIZES = HaganSizes(32, width=16, latent_dim=8, discriminator_width=32)
+HAGAN_SIZES = HaganSizes(size=32, width=16, latent_dim=8, discriminator_width=32)
 
 
 def ball(side: int) -> np.ndarray:
@@ -95,7 +98,7 @@ def halves(number: int, slots: Sequence[int]) -> Tensor:
 
 
 def hagan(**options) -> PhasedTask:
-    return hagan_task(HAGAN_SIZES, halves, 3, **options)
+    return hagan_task(HAGAN_SIZES, halves, 3, discriminator_learning_rate=4e-4, **options)
 
 
 def cube(update: int, slot: int) -> tuple[Tensor, int]:
@@ -130,13 +133,13 @@ def latent_batch(step: int, slots: Sequence[int]) -> dict[str, Tensor]:
 
 
 def latent_denoiser() -> Task:
-    return denoiser_task(lambda: LatentUNet(8, (1,), channels=1, num_heads=1), latent_batch)
+    return denoiser_task(lambda: LatentUNet(8, (1,), channels=1, num_heads=1), latent_batch, num_diffusion_steps=300)
 
 
 TASKS: Mapping[str, tuple[Callable[[], PhasedTask | Task], TrainConfig]] = {
     "wgan": (wgan, SETTINGS),
     "alpha_gan": (alpha_gan, SETTINGS),
-    "hagan": (hagan, SETTINGS.model_copy(update={"num_steps": 2, "batch_size": 2, "checkpoint_every": 1})),
+    "hagan": (hagan, HaganTrainConfig(num_steps=2, batch_size=2, micro_batch_size=2, checkpoint_every=1, log_every=1)),
     "vqgan": (vqgan, SETTINGS),
     "latent_denoiser": (latent_denoiser, AVERAGED),
 }
