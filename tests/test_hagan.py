@@ -254,7 +254,7 @@ def test_a_whole_volume_differs_from_slabs_most_at_their_ends() -> None:
         whole = torch.stack(generator(z).chunk(8, dim=2))
     gap = (whole - slabs).abs().amax(dim=(1, 2, 4, 5)).mean(0)  # largest per slice, mean over the slabs
     assert gap[:4].tolist() == pytest.approx([1.30, 0.98, 0.69, 0.29], abs=0.02)
-    assert 0.25 < gap[3:-3].min() and gap[3:-3].max() < 0.35
+    assert gap[3:-3].min() > 0.25 and gap[3:-3].max() < 0.35
 
 
 def test_the_discriminator_sees_slab_low_resolution_and_place_and_takes_one_sample() -> None:
