@@ -185,7 +185,7 @@ def _gan_cases(sizes: Sizes) -> list[Case]:
         return alpha_gan_task(networks, volumes(side, on_meta), latent_dim=codes, seed=0)
 
     def hagan(on_meta: bool) -> PhasedTask:
-        return hagan_task(sizes.hagan, volumes(sizes.hagan.size, on_meta), seed=0)
+        return hagan_task(sizes.hagan, volumes(sizes.hagan.size, on_meta), 0, discriminator_learning_rate=4e-4)
 
     half, full = f"{sizes.half}^3", f"{sizes.full}^3"
     return [
