@@ -67,7 +67,7 @@ def test_two_processes_train_a_baseline_as_one_does(two_processes, tmp_path, nam
 
     In float64: a bias before a batch normalisation has no gradient but rounding, and Adam divides that by its size. In
     float32 such a bias moves by up to the learning rate, to no effect. In float64 the rounding is far below Adam's
-    epsilon of 1e-8. Beside these biases, and the running means that follow them, the largest difference was 2e-11.
+    epsilon of 1e-8. Beside these biases, and the running means that follow them, the largest difference was 1e-11.
     """
     baseline_runs.train_double(name, tmp_path)
     one, two = last_checkpoint(tmp_path / name), last_checkpoint(two_processes / name)

@@ -1,7 +1,7 @@
 """Use the samples of all processes of a training run in a layer, not only those of its own process.
 
 All processes must call these functions equally often, in the same order and with tensors of one shape. A single process
-gets its argument back.
+gets its argument back, and so does a count on tensors without data, which the main process makes alone.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def process_mean(values: Tensor) -> Tensor:
     The gradient is that of the sum of all processes' losses: averaged over the processes, as the training loop does, it
     is the gradient of the mean loss.
     """
-    return values if num_processes() == 1 else _Mean.apply(values)
+    return values if _alone(values) else _Mean.apply(values)
 
 
 def from_all_processes(values: Tensor) -> Tensor:
     """Return the values [n, ...] of all processes, in their order, as [n * processes, ...]; without gradient."""
-    if num_processes() == 1:
+    if _alone(values):
         return values
     parts = [torch.empty_like(values) for _ in range(num_processes())]
     torch.distributed.all_gather(parts, values.contiguous())
@@ -53,6 +53,10 @@ def from_all_processes(values: Tensor) -> Tensor:
 
 def from_main_process(values: Tensor) -> Tensor:
     """Replace the values by those of the main process, in place."""
-    if num_processes() > 1:
+    if not _alone(values):
         torch.distributed.broadcast(values, src=0)
     return values
+
+
+def _alone(values: Tensor) -> bool:
+    return values.is_meta or num_processes() == 1
