@@ -24,7 +24,8 @@ from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.seeds import volume_noise
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.gan import CodeDiscriminator, Generator, alpha_discriminator, alpha_encoder, wgan_critic
-from medsyn.models.hagan import HaganGenerator, HaganSizes
+from medsyn.models.hagan import HaganGenerator
+from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.models.latent_unet import LatentUNet
 from medsyn.models.vqgan import VQGAN
 from medsyn.models.weights import build
@@ -66,7 +67,7 @@ class Sizes:
 PAPER = Sizes()
 SMALL = Sizes(
     *(16, 32, 4, 16, 8, 8, 32),
-    HaganSizes(64, 16, 8, 32),
+    HaganSizes(size=64, width=16, latent_dim=8, discriminator_width=32),
     (4, 2, 4, 4, 64),
     patch_width=4,
     latent_side=8,

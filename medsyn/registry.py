@@ -191,6 +191,8 @@ METHODS: Registry[Kind] = Registry(
         "external": "medsyn.methods.external:KIND",
         "wgan": "medsyn.methods.gans:WGAN",
         "alpha_gan": "medsyn.methods.gans:ALPHA_GAN",
+        "hagan": "medsyn.methods.hagan:HAGAN",
+        "medical_diffusion": "medsyn.methods.medical_diffusion:KIND",
     },
 )
 """Kinds of methods (`medsyn.methods.base`): `kind` of an entry under `methods`."""

@@ -1,7 +1,8 @@
 """The kinds `wgan` and `alpha_gan`: WGAN-GP and alpha-WGAN-GP, two baselines of Table I (docs/baselines.md).
 
 Both train at a resolution R and are enlarged to the model's grid by nearest neighbour: 128 to 256 in the comparison of
-HA-GAN, which the paper's Table I follows. The networks are `medsyn.models.gan`, the losses `medsyn.training.gan`.
+HA-GAN, which the paper's Table I follows. The networks are `medsyn.models.gan`, the losses `medsyn.training.gan`. `Gan`
+is what they share with the kind `hagan` (`medsyn.methods.hagan`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, ValidationInfo, field_validator
 
 from medsyn.config import Config, Section, TrainConfig, load_stage
 from medsyn.config.section import Count, Voxels, Width
@@ -65,6 +66,14 @@ class GanSettings(Section):
             raise ValueError(f"{value} is not a power of two of at least 16")
         return value
 
+    @field_validator("critic_width")
+    @classmethod
+    def _check_critic_width(cls, value: int, info: ValidationInfo) -> int:
+        size = info.data.get("size", 16)  # absent where it is wrong itself
+        if value % (size // 8):  # channels double from those of the first halving on, see medsyn.models.gan.Encoder
+            raise ValueError(f"{value} is not a multiple of {size // 8}, expected one at size {size}")
+        return value
+
 
 class WganSettings(GanSettings):
     """WGAN-GP."""
@@ -115,9 +124,12 @@ class AlphaGanStage(UnconditionalStage):
 
 
 class Gan(UnconditionalKind):
-    """What both kinds share: one training run of all networks, sampling by the generator alone."""
+    """What the kinds of GANs share: one training run of all networks, sampling by the generator alone.
 
-    settings_type: ClassVar[type[GanSettings]]
+    settings_type: the settings, among them `size` (side R of the volumes) and `train`.
+    """
+
+    settings_type: ClassVar[type[Section]]
 
     def settings(self, entry: Any) -> dict[str, Section]:
         """Return the settings of the one training run."""
@@ -126,9 +138,13 @@ class Gan(UnconditionalKind):
     def fault(self, config: Config, name: str) -> str | None:
         """Return that the size or the batch does not fit the rest of the configuration, or None."""
         entry: Any = config.methods[name]
-        return grid_fault(config, name, entry.size) or batch_fault(
+        return self.grid_fault(config, name, entry.size) or batch_fault(
             config, f"methods.{name}.train", entry.train, entry.num_gpus
         )
+
+    def grid_fault(self, config: Config, name: str, edge: int) -> str | None:
+        """Return that volumes of `edge` voxels a side cannot be brought to the model's grid, or None."""
+        return grid_fault(config, name, edge)
 
     def networks_of(self, settings: Any) -> dict[str, nn.Module]:
         """Build the untrained networks; one of them is the generator."""
@@ -237,13 +253,17 @@ class GanMethod(Unconditional):
 
 
 def write_preview(networks: Networks, volumes: ImageVolumes, path: Path) -> None:
-    """Write a PNG of training volumes and, below them, what the generator makes of the first seeds."""
+    """Write a PNG of training volumes and, below them, what the generator makes of the first seeds, one at a time."""
+    import torch
+
     from medsyn.diffusion.seeds import volume_noise
     from medsyn.training.driver import write_pictures
 
     generator: Any = networks["generator"]
-    latents = volume_noise(range(NUM_PREVIEWS), (generator.latent_dim,), "latent")
-    write_pictures(path, [volumes.first(NUM_PREVIEWS), generator(latents.to(next(generator.parameters()).device))])
+    device = next(generator.parameters()).device
+    latents = volume_noise(range(NUM_PREVIEWS), (generator.latent_dim,), "latent").split(1)
+    made = torch.cat([generator(latent.to(device)).cpu() for latent in latents])
+    write_pictures(path, [volumes.first(NUM_PREVIEWS), made])
 
 
 WGAN, ALPHA_GAN = Wgan(), AlphaGan()

@@ -1,7 +1,7 @@
 """Kinds that take no text and train on the image alone: what the paper's baselines share.
 
 A network file holds all networks of one training run, as `<network>.<parameter>`, with the settings and the provenance
-in its metadata.
+in its metadata. The parameters of a single network have no such prefix.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class UnconditionalKind(Kind):
 
 
 class Unconditional(Method):
-    """A trained entry in memory: the seed of a prompt gives a cube, which is enlarged to the model's grid."""
+    """A trained entry in memory: the seed of a prompt gives a volume, which is enlarged to the model's grid."""
 
     channels = ("image",)
     takes_text = False
@@ -96,7 +96,15 @@ class Unconditional(Method):
 
     @abstractmethod
     def cube(self, seed: int) -> Tensor:
-        """Return the volume [1, 1, R, R, R] in [-1, 1] of a seed."""
+        """Return the volume [1, 1, D, H, W] in [-1, 1] of a seed, on the model's grid or one that is coarser."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of parameters of the networks that this object holds as attributes."""
+        from torch import nn
+
+        networks = [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
     def identity(self) -> dict[str, Any]:
         """Return hashes of the weights, and the kind of device, which rounds differently."""
@@ -120,7 +128,7 @@ class Unconditional(Method):
                 cube = self.cube(prompt.seed).float()
             if not cube.isfinite().all():
                 raise InputError(f"{self.label}: seed {prompt.seed} gave values that are not finite; train it again")
-            image = enlarge(cube, self.grid.size[0] // cube.shape[-1])[0, 0].cpu().numpy()
+            image = enlarge(cube, self.grid.size[0] // cube.shape[2])[0, 0].cpu().numpy()
             yield {"volume": self.on_grid(from_channel("image", image, self.window_hu))}
 
 
@@ -147,13 +155,15 @@ def batch_fault(config: Config, key: str, train: TrainConfig, num_gpus: int) -> 
 def train_on_images(
     training: Training,
     stage: UnconditionalStage,
-    edge: int,
+    edge: int | None,
     task: Callable[[ImageVolumes, Mapping[str, Any]], PhasedTask],
     preview: Callable[[Networks, ImageVolumes, Path], None],
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train the networks of a stage on the CTs as cubes of `edge` voxels, and write them with metrics and a picture.
+    """Train the networks of a stage on the CTs, and write them with metrics and a picture.
 
-    task(volumes, identity): makes the training; preview(networks, volumes, path): draws a picture.
+    edge: see `ImageVolumes`; task(volumes, identity): makes the training; preview(networks, volumes, path): draws a
+    picture; facts: hashes of what the training reads besides the volumes, for its identity and the provenance.
     """
     from medsyn.training.checkpoint import flatten
     from medsyn.training.driver import claim_training, previews_of, train_to_files
@@ -163,9 +173,10 @@ def train_on_images(
     settings: Any = stage.settings
     batches = {"batch_size": settings.train.batch_size, "seed": settings.train.seed}
     volumes = ImageVolumes(training.store, edge, window_hu=stage.window_hu, **batches)
-    log.info("%s: %d volumes, reduced to %d voxels a side", stage.kind, len(volumes), edge)
+    log.info("%s: %d volumes of %s voxels", stage.kind, len(volumes), volumes.size)
     identity = flatten(stage.model_dump(mode="json", exclude={"settings": {"train"}}))
-    identity["data.store"] = volumes.store.hash
+    data = {"store": volumes.store.hash, **(facts or {})}
+    identity |= {f"data.{name}": value for name, value in data.items()}
     train_to_files(
         replace(
             task(volumes, identity),
@@ -174,9 +185,7 @@ def train_on_images(
         settings.train,
         training.state,
         training.out,
-        write=lambda trained: write_networks(
-            training.out, trained, stage, store=volumes.store.hash, num_volumes=len(volumes)
-        ),
+        write=lambda trained: write_networks(training.out, trained, stage, num_volumes=len(volumes), **data),
         preview=lambda networks, path: preview(networks, volumes, path),
     )
 
@@ -187,7 +196,7 @@ def write_networks(out: Path, trained: TrainingResult, stage: UnconditionalStage
     from medsyn.tensors import save_tensors
 
     tensors = {
-        f"{name}.{key}": value
+        f"{_prefix(name)}{key}": value
         for name, network in trained.networks.items()
         for key, value in network.state_dict().items()
     }
@@ -208,8 +217,18 @@ def read_stage(path: Path, model: type[StageType]) -> StageType:
         raise InputError(f"{path}: not a network that `medsyn train` wrote for this method ({reason})") from None
 
 
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Return the provenance in a file of `write_networks`, which `read_stage` has accepted."""
+    from medsyn.tensors import read_metadata
+
+    record: dict[str, Any] = json.loads(read_metadata(path)["provenance"])
+    return record
+
+
 def open_network(path: Path, name: str, network: nn.Module) -> nn.Module:
     """Load the tensors of `name` in a file of `write_networks` into `network`, ready for sampling on its device.
+
+    The network of a plain Task has the empty name.
 
     Tensors that do not fit are an InputError.
     """
@@ -218,10 +237,14 @@ def open_network(path: Path, name: str, network: nn.Module) -> nn.Module:
     from medsyn.device import network_device
 
     with safe_open(path, framework="pt") as handle:
-        names = [key for key in handle.keys() if key.startswith(f"{name}.")]  # noqa: SIM118
-        state = {key.removeprefix(f"{name}."): handle.get_tensor(key) for key in names}
+        names = [key for key in handle.keys() if key.startswith(_prefix(name))]  # noqa: SIM118
+        state = {key.removeprefix(_prefix(name)): handle.get_tensor(key) for key in names}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path}: the tensors of {name} do not fit the settings in the file ({error})") from None
     return network.eval().to(network_device())
+
+
+def _prefix(name: str) -> str:
+    return f"{name}." if name else ""

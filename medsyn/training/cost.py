@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsyn.live_bytes import WithoutData
@@ -26,16 +27,18 @@ def count_flops(
     build: Callable[[], nn.Module],
     loss: Callable[[nn.Module, Any], Tensor],
     batch: Mapping[str, Tensor],
+    device: str = "meta",
 ) -> int:
-    """Count the operations (2 per multiply-add) of one forward and backward pass over `batch`, without doing them.
+    """Count the operations (2 per multiply-add) of one forward and backward pass over `batch`.
 
     Matrix products, convolutions and attention count, as is usual for model-FLOP utilisation; `build` must make the
-    network without activation checkpointing, whose second forward pass is not work of the model.
+    network without activation checkpointing, whose second forward pass is not work of the model. device: "meta" does
+    none of the operations; a loss whose shapes depend on values needs "cpu", which does them.
     """
-    with torch.device("meta"):
+    with torch.device(device):
         network = build()
-    shapes = {name: value.to("meta") for name, value in batch.items()}
-    with FlopCounterMode(display=False) as counter:
+    shapes = {name: value.to(device) for name, value in batch.items()}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # others' kernels are not counted
         loss(network, shapes).backward()
     return int(counter.get_total_flops())
 

@@ -75,7 +75,7 @@ def previews_of(out: Path, step: int) -> Path:
 def write_pictures(path: Path, rows: Sequence[Tensor]) -> None:
     """Write a PNG of volumes [B, 1, D, H, W] in [-1, 1]: for each row of `rows` its axial, then its coronal slices.
 
-    The slices are the middle ones, superior and anterior up.
+    The slices are the middle ones, superior and anterior up. Rows may have different numbers of volumes.
     """
     pictures = []
     for volumes in rows:
@@ -83,7 +83,9 @@ def write_pictures(path: Path, rows: Sequence[Tensor]) -> None:
         middle = [length // 2 for length in cubes.shape[1:]]
         pictures.append(tiles([cube[middle[0], ::-1] for cube in cubes]))
         pictures.append(tiles([cube[::-1, middle[1]] for cube in cubes]))
-    write_picture(path, np.concatenate(pictures))
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=1.0) for part in pictures]
+    write_picture(path, np.concatenate(padded))
 
 
 def tiles(slices: Sequence[NDArray]) -> NDArray:

@@ -142,6 +142,11 @@ class TrainingRun:
                 f"{self.folder}: this state is at step {facts['step']}, beyond num_steps {self.config.num_steps};"
                 " delete the folder to start again"
             )
+        if "cost" not in facts:
+            raise InputError(
+                f"{self.folder}: this state holds no cost, expected one; an earlier version wrote it: finish the run"
+                " with that version, or delete the folder to start again"
+            )
         self.state.load(tensors)
         for phase in self.phases.values():
             phase.load(facts)
@@ -149,6 +154,7 @@ class TrainingRun:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.step = self.saved_step = facts["step"]
         self.metrics = facts["metrics"]
+        self.throughput.resume(facts["cost"])
         log.info(
             "%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.folder
         )
@@ -248,11 +254,13 @@ class TrainingRun:
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
         self._flush()
+        cost = self.throughput.cost(self.step)
         if self.accelerator.is_main_process and self.step > self.saved_step:
             scaler = self.accelerator.scaler
             facts: dict[str, Any] = {
                 "identity": self._identity(),
                 "metrics": self.metrics,
+                "cost": cost,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             for phase in self.phases.values():
