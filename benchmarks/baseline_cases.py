@@ -34,7 +34,8 @@ from medsyn.training.denoiser import batch_loss
 from medsyn.training.gan import alpha_gan_task, wgan_task
 from medsyn.training.hagan import hagan_task
 from medsyn.training.task import PhasedTask, Task
-from medsyn.training.vqgan import VQGANLoss, denoiser_task, vqgan_task
+from medsyn.training.vqgan import denoiser_task, vqgan_task
+from medsyn.training.vqgan_loss import VQGANLoss
 
 ROOT = Path(__file__).resolve().parents[1]
 Built = Mapping[str, Any]
@@ -188,7 +189,7 @@ def _gan_cases(sizes: Sizes) -> list[Case]:
         return alpha_gan_task(networks, volumes(side, on_meta), latent_dim=codes, seed=0)
 
     def hagan(on_meta: bool) -> PhasedTask:
-        return hagan_task(sizes.hagan, volumes(sizes.hagan.size, on_meta), seed=0)
+        return hagan_task(sizes.hagan, volumes(sizes.hagan.size, on_meta), 0, discriminator_learning_rate=4e-4)
 
     half, full = f"{sizes.half}^3", f"{sizes.full}^3"
     return [

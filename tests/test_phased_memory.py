@@ -16,7 +16,7 @@ from medsyn.config import TrainConfig
 from medsyn.live_bytes import META, LiveBytes
 from medsyn.models.fast.sixteen_bits import Doubled, GroupNorm
 from medsyn.models.gan import CodeDiscriminator, Generator, alpha_discriminator, alpha_encoder, wgan_critic
-from medsyn.models.hagan import HaganSizes
+from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.models.latent_unet import LatentUNet
 from medsyn.models.vqgan import VQGAN
 from medsyn.training.cost import count_phase_flops
@@ -26,7 +26,8 @@ from medsyn.training.loop import TrainingRun
 from medsyn.training.need import count_phased_training
 from medsyn.training.processes import make_accelerator
 from medsyn.training.task import Batch, Networks, Phase, PhasedTask
-from medsyn.training.vqgan import VQGANLoss, denoiser_task, vqgan_task
+from medsyn.training.vqgan import denoiser_task, vqgan_task
+from medsyn.training.vqgan_loss import VQGANLoss
 
 FLOAT = 4
 CPU = torch.device("cpu")
@@ -62,7 +63,12 @@ def alpha_gan() -> PhasedTask:
 
 
 def hagan() -> PhasedTask:
-    return hagan_task(HaganSizes(64, 16, 8, 32), partial(volumes, 64), 0)
+    return hagan_task(
+        HaganSizes(size=64, width=16, latent_dim=8, discriminator_width=32),
+        partial(volumes, 64),
+        0,
+        discriminator_learning_rate=4e-4,
+    )
 
 
 def vqgan(checkpointing: bool = False) -> PhasedTask:
@@ -168,7 +174,7 @@ def test_the_denoiser_of_latents_states_its_cost():
         made = torch.zeros(len(slots), 4, 4, 4, 4)
         return {"latents": made, "noise": made, "step": torch.ones(len(slots), dtype=torch.long)}
 
-    task = denoiser_task(lambda: LatentUNet(8, (1, 2), channels=4, num_heads=1), batch)
+    task = denoiser_task(lambda: LatentUNet(8, (1, 2), channels=4, num_heads=1), batch, num_diffusion_steps=300)
     assert task.flops is not None and task.flops() > 0 and task.memory is not None
     few, many = (task.memory(settings(n, n), 1).parts["activations"] for n in (2, 8))
     assert 3 < many / few < 4.1
