@@ -6,10 +6,11 @@ are random numbers, which changes no time. Without a device they are on the meta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +33,13 @@ from medsyn.planning.networks import batch_of
 from medsyn.training.denoiser import batch_loss
 from medsyn.training.gan import alpha_gan_task, wgan_task
 from medsyn.training.hagan import hagan_task
-from medsyn.training.task import Networks, PhasedTask, Task
-from medsyn.training.vqgan import VQGANLoss, denoiser_task, vqgan_task
+from medsyn.training.task import PhasedTask, Task
+from medsyn.training.vqgan import denoiser_task, vqgan_task
+from medsyn.training.vqgan_loss import VQGANLoss
 
 ROOT = Path(__file__).resolve().parents[1]
+Built = Mapping[str, Any]
+"""Networks by name."""
 TEXT_WIDTH = 768  # of BERT's states
 
 
@@ -113,7 +117,7 @@ class Part:
 
     name: str
     times: int
-    call: Callable[[Networks, torch.device], Tensor]
+    call: Callable[[Built, torch.device], Tensor]
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Sample:
 
     method: str
     build: Callable[[], dict[str, nn.Module]]
-    volume: Callable[[Networks, torch.device], Tensor]
+    volume: Callable[[Built, torch.device], Tensor]
     parts: Sequence[Part]
     half_weights: bool = False
 
@@ -281,7 +285,7 @@ def sample_cases(sizes: Sizes) -> list[Sample]:
 
 
 def _generator_sample(method: str, build: Callable[[], nn.Module], latent_dim: int, factor: int) -> Sample:
-    def volume(networks: Networks, device: torch.device) -> Tensor:
+    def volume(networks: Built, device: torch.device) -> Tensor:
         return enlarge(networks["generator"](torch.randn(1, latent_dim, device=device)), factor)
 
     return Sample(method, lambda: {"generator": build()}, volume, [Part("pass", 1, volume)])
@@ -294,13 +298,13 @@ def _medical_diffusion_sample(sizes: Sizes) -> Sample:
     def networks() -> dict[str, nn.Module]:
         return {"denoiser": _latent_unet(sizes), "vqgan": VQGAN(*sizes.vqgan)}
 
-    def step(networks: Networks, device: torch.device) -> Tensor:
+    def step(networks: Built, device: torch.device) -> Tensor:
         return networks["denoiser"](torch.zeros(1, *shape, device=device), torch.ones(1, device=device))
 
-    def decode(networks: Networks, device: torch.device) -> Tensor:
+    def decode(networks: Built, device: torch.device) -> Tensor:
         return networks["vqgan"].decode(torch.zeros(1, *shape, device=device))
 
-    def volume(networks: Networks, device: torch.device) -> Tensor:
+    def volume(networks: Built, device: torch.device) -> Tensor:
         latents = sample_ancestral(networks["denoiser"], alpha_bar, [0], shape, device=device)
         return networks["vqgan"].decode(latents)
 
@@ -321,15 +325,15 @@ def _medsyn_sample(sizes: Sizes) -> Sample:
     def text(device: torch.device) -> Tensor:
         return torch.ones(1, stages["low_res"].num_tokens, sizes.text_width, device=device)
 
-    def low_step(networks: Networks, device: torch.device) -> Tensor:
+    def low_step(networks: Built, device: torch.device) -> Tensor:
         denoiser = prepared_denoiser(networks["low_res"], text=text(device), guidance_scale=scale)
         return denoiser(torch.zeros(1, *low, device=device), 400.0)
 
-    def high_step(networks: Networks, device: torch.device) -> Tensor:
+    def high_step(networks: Built, device: torch.device) -> Tensor:
         zeros = torch.zeros(1, *high, device=device)
         return prepared_denoiser(networks["super_res"], condition=zeros)(zeros, 400.0)
 
-    def volume(networks: Networks, device: torch.device) -> Tensor:
+    def volume(networks: Built, device: torch.device) -> Tensor:
         denoiser = prepared_denoiser(networks["low_res"], text=text(device), guidance_scale=scale)
         small = sample(solver, denoiser, volume_noise([0], low, "low_res").to(device), sampling.num_steps_low_res)
         denoiser = prepared_denoiser(networks["super_res"], condition=enlarge(small, factor))

@@ -30,12 +30,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from baseline_cases import PAPER, SMALL, Case, Sample, Sizes, sample_cases, training_cases
+from baseline_cases import PAPER, SMALL, Built, Case, Sample, Sizes, sample_cases, training_cases
 from baseline_costs import counted_memory, head, line, step_flops, tables
 from denoiser_step import hardware
 from torch import Tensor
@@ -155,13 +156,13 @@ def measure_all(sizes: Sizes, report: Report, wanted: list[str]) -> None:
         for precision in precisions[-1:] if sample.half_weights else precisions:
             if asked(f"sample {sample.method}"):
                 row = Row("sample", sample.method, "volume", precision, 1)
-                report.measure(row, lambda row=row, sample=sample: sample_rows(row, sample, report.device))
+                report.measure(row, partial(sample_rows, row, sample, report.device))
     for case in training_cases(sizes):
         for precision in precisions:
             if asked(case.title):
                 form = ", activation checkpointing" if case.checkpointing else ""
                 row = Row("training step", case.method, case.network + form, precision, case.micro)
-                report.measure(row, lambda row=row, case=case: training_rows(row, case, report.device))
+                report.measure(row, partial(training_rows, row, case, report.device))
 
 
 def training_rows(row: Row, case: Case, device: torch.device) -> Iterator[tuple[Row, float | None]]:
@@ -188,14 +189,14 @@ def sample_rows(row: Row, sample: Sample, device: torch.device) -> Iterator[tupl
     if half and sample.half_weights:
         networks = {name: network.to(torch.bfloat16) for name, network in networks.items()}
 
-    def call(work: Callable[[Networks, torch.device], Tensor]) -> None:
+    def call(work: Callable[[Built, torch.device], Tensor]) -> None:
         autocast = half and not sample.half_weights
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():
             work(networks, device)
 
     several = len(sample.parts) > 1
     for part in sample.parts if several else []:
-        seconds, peak = _timed(lambda part=part: call(part.call), device)
+        seconds, peak = _timed(partial(call, part.call), device)
         yield replace(row, part=part.name, seconds=seconds, peak_gib=_gib(peak, before)), None
     seconds, peak = _timed(lambda: call(sample.volume), device, 1 if several else REPEATS, warm=not several)
     yield replace(row, seconds=seconds, peak_gib=_gib(peak, before)), float(sample.flops())
