@@ -22,7 +22,16 @@ from medsyn.ct.affine_fit import Affine, Points, SoftAtlas, fit, shape_prior
 from medsyn.ct.atlas import load_atlas
 from medsyn.masks.effusion import segment_effusion
 from medsyn.masks.lungs import LEFT, RIGHT, Lungs
-from medsyn.masks.morphology import Spacing, block_expand, block_factors, block_labels, block_mean, coarsened
+from medsyn.masks.morphology import (
+    Spacing,
+    block_expand,
+    block_factors,
+    block_labels,
+    block_mean,
+    coarsened,
+    dilate,
+    enclosed,
+)
 from medsyn.volume import Volume
 
 WORKING_MM = 6.0
@@ -111,8 +120,8 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
         core = _thick(missing, evidence.fluid | core, evidence.volume.spacing_mm)
         if (core == before).mean() > SETTLED_SHARE:
             break
-        soft_weight = np.where(_near(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
-    filled = (_near(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
+        soft_weight = np.where(dilate(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
+    filled = (dilate(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
     return _cavities(volume, lungs, evidence, filled, expected, transform.apply(points)[:, 0].reshape(core.shape))
 
 
@@ -123,9 +132,9 @@ def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
     steps = coarse.spacing_mm
     lung = block_mean(lungs.mask, factors)
     bone = block_mean(volume.array > BONE_HU, factors) > BONE_SHARE
-    ribs = ~_near(~_near(bone, RIB_GAP_MM, steps), RIB_GAP_MM, steps) | bone
+    ribs = ~dilate(~dilate(bone, RIB_GAP_MM, steps), RIB_GAP_MM, steps) | bone
     tissue = (coarse.array > -300) | (lung > 0.5)
-    body = np.stack([ndimage.binary_fill_holes(plane) for plane in tissue])
+    body = tissue | enclosed(~tissue, in_plane=True)
     fluid = segment_effusion(coarse.array, block_labels(lungs.label, factors), steps)
     return _Evidence(coarse, lung, bone, (ribs | ~body) & (lung < 0.5) & ~fluid, fluid & (lung < 0.5))
 
@@ -189,20 +198,13 @@ def _starts(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) ->
     return starts
 
 
-def _near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Return the mask dilated by a ball, from distances: the cost does not grow with the radius."""
-    if not mask.any():
-        return mask
-    return np.asarray(ndimage.distance_transform_edt(~mask, spacing_mm) <= radius_mm)
-
-
 def _thick(mask: NDArray[np.bool_], known: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
     """Return the parts of `mask` that hold a ball of THICK_MM, if they are large enough.
 
     Parts that contain a block of `known` (fluid, or a piece of the round before) may be smaller than others.
     """
-    inner = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)[1:-1, 1:-1, 1:-1] > THICK_MM / 2)
-    core = _near(inner, THICK_MM / 2, spacing_mm) & mask
+    inner = ~dilate(np.pad(~mask, 1, constant_values=True), THICK_MM / 2, spacing_mm)[1:-1, 1:-1, 1:-1]
+    core = dilate(inner, THICK_MM / 2, spacing_mm) & mask
     labels, count = ndimage.label(core)
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * float(np.prod(spacing_mm)) / 1000
     sizes[0] = 0
@@ -229,7 +231,7 @@ def _cavities(
         side = block_expand(side, factors, volume.array.shape)
         label = np.where((label == 0) & ~lungs.airway, side, label).astype(np.uint8)
     ml = {s: float(((label == s) & (lungs.label != s)).sum()) * volume.voxel_mm3 / 1000 for s in (RIGHT, LEFT)}
-    beside = evidence.bone & _near(expected, BESIDE_MM, evidence.volume.spacing_mm) & (np.abs(across) > MIDDLE_MM)
+    beside = evidence.bone & dilate(expected, BESIDE_MM, evidence.volume.spacing_mm) & (np.abs(across) > MIDDLE_MM)
     bone_ml = {
         side: float((beside & ((across < 0) == (side == RIGHT))).sum()) * evidence.volume.voxel_mm3 / 1000
         for side in (RIGHT, LEFT)
