@@ -97,21 +97,21 @@ def shell(body: Body, grid: Grid, slab: slice) -> Shell:
     posterior = sigmoid((spine_y + 38 - y) * np.float32(1 / 16.0))
     push = (spine_y + np.float32(16.0) - (centre - depth)) * groove * posterior
     yc = y - centre
-    cavity, angle = _wall(x - spine_x * np.float32(0.5), yc - push, width, depth, a.squareness)
-    outline, _ = _wall(x, yc, width, depth, a.squareness)
+    inner_x, inner_y = x - spine_x * np.float32(0.5), yc - push
+    cavity = _wall(inner_x, inner_y, width, depth, a.squareness)
+    angle = np.arctan2(np.abs(inner_x / width), -(inner_y / depth))
+    outline = _wall(x, yc, width, depth, a.squareness)
     return Shell(z, y, x, spine_y, spine_x, cavity, outline, angle, _dome(a, z, y, x), _apex(a, z, y, x))
 
 
-def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> tuple[Array, Array]:
-    """Return the distance to a squircle-like wall of half width and half depth, and the angle around it."""
+def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> Array:
+    """Return the distance to a squircle-like wall of half width and half depth."""
     u, v = x / width, y / depth
     uu, vv = u * u, v * v
     q = uu + vv - np.float32(squareness) * np.minimum(uu, 1.5) * np.minimum(vv, 1.5)
     radius = np.sqrt(np.maximum(q, 1e-4))
     slope = np.sqrt(uu / (width * width) + vv / (depth * depth) + np.float32(1e-9))
-    distance = radius * (radius - 1) / slope
-    angle = np.arctan2(np.abs(u), -v)
-    return distance.astype(np.float32), angle.astype(np.float32)
+    return radius * (radius - 1) / slope
 
 
 def _dome(a: Anatomy, z: Array, y: Array, x: Array) -> Array:
