@@ -13,6 +13,7 @@ Axes are (D, H, W) in model orientation; points are LPS millimetres.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,7 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
     evidence = _evidence(volume, lungs)
     points = _points(evidence.volume)
     transform = _first_fit(evidence, lungs, volume, atlas)
-    soft_atlas, prior = SoftAtlas(atlas, SIGMA_MM), shape_prior(PRIOR, PRIOR)
+    soft_atlas, prior = _soft_atlas(SIGMA_MM), shape_prior(PRIOR, PRIOR)
     soft_weight = np.full(evidence.lung.shape, SOFT_WEIGHT, np.float32)
     core = np.zeros(evidence.lung.shape, bool)
     for _ in range(ROUNDS):
@@ -123,6 +124,12 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
         soft_weight = np.where(dilate(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
     filled = (dilate(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
     return _cavities(volume, lungs, evidence, filled, expected, transform.apply(points)[:, 0].reshape(core.shape))
+
+
+@cache
+def _soft_atlas(sigma_mm: float) -> SoftAtlas:
+    """Return the built-in atlas, blurred; kept for the next scan."""
+    return SoftAtlas(load_atlas(None), sigma_mm)
 
 
 def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
@@ -171,7 +178,7 @@ def _seen(
 def _first_fit(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) -> Affine:
     """Return the better of two fits: from the aerated lungs' bounding box, and from the ribs and the lungs' top."""
     seen = _seen(evidence, np.full(evidence.lung.shape, SOFT_WEIGHT, np.float32), FIRST_FIT_MM)
-    soft_atlas, prior = SoftAtlas(atlas, FIRST_SIGMA_MM), shape_prior(PRIOR, PRIOR)
+    soft_atlas, prior = _soft_atlas(FIRST_SIGMA_MM), shape_prior(PRIOR, PRIOR)
     fits = [fit(*seen, soft_atlas, start, prior, 12) for start in _starts(evidence, lungs, volume, atlas)]
     return min(fits, key=lambda found: found[1])[0]
 

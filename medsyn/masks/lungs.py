@@ -62,12 +62,14 @@ class Lungs:
         return self.label > 0
 
 
-def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
-    """Return the right and left lung and the airway; all are empty where the volume shows no lung."""
+def segment_lungs(hu: NDArray, spacing_mm: Spacing, coarse: Lungs | None = None) -> Lungs:
+    """Return the right and left lung and the airway; all are empty where the volume shows no lung.
+
+    coarse: what this function found on blocks of WORKING_MM of the same volume, which is then not searched again.
+    """
     factors = block_factors(spacing_mm, WORKING_MM)
-    coarse = block_mean(hu, factors)
     coarse_mm: Spacing = tuple(s * f for s, f in zip(spacing_mm, factors, strict=True))  # type: ignore[assignment]
-    found = _coarse_lungs(coarse, coarse_mm)
+    found = coarse or _coarse_lungs(block_mean(hu, factors), coarse_mm)
     if factors == (1, 1, 1):
         return found
     airway = block_expand(found.airway, factors, hu.shape)
