@@ -124,23 +124,24 @@ def _place_emphysema(
     rng: np.random.Generator,
 ) -> None:
     target = spec.amount / 100.0 * air.sum()
-    filled = np.zeros(lung.shape, bool)
-    upper = np.nonzero(air & np.isin(labels, (1, 3)) & (lung > -30) & (lung < -5))
-    anywhere = np.nonzero(air & (lung < -5))
+    z, y, x = (c[air] for c in (s.z, s.y, s.x))
+    filled = np.zeros(z.shape, bool)
+    anywhere = np.flatnonzero(air & (lung < -5))
+    upper = np.flatnonzero(air & ((labels == 1) | (labels == 3)) & (lung > -30) & (lung < -5))
     weight = rng.uniform(0.5, 0.7)
     typical = 12.0 + 12.0 * min(spec.amount / 40.0, 1.0)  # mm; giant bullae in severe disease only
     for _ in range(60):
-        if filled.sum() >= weight * target or upper[0].size == 0 or anywhere[0].size == 0:
+        if filled.sum() >= weight * target or upper.size == 0 or anywhere.size == 0:
             break
         pool = upper if rng.random() < 0.85 else anywhere
-        pick = int(rng.integers(pool[0].size))
-        centre = np.array([float(c[pool][pick]) for c in (s.z, s.y, s.x)])
+        pick = pool[int(rng.integers(pool.size))]
+        centre = np.array([float(c.flat[pick]) for c in (s.z, s.y, s.x)])
         radius = float(np.clip(rng.lognormal(np.log(typical), 0.42), 7.5, 45.0))
         radius = min(radius, 7.5 + 1.1 * float(np.cbrt(max(target - filled.sum(), 1) * grid.voxel_ml * 120)))
         p.bullae.append((np.round(centre, 3), round(radius, 3)))
-        d2 = (s.z - centre[0]) ** 2 + (s.y - centre[1]) ** 2 + (s.x - centre[2]) ** 2
-        filled |= air & (d2 < radius**2)
-    rest = air & ~filled
+        filled |= (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < radius**2
+    rest = air.copy()
+    rest[air] = ~filled
     wanted = (target - filled.sum()) / max(rest.sum(), 1)
     score = destruction_score(p, s, grid, slice(None))
     p.destroyed_level = float(np.round(np.quantile(score[rest], 1 - np.clip(wanted, 0.0, 0.9)), 4))
@@ -152,13 +153,13 @@ def _place_opacity(
 ) -> None:
     label = LOBE_NAMES.index(spec.lobe) + 1
     depth = min(spec.amount / 2 + 2, 14.0) if spec.kind == "nodule" else 4.0
-    inner = np.nonzero(lobe & (lung < -depth))
-    if inner[0].size == 0:
-        inner = np.nonzero(lobe)
-    if inner[0].size == 0:
+    inner = np.flatnonzero(lobe & (lung < -depth))
+    if inner.size == 0:
+        inner = np.flatnonzero(lobe)
+    if inner.size == 0:
         return
-    pick = int(rng.integers(inner[0].size))
-    centre = np.round(np.array([float(c[inner][pick]) for c in (s.z, s.y, s.x)]), 3)
+    pick = inner[int(rng.integers(inner.size))]
+    centre = np.round(np.array([float(c.flat[pick]) for c in (s.z, s.y, s.x)]), 3)
     hu = GROUND_GLASS_HU if spec.kind == "ground_glass_opacity" else SOLID_HU
     edge = {"nodule": 1.0, "consolidation": 3.0}.get(spec.kind, 8.0)
     opacity = Opacity(spec.kind, centre, spec.amount / 2, edge, hu, label)
