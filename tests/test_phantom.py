@@ -168,7 +168,7 @@ def test_airways_branch_to_the_sixth_generation_and_narrow():
 def test_growth_fills_the_points_it_is_given():
     rng = np.random.default_rng(0)
     points = rng.uniform(-30, 30, (600, 3))
-    tree = grow(points, np.array([40.0, 0, 0]), np.array([-1.0, 0, 0]), smallest=4)
+    (tree,) = grow([points], [np.array([40.0, 0, 0])], [np.array([-1.0, 0, 0])], smallest=4)
     nearest = np.min(np.linalg.norm(points[:, None] - tree.end[None], axis=2), axis=1)
     assert nearest.mean() < 6 and (tree.parent < np.arange(len(tree))).all()
     assert tree.flow[tree.parent < 0].sum() == 600

@@ -66,11 +66,12 @@ def build_airways(anatomy: Anatomy, points: dict[int, NDArray[np.float64]], smal
     """Return central airways by landmarks and lobar trees grown into `points` (label to (n, 3) mm, even per lobe)."""
     flows = {label: len(p) for label, p in points.items()}
     whole, central = float(sum(flows.values())), central_airways(anatomy, flows)
-    trees, radii = {}, {}
-    for label, landmarks in _LOBAR.items():
-        tip, before = anatomy.point(*landmarks[-1]), anatomy.point(*landmarks[-2])
-        trees[label] = grow(points[label], tip, tip - before, smallest=smallest)
-        radii[label] = anatomy.trachea_radius * relative_radius(trees[label].flow / whole)
+    tips = [anatomy.point(*landmarks[-1]) for landmarks in _LOBAR.values()]
+    before = [anatomy.point(*landmarks[-2]) for landmarks in _LOBAR.values()]
+    directions = [tip - point for tip, point in zip(tips, before, strict=True)]
+    grown = grow([points[label] for label in _LOBAR], tips, directions, smallest=smallest)
+    trees = dict(zip(_LOBAR, grown, strict=True))
+    radii = {label: anatomy.trachea_radius * relative_radius(tree.flow / whole) for label, tree in trees.items()}
     return Airways(central, trees, radii)
 
 
