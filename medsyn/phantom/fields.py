@@ -6,7 +6,7 @@ tubes and first-order (field over gradient) for the other shapes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,10 @@ class Shell:
     """height above the diaphragm"""
     apex: Array
     """height above the pleural apex"""
+
+    def at(self, points: tuple[NDArray, ...]) -> Shell:
+        """Return the fields at some points of the slab, given as indices along its axes."""
+        return Shell(**{field.name: getattr(self, field.name)[points] for field in fields(self)})
 
 
 def smooth_max(a: Array, b: Array, k: float) -> Array:
