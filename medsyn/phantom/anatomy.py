@@ -7,7 +7,9 @@ thoracic width 24-29 cm, lung height 24-27 cm, right dome 1-2 cm above the left 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,9 +92,14 @@ class Anatomy:
 
 
 def _smooth_interp(t: NDArray, knots: tuple[float, ...], values: tuple[float, ...]) -> NDArray:
+    return _interpolator(knots, values)(np.clip(t, knots[0], knots[-1]))
+
+
+@cache
+def _interpolator(knots: tuple[float, ...], values: tuple[float, ...]) -> Callable[[NDArray], NDArray]:
     from scipy.interpolate import PchipInterpolator
 
-    return PchipInterpolator(knots, values)(np.clip(t, knots[0], knots[-1]))
+    return PchipInterpolator(knots, values)
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:

@@ -63,12 +63,19 @@ def destruction_score(p: Pathology, s: Shell, grid: Grid, slab: slice) -> Array:
 def bullae_distance(p: Pathology, s: Shell) -> Array:
     """Return the signed distance to the nearest bulla, 99 mm without any."""
     best = np.full(s.z.shape, 99.0, np.float32)
+    fields = (s.z, s.y, s.x)
+    others = ((1, 2), (0, 2), (0, 1))
+    ends = [(field.min(axes), field.max(axes)) for field, axes in zip(fields, others, strict=True)]
     for centre, radius in p.bullae:
-        c = centre.astype(np.float32)
-        near = _near(s, c, radius + 6)
-        if near[0].size:
-            d = np.sqrt((s.z[near] - c[0]) ** 2 + (s.y[near] - c[1]) ** 2 + (s.x[near] - c[2]) ** 2)
-            best[near] = np.minimum(best[near], d - np.float32(radius))
+        c, reach = centre.astype(np.float32), radius + 6
+        planes = [np.flatnonzero((low < m + reach) & (high > m - reach)) for (low, high), m in zip(ends, c, strict=True)]
+        if not all(plane.size for plane in planes):
+            continue
+        box = tuple(slice(plane[0], plane[-1] + 1) for plane in planes)
+        z, y, x = (field[box] - m for field, m in zip(fields, c, strict=True))
+        near = (np.abs(z) < reach) & (np.abs(y) < reach) & (np.abs(x) < reach)
+        d = np.sqrt(z**2 + y**2 + x**2) - np.float32(radius)
+        np.minimum(best[box], d, out=best[box], where=near)
     return best
 
 
@@ -78,10 +85,6 @@ def opacity_score(p: Pathology, o: Opacity, s: Shell, fringe: Array) -> Array:
     d = np.sqrt((s.z - c[0]) ** 2 + (s.y - c[1]) ** 2 + (s.x - c[2]) ** 2)
     ragged = 0.06 * o.reach if o.kind == "nodule" else 7.0
     return (d + np.float32(ragged) * fringe).astype(np.float32)
-
-
-def _near(s: Shell, c: NDArray, reach: float) -> tuple[NDArray, ...]:
-    return np.nonzero((np.abs(s.z - c[0]) < reach) & (np.abs(s.y - c[1]) < reach) & (np.abs(s.x - c[2]) < reach))
 
 
 def place(
