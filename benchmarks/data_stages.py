@@ -2,10 +2,10 @@
 
     python benchmarks/data_stages.py [--count 16] [--repeats 2] [--code OTHER_CHECKOUT]
 
-Each stage is one process, `medsyn VERB ...` with the settings of config/config.yaml, on --count phantoms of 64^3 voxels:
-its seconds contain its start and imports. The least of the repeats is printed. --code measures another checkout as well,
-in turns with this one, so that both meet the same load, and compares what the two write: decoded volumes, and tables
-without the columns and files that name time or code.
+Each stage is one process, `medsyn VERB ...` with the settings of config/config.yaml, on --count phantoms of 64^3
+voxels: its seconds contain its start and imports. The least of the repeats is printed. --code measures another checkout
+as well, in turns with this one, so that both meet the same load. The decoded volumes, the measures and the truth that
+both write are compared; exit status 1 where they differ.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measure available memory and the peak memory of a call; keep freed memory for reuse.
 
-By default the C library returns every large block to the system when it is freed, so each activation of a network, and
-each array of a volume, is mapped and cleared again. Keeping it saves a tenth of the time on a CPU. This applies to Linux
-with glibc; elsewhere nothing is changed.
+By default the C library returns every large block to the system when it is freed, so each activation of a network and
+each array of a volume is mapped and cleared again. Keeping it saves a tenth of the time on a CPU. This applies to
+Linux with glibc; elsewhere nothing is changed.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ def horizontal_fissure(body: Body, s: Shell) -> Array:
     a = body.anatomy
     v = s.y / np.float32(a.half_depth)
     u = np.abs(s.x) / np.float32(a.half_width)
-    return s.z - np.float32(body.horizontal_offset) + np.float32(0.10) * s.y - np.float32(7.0) * (v * v - u)
+    height = s.z - np.float32(body.horizontal_offset) + np.float32(0.10) * s.y - np.float32(7.0) * (v * v - u)
+    return height.astype(np.float32, copy=False)
 
 
 def lobe_labels(s: Shell, fissures: tuple[Array, Array], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -68,7 +68,9 @@ def bullae_distance(p: Pathology, s: Shell) -> Array:
     ends = [(field.min(axes), field.max(axes)) for field, axes in zip(fields, others, strict=True)]
     for centre, radius in p.bullae:
         c, reach = centre.astype(np.float32), radius + 6
-        planes = [np.flatnonzero((low < m + reach) & (high > m - reach)) for (low, high), m in zip(ends, c, strict=True)]
+        planes = [
+            np.flatnonzero((low < m + reach) & (high > m - reach)) for (low, high), m in zip(ends, c, strict=True)
+        ]
         if not all(plane.size for plane in planes):
             continue
         box = tuple(slice(plane[0], plane[-1] + 1) for plane in planes)

@@ -41,8 +41,8 @@ _SMALLEST_GROUP = 4
 class Chest:
     """Fields of one slab that do not depend on the trees.
 
-    heart, septum, spine, thorax: signed distances; septum is the thin middle of the mediastinum, thorax the space inside
-    the wall and above the diaphragm.
+    heart, septum, spine, thorax: signed distances; septum is the thin middle of the mediastinum, thorax the space
+    inside the wall and above the diaphragm.
     """
 
     shell: Shell

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from medsyn.phantom.grid import Grid
 
-
 _CACHED_VOXELS = 1 << 16
 """Voxels of the boxes that are worked on together: their arrays stay in a core's cache."""
 
@@ -90,11 +89,11 @@ _Boxes = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32], NDArra
 
 
 def _stamps(grid: Grid, tubes: Tubes, margin: float, floor: float, *, beyond: bool) -> Iterator[_Boxes]:
-    """Yield equal boxes of voxels around the capsules, (n, n, n, number of boxes): numpy is fast along a long last axis.
+    """Yield equal boxes of voxels around the capsules; the last axis, along which numpy is fast, counts the boxes.
 
-    Of every voxel: its index in the flat grid, whether it lies in the grid, its distance to the capsule's axis, and the
-    capsule's radius at the nearest point of the axis. A box holds every voxel within `margin` of the capsule, whose radius
-    counts as at least `floor`, and with `beyond` one more on each side.
+    Per voxel: its index in the flat grid, whether it lies in the grid, its distance to the capsule's axis, and the
+    capsule's radius at the nearest point of the axis. A box holds every voxel within `margin` of the capsule, whose
+    radius counts as at least `floor`, and with `beyond` one more on each side.
     """
     if len(tubes) == 0:
         return
