@@ -16,7 +16,13 @@ from denoiser_step import ROOT, Case, cases, count_flops
 from medsyn.config import Config, StageModelConfig, load_config
 
 NUM_VOLUMES = 1000
+SHARE = 0.3
 PEAK_TFLOPS = {"V100": 125.0, "A100": 312.0, "H100, H200": 989.0}
+
+
+def hours(flops: float, share: float) -> dict[str, float]:
+    """Return the hours of one GPU by its name, at `share` of its peak."""
+    return {name: flops / (peak * 1e12 * share) / 3600 for name, peak in PEAK_TFLOPS.items()}
 
 
 def training_flops(case: Case, stage: StageModelConfig) -> float:
@@ -32,7 +38,7 @@ def sampling_flops(config: Config, built: dict[str, Case]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=0.3, help="assumed share of the peak")
+    parser.add_argument("--share", type=float, default=SHARE, help="assumed share of the peak")
     share = parser.parse_args().share
     config = load_config(ROOT / "config/paper.yaml")
     built = cases(config, full=True)
@@ -44,8 +50,8 @@ def main() -> None:
     print(f"| estimate | EFLOP | {' | '.join(f'{name} (h)' for name in PEAK_TFLOPS)} |")
     print("|---" * (2 + len(PEAK_TFLOPS)) + "|")
     for name, flops in work.items():
-        hours = [flops / (peak * 1e12 * share) / 3600 for peak in PEAK_TFLOPS.values()]
-        print(f"| {name} | {flops / 1e18:.1f} | {' | '.join(str(math.ceil(number)) for number in hours)} |")
+        cells = [str(math.ceil(number)) for number in hours(flops, share).values()]
+        print(f"| {name} | {flops / 1e18:.1f} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

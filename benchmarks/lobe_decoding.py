@@ -21,8 +21,8 @@ from medsyn.masks.labels import dice, mean_label_dice
 from medsyn.methods.prompts import Roots, prompt_of, read_prompts
 from medsyn.methods.run import open_run, sampling_with
 from medsyn.methods.sampling import batches
-from medsyn.models.channels import to_channel
-from medsyn.models.lobe_channel import NUM_LOBES, lobe_labels
+from medsyn.models.channels import NUM_LOBES, to_channel
+from medsyn.models.lobe_channel import lobe_labels
 from medsyn.volume import read_volume
 
 LOBES = range(1, NUM_LOBES + 1)

@@ -1,4 +1,4 @@
-"""Choose the device that networks run on, and test that its 3-D convolutions are right.
+"""Choose and name the device that networks run on, and test that its 3-D convolutions are right.
 
 Some versions of PyTorch and cuDNN convolve volumes wrongly or slowly in 16 bits:
 
@@ -11,7 +11,9 @@ The large volumes of these reports are too large for a test at the start of a jo
 
 from __future__ import annotations
 
+import platform
 from functools import cache
+from pathlib import Path
 
 import torch
 from packaging.version import Version
@@ -35,6 +37,30 @@ def network_device() -> torch.device:
     device = torch.device("cuda")
     check_convolutions(device)
     return device
+
+
+def device_in_use() -> torch.device:
+    """Return the GPU if this process has had memory on it, else the CPU."""
+    used = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+    return torch.device("cuda" if used else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or that of the CPU with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
+    name = next(names, platform.processor() or platform.machine())
+    return " ".join(name.replace("(R)", "").replace("(TM)", "").replace(" CPU", "").split()) or "CPU"
 
 
 @cache

@@ -44,6 +44,7 @@ _FLOAT32 = frozenset(
     [
         *(F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.softmax, torch.softmax, Tensor.softmax),
         *(F.log_softmax, torch.log_softmax, F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss),
+        *(F.binary_cross_entropy_with_logits, F.interpolate),
         *(F.cosine_similarity, F.normalize, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.pow, Tensor.pow),
         *(torch.rsqrt, Tensor.rsqrt, torch.norm, Tensor.norm, torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum),
     ]
@@ -52,10 +53,11 @@ _FLOAT32 = frozenset(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of the storages that were made under this mode, or given to `hold`, and are alive."""
+    """Count the bytes of a device's storages that were made under this mode, or given to `hold`, and are alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = META) -> None:
         super().__init__()
+        self.device = device
         self.live = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -66,10 +68,10 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were made elsewhere; those of the host (a step counter) are left out."""
+        """Count tensors that were made elsewhere; those of other devices (a step counter) are left out."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if tensor.device == META and storage._cdata not in self._known:
+            if tensor.device == self.device and storage._cdata not in self._known:
                 size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
                 self._known.add(storage._cdata)
                 self.live += size
@@ -86,12 +88,18 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-class CudaRules(TorchFunctionMode):
+class WithoutData(TorchFunctionMode):
+    """Answer every question about a tensor's truth with no: a tensor without data cannot answer it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return False if func is Tensor.__bool__ else func(*args, **(kwargs or {}))
+
+
+class CudaRules(WithoutData):
     """Do what PyTorch does on a CUDA device: its autocast and its fused attention (see the module's docstring).
 
     share_true: boolean masks that select elements are taken to be true at this share of their places (their number
-    is data, which a tensor without data does not have). For the same reason every question about a tensor's truth is
-    answered with no.
+    is data, which a tensor without data does not have).
     """
 
     def __init__(self, share_true: float = 1.0) -> None:
@@ -110,9 +118,7 @@ class CudaRules(TorchFunctionMode):
             return _fused_attention(*args, **kwargs)
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             return self._selected(*args)
-        if func is Tensor.__bool__:  # is nothing padded? no: the mask is needed
-            return False
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
     @contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:
@@ -162,7 +168,8 @@ class _FusedAttention(torch.autograd.Function):
     """Bytes of FlashAttention-2 (16 bits) and of the memory-efficient kernel (float32 or with a mask), no values.
 
     Forward keeps q, k, v, the result and the logarithm of the softmax's sum (float32). Backward makes the gradients,
-    the row sums of their product with the result, and flash attention a float32 sum of the queries' gradient.
+    the row sums of their product with the result, and flash attention a float32 sum of the queries' gradient; for a
+    mask that learns also its gradient for every sample and query.
     """
 
     @staticmethod
@@ -173,9 +180,10 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, _, sums, _ = ctx.saved_tensors
+        q, k, v, _, sums, mask = ctx.saved_tensors
         work = [torch.empty_like(sums), torch.empty_like(q, dtype=torch.float32)]
-        result = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
+        of_mask = mask.new_empty(mask.shape) if ctx.needs_input_grad[3] else None
+        result = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), of_mask
         del work
         return result
 
@@ -185,7 +193,9 @@ def _fused_attention(
 ) -> Tensor:
     if attn_mask is not None:  # the kernel takes an additive mask in the type of the queries, one value a query and key
         shape = (*query.shape[:-1], key.shape[-2])
-        attn_mask = query.new_empty(attn_mask.shape).expand(shape)
+        if not attn_mask.is_floating_point():
+            attn_mask = query.new_empty(attn_mask.shape)
+        attn_mask = attn_mask.expand(shape)
     out: Tensor = _FusedAttention.apply(query, key, value, attn_mask)
     return out
 

@@ -17,7 +17,7 @@ MAX_ID = 100
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = {
     *("index.csv", "cohort.csv", "rejects.csv", "reports.csv", "contact_sheet.png", "preview.png"),
-    *("provenance.json", "store.json", "qc.json", "segment.json", "lock", "medsyn-unfinished.txt"),
+    *("provenance.json", "store.json", "qc.json", "segment.json", "cost.json", "lock", "medsyn-unfinished.txt"),
 }
 
 

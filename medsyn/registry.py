@@ -186,7 +186,14 @@ SOLVERS: Registry[Solver] = Registry(
 METHODS: Registry[Kind] = Registry(
     "kind of method",
     "medsyn.methods",
-    {"medsyn": "medsyn.methods.medsyn:KIND", "external": "medsyn.methods.external:KIND"},
+    {
+        "medsyn": "medsyn.methods.medsyn:KIND",
+        "external": "medsyn.methods.external:KIND",
+        "wgan": "medsyn.methods.gans:WGAN",
+        "alpha_gan": "medsyn.methods.gans:ALPHA_GAN",
+        "hagan": "medsyn.methods.hagan:HAGAN",
+        "medical_diffusion": "medsyn.methods.medical_diffusion:KIND",
+    },
 )
 """Kinds of methods (`medsyn.methods.base`): `kind` of an entry under `methods`."""
 

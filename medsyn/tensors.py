@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -83,6 +84,13 @@ def check_tensors(path: str | Path) -> None:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Return the metadata that `save_tensors` was given for a file; a missing or broken file is an InputError."""
     return {key: value for key, value in _all_metadata(path).items() if key != _DATA_HASH}
+
+
+def count_numbers(path: str | Path, prefix: str = "") -> int:
+    """Return how many numbers the tensors of a safetensors file hold whose names begin with `prefix`."""
+    with safe_open(path, framework="pt") as handle:
+        names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118, a handle is no mapping
+        return sum(math.prod(handle.get_slice(name).get_shape()) for name in names)
 
 
 def _all_metadata(path: str | Path) -> dict[str, str]:

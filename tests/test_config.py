@@ -50,6 +50,11 @@ def test_schema_on_disk_is_current():
         ({"low_res": {"train": {"num_stps": 3}}}, "low_res.train.num_stps: unknown key"),
         ({"methods": {"medsyn": {"label": "x", "text_encoder": "clip"}}}, "no encoder named 'clip'"),
         ({"methods": {"other": {"label": "x"}}}, "medsyn"),
+        (
+            {"evaluation": {"figure3_methods": ["medsyn", "wgan"], "prompt_pairs": {}}},
+            "evaluation.figure3_methods: 'wgan' is not among methods; expected out of generic_lm, medsyn",
+        ),
+        ({"evaluation": {"figure3_methods": [], "prompt_pairs": {}}}, "evaluation.figure3_methods: "),
         ({"evaluation": {"label_source": "given", "prompt_pairs": {}}}, "label_source: 'given' needs cohort.source"),
     ],
 )

@@ -24,10 +24,13 @@ from medsyn.config import Config, MedSynConfig, load_config, stage_texts, valida
 from medsyn.errors import InputError
 from medsyn.evaluate.measure_names import MEASURES
 from medsyn.exhibits.base import EXHIBITS, Exhibit
+from medsyn.exhibits.costs import cost_files, sampling_cost
 from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.files import read_csv, read_json, write_csv
 from medsyn.layout import Layout
+from medsyn.methods.cost import SamplingCost, write_cost
+from medsyn.registry import METHODS
 from medsyn.report.files import report_needs
 
 OTHER_NAMES = {"medsyn": "ours", "without_shape": "bare", "generic_lm": "plain_words"}
@@ -158,6 +161,15 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
         for prompt_set in ("reports", "pairs", "effusion_pairs"):
             place = (names.get(method, method), prompt_set, "0")
             write_numbers(layout.measures(*place), layout.features(*place), ids)
+    for k, (method, entry) in enumerate(config.methods.items()):
+        for table in METHODS[entry.kind].training_tables(config, method):
+            path = folder / table if table.endswith(".csv") else folder / table / "metrics.csv"
+            rows = [{"step": i, "training_eflop": 1e-9 * i, "training_hours": 0.5 * i} for i in (1, 2)]
+            write_csv(path, rows, list(rows[0]))
+        samples = Path(layout.samples(method, "reports", "0"))
+        samples.mkdir(parents=True)
+        facts = {"seconds_per_volume": 0.5 + k, "peak_memory_gib": 1.5, "device": "CPU", "num_parameters": 7}
+        write_cost(samples, SamplingCost(num_volumes=4, **facts))
     dice = [
         {"sample_id": f"{text}{k}", "text": text, "subject_id": k, "seed": 0, "airway_dice": k / 9, "lobe_dice": k / 8}
         for text in ("with", "without")
@@ -265,6 +277,97 @@ def test_a_comparison_never_vanishes_silently(tmp_path, monkeypatch, capsys):
     assert not Path("t.csv").exists()
     rows = make_table("table1", config.model_copy(update={"compare_with": None}))
     assert {row["p_value"] + row["p_paired"] + row["p_value_versus"] for row in rows} == {""}
+
+
+COSTS = ("num_parameters", "training_eflop", "training_hours", "seconds_per_volume", "peak_memory_gib", "device")
+
+
+def test_table_1_says_what_every_method_cost(tmp_path, monkeypatch):
+    """Three tables of 2e-9 EFLOP and 1 h each; a method with another's super-resolution network counts that too."""
+    monkeypatch.chdir(tmp_path)
+    config = write_run(tmp_path, {}).model_copy(update={"compare_with": "generic_lm"})  # which adds it to the table
+    rows = {row["method"]: [row[name] for name in COSTS] for row in make_table("table1", config)}
+    assert rows == {
+        "medsyn": ["7", "6e-09", "3", "0.5", "1.5", "CPU"],
+        "without_shape": ["7", "6e-09", "3", "1.5", "1.5", "CPU"],
+        "generic_lm": ["7", "6e-09", "3", "2.5", "1.5", "CPU"],
+        "real": [""] * len(COSTS),
+    }
+    read = read_json(EXHIBITS["table1"].files(Sources(config).layout)["provenance"])["inputs"]
+    for path in ("samples/medsyn/reports/0/cost.json", "text/generic/model/metrics.csv"):
+        assert f"results/test/{path}" in read
+    needs = EXHIBITS["table1"].needs(Sources(config))
+    (shared,) = (need.paths for need in needs if need.option == "training" and need.words == ("generic_lm",))
+    models = "results/test/models"
+    assert shared == (
+        f"{models}/generic_lm/low_res_metrics.csv",
+        f"{models}/medsyn/super_res_metrics.csv",
+        "results/test/text/generic/model",
+    )
+
+
+def test_a_cost_that_is_not_known_is_an_empty_cell_and_never_a_zero_or_a_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_run(tmp_path, {})
+    layout = Layout(config.results_dir)
+    write_csv(
+        layout.training_metrics("medsyn", "low_res"), [{"step": 2, "training_hours": 4}], ["step", "training_hours"]
+    )
+    Path(layout.training_metrics("without_shape", "super_res")).write_text("loss\n")
+    Path(layout.samples("medsyn", "reports", "0"), "cost.json").unlink()
+    write_cost(Path(layout.samples("without_shape", "reports", "0")), SamplingCost(num_volumes=3))
+    rows = {row["method"]: [row[name] for name in COSTS] for row in make_table("table1", config)}
+    assert rows == {"medsyn": ["", "", "6", *[""] * 3], "without_shape": [""] * 6, "real": [""] * 6}
+
+
+def test_shards_of_samples_are_weighted_by_their_volumes(tmp_path):
+    facts = {"num_parameters": 7, "peak_memory_gib": 2.0, "device": "H100"}
+    shards = [
+        SamplingCost(num_volumes=3, seconds_per_volume=1.0, **facts),
+        SamplingCost(num_volumes=1, seconds_per_volume=5.0, **(facts | {"peak_memory_gib": 3.0, "device": "A100"})),
+        SamplingCost(num_volumes=0, num_parameters=7),
+    ]
+    for name, cost in zip("abc", shards, strict=True):
+        (tmp_path / name).mkdir()
+        write_cost(tmp_path / name, cost)
+    cost = sampling_cost(cost_files([tmp_path / name for name in "abcd"]))
+    assert cost == {"num_parameters": 7, "seconds_per_volume": 2.0, "peak_memory_gib": 3.0, "device": "H100; A100"}
+    (tmp_path / "a/cost.json").write_text('{"num_volumes": -1}')
+    with pytest.raises(InputError, match=r"a/cost.json: num_volumes: .* greater than or equal to 0"):
+        sampling_cost(cost_files([tmp_path / "a"]))
+
+
+def test_a_method_that_trains_nothing_has_no_table_of_training():
+    values = settings()
+    values["methods"]["theirs"] = {"kind": "external", "label": "T", "command": "a {prompts} {out}"}
+    needs = EXHIBITS["table1"].needs(Sources(validate(Config, values, "test")))
+    assert {need.words[0] for need in needs if need.option == "training"} == {"medsyn", "without_shape"}
+    assert {need.words[0] for need in needs if need.option == "samples"} == {"medsyn", "without_shape", "theirs"}
+
+
+def test_the_budget_of_training_ends_the_caption_of_table_1(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_run(tmp_path, {})
+    make_table("table1", config)
+    plain = EXHIBITS["table1"].caption
+    assert EXHIBITS["table1"].full_caption(config.evaluation.model_dump()) == plain
+    path = Path(Layout(config.results_dir).config("evaluation"))
+    path.write_text(json.dumps(read_json(path) | {"training_budget": "7 minutes of one core each."}))
+    assert main(["report", "--results", config.results_dir, "--out", "r.html", "--quiet"]) == 0
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert page.count("Training budget: 7 minutes of one core each.</p>") == 1
+
+
+def test_figure_3_shows_the_methods_that_are_named_in_their_order():
+    values = settings()
+    values["evaluation"]["figure3_methods"] = ["generic_lm", "medsyn"]
+    sources = Sources(validate(Config, values, "test"))
+    assert methods_of("figure3", sources) == ["generic_lm", "medsyn"]
+    assert methods_of("table1", sources) == ["medsyn", "without_shape"]
+    assert [need.words[0] for need in EXHIBITS["figure3"].needs(sources) if need.option == "label"] == [
+        "generic_lm",
+        "medsyn",
+    ]
 
 
 def test_a_method_without_text_says_so_in_table_1(tmp_path, monkeypatch):

@@ -154,6 +154,11 @@ def test_cells_of_the_report() -> None:
     assert header == ["found", "not a chest", "p, paired", "d_z", "pairs"]
     assert [cell["main"] for cell in cells[0]] == ["3 of 16", "6 %", "< 0.001", "1.5", "15"]
     assert cells[0][3]["below"] == "[0.7, 2.2]"
+    cost = {"num_parameters": "52518210", "training_eflop": "3.104e-05", "training_hours": "0.12", "device": "A_100"}
+    header, cells, _ = display_table([cost, dict.fromkeys(cost, "")])
+    assert header == ["Parameters", "Training, operations", "Training, hours of the device", "Sampling, device"]
+    assert [cell["main"] for cell in cells[0]] == ["52.5 M", "31 TFLOP", "0.12", "A_100"]
+    assert [cell["main"] for cell in cells[1]] == ["–"] * 4
     assert [number(text) for text in ("12345.6", "123.45", "0.00012345", "", "7")] == [
         "12,346",
         "123.5",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,15 @@ from tiny_models import HIDDEN, SIZE, install_text_encoder, make_run, stage
 
 from medsyn.cli import main
 from medsyn.files import read_csv, sha256, write_csv
+from medsyn.methods import run as runs
+from medsyn.methods import sampling
 from medsyn.methods.base import Prompt
+from medsyn.methods.cost import read_cost
 from medsyn.methods.run import Run, open_run, sampling_with
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import build, load, save
 from medsyn.orientation import reorient
+from medsyn.tensors import save_tensors
 from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm, read_volume, write_volume
 
 FIELDS = (
@@ -110,8 +116,35 @@ def test_stopped_in_the_middle_batches_that_are_whole_are_not_sampled_again(run_
     assert sampled[6:] == [["p5"]]
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"index.csv", "volume.nii.gz"}
+    files.remove(Path("cost.json"))  # it says how long the volumes of its own run took
     assert [path for path in files if sha256(tmp_path / "whole" / path) != sha256(tmp_path / "out" / path)] == []
     assert not (tmp_path / "state").exists()
+
+
+def test_cost_is_that_of_the_volumes_sampled_in_this_run(run_folder, tmp_path, monkeypatch):
+    rows = [{"sample_id": f"p{i}", "seed": i if i != 4 else "x"} for i in range(6)]
+    prompts = write_prompts(tmp_path / "prompts.csv", rows)
+    command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", "2", "--quiet"]
+    command += ["--out", str(tmp_path / "out")]
+    sampled = stop_at_batch(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        main(command)
+    sampled.extend([[]] * 3)
+    sample, write = Run.sample_arrays, sampling.write_volume
+    monkeypatch.setattr(Run, "sample_arrays", lambda run, batch: (time.sleep(0.5), sample(run, batch))[1])
+    monkeypatch.setattr(sampling, "write_volume", lambda *given: (time.sleep(0.5), write(*given))[1])
+    encoder = runs.open_text_encoder
+    monkeypatch.setattr(runs, "open_text_encoder", lambda folder: (time.sleep(2), encoder(folder))[1])
+    assert main(command) == 0
+    cost = read_cost(tmp_path / "out")
+    assert cost.num_volumes == 1, "four are kept from the run that was stopped, one is rejected"
+    assert 0.5 <= cost.seconds_per_volume < 2, "writing four files or loading the language model would add 2 s"
+    assert 0.05 < cost.peak_memory_gib < 100 and cost.device.endswith("thread")
+    assert cost.num_parameters is None, "the folder of this run's language model is empty"
+    save_tensors(run_folder / "text/model.safetensors", {"bert.a": torch.zeros(3, 5), "cls.b": torch.zeros(7)}, {})
+    run = open_run(run_folder, sampling_with(run_folder, None))
+    networks = [load(run_folder / f"{name}.safetensors")[0] for name in ("low_res", "super_res")]
+    assert run.num_parameters == sum(value.numel() for net in networks for value in net.parameters()) + 15
 
 
 def test_a_row_whose_file_is_missing_does_not_have_its_batch_sampled_again(run_folder, tmp_path, monkeypatch):

@@ -10,14 +10,15 @@ import torch
 from parity import compare, hashed, tensor
 from torch import Tensor, nn
 
+from medsyn.models.fast.sixteen_bits import GroupNorm
 from medsyn.models.hagan import (
     HaganDiscriminator,
     HaganGenerator,
     HaganGlobalEncoder,
-    HaganSizes,
     HaganSlabEncoder,
     build_hagan,
 )
+from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.models.spectral_norm import SpectralConv3d, SpectralLinear, spectrally_normalised
 
 TOLERANCE = 2e-4
@@ -61,14 +62,14 @@ NUMBERS: dict[int, dict[str, str]] = {
 
 
 def tiny(size: int) -> HaganSizes:
-    return HaganSizes(size, width=16, latent_dim=24, discriminator_width=64)
+    return HaganSizes(size=size, width=16, latent_dim=24, discriminator_width=64)
 
 
 def authors_names(network: nn.Module) -> dict[str, str]:
     """Own name of each layer -> the authors' name, which numbers the layers that are left out at small sizes too."""
     layers: dict[str, list[str]] = {}
     for name, module in network.named_modules():
-        kind = {nn.GroupNorm: "norm", nn.Linear: "linear", SpectralLinear: "linear"}.get(type(module))
+        kind = {GroupNorm: "norm", nn.Linear: "linear", SpectralLinear: "linear"}.get(type(module))
         kind = "conv" if isinstance(module, nn.Conv3d) else kind
         if kind:
             layers.setdefault(f"{name.split('.')[0]} {kind}", []).append(name)
@@ -153,9 +154,9 @@ def test_parity(size: int, quantity: str) -> None:
 @pytest.mark.parametrize(
     ("sizes", "counts"),
     [
-        (HaganSizes(256), (52_518_210, 7_402_258, 161_152, 19_663_264)),
-        (HaganSizes(128), (52_518_210, 7_241_442, 161_152, 19_663_168)),
-        (HaganSizes(64), (52_518_210, 6_592_130, 161_152, 19_400_832)),
+        (HaganSizes(size=256), (52_518_210, 7_402_258, 161_152, 19_663_264)),
+        (HaganSizes(size=128), (52_518_210, 7_241_442, 161_152, 19_663_168)),
+        (HaganSizes(size=64), (52_518_210, 6_592_130, 161_152, 19_400_832)),
         (tiny(64), (5_143_842, 106_322, 40_896, 852_568)),
         (tiny(128), (5_143_842, 115_806, 40_896, 918_200)),
         (tiny(256), (5_143_842, 117_988, 40_896, 918_248)),
@@ -181,7 +182,7 @@ def test_numbers_of_parameters_of_the_low_resolution_parts() -> None:
 def test_shapes_at_the_papers_widths(size: int) -> None:
     slices, low = size // 8, size // 4
     with torch.device("meta"):
-        g, d, e_slab, e_global = build_hagan(HaganSizes(size)).values()
+        g, d, e_slab, e_global = build_hagan(HaganSizes(size=size)).values()
         z, volume = torch.zeros(2, 1024), torch.zeros(2, 1, size, size, size)
         features = g.features(z)
         slab, low_volume = g.slab_and_low(z, 7 * size // 8)
@@ -284,10 +285,10 @@ def test_the_discriminator_sees_slab_low_resolution_and_place_and_takes_one_samp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 96}, "size must be one of .64, 128, 256., got 96"),
-        ({"width": 24}, "width must be a multiple of 16"),
-        ({"discriminator_width": 48}, "discriminator_width must be a multiple of 32, got 48"),
-        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ({"size": 96}, "size\n +Input should be 64, 128 or 256"),
+        ({"width": 24}, "width\n +Input should be a multiple of 16"),
+        ({"discriminator_width": 48}, "discriminator_width\n +Input should be a multiple of 32"),
+        ({"latent_dim": 0}, "latent_dim\n +Input should be greater than or equal to 1"),
     ],
 )
 def test_sizes_that_cannot_be_built(change: dict[str, int], message: str) -> None:

@@ -9,14 +9,15 @@ import torch
 from parity import tensor
 from torch import Tensor
 
-from medsyn.config import TrainConfig
-from medsyn.models.hagan import HaganSizes, build_hagan
+from medsyn.methods.hagan import HaganSettings, HaganTrainConfig
+from medsyn.models.hagan import build_hagan
+from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.training.cost import count_phase_flops
 from medsyn.training.hagan import HaganBatches, hagan_task
 from medsyn.training.loop import train
 
-SIZES = HaganSizes(64, width=16, latent_dim=8, discriminator_width=32)
-SETTINGS = TrainConfig(num_steps=2, batch_size=1, micro_batch_size=1, checkpoint_every=1000, log_every=1)
+SIZES = HaganSizes(size=64, width=16, latent_dim=8, discriminator_width=32)
+SETTINGS = HaganTrainConfig(num_steps=2, batch_size=1, micro_batch_size=1, checkpoint_every=1000, log_every=1)
 
 
 def toy_volumes(update: int, slots: Sequence[int]) -> Tensor:
@@ -27,8 +28,8 @@ def toy_volumes(update: int, slots: Sequence[int]) -> Tensor:
     return volumes
 
 
-def trained(state, settings: TrainConfig = SETTINGS, **options):
-    return train(hagan_task(SIZES, toy_volumes, 3, **options), settings, state)
+def trained(state, settings: HaganTrainConfig = SETTINGS, **options):
+    return train(hagan_task(SIZES, toy_volumes, 3, discriminator_learning_rate=4e-4, **options), settings, state)
 
 
 def states(result, names: Sequence[str]) -> dict[str, Tensor]:
@@ -70,10 +71,31 @@ def test_every_network_learns_and_the_metrics_name_its_loss(whole):
 
 def test_operations_are_those_of_the_specification():
     """TFLOP of a phase per batch of 4 (an independent count), which tells which parts each phase runs and learns."""
-    sizes = HaganSizes(256)
-    task = hagan_task(sizes, lambda update, slots: torch.zeros(len(slots), 1, 256, 256, 256, device="meta"), 0)
+    sizes = HaganSizes(size=256)
+
+    def volumes(update: int, slots: Sequence[int]) -> Tensor:
+        return torch.zeros(len(slots), 1, 256, 256, 256, device="meta")
+
+    task = hagan_task(sizes, volumes, 0, discriminator_learning_rate=4e-4)
     counts = [4 * count / 1e12 for count in count_phase_flops(task.build, task.phases).values()]
     assert counts == pytest.approx([1.27, 3.41, 0.547, 3.11], rel=5e-3)
+
+
+def test_the_optimisers_have_the_settings_of_the_run_but_the_discriminator_its_own_rate():
+    settings = HaganTrainConfig(learning_rate=3e-3, betas=(0.5, 0.6), weight_decay=0.1, max_grad_norm=2.0)
+    task = hagan_task(SIZES, toy_volumes, 3, discriminator_learning_rate=7e-3)
+    judging, *others = (phase.config(settings) for phase in task.phases)
+    assert others == [settings] * 3
+    assert judging == settings.model_copy(update={"learning_rate": 7e-3})
+
+
+def test_the_defaults_are_the_recipe_of_the_authors():
+    train_defaults, settings = HaganTrainConfig(), HaganSettings()
+    assert (train_defaults.learning_rate, settings.discriminator_learning_rate) == (1e-4, 4e-4)
+    assert (train_defaults.betas, train_defaults.weight_decay) == ((0.0, 0.999), 0.0)
+    assert (train_defaults.batch_size, train_defaults.num_steps) == (4, 80_000)
+    assert train_defaults.max_grad_norm >= 1e9
+    assert (settings.encoders, settings.any_start) == (True, False)
 
 
 def test_starts_of_slabs():
@@ -104,13 +126,12 @@ def test_the_generator_learns_the_mean_of_a_toy_distribution(tmp_path):
     def dark_volumes(update: int, slots: Sequence[int]) -> Tensor:
         return torch.stack([0.1 * tensor((1, 64, 64, 64), 1000 * update + slot) - 0.7 for slot in slots])
 
-    rates = {"learning_rate": 2e-3, "discriminator_learning_rate": 2e-3}
-    task = hagan_task(SIZES, dark_volumes, 3, encoders=False, **rates)
+    task = hagan_task(SIZES, dark_volumes, 3, discriminator_learning_rate=2e-3, encoders=False)
     z = torch.stack([tensor((8,), tag, 1.7) for tag in range(4)])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SETTINGS.seed)
         before = task.build()["generator"](z).mean().item()
-    result = train(task, SETTINGS.model_copy(update={"num_steps": 12}), tmp_path)
+    result = train(task, SETTINGS.model_copy(update={"num_steps": 12, "learning_rate": 2e-3}), tmp_path)
     with torch.no_grad():
         after = result.networks["generator"].eval()(z).mean().item()
     assert abs(before + 0.7) > 0.5

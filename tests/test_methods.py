@@ -20,6 +20,7 @@ from conftest import ROOT, run_snakemake
 from pages import example
 from test_hostile_workflow import commands
 from test_workflow import planned_jobs
+from torch import Tensor, nn
 
 from medsyn.cli import main
 from medsyn.config import Config, Section, load_config, stage_configs, validate
@@ -27,6 +28,8 @@ from medsyn.errors import InputError
 from medsyn.files import read_csv, write_csv
 from medsyn.methods import external
 from medsyn.methods.base import METHODS
+from medsyn.methods.cost import SamplingCost, read_cost
+from medsyn.methods.unconditional import Unconditional
 from medsyn.volume import Volume, read_volume, write_volume
 
 SIZE = (16, 16, 16)
@@ -176,6 +179,9 @@ def test_a_strangers_method_is_one_module_and_one_entry(offer, tmp_path, monkeyp
     assert -605 < volume.array.mean() < -595 and 18 < volume.array.std() < 22
     record = json.loads((out / "report_00001/provenance.json").read_text(encoding="utf-8"))
     assert record["label"] == "noise" and record["seed"] == 1 and record["text"] is None
+    cost = read_cost(out)
+    assert cost.num_volumes == 2 and 0 < cost.seconds_per_volume < 5 and "thread" in cost.device
+    assert cost.num_parameters is None, "the kind does not say it"
 
 
 def test_a_method_without_text_cannot_be_asked_for_pairs(tmp_path):
@@ -189,6 +195,17 @@ def test_a_method_without_text_cannot_be_asked_for_pairs(tmp_path):
     assert run.returncode == 0, run.stderr
     assert set(planned_jobs(run.stdout)) >= {"sample", "write_prompts"}
     assert "train_network" not in planned_jobs(run.stdout)
+
+
+def test_a_method_without_text_counts_the_parameters_of_the_networks_that_it_holds():
+    class Two(Unconditional):
+        def __init__(self) -> None:
+            self.first, self.second, self.label = nn.Linear(3, 2), nn.Linear(2, 1, bias=False), "two"
+
+        def cube(self, seed: int) -> Tensor:
+            raise NotImplementedError
+
+    assert Two().num_parameters == 8 + 2
 
 
 # --- a folder ---
@@ -213,6 +230,7 @@ def test_a_folder_named_by_prompts_answers_them(tmp_path):
     record = json.loads((out / "report_00001/provenance.json").read_text(encoding="utf-8"))
     assert record["text"] == "Text of report_00001." and len(record["source"]["sha256"]) == 64
     assert record["source"]["file"] == "report_00001.nii.gz"
+    assert read_cost(out) == SamplingCost(num_volumes=2), "the time of reading a folder is not that of its system"
 
 
 def test_any_other_folder_answers_in_natural_order_and_each_file_once(tmp_path):
@@ -274,7 +292,7 @@ def test_a_bad_volume_costs_only_itself(tmp_path, damage: Callable[[Path], None]
     said = index(out)
     assert said["report_00000"] == said["report_00002"] == "ok"
     assert words in said["report_00001"] and "report_00001.nii.gz" in said["report_00001"]
-    assert sorted(path.name for path in out.iterdir()) == ["index.csv", "report_00000", "report_00002"]
+    assert sorted(path.name for path in out.iterdir()) == ["cost.json", "index.csv", "report_00000", "report_00002"]
 
 
 def test_geometry_that_the_entry_states_is_used(tmp_path):

@@ -20,6 +20,7 @@ from medsyn.training.cost import GIB
 from medsyn.training.need import Need, TrainingShapes, count_training
 
 FLOAT = 4
+IN_FLOAT32 = ("softmax", "layer_norm", "mse_loss", "interpolate")
 
 
 def two_layers() -> TrainingShapes:
@@ -94,7 +95,23 @@ def test_attention_keeps_no_matrix():
     assert FLOAT * 2 * 4 * 300 * 33 <= kept[0] <= FLOAT * 2 * 4 * 300 * 33 + 1024
 
 
-@pytest.mark.parametrize("name", ["softmax", "layer_norm", "mse_loss", "linear", "conv3d", "matmul", "gelu"])
+def test_a_learned_bias_of_attention_has_a_gradient_for_every_sample():
+    """2 x 4 x 300 x 300 numbers, which are then summed to the shape of the bias."""
+    live, rules = LiveBytes(), CudaRules()
+    with live:
+        q = torch.empty(2, 4, 300, 32, device=META, requires_grad=True)
+        bias = torch.empty(1, 4, 300, 300, device=META, requires_grad=True)
+        with rules:
+            loss = F.scaled_dot_product_attention(q, q, q, attn_mask=bias).sum()
+        before = live.restart()
+        rules.backward(loss)
+    assert bias.grad is not None and bias.grad.shape == bias.shape
+    assert live.peak - before >= FLOAT * 2 * 4 * 300 * 300
+
+
+@pytest.mark.parametrize(
+    "name", ["softmax", "layer_norm", "mse_loss", "interpolate", "linear", "conv3d", "matmul", "gelu"]
+)
 def test_autocast_gives_the_types_of_cuda(name):
     """The functions that the networks use; PyTorch's lists for CUDA: float32 for norms, softmax and losses."""
     x = torch.empty(2, 4, 8, 8, 8, dtype=torch.bfloat16, device=META)
@@ -103,6 +120,7 @@ def test_autocast_gives_the_types_of_cuda(name):
         "softmax": lambda: F.softmax(x, dim=-1),
         "layer_norm": lambda: F.layer_norm(x, (8,)),
         "mse_loss": lambda: F.mse_loss(x, x),
+        "interpolate": lambda: F.interpolate(x, scale_factor=2),
         "gelu": lambda: F.gelu(x),
         "linear": lambda: F.linear(x.float(), w),
         "matmul": lambda: x.float() @ w,
@@ -111,7 +129,7 @@ def test_autocast_gives_the_types_of_cuda(name):
     rules = CudaRules()
     with rules, rules.autocast(torch.bfloat16):
         found = calls[name]().dtype
-    assert found == (torch.float32 if name in ("softmax", "layer_norm", "mse_loss") else torch.bfloat16)
+    assert found == (torch.float32 if name in IN_FLOAT32 else torch.bfloat16)
     with rules, rules.autocast(torch.float32):
         assert F.linear(x.float(), w).dtype == torch.float32
 

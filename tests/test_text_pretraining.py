@@ -63,7 +63,23 @@ def test_same_run_same_bytes_and_a_killed_run_ends_equal(
     pretrain(stage(), text_reports, tmp_path / "model")
     for name in ("model.safetensors", "tokenizer.json", "pairing_head.safetensors", "medsyn_text.json"):
         assert sha256(tmp_path / "model" / name) == sha256(text_model / name), name
+    operations = [read_csv(folder / "metrics.csv")[-1]["training_eflop"] for folder in (tmp_path / "model", text_model)]
+    assert operations[0] == operations[1]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_curve_says_what_pretraining_cost(text_reports: Path, text_model: Path, tmp_path: Path) -> None:
+    """Six operations per multiply-add: two forward, four backward."""
+    first, last = read_csv(text_model / "metrics.csv")
+    assert float(last["training_eflop"]) == pytest.approx(2 * float(first["training_eflop"]))
+    assert float(last["training_hours"]) > float(first["training_hours"]) > 0
+    corpus = read_corpus(TINY, text_reports)
+    num_texts = TINY.batch_size * Batches(corpus.training, TINY.batch_size).per_epoch
+    tokens = corpus.training.num_tokens().mean()
+    width, vocabulary = TINY.hidden_size, corpus.special.size
+    multiply_adds = tokens * (12 * width**2 + 2 * tokens * width)  # of the layer: linear maps and attention
+    multiply_adds += TINY.mask_fraction * tokens * (width**2 + width * vocabulary)  # of the head, masked tokens only
+    assert float(first["training_eflop"]) == pytest.approx(6e-18 * num_texts * multiply_adds, rel=0.1)
 
 
 def test_two_processes_train_one_encoder(text_reports: Path, text_model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -69,7 +70,7 @@ def test_the_log_says_counted_beside_measured_memory(tmp_path, monkeypatch, capl
     """On a GPU allocated and counted, and before the first step a warning where the card is too small."""
     settings = SETTINGS.model_copy(update={"num_steps": 1})
     accelerator = make_accelerator("fp32")
-    task = replace(quadratic(), memory=lambda processes: Need({"weights": processes * 2 * GIB}))
+    task = replace(quadratic(), memory=lambda _config, processes: Need({"weights": processes * 2 * GIB}))
     run = Throughput(task.phased(), settings, accelerator)
     run.count()
     assert run.need is None and run.describe_memory(1.5) == "1.5 GiB resident"
@@ -105,6 +106,56 @@ def test_operations_of_a_crop_are_those_of_the_release():
     )
     first_convolution = 2 * 8 * 56 * 7**3 * 256 * 72**2  # its input needs no gradient
     assert flops == pytest.approx(3 * 5.090e12 - first_convolution, rel=5e-4)
+
+
+def test_operations_add_up_over_restarts_without_the_steps_that_were_lost(tmp_path):
+    """Killed after step 12 with a checkpoint of step 10: 20 steps of 4 samples count, not 22."""
+    task = replace(quadratic(), flops=lambda: 10**15)
+    with pytest.raises(DivergedError):
+        train(replace(quadratic(poison_at=12), flops=lambda: 10**15), SETTINGS, tmp_path / "a")
+    rows = train(task, SETTINGS, tmp_path / "a").metrics
+    assert [row["training_eflop"] for row in rows] == pytest.approx([0.001 * 4 * row["step"] for row in rows])
+    assert rows[-1]["step"] == 20
+    hours = [row["training_hours"] for row in rows]
+    assert hours == sorted(hours) and hours[0] > 0
+    unknown = train(quadratic(), SETTINGS, tmp_path / "b").metrics[-1]
+    assert unknown["training_eflop"] is None and unknown["training_hours"] > 0
+
+
+def test_a_finished_run_that_goes_on_adds_to_its_cost(tmp_path):
+    task = replace(quadratic(), flops=lambda: 10**15)
+    first = train(task, SETTINGS, tmp_path / "a").metrics[-1]
+    last = train(task, SETTINGS.model_copy(update={"num_steps": 30}), tmp_path / "a").metrics[-1]
+    assert last["training_eflop"] == pytest.approx(1.5 * first["training_eflop"])
+    assert last["training_hours"] > first["training_hours"]
+
+
+def test_hours_on_a_cpu_are_processor_time(tmp_path):
+    """A task that sleeps costs nothing; one that computes costs what it computes."""
+
+    def busy(_step):
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    idle = train(quadratic(on_step=lambda _step: time.sleep(0.02)), SETTINGS, tmp_path / "a").metrics[-1]
+    work = train(quadratic(on_step=busy), SETTINGS, tmp_path / "b").metrics[-1]  # 40 micro-batches
+    assert 3600 * work["training_hours"] > 0.8
+    assert 3600 * (work["training_hours"] - idle["training_hours"]) > 0.4
+
+
+@pytest.mark.parametrize(("device", "clock", "seconds"), [("cuda", "monotonic", 6.0), ("cpu", "process_time", 5.0)])
+def test_hours_are_those_of_all_processes(device, clock, seconds, monkeypatch):
+    """Two processes for 3 s on GPUs, 3 s of processor time here and 2 s in the other process."""
+    now = [10.0]
+    monkeypatch.setattr(f"medsyn.training.throughput.time.{clock}", lambda: now[0])
+    both = SimpleNamespace(device=torch.device(device), num_processes=2, reduce=lambda value, _how: value + 2)
+    run = Throughput(replace(quadratic(), flops=lambda: 7).phased(), SETTINGS, both)
+    run.flops = 7
+    run.resume({"flop": 100, "device_seconds": 50.0})
+    run.start(5)
+    now[0] += 3
+    assert run.cost(8) == {"flop": 100 + 7 * SETTINGS.batch_size * 3, "device_seconds": 50 + seconds}
 
 
 def test_tensorboard_gets_the_metrics(tmp_path):

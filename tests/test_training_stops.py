@@ -195,6 +195,16 @@ def test_refuses_the_state_of_other_settings_or_data(training_data, tmp_path, ca
             train(task, settings, tmp_path / "toy")
 
 
+def test_refuses_the_state_of_a_version_that_recorded_no_cost(tmp_path):
+    train(quadratic(), SETTINGS, tmp_path / "state")
+    for path in (tmp_path / "state").glob("step_*/facts.json"):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        del facts["cost"]
+        path.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(InputError, match="this state holds no cost, expected one"):
+        train(quadratic(), SETTINGS.model_copy(update={"num_steps": 24}), tmp_path / "state")
+
+
 def test_longer_run_continues_a_finished_one_exactly(tmp_path):
     longer = SETTINGS.model_copy(update={"num_steps": 33})
     train(quadratic(), SETTINGS, tmp_path / "a")

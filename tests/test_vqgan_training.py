@@ -328,7 +328,7 @@ def test_a_tiny_denoiser_learns_the_value_of_its_latents(tmp_path):
 
     settings = TrainConfig(num_steps=120, batch_size=8, micro_batch_size=8, learning_rate=3e-3, weight_decay=0.0)
     settings = settings.model_copy(update={"ema_decay": 0.9, "log_every": 30})
-    task = denoiser_task(lambda: LatentUNet(8, (1,), channels=1, num_heads=1), batch)
+    task = denoiser_task(lambda: LatentUNet(8, (1,), channels=1, num_heads=1), batch, num_diffusion_steps=300)
     result = train(task, settings, tmp_path / "state")
     assert result.metrics[-1]["loss"] < 0.5 * result.metrics[0]["loss"]
     samples = sample_ancestral(result.network, cosine_alpha_bar(300), range(6), (1, 2, 4, 4), count=30)

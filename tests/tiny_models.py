@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from medsyn.config import (
+    DenoiserTrainConfig,
     ModelStage,
     PreprocessConfig,
     SamplingConfig,
     SamplingStage,
-    TrainConfig,
     UNetConfig,
 )
 from medsyn.ct.store import write_shard
@@ -29,7 +29,7 @@ SECTIONS = ("report", "findings", "impression")
 
 
 def stage(name: str = "low_res", channels: tuple[str, ...] = CHANNELS, unet: dict | None = None, **train) -> ModelStage:
-    """A network of two levels and its training; keywords override TrainConfig."""
+    """A network of two levels and its training; keywords override DenoiserTrainConfig."""
     settings = {"num_steps": 12, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 4}
     if name == "super_res":
         settings["crop_size"] = (8, 8, 8)
@@ -38,7 +38,7 @@ def stage(name: str = "low_res", channels: tuple[str, ...] = CHANNELS, unet: dic
         stage=name,
         channels=channels,
         unet=UNetConfig(**net),
-        train=TrainConfig(**{**settings, "log_every": 5, **train}),
+        train=DenoiserTrainConfig(**{**settings, "log_every": 5, **train}),
         window_hu=(-1024.0, 600.0),
         low_res_factor=4,
         num_tokens=NUM_TOKENS,

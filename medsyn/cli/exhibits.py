@@ -11,8 +11,8 @@ from medsyn.errors import InputError
 VOLUMES_HELP = "folders <id>/volume.nii.gz, one per shard"
 GROUP_HELP = "a label, then its files or folders (repeat the option for every label)"
 ALL_OPTIONS = (
-    *("features", "measures", "volumes", "prompts", "scores", "masks", "labels", "file", "label", "against"),
-    *("without_text", "finding", "num", "phantom", "cohort", "split"),
+    *("features", "measures", "volumes", "training", "samples", "prompts", "scores", "masks", "labels", "file"),
+    *("label", "against", "without_text", "finding", "num", "phantom", "cohort", "split"),
 )
 """Options of which every exhibit reads some."""
 REPORT_ROLES = {
@@ -73,6 +73,20 @@ def _add_exhibit_options(parser: argparse.ArgumentParser, names: list[str], out:
     )
     parser.add_argument(
         "--volumes", nargs="+", action="append", metavar="LABEL DIR", help=f"{VOLUMES_HELP}: {GROUP_HELP}"
+    )
+    parser.add_argument(
+        "--training",
+        nargs="+",
+        action="append",
+        metavar="LABEL PATH",
+        help=f"metrics tables of train, folders of pretrain-text, whose cost is read: {GROUP_HELP}",
+    )
+    parser.add_argument(
+        "--samples",
+        nargs="+",
+        action="append",
+        metavar="LABEL DIR",
+        help=f"folders of sample, whose cost.json is read: {GROUP_HELP}",
     )
     parser.add_argument("--file", nargs="+", action="append", metavar="LABEL FILE", help=f"of any kind: {GROUP_HELP}")
     parser.add_argument("--prompts", nargs="+", metavar="FILE", help="prompt CSVs of the samples")

@@ -18,7 +18,7 @@ from medsyn.config.evaluation import (
 )
 from medsyn.config.experiment import Config
 from medsyn.config.methods import MedSynConfig, MethodConfig
-from medsyn.config.networks import StageModelConfig, TrainConfig, UNetConfig
+from medsyn.config.networks import DenoiserTrainConfig, StageModelConfig, TrainConfig, UNetConfig
 from medsyn.config.reading import check_keys, load_config, load_stage, validate
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import Section
@@ -45,6 +45,7 @@ __all__ = [
     "CohortStage",
     "ComputeConfig",
     "Config",
+    "DenoiserTrainConfig",
     "EvaluationConfig",
     "FeaturesConfig",
     "FeaturesStage",

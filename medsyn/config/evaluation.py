@@ -105,5 +105,11 @@ class EvaluationConfig(PromptSettings):
         " manifest's column given_labels (CT-RATE, RAD-ChestCT); given labels are compared with the parsed ones in"
         " qc/labels.csv",
     )
+    training_budget: Sentence | None = Field(
+        None, description="what the methods of Table I were given to train, in words that its caption prints"
+    )
+    figure3_methods: tuple[Name, ...] | None = Field(
+        None, min_length=1, description="methods of Figure 3, in this order; null: those of Table I"
+    )
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

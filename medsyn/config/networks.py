@@ -42,7 +42,7 @@ class UNetConfig(Section):
 
 
 class TrainConfig(Section):
-    """The one training loop."""
+    """The one training loop, for every network."""
 
     num_steps: int = Field(1000, ge=1, le=1_000_000_000)
     batch_size: Count = Field(16, description="samples per optimiser step over all processes")
@@ -65,6 +65,12 @@ class TrainConfig(Section):
     log_every: PositiveInt = 50
     preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
     tensorboard: bool = Field(False, description="event files too, if the package tensorboard is installed")
+    seed: OwnSeed = 0
+
+
+class DenoiserTrainConfig(TrainConfig):
+    """The training of a denoiser."""
+
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
     condition_interpolation: Literal["nearest", "linear"] = Field(
@@ -79,11 +85,10 @@ class TrainConfig(Section):
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
     )
-    seed: OwnSeed = 0
 
 
 class StageModelConfig(Section):
     """Network and training of one resolution."""
 
     unet: UNetConfig = UNetConfig()
-    train: TrainConfig = TrainConfig()
+    train: DenoiserTrainConfig = DenoiserTrainConfig()

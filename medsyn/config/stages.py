@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, EvaluationConfig, FeaturesConfig, PromptSettings
 from medsyn.config.experiment import Config
-from medsyn.config.networks import TrainConfig, UNetConfig
+from medsyn.config.networks import DenoiserTrainConfig, UNetConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
@@ -52,7 +52,7 @@ class ModelStage(Section):
     stage: Literal["low_res", "super_res"]
     channels: tuple[str, ...]
     unet: UNetConfig
-    train: TrainConfig
+    train: DenoiserTrainConfig
     window_hu: Window
     low_res_factor: PositiveInt
     num_tokens: PositiveInt = 1

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsyn.diffusion.seeds import seeded
+from medsyn.diffusion.seeds import volume_generator
 
 _OFFSET = 0.008
 _LARGEST_BETA = 0.9999
-_STREAM = 2  # of the seeds; the denoisers of both resolutions have 0 and 1
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 """(x [B, ...], step [B]) -> the predicted noise [B, ...]."""
 
@@ -66,7 +65,7 @@ def sample_ancestral(
     The predicted x0 is clipped to [-1, 1], the noise of a step has the variance of the posterior, the last step has
     none. Each sample has its own generator, so it depends on its seed only and not on its batch.
     """
-    generators = [seeded(seed, _STREAM) for seed in seeds]
+    generators = [volume_generator(seed, "diffusion") for seed in seeds]
 
     def noise() -> Tensor:
         return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]).to(device)

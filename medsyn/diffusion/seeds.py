@@ -9,16 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_STREAMS = {"low_res": 0, "super_res": 1}
+Stream = Literal["low_res", "super_res", "diffusion", "latent"]
+_STREAMS: dict[Stream, int] = {"low_res": 0, "super_res": 1, "diffusion": 2, "latent": 3}
+"""Number of a stream of noise: of our two denoisers, of a diffusion over latents, of the latents of a generator."""
 
 
-def volume_noise(seeds: Sequence[int], shape: Sequence[int], network: Literal["low_res", "super_res"]) -> Tensor:
+def volume_noise(seeds: Sequence[int], shape: Sequence[int], stream: Stream) -> Tensor:
     """Return the noise [len(seeds), *shape] that a network starts from: standard normal, float32, on the CPU.
 
-    Each volume has its own generator, so that its noise depends on its seed and the network only, not on its batch.
+    Each volume has its own generator, so that its noise depends on its seed and the stream only, not on its batch.
     """
-    stream = _STREAMS[network]
-    return torch.stack([torch.randn(*shape, generator=seeded(seed, stream)) for seed in seeds])
+    return torch.stack([torch.randn(*shape, generator=volume_generator(seed, stream)) for seed in seeds])
+
+
+def volume_generator(seed: int, stream: Stream) -> torch.Generator:
+    """Return the generator of one volume's noise."""
+    return seeded(seed, _STREAMS[stream])
 
 
 def seeded(*key: int) -> torch.Generator:

@@ -60,7 +60,8 @@ class Exhibit:
     reads; make: returns columns and rows, or the drawn figure; paper: the paper's values; uses_settings: whether
     `make` reads the settings of the evaluation; in_all: whether the target `all` and the report hold it; headers: how
     the report prints columns, beside those that it knows; card: what the head of the report says of the rows of a
-    table, read from its file; memory_mb, minutes: what its job asks a cluster for.
+    table, read from its file; caption_setting: a key of the evaluation's settings whose text, if it has one, ends the
+    caption, and the words before that text; memory_mb, minutes: what its job asks a cluster for.
     """
 
     name: str
@@ -75,12 +76,21 @@ class Exhibit:
     in_all: Callable[[Config], bool] = always
     headers: Mapping[str, str] = field(default_factory=dict)
     card: Callable[[Sequence[Mapping[str, str]]], Card | None] | None = None
+    caption_setting: tuple[str, str] | None = None
     memory_mb: int = 1000
     minutes: int = 60
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise InputError(f"exhibit '{self.name}': expected a name of lower-case letters, digits and _; rename it")
+
+    def full_caption(self, evaluation: Mapping[str, Any]) -> str:
+        """Return the caption for a run with these settings of the evaluation (the content of evaluation.json)."""
+        if self.caption_setting is None:
+            return self.caption
+        key, words = self.caption_setting
+        text = evaluation.get(key)
+        return f"{self.caption} {words}: {str(text).rstrip('.')}." if text else self.caption
 
     def files(self, layout: Layout) -> dict[str, str]:
         """Return what is written: `exhibit`, and `provenance` for a table."""

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 NUM_VOLUMES = 2
 """Volumes per method."""
-ZOOM_BOX = (0.3, 0.72, 0.12, 0.54)
-"""Of the axial slice: top, bottom, left, right as fractions."""
+ZOOM_BOX = (0.34, 0.68, 0.12, 0.46)
+"""Of the axial slice: top, bottom, left, right as fractions; the middle of the right lung."""
 
 
 def needs(sources: Sources) -> list[Need]:
-    """Return the real volumes and every method's answers to the reports."""
-    methods = sources.compared()
+    """Return the real volumes and the answers to the reports of the methods that are shown."""
+    methods = sources.config.evaluation.figure3_methods or sources.compared()
     return [
         *sources.validation(),
         sources.real("volumes"),
@@ -56,7 +56,8 @@ def figure3(groups: Mapping[str, Files], names: Mapping[str, str], num: int, pha
 
     columns = 3 * num
     footer = (
-        "Axial and coronal slices: HU window [-1024, 600]. Zoom into the right lung of the axial slice: [-1024, -250]."
+        "Axial and coronal slices: HU window [-1024, 600]. Zoom into the frame on the axial slice, at the same place in"
+        " all volumes: [-1024, -250]."
     )
     height = 1.0 + 1.5 * len(groups)
     with drawing(1.25 + 1.5 * columns, height, "Generated and real volumes", notes(footer, phantom)) as figure:
@@ -70,7 +71,7 @@ def figure3(groups: Mapping[str, Files], names: Mapping[str, str], num: int, pha
                         panel.set_axis_off()
                     continue
                 volume = volumes[k][1]
-                show(row[3 * k], volume, "axial", AXIAL_LEVEL)
+                show(row[3 * k], volume, "axial", AXIAL_LEVEL, frame=ZOOM_BOX)
                 show(row[3 * k + 1], volume, "coronal", CORONAL_LEVEL)
                 show(row[3 * k + 2], volume, "axial", AXIAL_LEVEL, window_hu=LUNG_DETAIL_WINDOW, box=ZOOM_BOX)
         for k, panel in enumerate(axes[0]):
@@ -83,8 +84,8 @@ FIGURE3 = Exhibit(
     kind="figure",
     title="Figure 3. Generated and real volumes",
     caption=(
-        "Real and generated volumes, one method per row: axial, coronal, and a zoom in the lung-detail window"
-        " [−1024, −250] HU. The patient's right is on the viewer's left."
+        "Real and generated volumes, one method per row: axial, coronal, and a zoom into the frame on the axial slice"
+        " in the lung-detail window [−1024, −250] HU. The patient's right is on the viewer's left."
     ),
     needs=needs,
     options=("cohort", "split", "volumes", "label", "num", "phantom"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MeasureRows = Mapping[str, Mapping[str, float | None]]
 Files = dict[str, Path]
-GROUPED = ("features", "measures", "volumes", "file")
+GROUPED = ("features", "measures", "volumes", "training", "samples", "file")
 """Options that are given once per label: the label, then its files or folders."""
 PLAIN = ("prompts", "scores", "masks", "labels", "cohort")
 """Options that take files or folders."""
@@ -97,6 +97,18 @@ class Inputs:
             volumes[REAL] = {name: path for name, path in volumes[REAL].items() if name in kept}
         return volumes
 
+    def training_tables(self) -> dict[str, list[Path]]:
+        """Return the metrics tables of training runs by label; the folder of a language model means the one in it."""
+        from medsyn.exhibits.costs import training_table
+
+        return {label: list(map(training_table, paths)) for label, paths in self.group("training").items()}
+
+    def cost_files(self) -> dict[str, list[Path]]:
+        """Return the files that say what sampling cost by label, out of the folders that have one."""
+        from medsyn.exhibits.costs import cost_files
+
+        return {label: cost_files(folders) for label, folders in self.group("samples").items()}
+
     def real_and_samples(self) -> tuple[Files, Files]:
         """Return the real volumes and those of the one method that was given; anything else is an InputError."""
         volumes = self.volumes()
@@ -111,10 +123,14 @@ class Inputs:
         return self.names.get(label, default)
 
     def all_files(self) -> Iterator[str]:
-        """Yield every file and folder that was given."""
+        """Yield every file and folder that was given; of those that only say what something cost, what is read."""
         for option in GROUPED:
-            for files in self.group(option).values():
-                yield from files
+            if option not in ("training", "samples"):
+                for files in self.group(option).values():
+                    yield from files
+        for found in (self.training_tables(), self.cost_files()):
+            for paths in found.values():
+                yield from map(str, paths)
         for option in PLAIN:
             yield from self.get(option)
 

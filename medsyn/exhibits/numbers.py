@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def number(text: str) -> str:
     """Return a number with separated thousands and about three significant digits, a dash where there is none."""
@@ -14,6 +16,16 @@ def number(text: str) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def with_prefix(text: str, scale: float = 1.0, unit: str = "") -> str:
+    """Return `scale` times a number with three digits, a prefix (k to Z) and the unit; a dash where there is none."""
+    if not text:
+        return "–"
+    value = float(f"{scale * float(text):.3g}")
+    power = min(max(math.floor(math.log10(value)) // 3, 0), 7) if value > 0 else 0
+    prefix = ("", "k", "M", "G", "T", "P", "E", "Z")[power]
+    return f"{value / 1000**power:.3g} {prefix}{unit}".strip()
 
 
 def p_value(text: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from medsyn.errors import InputError
@@ -25,12 +26,16 @@ from medsyn.files import atomic_path
 from medsyn.volume import Volume, read_volume
 
 Plane = Literal["axial", "coronal", "sagittal"]
+Box = tuple[float, float, float, float]
+"""Part of a slice: top, bottom, left, right as fractions of its height and width."""
 FULL_WINDOW = (-1024.0, 600.0)
 AXIAL_LEVEL, CORONAL_LEVEL, SAGITTAL_LEVEL = 0.5, 0.52, 0.3
 """Where a figure cuts if nothing else decides."""
 LUNG_DETAIL_WINDOW = (-1024.0, -250.0)
 PHANTOM_NOTE = "All volumes, also those marked real, are or imitate procedural phantoms; none is of a patient."
 INK, FAINT, ACCENTS = "#1f2933", "#6b7785", ("#2a6f97", "#c8553d", "#5b8e7d", "#8d6a9f")
+FRAME = "#e8d8a0"
+"""Of what is drawn on a slice: sides, and the part that a zoom shows."""
 LOBE_COLOURS = ("#000000", "#4c9bd6", "#1d5c8f", "#f2a65a", "#e4572e", "#a63d2f")
 """Background and the lobes 1..5."""
 
@@ -61,25 +66,30 @@ def show(
     fraction: float,
     *,
     window_hu: tuple[float, float] = FULL_WINDOW,
-    box: tuple[float, float, float, float] | None = None,
+    box: Box | None = None,
+    frame: Box | None = None,
     contour: NDArray | None = None,
 ) -> None:
-    """Draw one slice; `box` (top, bottom, left, right as fractions) zooms, `contour` outlines a mask (D, H, W)."""
+    """Draw one slice; `box` zooms into a part of it, `frame` outlines a part, `contour` outlines a mask (D, H, W)."""
     picture, aspect = slice_of(volume.array, plane, fraction), aspect_of(volume, plane)
     axes.imshow(picture, cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect=aspect, interpolation="bilinear")
     if contour is not None:
         outline = slice_of(contour.astype(np.float32), plane, fraction)
         if 0 < outline.sum() < outline.size:
             axes.contour(outline, levels=[0.5], colors=[ACCENTS[1]], linewidths=0.6)
+    rows, columns = picture.shape
+    if frame is not None:
+        corner = (frame[2] * columns - 0.5, frame[0] * rows - 0.5)
+        size = ((frame[3] - frame[2]) * columns, (frame[1] - frame[0]) * rows)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=FRAME, linewidth=0.8))
     if box is not None:
-        rows, columns = picture.shape
         axes.set_ylim(box[1] * rows - 0.5, box[0] * rows - 0.5)
         axes.set_xlim(box[2] * columns - 0.5, box[3] * columns - 0.5)
     else:
         sides = ("A", "P") if plane == "sagittal" else ("R", "L")
         for x, side in zip((0.02, 0.98), sides, strict=True):
             place = {"ha": "left" if x < 0.5 else "right", "va": "center", "transform": axes.transAxes}
-            axes.text(x, 0.5, side, color="#e8d8a0", fontsize=6, **place)  # type: ignore[arg-type]
+            axes.text(x, 0.5, side, color=FRAME, fontsize=6, **place)  # type: ignore[arg-type]
     blank(axes)
 
 

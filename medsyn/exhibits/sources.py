@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from medsyn.config import Config
 from medsyn.exhibits.needs import Need
 from medsyn.layout import REAL, Layout
+from medsyn.registry import METHODS
 
 
 class Sources:
@@ -44,6 +46,16 @@ class Sources:
         }[kind]
         paths = tuple(path(method, prompt_set, shard) for shard in self._sample_shards)
         return Need(kind, (method,), paths, sampled=(method, prompt_set))
+
+    def training(self, method: str) -> list[Need]:
+        """Return the metrics tables of all networks of a method; nothing for one that trains none."""
+        kind = METHODS[self.config.methods[method].kind]
+        tables = kind.training_tables(self.config, method)
+        return [Need("training", (method,), tuple(tables))] if tables else []
+
+    def sampling(self, method: str, prompt_set: str) -> Need:
+        """Return the folders whose cost.json says what it cost to answer a set of prompts."""
+        return replace(self.made("volumes", method, prompt_set), option="samples")
 
     def prompts(self, *prompt_sets: str) -> Need:
         """Return tables of prompts."""

@@ -1,4 +1,4 @@
-"""Table I: how close every method's volumes are to the real ones, and how much airway they have."""
+"""Table I: how close every method's volumes are to the real ones, how much airway they have, and what they cost."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ if TYPE_CHECKING:
     from medsyn.evaluate.inputs import FeatureSet
 
 AIRWAY = "airway_volume_mm3"
+COSTS = (
+    " Parameters: of all networks that sampling uses, with the language model. Operations (two per multiply-add,"
+    " counted from shapes) and device hours of training are summed over the networks that the method samples with:"
+    " its language model and a network that it shares with another method are among them, and networks that are"
+    " trained beside them, such as discriminators, count too. Device hours: on a GPU wall-clock time times the number"
+    " of processes, on a CPU the processor time of all processes. Steps that were lost when a job was killed and"
+    " networks that were trained elsewhere are not counted. Sampling: wall-clock time per volume without writing it,"
+    " and peak memory, allocated on a GPU, or on a CPU the resident memory of the process. A dash: not known, as for"
+    " volumes that another program has made."
+)
 
 
 def needs(sources: Sources) -> list[Need]:
-    """Return features and measures of the real volumes and of every method's answers to the reports."""
+    """Return features and measures of the real volumes and of every method's answers to the reports, and its cost."""
     methods = sources.compared()
     against = sources.config.compare_with
     return [
@@ -32,6 +42,8 @@ def needs(sources: Sources) -> list[Need]:
             for kind in ("features", "measures")
             for need in (sources.real(kind), *(sources.made(kind, method, "reports") for method in methods))
         ),
+        *(need for method in methods for need in sources.training(method)),
+        *(sources.sampling(method, "reports") for method in methods),
         *sources.names(methods),
         *(Need("without-text", (method,)) for method in methods if not sources.takes_text(method)),
         *([Need("against", (against,))] if against is not None else []),
@@ -39,7 +51,14 @@ def needs(sources: Sources) -> list[Need]:
 
 
 def make(inputs: Inputs, config: EvaluationConfig) -> Table:
-    """Return Table I of the features and measures that were given."""
+    """Return Table I of the features and measures that were given, and of what they cost."""
+    from medsyn.exhibits.costs import sampling_cost, training_cost
+
+    costs: dict[str, dict[str, Any]] = {}
+    for label, tables in inputs.training_tables().items():
+        costs.setdefault(label, {}).update(training_cost(tables))
+    for label, files in inputs.cost_files().items():
+        costs.setdefault(label, {}).update(sampling_cost(files))
     return table1(
         inputs.features(),
         inputs.measures(),
@@ -47,6 +66,7 @@ def make(inputs: Inputs, config: EvaluationConfig) -> Table:
         against=inputs.against,
         labels=inputs.names,
         without_text=inputs.without_text,
+        costs=costs,
     )
 
 
@@ -58,13 +78,14 @@ def table1(
     against: str | None = None,
     labels: Mapping[str, str] | None = None,
     without_text: Collection[str] = (),
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Table:
-    """Return FID and MMD to `real` and the airway's volume, one row per method, `real` last.
+    """Return FID and MMD to `real`, the airway's volume and the cost, one row per method, `real` last.
 
     FID and MMD: `medsyn.evaluate.distances.distance_columns`. labels: full names. p_value: the airway is larger than
     in the method `against`; p_paired: the same over the prompts that both answered. without_text: methods that take no
-    text. Raises InputError without anything real, for features of several extractors, and where `against` has no
-    measures.
+    text. costs: columns of `medsyn.exhibits.costs` by method. Raises InputError without anything real, for features of
+    several extractors, and where `against` has no measures.
     """
     names = [*(name for name in dict.fromkeys([*features, *measures]) if name != REAL), REAL]
     if REAL not in features and REAL not in measures:
@@ -83,7 +104,7 @@ def table1(
         row: dict[str, Any] = {"method": name, "label": (labels or {}).get(name, name)}
         row["takes_text"] = None if name == REAL else "no" if name in without_text else "yes"
         row["n"] = len(features[name].ids) if name in features else len(measured or {})
-        row["n_airway"] = 0
+        row |= {"n_airway": 0, **(costs or {}).get(name, {})}
         if measured is not None:
             row |= _airway_columns(measured, config)
             if against is not None and name != against:
@@ -96,14 +117,16 @@ def table1(
 
 def _columns() -> list[str]:
     from medsyn.evaluate.pairing import paired_columns
+    from medsyn.exhibits.costs import SAMPLING_COLUMNS, TRAINING_COLUMNS
     from medsyn.exhibits.rows import summary_columns
 
     columns = ["method", "label", "takes_text"]
     columns += ["n", "fid", "fid_ci_low", "fid_ci_high", "mmd", "mmd_ci_low", "mmd_ci_high", "n_fid"]
     columns += ["fid_half", "mmd_half", "n_half", *summary_columns(AIRWAY), "n_airway", "num_missing"]
     columns += ["p_value", "p_value_versus", *paired_columns()]
-    columns += ["airway_found", "num_volumes", "num_failed", "not_chest_fraction", "feature_extractor", "note"]
-    return columns
+    columns += ["airway_found", "num_volumes", "num_failed", "not_chest_fraction"]
+    parameters, *sampling = SAMPLING_COLUMNS
+    return [*columns, parameters, *TRAINING_COLUMNS, *sampling, "feature_extractor", "note"]
 
 
 def _airway_columns(measured: MeasureRows, config: EvaluationConfig) -> dict[str, Any]:
@@ -158,14 +181,21 @@ TABLE1 = Exhibit(
         " larger than in the method named in p_value_versus. A pair is the two methods' volumes of one prompt and seed."
         + tests("prompts")
         + VERDICT
+        + COSTS
     ),
+    caption_setting=("training_budget", "Training budget"),
     needs=needs,
-    options=("cohort", "split", "features", "measures", "label", "without_text", "against"),
+    options=(
+        *("cohort", "split", "features", "measures", "training", "samples"),
+        *("label", "without_text", "against"),
+    ),
     make=make,
     card=card,
     paper=PaperTable(
         ("Method", "FID", "MMD", "Airway (mm³)"),
         (
+            ("WGAN", "0.070", "0.094", "10,700 ± 6,400"),
+            ("α-GAN", "0.028", "0.057", "11,400 ± 6,800"),
             ("HA-GAN", "0.023", "0.054", "20,400 ± 7,300"),
             ("Medical Diffusion", "0.013", "0.022", "17,700 ± 9,300"),
             ("MedSyn", "0.009", "0.019", "33,400 ± 11,900"),

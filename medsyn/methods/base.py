@@ -68,7 +68,8 @@ class Method(ABC):
     label: name in the provenance; settings: what results depend on, with the model's grid in `settings.preprocess`;
     channels: what an answer holds; fixable: those that a prompt may fix; takes_text: whether answers depend on the
     text; batch_size: prompts that `sample` is given at a time; max_reject_fraction: a shard of which more is rejected,
-    and more than one volume, is an error.
+    and more than one volume, is an error; generates: whether `sample` generates the volumes in this process, so that
+    its time and memory are those of the method.
     """
 
     label: str
@@ -78,6 +79,11 @@ class Method(ABC):
     takes_text: bool = True
     batch_size: int = 1
     max_reject_fraction: float = 1.0
+    generates: bool = True
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Load what the next call of `sample`, with the same prompts, needs; its time is not that of sampling."""
+        return
 
     @abstractmethod
     def sample(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
@@ -86,6 +92,11 @@ class Method(ABC):
         An answer depends on its prompt, the prompt's seed and the settings alone. All prompts of a call fix the same
         channels and have the same guidance scale. What is raised here stops the shard, and the next run goes on.
         """
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Return the number of parameters of all networks that sampling uses, None where it is unknown."""
+        return None
 
     @property
     def grid(self) -> PreprocessConfig:
@@ -127,12 +138,13 @@ class Network:
 
     settings: the content of results/config/<network>_<method>.json, a `NetworkStage`; text_encoder: the encoder whose
     embeddings of the reports it trains with, None: it takes no text; after: networks of the same method whose weights
-    its training reads.
+    its training reads; num_gpus: GPUs of one node that it trains on, at most those of `compute`, None: all of them.
     """
 
     settings: Section
     text_encoder: str | None = None
     after: tuple[str, ...] = ()
+    num_gpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,14 @@ class Kind(ABC):
     def networks(self, config: Config, name: str) -> dict[str, Network]:
         """Return the networks that entry `name` trains, by name."""
         return {}
+
+    def training_tables(self, config: Config, name: str) -> list[str]:
+        """Return the metrics tables of all networks that sampling with entry `name` uses, whoever trained them.
+
+        Their last rows say what training cost. The folder of a language model stands for the table in it.
+        """
+        layout = Layout(config.results_dir)
+        return [layout.training_metrics(name, network) for network in self.networks(config, name)]
 
     def train(self, training: Training) -> None:
         """Train the network that `training.config` describes."""

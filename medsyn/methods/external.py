@@ -154,6 +154,7 @@ class _External(Method):
     """What a folder and a command share: how a file becomes an answer."""
 
     channels = ("image",)
+    generates = False
 
     def __init__(self, stage: MethodStage, entry: ExternalConfig) -> None:
         self.label, self.settings, self.takes_text = stage.name, stage, entry.takes_text

@@ -65,6 +65,15 @@ class MedSyn(Kind):
             )
         return open_run(files[0], sampling_with(files[0], config))
 
+    def training_tables(self, config: Config, name: str) -> list[str]:
+        """Return the tables of low_res, of the super_res that the entry samples with, and of its language model."""
+        entry, layout = medsyn_entry(config, name), Layout(config.results_dir)
+        return [
+            layout.training_metrics(name, "low_res"),
+            layout.training_metrics(entry.super_res_from or name, "super_res"),
+            layout.text_encoder(entry.text_encoder),
+        ]
+
     def parts(self, config: Config, name: str) -> dict[str, str]:
         """Return the files that run.json of an entry joins: both networks and the text encoder."""
         entry, layout = medsyn_entry(config, name), Layout(config.results_dir)

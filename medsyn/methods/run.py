@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
@@ -37,6 +38,7 @@ from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import load
 from medsyn.stages.shards import identity_of
+from medsyn.tensors import count_numbers
 from medsyn.volume import Volume
 
 if TYPE_CHECKING:
@@ -65,7 +67,6 @@ class Run(Method):
 
     def __post_init__(self) -> None:
         self.fixable = self.channels
-        self._encoder: TextEncoder | None = None
         if self.settings.sampling.null_text == "zero" and self.low_res.config.mask_padding:
             raise InputError(
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
@@ -77,10 +78,17 @@ class Run(Method):
             for network in (self.low_res, self.super_res):
                 network.compile(mode=mode)
 
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return open_text_encoder(self.text_encoder)
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Open the language model if a prompt has a text and the network takes it."""
+        if self.low_res.null_cond_emb is not None and any(prompt.text is not None for prompt in prompts):
+            _ = self._encoder
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return text states (n, num_tokens, hidden), rounded to the float16 in which training reads them."""
-        if self._encoder is None:
-            self._encoder = open_text_encoder(self.text_encoder)
         states, _ = self._encoder.encode(list(texts))
         return torch.as_tensor(states).half().float().to(self.device)
 
@@ -92,6 +100,16 @@ class Run(Method):
     def identity(self) -> dict[str, Any]:
         """Return hashes of the networks and of the language model, and the kind of device, which rounds differently."""
         return {"weights": self.hashes, "encoder": identity_of(self.text_encoder), "device": self.device.type}
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Return the parameters of both networks and of the language model, None where that is no safetensors file."""
+        networks = (self.low_res, self.super_res)
+        own = sum(parameter.numel() for network in networks for parameter in network.parameters())
+        try:
+            return own + count_numbers(self.text_encoder / "model.safetensors", "bert.")
+        except (OSError, SafetensorError):
+            return None
 
     def record(self, prompt: Prompt) -> dict[str, Any]:
         """Return hashes of the networks and the guidance scale of one volume."""

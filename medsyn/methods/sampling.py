@@ -1,7 +1,8 @@
 """Answers of a method to prompts as files: one volume, or a shard of a table of prompts.
 
 A shard is a folder with `<sample_id>/` for each row k, k+N, ... of the table, whatever the method is: volume.nii.gz (HU
-on the model's grid), masks if the method makes them, provenance.json; and index.csv with the rows that are rejected.
+on the model's grid), masks if the method makes them, provenance.json; index.csv with the rows that are rejected; and
+cost.json with what sampling cost (`medsyn.methods.cost`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from medsyn.errors import InputError
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.methods.base import Answer, Method, Prompt, Rejected
+from medsyn.methods.cost import Stopwatch, write_cost
 from medsyn.methods.prompts import (
     Roots,
     fixed_channel,
@@ -64,14 +66,16 @@ def sample_shard(method: Method, prompts: Path, shard: str, roots: Roots, out: P
     number, count = parse_shard(shard)
     chosen = list(enumerate(read_prompts(prompts)))[number::count]
     outcomes: list[Outcome] = []
+    stopwatch = Stopwatch(method)
     facts = method.identity() | {"prompts": sha256(prompts), "shard": shard, "label": method.label}
     with open_shard(out, state, provenance(method.settings, stage="sample", **facts)) as kept:
         for batch in track(list(batches(method, chosen)), description="sampling volumes"):
-            outcomes += _sample_batch(method, batch, roots, kept)
+            outcomes += _sample_batch(method, batch, roots, kept, stopwatch)
             log.info("sampled %d of %d volumes", len(outcomes), len(chosen))
         index = [{"sample_id": item.name, "status": item.status, "reason": item.reason} for item in outcomes]
         write_csv(kept.folder / "index.csv", index, ("sample_id", "status", "reason"))
         _check_rejected(method, outcomes, out)
+        write_cost(kept.folder, stopwatch.cost())
         kept.publish(out)
 
 
@@ -83,7 +87,9 @@ def record(method: Method, prompt: Prompt) -> dict[str, Any]:
     return provenance(method.settings, label=method.label, channels=list(method.channels), **facts)
 
 
-def _sample_batch(method: Method, batch: Sequence[NumberedRow], roots: Roots, kept: Shard) -> list[Outcome]:
+def _sample_batch(
+    method: Method, batch: Sequence[NumberedRow], roots: Roots, kept: Shard, stopwatch: Stopwatch
+) -> list[Outcome]:
     """Return the outcomes of a batch, wrong rows first; one missing volume samples all volumes of the batch again."""
     identities = {row["sample_id"]: identity_of_row(method, row, roots) for _, row in batch}
     outcomes, ready = [], []
@@ -97,7 +103,8 @@ def _sample_batch(method: Method, batch: Sequence[NumberedRow], roots: Roots, ke
     known = [kept.recall(prompt.sample_id, identities[prompt.sample_id]) for prompt in ready]
     if None not in known:
         return [*outcomes, *(item for item in known if item is not None)]
-    for prompt, answer in zip(ready, method.sample(ready), strict=True):
+    method.prepare(ready)
+    for prompt, answer in zip(ready, stopwatch.timed(method.sample(ready)), strict=True):
         outcomes.append(_keep(method, prompt, answer, kept, identities[prompt.sample_id]))
     return outcomes
 

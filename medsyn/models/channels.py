@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medsyn.models.lobe_channel import NUM_LOBES, lobe_labels
-
+NUM_LOBES = 5
 CHANNELS = ("image", "lobe", "airway", "vessel")
 STRUCTURE_OF = {"lobe": "lobes", "airway": "airway", "vessel": "vessels"}
 """Channel -> the structure's name in files (medsyn.volume.STRUCTURES)."""
@@ -32,5 +31,7 @@ def from_channel(name: str, values: NDArray, window_hu: tuple[float, float]) -> 
         low, high = window_hu
         return np.round((np.clip(values, -1, 1) + 1) / 2 * (high - low) + low).astype(np.int16)
     if name == "lobe":
+        from medsyn.models.lobe_channel import lobe_labels  # needs scipy, which training does not
+
         return lobe_labels(values)
     return (values > 0).astype(np.uint8)

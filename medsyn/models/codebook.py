@@ -99,7 +99,7 @@ class Codebook(nn.Module):
         """Move the averages towards the batch, take the codes from them, and replace codes that are rarely used."""
         tokens, indices = _of_all_processes(tokens), _of_all_processes(indices)
         num_codes = len(self.codes)
-        counts = torch.bincount(indices, minlength=num_codes).to(tokens.dtype)
+        counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(indices, dtype=tokens.dtype))
         self.counts.lerp_(counts, 1 - DECAY)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, indices, tokens), 1 - DECAY)
         total = self.counts.sum()

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from medsyn.models.fast.sixteen_bits import Doubled
+
 Size3 = tuple[int, int, int]
 Geometry = tuple[Size3, Size3, Size3]
 """Kernel, stride and padding (D, H, W) of a convolution."""
@@ -61,7 +63,7 @@ class Generator(nn.Module):
             setattr(self, f"bn{level}", nn.BatchNorm3d(self._widths[level - 1]))
             convolution = nn.Conv3d(self._widths[level - 1], num_out, 3, padding=1, bias=False)
             setattr(self, f"tp_conv{level + 1}", convolution)
-        self.relu, self.up = nn.ReLU(), nn.Upsample(scale_factor=2, mode="nearest")
+        self.relu, self.up = nn.ReLU(), Doubled()
 
     def forward(self, z: Tensor) -> Tensor:
         """z [B, latent_dim], standard normal -> volumes [B, 1, R, R, R]."""

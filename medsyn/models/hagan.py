@@ -14,54 +14,17 @@ original: any width c works, the discriminator takes a batch of one, and its low
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from medsyn.models.fast.sixteen_bits import Doubled, GroupNorm
+from medsyn.models.hagan_sizes import NUM_SLABS, HaganSizes
 from medsyn.models.spectral_norm import SpectralConv3d, SpectralLinear
 
 NUM_GROUPS = 8
-NUM_SLABS = 8
-"""Disjoint slabs of a volume: S = R / NUM_SLABS."""
 NUM_STAGES = {64: 1, 128: 2, 256: 3}
 """Number of stages at side R that keep their strided convolution in the discriminators and encoders."""
 _SLOPE = 0.2
-
-
-@dataclass(frozen=True)
-class HaganSizes:
-    """Sizes of the networks; the defaults are the paper's.
-
-    size: side R of the volumes, 64, 128 or 256. width: channels c of the generator's last hidden layer, a multiple of
-    16. latent_dim: length of z. discriminator_width: channels of the widest layer of the discriminator of slabs, twice
-    those of the discriminator of low-resolution volumes, a multiple of 32.
-    """
-
-    size: int = 256
-    width: int = 32
-    latent_dim: int = 1024
-    discriminator_width: int = 512
-
-    def __post_init__(self) -> None:
-        if self.size not in NUM_STAGES:
-            raise ValueError(f"size must be one of {sorted(NUM_STAGES)}, got {self.size}")
-        if self.width < 16 or self.width % 16:
-            raise ValueError(f"width must be a multiple of 16 (8 groups in width / 2 channels), got {self.width}")
-        if self.discriminator_width < 32 or self.discriminator_width % 32:
-            raise ValueError(f"discriminator_width must be a multiple of 32, got {self.discriminator_width}")
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
-
-    @property
-    def slab_slices(self) -> int:
-        """Number of slices S of a slab."""
-        return self.size // NUM_SLABS
-
-    @property
-    def last_start(self) -> int:
-        """Largest first slice of a slab, 7R/8."""
-        return self.size - self.slab_slices
 
 
 class HaganGenerator(nn.Module):
@@ -69,7 +32,7 @@ class HaganGenerator(nn.Module):
 
     def __init__(self, sizes: HaganSizes) -> None:
         super().__init__()
-        c, self.sizes = sizes.width, sizes
+        c, self.sizes, self.latent_dim = sizes.width, sizes, sizes.latent_dim
         self.stem = nn.Linear(sizes.latent_dim, 64 * 16 * c)
         dims = (16 * c, 16 * c, 16 * c, 8 * c, 4 * c, 2 * c)
         num_ups = NUM_STAGES[sizes.size] + 1  # from 4^3 to L^3
@@ -78,9 +41,7 @@ class HaganGenerator(nn.Module):
         self.low = nn.Sequential(
             _unit(_convolution(2 * c, c)), _unit(_convolution(c, c // 2)), _convolution(c // 2, 1), nn.Tanh()
         )
-        self.high = nn.Sequential(
-            _unit(_convolution(2 * c, c), up=True), nn.Upsample(scale_factor=2), _convolution(c, 1), nn.Tanh()
-        )
+        self.high = nn.Sequential(_unit(_convolution(2 * c, c), up=True), Doubled(), _convolution(c, 1), nn.Tanh())
 
     def features(self, z: Tensor) -> Tensor:
         """z [B, latent_dim] -> A [B, 2c, L, L, L]."""
@@ -201,8 +162,8 @@ def _convolution(dim_in: int, dim_out: int) -> nn.Conv3d:
 
 def _unit(convolution: nn.Conv3d, *, up: bool = False) -> nn.Sequential:
     """Return a convolution, group normalisation and ReLU, after enlargement by 2 (nearest neighbour) if `up`."""
-    enlarge = [nn.Upsample(scale_factor=2)] if up else []
-    norm = nn.GroupNorm(NUM_GROUPS, convolution.out_channels)
+    enlarge = [Doubled()] if up else []
+    norm = GroupNorm(NUM_GROUPS, convolution.out_channels)
     return nn.Sequential(*enlarge, convolution, norm, nn.ReLU(inplace=True))
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-NUM_LOBES = 5
+from medsyn.models.channels import NUM_LOBES
+
 _BOX = 5  # edge in voxels of the cube in which a label's share is taken
 _SHARE_OF_PEAK = 0.8  # a core voxel's share of its label, relative to the largest share of that label in the volume
 _LEAST_SHARE = 0.5  # what a core voxel's share must reach in any case; a shell of two voxels has 0.4

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medsyn.config import ModelStage, TrainConfig, UNetConfig
+from medsyn.config import DenoiserTrainConfig, ModelStage, UNetConfig
 from medsyn.errors import InputError
 from medsyn.files import sha256
 from medsyn.models.channels import CHANNELS
@@ -123,10 +123,10 @@ def _settings(stage: Stage, config: UNetConfig, arguments: Mapping[str, int], so
     )
 
 
-def _published_training(stage: Stage) -> TrainConfig:
+def _published_training(stage: Stage) -> DenoiserTrainConfig:
     """Return the recipe of the authors' training scripts, with the paper's steps, which is recorded only."""
     high = stage == "super_res"
-    return TrainConfig(
+    return DenoiserTrainConfig(
         num_steps=40_000,
         batch_size=8,
         micro_batch_size=1,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medsyn.models.codebook import Codebook
+from medsyn.models.fast.sixteen_bits import GroupNorm
 
 _EPS = 1e-6  # of the group norms, in the public code
 
@@ -29,8 +30,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, num_groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(num_groups, channels, _EPS), _convolution(channels, channels)
-        self.norm2, self.conv2 = nn.GroupNorm(num_groups, channels, _EPS), _convolution(channels, channels)
+        self.norm1, self.conv1 = GroupNorm(num_groups, channels, _EPS), _convolution(channels, channels)
+        self.norm2, self.conv2 = GroupNorm(num_groups, channels, _EPS), _convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, D, H, W] -> the same shape."""
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
             )
             for low, high in pairwise(widths)
         )
-        self.norm = nn.GroupNorm(num_groups, widths[-1], _EPS)
+        self.norm = GroupNorm(num_groups, widths[-1], _EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a volume."""
@@ -91,7 +92,7 @@ class Decoder(nn.Module):
         super().__init__()
         highs = [width * 2**level for level in range(num_levels, 0, -1)]
         self.checkpointing = checkpointing
-        self.norm = nn.GroupNorm(num_groups, highs[0], _EPS)
+        self.norm = GroupNorm(num_groups, highs[0], _EPS)
         self.levels = nn.ModuleList(
             nn.ModuleList([Doubling(before, high), ResidualBlock(high, num_groups), ResidualBlock(high, num_groups)])
             for before, high in zip([highs[0], *highs[:-1]], highs, strict=True)
@@ -149,6 +150,11 @@ class VQGAN(nn.Module):
         self.codebook = Codebook(num_codes, latent_channels)
         self.from_latent = nn.Conv3d(latent_channels, width * self.factor, 1)
         self.decoder = Decoder(width, num_levels, num_groups, checkpointing=checkpointing)
+
+    def checkpoint_activations(self, enabled: bool) -> VQGAN:
+        """Switch activation checkpointing on or off, which changes memory and time but no gradient; return self."""
+        self.encoder.checkpointing = self.decoder.checkpointing = enabled
+        return self
 
     def forward(self, x: Tensor, *, update_codebook: bool = True) -> Reconstruction:
         """Reconstruct x [B, 1, D, H, W].

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medsyn.config import ModelStage, TrainConfig
+from medsyn.config import DenoiserTrainConfig, ModelStage
 from medsyn.errors import InputError
 from medsyn.models.fast.unet import FastUNet
 from medsyn.tensors import check_tensors, save_tensors
@@ -51,7 +51,7 @@ def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
     try:
         with safe_open(path, framework="pt") as handle:
             settings = json.loads((handle.metadata() or {})["config"])
-            settings["train"] = {k: v for k, v in settings["train"].items() if k in TrainConfig.model_fields}
+            settings["train"] = {k: v for k, v in settings["train"].items() if k in DenoiserTrainConfig.model_fields}
             stage = ModelStage(**settings)
             # Copied: in the file a tensor's place in memory depends on the length of the provenance before it, and the
             # last bits of matrix products on a CPU depend on that place.

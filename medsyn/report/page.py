@@ -37,7 +37,9 @@ HERO = "hero"
 def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
     """Write the page about the files of a run; phantom: its cohort consists of procedural phantoms."""
     stages = {path.stem: read_json(path) for path in files.get("settings", [])}
-    load_plugins(stages.get("evaluation", {}).get("plugins", ()))  # which may hold exhibits
+    evaluation = stages.get("evaluation", {})
+    load_plugins(evaluation.get("plugins", ()))  # which may hold exhibits
+    names = EXHIBITS.names()
     made = exhibit_files(files)
     quality = {path.stem: path for path in files.get("quality", [])}
     context = {
@@ -53,8 +55,8 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
         "masks": _masks(quality.get("masks")),
         "encoders": [_encoder(folder) for folder in files.get("encoders", [])],
         "models": _models(files, _labels(made)),
-        "tables": [_table(name, made.get(name)) for name in EXHIBITS.names() if EXHIBITS[name].kind == "table"],
-        "figures": [_figure(name, made.get(name)) for name in EXHIBITS.names() if EXHIBITS[name].kind == "figure"],
+        "tables": [_table(name, made.get(name), evaluation) for name in names if EXHIBITS[name].kind == "table"],
+        "figures": [_figure(name, made.get(name), evaluation) for name in names if EXHIBITS[name].kind == "figure"],
         "provenance": _provenance(files),
         "stages": [(name, json.dumps(value, indent=1)) for name, value in stages.items()],
     }
@@ -64,16 +66,17 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _table(name: str, path: Path | None) -> Facts:
+def _table(name: str, path: Path | None, evaluation: Mapping[str, Any]) -> Facts:
     exhibit = EXHIBITS[name]
     header, rows, notes = display_table(read_csv(path), exhibit.headers) if path else ([], [], [])
-    facts = {"name": name, "title": exhibit.title, "caption": exhibit.caption, "paper": exhibit.paper}
+    caption = exhibit.full_caption(evaluation)
+    facts = {"name": name, "title": exhibit.title, "caption": caption, "paper": exhibit.paper}
     return facts | {"header": header, "rows": rows, "notes": notes}
 
 
-def _figure(name: str, path: Path | None) -> Facts:
+def _figure(name: str, path: Path | None, evaluation: Mapping[str, Any]) -> Facts:
     exhibit = EXHIBITS[name]
-    return {"name": name, "title": exhibit.title, "caption": exhibit.caption, "image": _image(path)}
+    return {"name": name, "title": exhibit.title, "caption": exhibit.full_caption(evaluation), "image": _image(path)}
 
 
 def _cards(made: Mapping[str, Path]) -> list[Card]:

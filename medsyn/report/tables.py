@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from medsyn.exhibits.numbers import number, p_value
+from medsyn.exhibits.numbers import number, p_value, with_prefix
 
 Cell = dict[str, str]
 HEADERS = {
@@ -34,6 +34,12 @@ HEADERS = {
     "num_found": "found",
     "airway_found": "airway found",
     "not_chest_fraction": "not a chest",
+    "num_parameters": "Parameters",
+    "training_eflop": "Training, operations",
+    "training_hours": "Training, hours of the device",
+    "seconds_per_volume": "Sampling, s per volume",
+    "peak_memory_gib": "Sampling, peak GiB",
+    "device": "Sampling, device",
     **{
         f"{stem}_{part}": f"{word} ({name})"
         for stem, name in (("airway_dice", "airway"), ("lobe_dice", "lobes"), ("accuracy", "accuracy"), ("f1", "F1"))
@@ -160,6 +166,12 @@ def _cell(row: Mapping[str, Any], name: str, is_summary: bool) -> Cell:
         main = f"{number(row[name])} of {number(row['num_volumes'])}"
     elif name == "not_chest_fraction" and row[name]:
         main = f"{100 * float(row[name]):.0f} %"
+    elif name == "num_parameters":
+        main = with_prefix(row[name])
+    elif name == "training_eflop":
+        main = with_prefix(row[name], 1e18, "FLOP")
+    elif name == "device":
+        main = row[name] or "–"
     elif name == "method" and row.get("label"):
         main = row["label"]
     elif name == "prompt_type":

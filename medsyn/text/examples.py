@@ -123,6 +123,11 @@ class Batches:
             [self.texts.example(epoch, int(index), int(other)) for index, other in chosen], self.texts.special
         )
 
+    def typical(self) -> dict[str, Tensor]:
+        """Return a batch of one text, of nearly the mean length, with its own second section."""
+        index = int(np.abs(self._lengths - self._lengths.mean()).argmin())
+        return collate([self.texts.example(0, index, index)], self.texts.special)
+
     def held_out(self) -> list[dict[str, Tensor]]:
         """Return all texts in fixed draws of masks and swaps, in as many rounds as are needed, shortest first."""
         order = np.argsort(self._lengths, kind="stable")

@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,29 @@ from medsyn.text.english import english_documents
 from medsyn.text.examples import Batches, Texts, cut
 from medsyn.text.sections import SECTIONS
 from medsyn.text.tokenizer import Special, TokenIds, load_tokenizer, token_ids, train_tokenizer
+from medsyn.training.cost import count_flops
 from medsyn.training.loop import train
 from medsyn.training.processes import to_device
 from medsyn.training.task import Task
 
-CURVE_COLUMNS = ("epoch", "step", "train_loss", "mlm_perplexity", "unigram_perplexity", "pairing_accuracy")
+COST_COLUMNS = ("training_eflop", "training_hours")
+CURVE_COLUMNS = (
+    *("epoch", "step", "train_loss", "mlm_perplexity", "unigram_perplexity", "pairing_accuracy"),
+    *COST_COLUMNS,
+)
+"""The cost (`medsyn.training.metrics`) includes steps on general English, but not the training of a checkpoint of
+others.
+"""
 _EMA_DECAY = 0.98
 _CHECKPOINT_EVERY = 500
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the training on reports starts: what builds the language model, and what that has cost (COST_COLUMNS)."""
+
+    build: Callable[[], BertForMaskedLM]
+    cost: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(COST_COLUMNS, 0.0))
 
 
 @dataclass(frozen=True)
@@ -75,9 +92,7 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
     state = claim_state(state or out.parent / f".{out.name}.{hash_json(identity)}", out)
     start = _starting_point(config, corpus, state, identity)
     batches = Batches(corpus.training, config.batch_size, crossed=config.small_corpus)
-    task = Task(
-        "pretrain-text", lambda: ReportBert(start(), config.pairing_weight), batches.batch, _loss(config.seed), identity
-    )
+    task = _task("pretrain-text", lambda: ReportBert(start.build(), config.pairing_weight), batches, config, identity)
     unigram = unigram_perplexity(corpus)
     curve = state / "curve.json"
     rows: list[dict[str, Any]] = read_json(curve) if curve.exists() else []
@@ -85,7 +100,8 @@ def pretrain(stage: TextEncoderStage, reports_path: str | Path, out: Path, state
         trained = train(task, _train_config(config, batches.per_epoch, epoch * batches.per_epoch), state / "reports")
         if not trained.is_main_process:
             continue
-        row = {"epoch": epoch, "step": epoch * batches.per_epoch, "train_loss": trained.metrics[-1]["loss"]}
+        last = trained.metrics[-1]
+        row = {"epoch": epoch, "step": epoch * batches.per_epoch, "train_loss": last["loss"]} | _sum(last, start.cost)
         row |= evaluate(trained.network, Batches(corpus.held_out, config.batch_size).held_out())
         rows.append(row | {"unigram_perplexity": unigram})
         log.info("epoch %d of %d: held-out %s", epoch, config.num_epochs, _in_words(rows[-1]))
@@ -182,27 +198,21 @@ def _texts(
     )
 
 
-def _starting_point(
-    config: TextEncoderConfig, corpus: Corpus, state: Path, identity: dict[str, Any]
-) -> Callable[[], BertForMaskedLM]:
-    """Return what builds the language model that is fine-tuned on the reports."""
+def _starting_point(config: TextEncoderConfig, corpus: Corpus, state: Path, identity: dict[str, Any]) -> Start:
+    """Return the language model that is fine-tuned on the reports, after steps on general English if there are any."""
     if config.init != "scratch":
-        return lambda: load_language_model(config.init, config.max_tokens)
+        return Start(lambda: load_language_model(config.init, config.max_tokens))
     if config.vocabulary == "reports" or config.num_english_steps == 0:
-        return lambda: new_language_model(config, corpus.special.size)
+        return Start(lambda: new_language_model(config, corpus.special.size))
     documents = token_ids(corpus.tokenizer, english_documents())
     pieces = [piece for ids in documents for piece in cut(ids, config.max_tokens - 2)]
     texts = _texts(pieces, [np.empty(0, dtype=np.int32)] * len(pieces), [""] * len(pieces), corpus.special, config)
     batches = Batches(texts, config.batch_size)
-    task = Task(
-        "pretrain-text: general English",
-        lambda: ReportBert(new_language_model(config, corpus.special.size)),
-        batches.batch,
-        _loss(config.seed),
-        identity,
-    )
+    name = "pretrain-text: general English"
+    task = _task(name, lambda: ReportBert(new_language_model(config, corpus.special.size)), batches, config, identity)
     steps = config.num_english_steps
-    network = train(task, _train_config(config, batches.per_epoch, steps), state / "english").network
+    trained = train(task, _train_config(config, batches.per_epoch, steps), state / "english")
+    network, last = trained.network, trained.metrics[-1]
     assert isinstance(network, ReportBert)
     weights = {name: value.detach().cpu().clone() for name, value in network.language.state_dict().items()}
 
@@ -211,7 +221,30 @@ def _starting_point(
         model.load_state_dict(weights)
         return model
 
-    return build
+    return Start(build, {name: last[name] for name in COST_COLUMNS})
+
+
+def _task(
+    name: str, build: Callable[[], ReportBert], batches: Batches, config: TextEncoderConfig, identity: dict[str, Any]
+) -> Task:
+    loss = _loss(config.seed)
+
+    @cache
+    def flops() -> int:
+        """Count the operations of a text of mean length; the tokens to predict are chosen by value, hence a real pass.
+
+        Attention costs more than in proportion to length, so texts of many lengths take slightly more.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return count_flops(build, loss, batches.typical(), device="cpu")
+
+    return Task(name, build, batches.batch, loss, identity, flops=flops)
+
+
+def _sum(last: Mapping[str, Any], before: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the cost of a training run and of what came before it; None where one of them is unknown."""
+    pairs = {name: (last[name], before[name]) for name in COST_COLUMNS}
+    return {name: None if a is None or b is None else a + b for name, (a, b) in pairs.items()}
 
 
 def _sha256(texts: Sequence[str]) -> str:

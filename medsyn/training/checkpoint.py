@@ -1,9 +1,9 @@
 """Checkpoints of a training run: folders `step_<n>` written whole or not at all, the newest two kept.
 
 A checkpoint is tensors.safetensors (weights, average, moments of the optimiser; names `group/name`) and facts.json: the
-step, the logged metrics and the run's identity, which is everything that the final weights depend on. There is no state
-of a random generator to keep, because the samples are functions of the seed and their number. A run refuses to continue
-from the state of a different one.
+step, the logged metrics, the cost so far and the run's identity, which is everything that the final weights depend on.
+There is no state of a random generator to keep, because the samples are functions of the seed and their number. A run
+refuses to continue from the state of a different one.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from medsyn.live_bytes import WithoutData
 from medsyn.training.processes import to_device
 
 if TYPE_CHECKING:
@@ -25,16 +27,18 @@ def count_flops(
     build: Callable[[], nn.Module],
     loss: Callable[[nn.Module, Any], Tensor],
     batch: Mapping[str, Tensor],
+    device: str = "meta",
 ) -> int:
-    """Count the operations (2 per multiply-add) of one forward and backward pass over `batch`, without doing them.
+    """Count the operations (2 per multiply-add) of one forward and backward pass over `batch`.
 
     Matrix products, convolutions and attention count, as is usual for model-FLOP utilisation; `build` must make the
-    network without activation checkpointing, whose second forward pass is not work of the model.
+    network without activation checkpointing, whose second forward pass is not work of the model. device: "meta" does
+    none of the operations; a loss whose shapes depend on values needs "cpu", which does them.
     """
-    with torch.device("meta"):
+    with torch.device(device):
         network = build()
-    shapes = {name: value.to("meta") for name, value in batch.items()}
-    with FlopCounterMode(display=False) as counter:
+    shapes = {name: value.to(device) for name, value in batch.items()}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # others' kernels are not counted
         loss(network, shapes).backward()
     return int(counter.get_total_flops())
 
@@ -42,9 +46,10 @@ def count_flops(
 def count_phase_flops(build: Callable[[], Mapping[str, nn.Module]], phases: Sequence[Phase]) -> dict[str, int]:
     """Count the operations of one sample in each phase of a step, over its updates, as `count_flops` does.
 
-    The first sample's batch gives the shapes. As in training, gradients pass through frozen networks to those that
-    learn, but not to the weights of the frozen ones.
+    The first sample's batch gives the shapes, in a step in which all phases take part. As in training, gradients pass
+    through frozen networks to those that learn, but not to the weights of the frozen ones.
     """
+    step = max(phase.first_step for phase in phases)
     with torch.device("meta"):
         networks = build()
     counts = {}
@@ -52,8 +57,8 @@ def count_phase_flops(build: Callable[[], Mapping[str, nn.Module]], phases: Sequ
         for name, network in networks.items():
             network.requires_grad_(name in phase.networks)
         batch = to_device(phase.batch(0, [0]), torch.device("meta"))
-        with FlopCounterMode(display=False) as counter:
-            result = phase.loss(networks, batch, phase.first_step)
+        with WithoutData(), FlopCounterMode(display=False) as counter:
+            result = phase.loss(networks, batch, step)
             (result[0] if isinstance(result, tuple) else result).backward()
         counts[phase.name] = phase.num_updates * int(counter.get_total_flops())
     return counts

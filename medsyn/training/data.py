@@ -94,6 +94,11 @@ class Store:
         where = (row, *window) if window else (row,)
         return image[where], label[where]
 
+    def image(self, i: int) -> NDArray:
+        """Return HU (D, H, W) int16 of training volume i."""
+        shard, row = self._rows[i]
+        return self._arrays[shard][0][row]
+
 
 class Embeddings:
     """Frozen text states of every report, looked up by report id: what `medsyn embed` wrote (medsyn.text.embed).
@@ -186,7 +191,7 @@ class TrainingData:
         """Sample `number` of the whole run."""
         train = self.stage.train
         epoch, position = divmod(number, len(self.store))
-        index = int(_permutation(train.seed, epoch, len(self.store))[position])
+        index = int(permutation(train.seed, epoch, len(self.store))[position])
         generator = seeded(_KEY_SAMPLE, train.seed, number)
         uniform = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
         affine = None
@@ -240,7 +245,8 @@ def to_channels(channels: Sequence[str], image_hu: NDArray, packed: NDArray, win
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, count: int) -> NDArray:
+def permutation(seed: int, epoch: int, count: int) -> NDArray:
+    """Return the order in which an epoch goes through `count` volumes, (count,)."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 

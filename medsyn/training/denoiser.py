@@ -1,43 +1,38 @@
 """Train one denoiser from store and text to its files: the driver behind `medsyn train`.
 
-Writes <out>.safetensors (averaged weights, settings and provenance inside), <out stem>_metrics.csv and
-<out stem>_preview.png (training volumes, noisy at t = 0.5, what the network makes of them, and samples with the same
-text or condition). With train.preview_every such pictures of the averaged weights on the way are in the folder
-<out stem>_previews, with train.tensorboard event files in <out stem>_tensorboard.
+The files are those of `medsyn.training.driver`: the weights are averaged, with settings and provenance inside. A
+picture shows training volumes, noisy at t = 0.5, what the network makes of them, and samples with the same text or
+condition.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medsyn.config import ModelStage
+from medsyn.config import ModelStage, TrainConfig
 from medsyn.diffusion.objective import denoising_loss, super_res_condition
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 from medsyn.diffusion.solvers import DDIM
 from medsyn.errors import InputError
-from medsyn.files import atomic_path, write_csv
 from medsyn.live_bytes import on_meta
 from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
 from medsyn.models.weights import build, load, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
-from medsyn.scratch import claim_state, remove_state
 from medsyn.training.checkpoint import flatten
 from medsyn.training.cost import count_flops
 from medsyn.training.data import Embeddings, Store, TrainingData
-from medsyn.training.loop import train
-from medsyn.training.metrics import columns_of
+from medsyn.training.driver import claim_training, previews_of, tiles, train_to_files, write_picture
+from medsyn.training.loop import TrainingResult
 from medsyn.training.need import Need, TrainingShapes, count_training
-from medsyn.training.task import Task
+from medsyn.training.task import Networks, Task
 
 _NUM_PREVIEWS = 4
 _PREVIEW_T = 0.5
@@ -48,39 +43,25 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     """Train the network of `stage`; `state` holds its checkpoints and is removed when `out` is complete."""
     if stage.stage == "super_res" and embeddings is not None:
         raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
-    if out.exists() and _is_whole(out):
-        raise InputError(f"{out}: this network is trained; remove the file to train it again")
-    claim_state(state, out)
+    claim_training(out, state, load)
     store = Store(shards, "high" if stage.stage == "super_res" else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
     data = TrainingData(stage, store, texts)
     _check_grid(stage, data)
     log.info("%s: %d volumes of %s, channels %s", stage.stage, len(store), store.size, ", ".join(stage.channels))
-    task = denoising_task(stage, data, out.with_name(f"{out.stem}_previews"))
-    trained = train(task, stage.train, state)
-    if not trained.is_main_process:
-        return
-    facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
-    record = provenance(stage, data=data.identity(), **facts)
-    write_csv(out.with_name(f"{out.stem}_metrics.csv"), trained.metrics, columns_of(trained.metrics))
-    save(out, trained.network.state_dict(), stage, record)
-    write_preview(out.with_name(f"{out.stem}_preview.png"), trained.network, data)
-    _keep_events(state / "tensorboard", out.with_name(f"{out.stem}_tensorboard"))
-    remove_state(state)
+
+    def write(trained: TrainingResult) -> None:
+        facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
+        save(out, trained.network.state_dict(), stage, provenance(stage, data=data.identity(), **facts))
+
+    def preview(networks: Networks, path: Path) -> None:
+        write_preview(path, networks[""], data)
+
+    train_to_files(denoising_task(stage, data, out), stage.train, state, out, write=write, preview=preview)
 
 
-def _is_whole(out: Path) -> bool:
-    """Return whether a file holds a network; a damaged one, of a disk or a copy that failed, is trained again."""
-    try:
-        load(out)
-    except InputError as error:
-        log.warning("%s; it is trained again", error)
-        return False
-    return True
-
-
-def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None = None) -> Task:
-    """Return the training loop's task of one denoiser; pictures on the way go into the folder `previews`."""
+def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = None) -> Task:
+    """Return the training loop's task of one denoiser; pictures on the way go beside `out`, if it is given."""
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
 
@@ -91,13 +72,13 @@ def denoising_task(stage: ModelStage, data: TrainingData, previews: Path | None 
         return batch_loss(network, batch, stage)
 
     def preview(network: nn.Module, step: int) -> None:
-        if previews is not None:
-            write_preview(previews / f"step_{step:08d}.png", network, data)
+        if out is not None:
+            write_preview(previews_of(out, step), network, data)
 
-    def memory(num_processes: int) -> Need:
+    def memory(config: TrainConfig, num_processes: int) -> Need:
         sample = data.batch(0, [0])
         counted = denoiser_training(stage, cond_dim, lambda count: on_meta(sample, count))
-        return count_training(counted, stage.train, num_processes=num_processes)
+        return count_training(counted, config, num_processes=num_processes)
 
     return Task(
         name=stage.stage,
@@ -135,8 +116,6 @@ def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
 
     The last is a sample of a few DDIM steps from the training volume's noise and text, or low-resolution condition.
     """
-    from matplotlib.image import imsave
-
     batch = {
         key: torch.stack([sample[key] for sample in map(data.sample, range(min(_NUM_PREVIEWS, len(data.store))))])
         for key in data.sample(0)
@@ -144,9 +123,7 @@ def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
     device = next(network.parameters()).device
     volumes = _preview_volumes(network, {key: value.to(device) for key, value in batch.items()}, data.stage)
     panels = np.stack([part.float().cpu().numpy() for part in volumes], axis=1)
-    picture = np.concatenate([_row(sample) for sample in panels], axis=0)
-    with atomic_path(path) as temporary:
-        imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
+    write_picture(path, np.concatenate([_row(sample) for sample in panels], axis=0))
 
 
 def _preview_volumes(
@@ -176,19 +153,10 @@ def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor
     return {key: batch[key] for key in ("text", "drop_text") if key in batch}
 
 
-def _keep_events(source: Path, target: Path) -> None:
-    """Copy the event files out of the state, to those of earlier training runs."""
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-
-
 def _row(sample: NDArray) -> NDArray:
-    """Lay (4, C, D, H, W) out as one row of coronal slices, superior up, about 96 pixels wide, with a white border."""
-    size = sample.shape[3] // 2
-    slices: list[Any] = [part[:, ::-1] for part in sample[:, :, :, size].reshape(-1, 1, *sample.shape[2::2])]
-    factor = max(96 // sample.shape[-1], 1)
-    tiles = [np.pad(np.kron(part[0], np.ones((factor, factor))), 1, constant_values=1.0) for part in slices]
-    return np.concatenate(tiles, axis=1)
+    """Lay (4, C, D, H, W) out as one row of middle coronal slices, superior up."""
+    middle = sample.shape[3] // 2
+    return tiles([part[::-1] for part in sample[:, :, :, middle].reshape(-1, *sample.shape[2::2])])
 
 
 def _check_grid(stage: ModelStage, data: TrainingData) -> None:

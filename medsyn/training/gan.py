@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
 from medsyn.training.cost import count_phase_flops
+from medsyn.training.need import count_phased_training
 from medsyn.training.task import Loss, Networks, Phase, PhasedTask
 
 Volumes = Callable[[int, Sequence[int]], Tensor]
@@ -113,6 +114,7 @@ def wgan_task(
         identity=facts,
         collapsed=_flat_critic("critic"),
         flops=lambda: sum(count_sample_flops(build, phases).values()),
+        memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 
 
@@ -188,6 +190,7 @@ def alpha_gan_task(
         identity=facts,
         collapsed=_flat_critic("discriminator"),
         flops=lambda: sum(count_sample_flops(build, phases).values()),
+        memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 
 

@@ -1,9 +1,8 @@
 """Training of HA-GAN (`medsyn.models.hagan`): a PhasedTask of four phases.
 
 The recipe is that of the authors' repository (batmanlab/HA-GAN on GitHub): non-saturating loss with logits, one update
-of each network per step, Adam with betas (0, 0.999) and constant rates, no clipping, no average of the weights; the
-paper's scale is batches of 4 and 80,000 steps. Every step has one first slice `start` of the slabs, which all phases
-and samples share.
+of each network per step, no average of the weights. Its settings are the defaults of `medsyn.methods.hagan`. Every step
+has one first slice `start` of the slabs, which all phases and samples share.
 
 1. discriminator: cross-entropy of D(slab, low, start) on real and on generated volumes, the generator frozen.
 2. generator: cross-entropy of D(G(z)) towards "real", new z, the discriminator frozen.
@@ -28,14 +27,15 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medsyn.diffusion.seeds import seeded
-from medsyn.models.hagan import HaganSizes, build_hagan
+from medsyn.models.hagan import build_hagan
+from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.training.cost import count_phase_flops
+from medsyn.training.need import count_phased_training
 from medsyn.training.task import Networks, Phase, PhasedTask
 
 RealVolumes = Callable[[int, Sequence[int]], Tensor]
-"""(number of the update, slots) -> real volumes [B, 1, R, R, R] in [-1, 1]. Three phases ask for those of a step."""
+"""(step, slots) -> real volumes [B, 1, R, R, R] in [-1, 1]. Three phases ask for those of a step."""
 _START, _FAKE, _LEARN = 201, 202, 203  # second parts of the seeds of this module
-_MAX_GRAD_NORM = 1e9  # no clipping
 
 
 class HaganBatches:
@@ -117,41 +117,41 @@ def hagan_task(
     real_volumes: RealVolumes,
     seed: int,
     *,
-    learning_rate: float = 1e-4,
-    discriminator_learning_rate: float = 4e-4,
+    discriminator_learning_rate: float,
     encoders: bool = True,
     any_start: bool = False,
     identity: Mapping[str, Any] | None = None,
 ) -> PhasedTask:
-    """Return the task that trains HA-GAN on `real_volumes`; the rates are the authors'.
+    """Return the task that trains HA-GAN on `real_volumes`.
 
+    The optimisers of all phases have the settings of the run, but that of the discriminator has its own learning rate.
     encoders: train the two encoders too, which changes neither generator nor discriminator. any_start: see the module.
     identity: what tells the data from others (JSON). The vectors of the spectral normalisation advance with every
     micro-batch, so the weights depend slightly on `micro_batch_size`; the authors have one micro-batch per process.
     """
     batches = HaganBatches(sizes, real_volumes, seed, any_start=any_start)
-    adam = {"betas": (0.0, 0.999), "weight_decay": 0.0, "max_grad_norm": _MAX_GRAD_NORM}
-    learns = {**adam, "learning_rate": learning_rate}
-    judges = {**adam, "learning_rate": discriminator_learning_rate}
+    rate = {"learning_rate": discriminator_learning_rate}
     phases = [
-        Phase("discriminator", ("discriminator",), batches.discriminator, discriminator_loss, settings=judges),
-        Phase("generator", ("generator",), batches.generator, generator_loss, settings=learns),
+        Phase("discriminator", ("discriminator",), batches.discriminator, discriminator_loss, settings=rate),
+        Phase("generator", ("generator",), batches.generator, generator_loss),
     ]
     if encoders:
         phases += [
-            Phase("slab_encoder", ("slab_encoder",), batches.slab_encoder, slab_encoder_loss, settings=learns),
-            Phase("global_encoder", ("global_encoder",), batches.global_encoder, global_encoder_loss, settings=learns),
+            Phase("slab_encoder", ("slab_encoder",), batches.slab_encoder, slab_encoder_loss),
+            Phase("global_encoder", ("global_encoder",), batches.global_encoder, global_encoder_loss),
         ]
 
     def build() -> dict[str, nn.Module]:
         return build_hagan(sizes, encoders=encoders)
 
+    facts = {name: getattr(sizes, name) for name in HaganSizes.model_fields}
     return PhasedTask(
         "hagan",
         build,
         phases,
-        identity={"sizes": vars(sizes), "data_seed": seed, "any_start": any_start, **(identity or {})},
+        identity={"sizes": facts, "data_seed": seed, "any_start": any_start, **(identity or {})},
         flops=lambda: sum(count_phase_flops(build, phases).values()),
+        memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 
 

@@ -79,7 +79,7 @@ def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> Training
     keep_freed_memory()
     accelerator = make_accelerator(config.precision)
     wait_for_main_process(accelerator)  # which may still be busy with the result of the training run before
-    run = _Run(task.phased() if isinstance(task, Task) else task, config, state, accelerator)
+    run = TrainingRun(task.phased() if isinstance(task, Task) else task, config, state, accelerator)
     run.resume()
     run.start()
     steps = range(run.step, config.num_steps)
@@ -111,7 +111,7 @@ def learning_rate(config: TrainConfig, step: int, first_step: int = 0) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - config.num_warmup_steps) / span))
 
 
-class _Run:
+class TrainingRun:
     """One training run between two steps."""
 
     def __init__(self, task: PhasedTask, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
@@ -142,6 +142,11 @@ class _Run:
                 f"{self.folder}: this state is at step {facts['step']}, beyond num_steps {self.config.num_steps};"
                 " delete the folder to start again"
             )
+        if "cost" not in facts:
+            raise InputError(
+                f"{self.folder}: this state holds no cost, expected one; an earlier version wrote it: finish the run"
+                " with that version, or delete the folder to start again"
+            )
         self.state.load(tensors)
         for phase in self.phases.values():
             phase.load(facts)
@@ -149,6 +154,7 @@ class _Run:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.step = self.saved_step = facts["step"]
         self.metrics = facts["metrics"]
+        self.throughput.resume(facts["cost"])
         log.info(
             "%s: resumes after step %d of %d from %s", self.task.name, self.step, self.config.num_steps, self.folder
         )
@@ -248,11 +254,13 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint (main process), after making sure that the losses so far are finite."""
         self._flush()
+        cost = self.throughput.cost(self.step)
         if self.accelerator.is_main_process and self.step > self.saved_step:
             scaler = self.accelerator.scaler
             facts: dict[str, Any] = {
                 "identity": self._identity(),
                 "metrics": self.metrics,
+                "cost": cost,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             for phase in self.phases.values():

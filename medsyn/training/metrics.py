@@ -15,9 +15,12 @@ from medsyn.training.watch import FACTOR, NUM_STEPS, LossWatch
 
 METRIC_COLUMNS = (
     *("step", "loss", "loss_ema", "grad_norm", "learning_rate", "samples_per_second"),
-    *("peak_memory_gib", "tflops_per_second", "flop_utilisation"),
+    *("peak_memory_gib", "tflops_per_second", "flop_utilisation", "training_eflop", "training_hours"),
 )
 """Of the main process: loss and norm are means over the steps since the last row, memory and rates as they are now.
+
+training_eflop (1e18 operations) and training_hours (of the device) are the cost of all steps so far, over restarts and
+over all processes (`medsyn.training.throughput`).
 
 A PhasedTask has the columns loss to learning_rate once per phase, with the phase's name and `_` before them. The named
 scalars of a loss get columns of their own after these, formed in the same way.

@@ -33,7 +33,7 @@ Key = TypeVar("Key")
 Made = TypeVar("Made")
 _MOST_THREADS = 8
 MAIN_PROCESS_TIMEOUT = timedelta(hours=2)
-"""How long the other processes wait for what the main process does alone: a checkpoint or a preview."""
+"""How long processes wait for what one of them does alone: a checkpoint, a preview, its share of the latents."""
 _WAITS = count()
 
 
@@ -165,6 +165,15 @@ def wait_for_main_process(accelerator: Accelerator) -> None:
         store.set(key, "")
     else:
         store.wait([key], MAIN_PROCESS_TIMEOUT)
+
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Hold every process until all get here, for at most MAIN_PROCESS_TIMEOUT; they wait as `wait_for_main_process`."""
+    if accelerator.num_processes == 1:
+        return
+    store, place = distributed_c10d._get_default_store(), f"medsyn/all/{next(_WAITS)}"
+    store.set(f"{place}/{accelerator.process_index}", "")
+    store.wait([f"{place}/{index}" for index in range(accelerator.num_processes)], MAIN_PROCESS_TIMEOUT)
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

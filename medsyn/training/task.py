@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
 from medsyn.errors import InputError
-from medsyn.training.need import Need
+
+if TYPE_CHECKING:
+    from medsyn.training.need import Need
 
 Batch = Any
 Networks = Mapping[str, nn.Module]
@@ -60,7 +62,7 @@ class Phase:
             raise InputError(
                 f"phase {self.name}: {min(unknown)} is not a setting of a phase; expected {', '.join(PHASE_SETTINGS)}"
             )
-        return TrainConfig.model_validate(config.model_dump() | dict(self.settings))
+        return config.model_validate(config.model_dump() | dict(self.settings))
 
     def identity(self) -> dict[str, Any]:
         """Return what the weights depend on besides the run's settings, by dotted names."""
@@ -85,7 +87,7 @@ class PhasedTask:
     collapsed(row): what is wrong with the training according to a row of the metrics table, None if nothing is; the
     run then ends with this text and keeps the checkpoints of before the row.
     flops(): operations of one sample of a step, forward and backward, over all phases.
-    memory(num_processes): what the run needs of a GPU.
+    memory(config, num_processes): what a run with these settings needs of a GPU.
     """
 
     name: str
@@ -96,7 +98,7 @@ class PhasedTask:
     preview: Callable[[Networks, int], None] | None = None
     collapsed: Callable[[Mapping[str, Any]], str | None] | None = None
     flops: Callable[[], int] | None = None
-    memory: Callable[[int], Need] | None = None
+    memory: Callable[[TrainConfig, int], Need] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what the weights depend on besides the run's settings, by dotted names."""
@@ -124,7 +126,7 @@ class Task:
     identity: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[nn.Module, int], None] | None = None
     flops: Callable[[], int] | None = None
-    memory: Callable[[int], Need] | None = None
+    memory: Callable[[TrainConfig, int], Need] | None = None
     averaged: bool = True
 
     def phased(self) -> PhasedTask:

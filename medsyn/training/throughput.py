@@ -1,10 +1,18 @@
-"""How fast a training run is and what memory it takes, beside what was counted before its first step."""
+"""How fast a training run is, what memory it takes, and what it has cost so far.
+
+The cost is that of all steps that the weights hold, over restarts, because it is part of every checkpoint: operations
+of the model, and time of the device. On a GPU that is wall-clock time times the number of processes, on a CPU the
+processor time of all processes. Steps that a kill has undone are not counted, nor is what comes before the first step
+or after the last one.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from medsyn.config import TrainConfig
@@ -16,12 +24,17 @@ from medsyn.training.task import PhasedTask
 
 
 class Throughput:
-    """Clocks of a run, the operations of a sample and the memory that it should need."""
+    """Clocks of a run, the operations of a sample, the memory that it should need, and the cost so far.
+
+    flop: operations of all steps so far, None where the task cannot count them; device_seconds: time of the device.
+    """
 
     def __init__(self, task: PhasedTask, config: TrainConfig, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.flops: int | None = None
         self.need: Need | None = None
+        self.flop: int | None = 0
+        self.device_seconds = 0.0
         self.start(0)
 
     def count(self) -> None:
@@ -30,7 +43,7 @@ class Throughput:
         device = self.accelerator.device
         if device.type != "cuda" or self.task.memory is None:
             return
-        self.need = self.task.memory(self.accelerator.num_processes)
+        self.need = self.task.memory(self.config, self.accelerator.num_processes)
         card = total_bytes(device)
         log.info("%s: counted memory: %s", self.task.name, self.need.in_words())
         if self.need.total > card:
@@ -38,12 +51,35 @@ class Throughput:
                 "%s: that is more than the GPU's %.1f GiB; `medsyn plan` proposes settings", self.task.name, card / GIB
             )
 
+    def resume(self, cost: Mapping[str, Any]) -> None:
+        """Continue from the cost in a checkpoint."""
+        self.flop, self.device_seconds = cost["flop"], cost["device_seconds"]
+
     def start(self, step: int) -> None:
         """Start the clocks after `step` optimiser steps."""
         self._started = self._logged = (time.monotonic(), step)
+        self._charged = (self._device_clock(), step)
+
+    def cost(self, step: int) -> dict[str, Any]:
+        """Return the cost of the run up to `step`, as JSON for a checkpoint; all processes must call this together."""
+        now, (since, done) = self._device_clock(), self._charged
+        self._charged = (now, step)
+        spent = now - since
+        if self.accelerator.device.type == "cuda":
+            spent *= self.accelerator.num_processes
+        else:
+            spent = float(self.accelerator.reduce(torch.tensor(spent, dtype=torch.float64), "sum"))
+        self.device_seconds += spent
+        if self.flop is not None and step > done:
+            new = None if self.flops is None else self.flops * self.config.batch_size * (step - done)
+            self.flop = None if new is None else self.flop + new
+        return {"flop": self.flop, "device_seconds": self.device_seconds}
+
+    def _device_clock(self) -> float:
+        return time.monotonic() if self.accelerator.device.type == "cuda" else time.process_time()
 
     def row(self, step: int) -> dict[str, Any]:
-        """Return rates since the last row, and the peak of the memory so far.
+        """Return rates since the last row, the peak of the memory so far and the cost so far.
 
         TFLOP/s are of the model over all processes; their share of the peak is None where that is not known.
         """
@@ -63,6 +99,9 @@ class Throughput:
             share = None if peak is None else rate / (peak * self.accelerator.num_processes)
             row["tflops_per_second"] = float(f"{rate:.4g}")
             row["flop_utilisation"] = share and float(f"{share:.4g}")
+        cost = self.cost(step)
+        row["training_eflop"] = None if cost["flop"] is None else cost["flop"] / 1e18
+        row["training_hours"] = float(f"{cost['device_seconds'] / 3600:.6g}")
         return row
 
     def describe(self, row: dict[str, Any], step: int) -> str:

@@ -3,27 +3,27 @@
 Khader et al. 2023, with the weights and rules of the public code (FirasGit/medicaldiffusion on GitHub) in the setting
 of its run scripts. Two of its defects are mended. There the codebook learns twice per batch, because the pass for the
 discriminators is a training pass too: `codebook_learns_twice` restores that. There a resumed training run starts the
-codebook again; here its state is part of the checkpoint.
-
-The public code trains the VQ-GAN by Adam with betas 0.5 and 0.9 at a learning rate of 1.875e-5 (batch 2), gradients
-clipped at norm 1, and the denoiser by Adam at 1e-4, with an average of decay 0.995 every 10 steps from step 2,000 on.
-These are settings of the run.
+codebook again; here its state is part of the checkpoint. The recipe is `medsyn.methods.medical_diffusion`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medsyn.config import TrainConfig
 from medsyn.diffusion.discrete import cosine_alpha_bar, noise_loss
+from medsyn.live_bytes import on_meta
 from medsyn.models.patch_discriminator import PatchDiscriminator
 from medsyn.models.vqgan import VQGAN
+from medsyn.training.cost import count_flops, count_phase_flops
+from medsyn.training.need import Need, TrainingShapes, count_phased_training, count_training
 from medsyn.training.task import Loss, Networks, Phase, PhasedTask, Task
+from medsyn.training.vqgan_loss import VQGANLoss
 
 Batch = Mapping[str, Tensor]
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -31,28 +31,12 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 _FEWEST_CODES = 2
 
 
-@dataclass(frozen=True)
-class VQGANLoss:
-    """Weights of the parts of the autoencoder's loss, and when the discriminators begin.
-
-    perceptual: takes effect where a perceptual distance is given. adversarial_start: step from which on the
-    discriminators learn and take part in the loss (the public code: 10,000 counted over both optimisers).
-    """
-
-    reconstruction: float = 4.0
-    perceptual: float = 4.0
-    adversarial: float = 1.0
-    feature_matching: float = 4.0
-    adversarial_start: int = 5_000
-    codebook_learns_twice: bool = False
-
-
 def vqgan_task(
     build: Callable[[], VQGAN],
     batch: Callable[[int, Sequence[int]], Batch],
     weights: VQGANLoss,
     *,
-    discriminator_width: int = 64,
+    discriminator_width: int,
     perceptual: Perceptual | None = None,
     settings: Mapping[str, Any] | None = None,
     **fields: Any,
@@ -76,22 +60,34 @@ def vqgan_task(
     def discriminators(networks: Networks, batch: Batch, _step: int) -> Loss:
         return discriminator_loss(networks, batch, weights)
 
+    def without_checkpointing() -> dict[str, nn.Module]:
+        return {**networks(), "autoencoder": build().checkpoint_activations(False)}
+
     own = {"weight_decay": 0.0, **(settings or {})}
     start = weights.adversarial_start
     phases = (
         Phase("autoencoder", ("autoencoder",), batch, autoencoder, settings=own),
         Phase("discriminators", ("slices", "volumes"), batch, discriminators, settings=own, first_step=start),
     )
-    identity = {f"vqgan.{key}": value for key, value in asdict(weights).items()} | dict(fields.pop("identity", {}))
+    identity = {f"vqgan.{key}": value for key, value in weights} | dict(fields.pop("identity", {}))
     identity["vqgan.has_perceptual"] = perceptual is not None
-    return PhasedTask("vqgan", networks, phases, identity=identity, collapsed=_collapsed, **fields)
+    return PhasedTask(
+        "vqgan",
+        networks,
+        phases,
+        identity=identity,
+        collapsed=_collapsed,
+        flops=lambda: sum(count_phase_flops(without_checkpointing, phases).values()),
+        memory=lambda config, processes: count_phased_training(networks, phases, config, num_processes=processes),
+        **fields,
+    )
 
 
 def denoiser_task(
     build: Callable[[], nn.Module],
     batch: Callable[[int, Sequence[int]], Batch],
     *,
-    num_diffusion_steps: int = 300,
+    num_diffusion_steps: int,
     **fields: Any,
 ) -> Task:
     """Return the training of a denoiser of latents.
@@ -104,8 +100,22 @@ def denoiser_task(
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         return noise_loss(network, alpha_bar, batch["latents"], batch["noise"], batch["step"])
 
+    def memory(config: TrainConfig, num_processes: int) -> Need:
+        sample = batch(0, [0])
+        shapes = TrainingShapes(build, loss, lambda count: on_meta(sample, count))
+        return count_training(shapes, config, num_processes=num_processes)
+
     identity = {"num_diffusion_steps": num_diffusion_steps, **fields.pop("identity", {})}
-    return Task("latent_denoiser", build, batch, loss, identity=identity, **fields)
+    return Task(
+        "latent_denoiser",
+        build,
+        batch,
+        loss,
+        identity=identity,
+        flops=lambda: count_flops(build, loss, batch(0, [0])),
+        memory=memory,
+        **fields,
+    )
 
 
 def autoencoder_loss(
@@ -117,7 +127,9 @@ def autoencoder_loss(
     made = result.volume
     reconstruction = F.l1_loss(made.float(), real)
     loss = weights.reconstruction * reconstruction + result.commitment
-    shown = {"reconstruction": reconstruction, "commitment": result.commitment, "codes_used": result.used}
+    num_codes = len(networks["autoencoder"].codebook.codes)  # type: ignore[union-attr, arg-type]
+    shown = {"reconstruction": reconstruction, "commitment": result.commitment}
+    shown |= {"codes_used": result.used, "code_share": result.used / num_codes}
     pairs = {"slices": (axial(made, batch["slice"]), axial(real, batch["slice"])), "volumes": (made, real)}
     if perceptual is not None:
         shown["perceptual"] = perceptual(*pairs["slices"])

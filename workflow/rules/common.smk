@@ -133,33 +133,52 @@ SAMPLES_PER_SHARD = math.ceil(
 )  # of the largest set
 
 
-def launcher():
+def launcher(
+    nodes=CONFIG.compute.num_nodes_training, gpus=CONFIG.compute.num_gpus_training
+):
     """Return how a training job starts: plain Python, torchrun with one process per GPU, or torchrun on every node of a SLURM job.
 
     It replaces the shell, which SIGTERM would end before the checkpoint is written.
     """
-    compute = CONFIG.compute
-    nodes, processes = compute.num_nodes_training, max(compute.num_gpus_training, 1)
+    processes = max(gpus, 1)
     if nodes == 1 and processes == 1:
         return "exec python"
     # torchrun would kill its processes half a minute after SIGTERM, in the middle of a large checkpoint
     patience = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 "
     if nodes == 1:
         return f"{patience}exec torchrun --standalone --nproc-per-node {processes}"
+    threads = CONFIG.compute.num_threads_training
     return (
-        f"{patience}exec srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {compute.num_threads_training} --kill-on-bad-exit"
+        f"{patience}exec srun --nodes {nodes} --ntasks-per-node 1 --cpus-per-task {threads} --kill-on-bad-exit"
         f" torchrun --nnodes {nodes} --nproc-per-node {processes} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
         " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000))"
     )
 
 
-def training_devices():
-    """Return GPUs and nodes of a training job. On several nodes GPUs are counted per node (gres) and the job itself calls srun (mpi)."""
+def training_devices(devices=None):
+    """Return GPUs and nodes of a training job. On several nodes GPUs are counted per node (gres) and the job itself calls srun (mpi).
+
+    devices(wildcards): nodes and GPUs per node of a job that takes less than `compute` offers.
+    """
+    offered = CONFIG.compute.num_nodes_training, CONFIG.compute.num_gpus_training
+    devices = devices or (lambda wildcards: offered)
+    nodes = lambda wildcards: devices(wildcards)[0]
+    if offered[0] == 1:
+        return {"gpu": lambda wildcards: devices(wildcards)[1], "nodes": 1}
+    gpus = {
+        "gres": lambda wildcards: f"gpu:{devices(wildcards)[1]}",
+        "tasks_per_gpu": 0,
+    }
+    return {"nodes": nodes, "tasks": nodes, "mpi": "srun"} | (
+        gpus if offered[1] else {}
+    )
+
+
+def network_devices(wildcards):
+    """Return nodes and GPUs per node that the training of a network takes: all, or the GPUs of one node that it states."""
     nodes, gpus = CONFIG.compute.num_nodes_training, CONFIG.compute.num_gpus_training
-    if nodes == 1:
-        return {"gpu": gpus, "nodes": 1}
-    devices = {"gres": f"gpu:{gpus}", "tasks_per_gpu": 0} if gpus else {}
-    return {"nodes": nodes, "tasks": nodes, "mpi": "srun"} | devices
+    wanted = NETWORKS[wildcards.method][wildcards.network].num_gpus
+    return (nodes, gpus) if wanted is None else (1, min(wanted, gpus))
 
 
 def option(name, values):
@@ -176,6 +195,14 @@ def network_embeddings(wildcards):
     """Return the embeddings of the reports that a network trains with; none for one that takes no text."""
     encoder = NETWORKS[wildcards.method][wildcards.network].text_encoder
     return [LAYOUT.embeddings(encoder)] if encoder else []
+
+
+def training_options(wildcards, input):
+    """Return the words with which a training is given what not every network needs."""
+    return [
+        *option("--embeddings", input.embeddings),
+        *option("--networks", input.networks),
+    ]
 
 
 def networks_before(wildcards):

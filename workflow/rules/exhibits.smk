@@ -19,7 +19,9 @@ for EXHIBIT in EXHIBITS:
             runtime=minutes(EXHIBIT.minutes),
         params:
             command=lambda wildcards, exhibit=EXHIBIT: exhibit.command(SOURCES),
-            caption=lambda wildcards, exhibit=EXHIBIT: exhibit.caption,
+            caption=lambda wildcards, exhibit=EXHIBIT: exhibit.full_caption(
+                CONFIG.evaluation.model_dump()
+            ),
         message:
             EXHIBIT.title
         shell:

@@ -22,16 +22,13 @@ rule train_network:
         "../../envs/medsyn.yaml"
     threads: CONFIG.compute.num_threads_training
     resources:
-        **training_devices(),
+        **training_devices(network_devices),
         mem_mb=memory_mb(2000, 3000),
         runtime=480,
     params:
         state=LAYOUT.state("{method}", "{network}"),
-        launcher=launcher(),
-        given=lambda wildcards, input: [
-            *option("--embeddings", input.embeddings),
-            *option("--networks", input.networks),
-        ],
+        launcher=lambda wildcards: launcher(*network_devices(wildcards)),
+        given=training_options,
     message:
         "training the network {wildcards.network} of {wildcards.method} (progress: {log})"
     shell:
