@@ -1,8 +1,8 @@
 """Measure available memory and the peak memory of a call; keep freed memory for reuse.
 
-By default the C library returns every large block to the system when it is freed, so each activation of a network is
-mapped and cleared again. Keeping it saves a tenth of the time on a CPU. This applies to Linux with glibc; elsewhere
-nothing is changed.
+By default the C library returns every large block to the system when it is freed, so each activation of a network and
+each array of a volume is mapped and cleared again. Keeping it saves a tenth of the time on a CPU. This applies to
+Linux with glibc; elsewhere nothing is changed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of mallopt's parameters in malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc accepts no more on 64-bit systems
@@ -32,6 +34,8 @@ def keep_freed_memory() -> bool:
 def available_bytes(device: torch.device) -> int:
     """Return the bytes that an allocation may take: free memory of a GPU, or of the host within its cgroup."""
     if device.type == "cuda":
+        import torch
+
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return min(_host_bytes(), _cgroup_bytes())
@@ -39,11 +43,15 @@ def available_bytes(device: torch.device) -> int:
 
 def total_bytes(device: torch.device) -> int:
     """Return the bytes of a CUDA device's memory, free or not."""
+    import torch
+
     return torch.cuda.mem_get_info(device)[1]
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """Return the bytes of a GPU that `call` takes above what is allocated before it."""
+    import torch
+
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     call()

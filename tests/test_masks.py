@@ -15,9 +15,11 @@ from medsyn.config import MasksConfig
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json
+from medsyn.masks.airway import grow
 from medsyn.masks.labels import dice
 from medsyn.masks.lungs import LEFT, RIGHT, inner_air, segment_lungs
 from medsyn.masks.morphology import (
+    IN_PLANE,
     ball,
     block_expand,
     block_factors,
@@ -26,6 +28,8 @@ from medsyn.masks.morphology import (
     close,
     coarsened,
     dilate,
+    dilate_by,
+    enclosed,
     erode,
 )
 from medsyn.masks.segment import segment
@@ -133,6 +137,33 @@ def test_dilation_and_erosion_in_a_box_are_those_of_the_whole_array(low: int) ->
     np.testing.assert_array_equal(dilate(mask, radius, spacing), ndimage.binary_dilation(mask, element))
     np.testing.assert_array_equal(erode(mask, radius, spacing), ndimage.binary_erosion(mask, element, border_value=1))
     assert not dilate(np.zeros_like(mask), radius, spacing).any()
+
+
+@pytest.mark.parametrize("element", [ball(4.6, (1.0, 1.0, 1.0)), ball(3.0, (2.0, 1.0, 0.7)), IN_PLANE])
+def test_dilation_by_rows_is_scipys(element: np.ndarray) -> None:
+    mask = np.random.default_rng(0).random((12, 15, 18)) < 0.01
+    mask[0, 0, 0] = mask[-1, -1, -1] = True
+    np.testing.assert_array_equal(dilate_by(mask, element), ndimage.binary_dilation(mask, element))
+
+
+def test_enclosed_components_are_scipys_holes() -> None:
+    mask = np.random.default_rng(1).random((9, 30, 30)) < 0.6
+    np.testing.assert_array_equal(mask | enclosed(~mask), ndimage.binary_fill_holes(mask))
+    by_slice = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+    np.testing.assert_array_equal(mask | enclosed(~mask, in_plane=True), by_slice)
+    assert (by_slice != mask).any()
+
+
+def test_the_airway_grows_into_what_is_joined_to_its_seed() -> None:
+    hu = np.full((8, 9, 10), -500.0)
+    hu[1:7, 4, 4] = np.linspace(-975, -865, 6)  # joined to the darkest voxel by ever brighter ones
+    hu[3, 1:3, 1:3] = -970  # as dark, and joined to nothing
+    seeds = np.zeros(hu.shape, bool)
+    seeds[1, 4, 4] = True
+    grown = grow(hu, hu < -400, seeds, (5.0, 5.0, 5.0))
+    expected = np.zeros(hu.shape, bool)
+    expected[1:7, 4, 4] = True
+    np.testing.assert_array_equal(grown, expected)
 
 
 def test_coarsened_volumes_lie_where_they_lay() -> None:

@@ -11,6 +11,7 @@ import torch
 from chests import chest, write_chest
 
 from medsyn.cli import main
+from medsyn.ct.inspect import judge
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.measure_names import MEASURES
@@ -166,6 +167,13 @@ def test_emphysema_and_heart_of_phantoms(kind: str) -> None:
     assert values["laa950_percent"] == pytest.approx(subject.truth["laa950_percent"], abs=2.0)
     assert values["cardiothoracic_ratio"] == pytest.approx(subject.truth["cardiothoracic_ratio"], abs=0.06)
     assert values["lung_volume_ml"] == pytest.approx(subject.truth["volumes_ml"]["lung"], rel=0.12)
+
+
+def test_lungs_of_the_verdict_give_the_same_measures() -> None:
+    volume = chest("effusion").volume
+    fine = Volume(np.repeat(volume.array, 2, axis=1), (volume.spacing_mm[0], volume.spacing_mm[1] / 2, 4.9375))
+    for given in (volume, fine):
+        assert measure_volume(given, chest=judge(given).chest) == measure_volume(given)
 
 
 def test_given_masks_are_used(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from medsyn.cli import main
 from medsyn.phantom.anatomy import draw_anatomy, heart_ellipsoids
 from medsyn.phantom.findings import UNITS, FindingSpec
 from medsyn.phantom.grid import FIELD_OF_VIEW_MM, Grid, Noise
-from medsyn.phantom.plan import make_plan
+from medsyn.phantom.plan import PLAN_GRID, lungs_on, make_plan
 from medsyn.phantom.sampling import AMOUNT, sample_findings
 from medsyn.phantom.subject import MASK_NAMES, render_subject, subject_findings
 from medsyn.phantom.tree import grow, relative_radius
@@ -168,11 +168,46 @@ def test_airways_branch_to_the_sixth_generation_and_narrow():
 def test_growth_fills_the_points_it_is_given():
     rng = np.random.default_rng(0)
     points = rng.uniform(-30, 30, (600, 3))
-    tree = grow(points, np.array([40.0, 0, 0]), np.array([-1.0, 0, 0]), smallest=4)
+    (tree,) = grow([points], [np.array([40.0, 0, 0])], [np.array([-1.0, 0, 0])], smallest=4)
     nearest = np.min(np.linalg.norm(points[:, None] - tree.end[None], axis=2), axis=1)
     assert nearest.mean() < 6 and (tree.parent < np.arange(len(tree))).all()
     assert tree.flow[tree.parent < 0].sum() == 600
     assert relative_radius(1.0) == 1.0 and relative_radius(0.01) < relative_radius(0.1) < 0.5
+
+
+def test_trees_that_grow_together_are_those_that_grow_alone():
+    rng = np.random.default_rng(1)
+    clouds = [rng.uniform(-30, 30, (count, 3)) for count in (400, 90, 250)]
+    starts, directions = [rng.uniform(30, 50, 3) for _ in clouds], [rng.uniform(-1, 0, 3) for _ in clouds]
+    together = grow(clouds, starts, directions, smallest=4)
+    for tree, cloud, start, direction in zip(together, clouds, starts, directions, strict=True):
+        (alone,) = grow([cloud], [start], [direction], smallest=4)
+        for name in ("start", "end", "parent", "flow", "generation"):
+            assert np.array_equal(getattr(tree, name), getattr(alone, name)), name
+
+
+def test_a_render_on_the_grid_of_the_plan_takes_over_what_another_slab_computes():
+    plan = make_plan((3, 0), ())
+    around = np.full(PLAN_GRID.size, 99.0, np.float32)
+    whole, upper = lungs_on(plan, PLAN_GRID, slice(None), around), lungs_on(plan, PLAN_GRID, slice(20, 64), around)
+    assert whole.shell is plan.chest.shell and np.array_equal(whole.lung[20:], upper.lung)
+    for kept, computed in zip((whole.heart, *whole.fissures), (upper.heart, *upper.fissures), strict=True):
+        assert np.array_equal(kept[20:], computed)
+
+
+def test_tube_coverage_sees_every_voxel_within_reach():
+    grid = Grid((24, 24, 24))
+    tubes = Tubes.path([np.array([-70.0, 20.0, -150.0]), np.array([30.0, -40.0, 60.0]), np.zeros(3)], [14.0, 9.0, 2.0])
+    z, y, x = np.meshgrid(*grid.axes, indexing="ij")
+    best = np.zeros(grid.size)
+    for a, b, ra, rb in zip(tubes.start, tubes.end, tubes.start_radius, tubes.end_radius, strict=True):
+        points, span = np.stack([z, y, x], -1) - a, b - a
+        along = np.clip(points @ span / (span @ span), 0, 1)
+        radius, half = ra + along * (rb - ra), grid.width / 2
+        away = np.linalg.norm(points - along[..., None] * span, axis=-1) - np.maximum(radius, half)
+        share = np.clip(0.5 - away / grid.width, 0, 1) * np.minimum(radius / half, 1) ** 2
+        best = np.maximum(best, share)
+    assert np.abs(coverage(grid, tubes) - 255 * best).max() <= 1 and best.max() == 1
 
 
 def test_tube_coverage_keeps_volume_at_every_size():

@@ -13,6 +13,7 @@ Axes are (D, H, W) in model orientation; points are LPS millimetres.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,16 @@ from medsyn.ct.affine_fit import Affine, Points, SoftAtlas, fit, shape_prior
 from medsyn.ct.atlas import load_atlas
 from medsyn.masks.effusion import segment_effusion
 from medsyn.masks.lungs import LEFT, RIGHT, Lungs
-from medsyn.masks.morphology import Spacing, block_expand, block_factors, block_labels, block_mean, coarsened
+from medsyn.masks.morphology import (
+    Spacing,
+    block_expand,
+    block_factors,
+    block_labels,
+    block_mean,
+    coarsened,
+    dilate,
+    enclosed,
+)
 from medsyn.volume import Volume
 
 WORKING_MM = 6.0
@@ -100,7 +110,7 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
     evidence = _evidence(volume, lungs)
     points = _points(evidence.volume)
     transform = _first_fit(evidence, lungs, volume, atlas)
-    soft_atlas, prior = SoftAtlas(atlas, SIGMA_MM), shape_prior(PRIOR, PRIOR)
+    soft_atlas, prior = _soft_atlas(SIGMA_MM), shape_prior(PRIOR, PRIOR)
     soft_weight = np.full(evidence.lung.shape, SOFT_WEIGHT, np.float32)
     core = np.zeros(evidence.lung.shape, bool)
     for _ in range(ROUNDS):
@@ -111,9 +121,15 @@ def find_cavities(volume: Volume, lungs: Lungs) -> Cavities:
         core = _thick(missing, evidence.fluid | core, evidence.volume.spacing_mm)
         if (core == before).mean() > SETTLED_SHARE:
             break
-        soft_weight = np.where(_near(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
-    filled = (_near(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
+        soft_weight = np.where(dilate(core | evidence.fluid, NEAR_MM, evidence.volume.spacing_mm), NEAR_WEIGHT, 1.0)
+    filled = (dilate(core, AROUND_MM, evidence.volume.spacing_mm) & missing) | evidence.fluid
     return _cavities(volume, lungs, evidence, filled, expected, transform.apply(points)[:, 0].reshape(core.shape))
+
+
+@cache
+def _soft_atlas(sigma_mm: float) -> SoftAtlas:
+    """Return the built-in atlas, blurred; kept for the next scan."""
+    return SoftAtlas(load_atlas(None), sigma_mm)
 
 
 def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
@@ -123,9 +139,9 @@ def _evidence(volume: Volume, lungs: Lungs) -> _Evidence:
     steps = coarse.spacing_mm
     lung = block_mean(lungs.mask, factors)
     bone = block_mean(volume.array > BONE_HU, factors) > BONE_SHARE
-    ribs = ~_near(~_near(bone, RIB_GAP_MM, steps), RIB_GAP_MM, steps) | bone
+    ribs = ~dilate(~dilate(bone, RIB_GAP_MM, steps), RIB_GAP_MM, steps) | bone
     tissue = (coarse.array > -300) | (lung > 0.5)
-    body = np.stack([ndimage.binary_fill_holes(plane) for plane in tissue])
+    body = tissue | enclosed(~tissue, in_plane=True)
     fluid = segment_effusion(coarse.array, block_labels(lungs.label, factors), steps)
     return _Evidence(coarse, lung, bone, (ribs | ~body) & (lung < 0.5) & ~fluid, fluid & (lung < 0.5))
 
@@ -162,7 +178,7 @@ def _seen(
 def _first_fit(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) -> Affine:
     """Return the better of two fits: from the aerated lungs' bounding box, and from the ribs and the lungs' top."""
     seen = _seen(evidence, np.full(evidence.lung.shape, SOFT_WEIGHT, np.float32), FIRST_FIT_MM)
-    soft_atlas, prior = SoftAtlas(atlas, FIRST_SIGMA_MM), shape_prior(PRIOR, PRIOR)
+    soft_atlas, prior = _soft_atlas(FIRST_SIGMA_MM), shape_prior(PRIOR, PRIOR)
     fits = [fit(*seen, soft_atlas, start, prior, 12) for start in _starts(evidence, lungs, volume, atlas)]
     return min(fits, key=lambda found: found[1])[0]
 
@@ -189,20 +205,13 @@ def _starts(evidence: _Evidence, lungs: Lungs, volume: Volume, atlas: Volume) ->
     return starts
 
 
-def _near(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Spacing) -> NDArray[np.bool_]:
-    """Return the mask dilated by a ball, from distances: the cost does not grow with the radius."""
-    if not mask.any():
-        return mask
-    return np.asarray(ndimage.distance_transform_edt(~mask, spacing_mm) <= radius_mm)
-
-
 def _thick(mask: NDArray[np.bool_], known: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
     """Return the parts of `mask` that hold a ball of THICK_MM, if they are large enough.
 
     Parts that contain a block of `known` (fluid, or a piece of the round before) may be smaller than others.
     """
-    inner = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)[1:-1, 1:-1, 1:-1] > THICK_MM / 2)
-    core = _near(inner, THICK_MM / 2, spacing_mm) & mask
+    inner = ~dilate(np.pad(~mask, 1, constant_values=True), THICK_MM / 2, spacing_mm)[1:-1, 1:-1, 1:-1]
+    core = dilate(inner, THICK_MM / 2, spacing_mm) & mask
     labels, count = ndimage.label(core)
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * float(np.prod(spacing_mm)) / 1000
     sizes[0] = 0
@@ -229,7 +238,7 @@ def _cavities(
         side = block_expand(side, factors, volume.array.shape)
         label = np.where((label == 0) & ~lungs.airway, side, label).astype(np.uint8)
     ml = {s: float(((label == s) & (lungs.label != s)).sum()) * volume.voxel_mm3 / 1000 for s in (RIGHT, LEFT)}
-    beside = evidence.bone & _near(expected, BESIDE_MM, evidence.volume.spacing_mm) & (np.abs(across) > MIDDLE_MM)
+    beside = evidence.bone & dilate(expected, BESIDE_MM, evidence.volume.spacing_mm) & (np.abs(across) > MIDDLE_MM)
     bone_ml = {
         side: float((beside & ((across < 0) == (side == RIGHT))).sum()) * evidence.volume.voxel_mm3 / 1000
         for side in (RIGHT, LEFT)

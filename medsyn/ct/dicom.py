@@ -29,7 +29,6 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsyn.ct.dicom_frames import has_frames, read_frames
 from medsyn.ct.dicom_slices import IMAGE_TYPE, KERNEL, MOST_UNEVEN, SAME_COSINE, Slice, is_dicom, read_slice, stacks
 from medsyn.ct.geometry import MOST_SKEW_DEGREES, HeaderFacts, check_geometry, tilt_notes
 from medsyn.ct.scan import Scan
@@ -201,6 +200,8 @@ def read_series(folder: str | Path, hints: HeaderHints | None = None) -> Scan:
 
 def _read_enhanced(series: Series, hints: HeaderHints, name: str) -> Scan:
     """Read a series that is one multi-frame file; one whose frames have no places of their own is an InputError."""
+    from medsyn.ct.dicom_frames import has_frames, read_frames
+
     path = Path(series.files[0])
     if len(series.files) > 1 or not has_frames(path):
         raise InputError(f"{name}: {_MULTI_FRAME.format(series.num_slices)}")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medsyn.evaluate.measure_names import MEASURES
 from medsyn.masks.effusion import WORKING_MM, segment_effusion
 from medsyn.masks.heart import cardiothoracic_ratio, ratio_of_heart
-from medsyn.masks.lungs import LEFT, RIGHT, segment_lungs
+from medsyn.masks.lungs import LEFT, RIGHT, Lungs, segment_lungs
 from medsyn.masks.morphology import Spacing, block_factors, block_labels, block_mean
 from medsyn.orientation import reorient, reorient_to
 from medsyn.volume import Volume
@@ -54,12 +54,16 @@ class _Result:
 
 
 def measure(
-    volume: Volume, masks: Mapping[str, Volume] | None = None, failures: Mapping[str, str] | None = None
+    volume: Volume,
+    masks: Mapping[str, Volume] | None = None,
+    failures: Mapping[str, str] | None = None,
+    coarse_lungs: Lungs | None = None,
 ) -> Measured:
     """Return all measures of a CT in HU.
 
     `masks` on the same grid (lobes, airway; heart and effusion, or neither of both) replace the classical segmentation.
-    `failures` says by structure why a mask is missing whose segmentation failed.
+    `failures` says by structure why a mask is missing whose segmentation failed. `coarse_lungs`: what the classical
+    segmentation begins with, if it was found already (`segment_lungs`).
     """
     model = reorient(volume)
     given = {name: reorient_to(mask, model, f"mask {name}").array for name, mask in (masks or {}).items()}
@@ -69,7 +73,7 @@ def measure(
         lungs = None if lobes is None else np.where(lobes >= 3, RIGHT, np.where(lobes > 0, LEFT, 0)).astype(np.uint8)
         found = {name: mask > 0 for name, mask in given.items()}
     else:
-        classical = segment_lungs(model.array, model.spacing_mm)
+        classical = segment_lungs(model.array, model.spacing_mm, coarse_lungs)
         lungs, found = classical.label, {"airway": classical.airway}
     results = {"airway_volume_mm3": _airway(model, found.get("airway"), failed)}
     results |= _lung(model, lungs, found.get("airway"), failed)

@@ -17,7 +17,6 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
 
 Pair = tuple[Hashable, float | None, float | None]
 """Unit, the value that is expected to be larger, the other one; None: no value."""
@@ -60,6 +59,8 @@ def paired_columns(prefix: str = "") -> list[str]:
 
 def paired_test(pairs: Iterable[Pair]) -> PairedTest:
     """Test whether the first value of the pairs exceeds the second one."""
+    from scipy import stats
+
     differences: dict[Hashable, list[float]] = {}
     n_pairs = num_unpaired = 0
     largest = 0.0
@@ -86,6 +87,8 @@ def effect_size_bounds(effect: float, n: int) -> tuple[float | None, float | Non
     delta sqrt(n); a bound is the delta for which the t that was seen is its 2.5 or 97.5 % quantile (Steiger and Fouladi
     1997).
     """
+    from scipy import optimize, stats
+
     root = float(np.sqrt(n))
     t = effect * root
 

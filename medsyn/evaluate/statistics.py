@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float 
 
     None where the test is not defined: fewer than two values, or no variance in either sample.
     """
+    from scipy import stats
+
     a, b = known_values(greater), known_values(smaller)
     if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
         return None
@@ -72,6 +73,8 @@ def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float 
 
 def area_under_roc(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """Return the probability that a positive scores above a negative (ties count half); None with one class only."""
+    from scipy import stats
+
     score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
     num_positive, num_negative = int(label.sum()), int((~label).sum())
     if num_positive == 0 or num_negative == 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.morphology import flood
 
 from medsyn.masks.morphology import Spacing, box_of, components
 
@@ -104,18 +105,20 @@ def _round_blobs(
 def grow(hu: NDArray, inside: NDArray[np.bool_], seeds: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
     """Return what is joined to `seeds` below the highest threshold that does not leak into the lung."""
     voxel_ml = float(np.prod(spacing_mm)) / 1000
-    start = np.unravel_index(np.argmin(np.where(seeds, hu, np.inf)), hu.shape)
-    kept = np.zeros(hu.shape, bool)
+    box, out = box_of(inside, 0.0, spacing_mm), seeds.copy()
+    air = np.where(inside[box], hu[box], np.inf)
+    start = np.unravel_index(np.argmin(np.where(seeds[box], air, np.inf)), air.shape)
+    kept = np.zeros(air.shape, bool)
     for threshold in range(FIRST_HU, LAST_HU + 1, STEP_HU):
-        if hu[start] >= threshold:
+        if air[start] >= threshold:
             continue
-        labels, _ = ndimage.label(inside & (hu < threshold))
-        region = labels == labels[start]
+        region = flood(air < threshold, start, connectivity=1)
         volume, before = region.sum() * voxel_ml, kept.sum() * voxel_ml
         if volume > LIMIT_ML or (before > 0 and volume > JUMP_RATIO * max(before, JUMP_ML)):
             break
         kept = region
-    return kept | seeds
+    out[box] |= kept
+    return out
 
 
 def follow(hu: NDArray, airway: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:

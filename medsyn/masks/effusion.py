@@ -23,6 +23,7 @@ from medsyn.masks.morphology import (
     block_mean,
     components,
     dilate,
+    enclosed,
     open_,
 )
 
@@ -48,7 +49,7 @@ EVEN_HU = 30.0
 
 def depth_below_skin_mm(body: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.float64]:
     """Return the distance of every voxel of the body, holes filled, to the air around it in its slice; outside 0."""
-    slices = [np.pad(ndimage.binary_fill_holes(part), 1) for part in body]
+    slices = np.pad(body | enclosed(~body, in_plane=True), [(0, 0), (1, 1), (1, 1)])
     return np.stack([ndimage.distance_transform_edt(part, sampling=spacing_mm[1:])[1:-1, 1:-1] for part in slices])
 
 

@@ -68,14 +68,16 @@ def cardiac_borders(
     sides = pleural_cavities(lungs, effusion)
     right, left, cavity = sides == RIGHT, sides == LEFT, sides > 0
     minimum = 1500.0 / (spacing_mm[1] * spacing_mm[2])
-    for z in np.flatnonzero((right.sum((1, 2)) > minimum) & (left.sum((1, 2)) > minimum)):
+    right_dome, left_dome = dome_level(right, spacing_mm, RIGHT), dome_level(left, spacing_mm, LEFT)
+    measured = (right.sum((1, 2)) > minimum) & (left.sum((1, 2)) > minimum)
+    measured[: min(right_dome, left_dome)] = False
+    for z in np.flatnonzero(measured):
         depth = np.flatnonzero(cavity[z].any(1))
         between = convex_hull_image(cavity[z]) & ~cavity[z] & (hu[z] > SOFT_HU)
         between[: int(depth[0] + ANTERIOR * (depth[-1] - depth[0]))] = False
         run = _central_run(between.sum(0) * spacing_mm[1] >= THICKNESS_MM, cavity[z])
         if run is not None:
             borders[z] = run
-    right_dome, left_dome = dome_level(right, spacing_mm, RIGHT), dome_level(left, spacing_mm, LEFT)
     held = borders[right_dome : right_dome + max(2, round(SMOOTH_MM / spacing_mm[0])), 0]
     borders[:right_dome, 0] = np.where(
         np.isfinite(borders[:right_dome, 0]), np.nanmedian(held) if np.isfinite(held).any() else np.nan, np.nan

@@ -28,6 +28,8 @@ from medsyn.masks.morphology import (
     close,
     components,
     dilate,
+    dilate_by,
+    enclosed,
     erode,
 )
 
@@ -60,12 +62,14 @@ class Lungs:
         return self.label > 0
 
 
-def segment_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
-    """Return the right and left lung and the airway; all are empty where the volume shows no lung."""
+def segment_lungs(hu: NDArray, spacing_mm: Spacing, coarse: Lungs | None = None) -> Lungs:
+    """Return the right and left lung and the airway; all are empty where the volume shows no lung.
+
+    coarse: what this function found on blocks of WORKING_MM of the same volume, which is then not searched again.
+    """
     factors = block_factors(spacing_mm, WORKING_MM)
-    coarse = block_mean(hu, factors)
     coarse_mm: Spacing = tuple(s * f for s, f in zip(spacing_mm, factors, strict=True))  # type: ignore[assignment]
-    found = _coarse_lungs(coarse, coarse_mm)
+    found = coarse or _coarse_lungs(block_mean(hu, factors), coarse_mm)
     if factors == (1, 1, 1):
         return found
     airway = block_expand(found.airway, factors, hu.shape)
@@ -80,12 +84,7 @@ def inner_air(hu: NDArray) -> NDArray[np.bool_]:
     Air enclosed by something beside the body, such as the core of a hollow table, is left out.
     """
     air = hu < AIR_HU
-    labels, _ = ndimage.label(air, IN_PLANE)
-    edges = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
-    outside = np.zeros(labels.max() + 1, bool)
-    outside[np.unique(np.concatenate([edge.ravel() for edge in edges]))] = True
-    outside[0] = True
-    inside = ~outside[labels]
+    inside = enclosed(air, in_plane=True)
     return np.asarray(inside & ~_beside_body(~air, inside))
 
 
@@ -94,7 +93,7 @@ def _beside_body(tissue: NDArray[np.bool_], inside: NDArray[np.bool_]) -> NDArra
 
     An in-plane erosion by one voxel cuts cables and blankets between the table and the body.
     """
-    objects, count = ndimage.label(ndimage.binary_erosion(tissue | inside, IN_PLANE, border_value=1))
+    objects, count = ndimage.label(~dilate_by(~(tissue | inside), IN_PLANE))
     if count < 2:
         return np.zeros(tissue.shape, bool)
     body = np.argmax(np.bincount(objects[tissue], minlength=count + 1)[1:]) + 1
@@ -119,7 +118,7 @@ def _coarse_lungs(hu: NDArray, spacing_mm: Spacing) -> Lungs:
 
 def _fill_small_holes(lung: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.bool_]:
     """Fill vessels and nodules: closed cavities, and holes of axial slices too small for the diaphragm's dome."""
-    lung = np.asarray(ndimage.binary_fill_holes(lung))
+    lung = lung | enclosed(~lung)
     labels, sizes = components(~lung, IN_PLANE)
     hole = sizes * spacing_mm[1] * spacing_mm[2] <= HOLE_MM2
     hole[0] = False

@@ -64,10 +64,22 @@ def _kept(tree: Tree, branches: Tree, wide: NDArray[np.bool_], radius: NDArray[n
 
 def build_airways(anatomy: Anatomy, points: dict[int, NDArray[np.float64]], smallest: int) -> Airways:
     """Return central airways by landmarks and lobar trees grown into `points` (label to (n, 3) mm, even per lobe)."""
-    share = {label: len(p) for label, p in points.items()}
+    flows = {label: len(p) for label, p in points.items()}
+    whole, central = float(sum(flows.values())), central_airways(anatomy, flows)
+    tips = [anatomy.point(*landmarks[-1]) for landmarks in _LOBAR.values()]
+    before = [anatomy.point(*landmarks[-2]) for landmarks in _LOBAR.values()]
+    directions = [tip - point for tip, point in zip(tips, before, strict=True)]
+    grown = grow([points[label] for label in _LOBAR], tips, directions, smallest=smallest)
+    trees = dict(zip(_LOBAR, grown, strict=True))
+    radii = {label: anatomy.trachea_radius * relative_radius(tree.flow / whole) for label, tree in trees.items()}
+    return Airways(central, trees, radii)
+
+
+def central_airways(anatomy: Anatomy, share: dict[int, int]) -> dict[str, Tubes]:
+    """Return trachea, main, intermediate and lobar bronchi by name, as wide as lobes of these shares need them."""
     whole = float(sum(share.values()))
 
-    def radius_of(flow: float | NDArray) -> NDArray:
+    def radius_of(flow: float) -> NDArray:
         return anatomy.trachea_radius * relative_radius(np.asarray(flow) / whole)
 
     def path(landmarks: tuple, flow: float, first: float | None = None) -> Tubes:
@@ -82,10 +94,4 @@ def build_airways(anatomy: Anatomy, points: dict[int, NDArray[np.float64]], smal
         "left_main": path(_LEFT_MAIN, left, float(radius_of(whole))),
         "intermediate": path(_INTERMEDIATE, share[4] + share[5]),
     }
-    trees, radii = {}, {}
-    for label, landmarks in _LOBAR.items():
-        central[f"lobar_{label}"] = path(landmarks, share[label])
-        tip, before = anatomy.point(*landmarks[-1]), anatomy.point(*landmarks[-2])
-        trees[label] = grow(points[label], tip, tip - before, smallest=smallest)
-        radii[label] = radius_of(trees[label].flow)
-    return Airways(central, trees, radii)
+    return central | {f"lobar_{label}": path(landmarks, share[label]) for label, landmarks in _LOBAR.items()}

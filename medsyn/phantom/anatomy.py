@@ -7,7 +7,9 @@ thoracic width 24-29 cm, lung height 24-27 cm, right dome 1-2 cm above the left 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,9 +92,14 @@ class Anatomy:
 
 
 def _smooth_interp(t: NDArray, knots: tuple[float, ...], values: tuple[float, ...]) -> NDArray:
+    return _interpolator(knots, values)(np.clip(t, knots[0], knots[-1]))
+
+
+@cache
+def _interpolator(knots: tuple[float, ...], values: tuple[float, ...]) -> Callable[[NDArray], NDArray]:
     from scipy.interpolate import PchipInterpolator
 
-    return PchipInterpolator(knots, values)(np.clip(t, knots[0], knots[-1]))
+    return PchipInterpolator(knots, values)
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -179,19 +186,32 @@ def heart_ellipsoids(anatomy: Anatomy, ctr: float) -> list[Ellipsoid]:
     """Return the heart's pieces, widened so that its widest axial extent is `ctr` times the inner thorax there."""
     z = np.arange(anatomy.level(0.05), anatomy.level(0.75), 1.0)
     chest = 2.0 * anatomy.profile(z)[0]
+    anchor, pieces = anatomy.point(-6, 4, 7), _heart_pieces(anatomy)
+
+    def stretched(lateral: float) -> list[tuple[NDArray, NDArray]]:
+        stretch = np.array([lateral**0.55, lateral**0.5, lateral])
+        scales = np.outer(stretch, stretch)  # of the ellipsoid's matrix, so that it stays an exact ellipsoid
+        return [(anchor + (centre - anchor) * stretch, shape * scales) for centre, shape in pieces]
+
     low, high = 0.4, 2.6
     for _ in range(24):
         lateral = (low + high) / 2
-        if cardiothoracic_ratio(z, chest, _scaled_heart(anatomy, lateral)) < ctr:
+        if _cardiothoracic_ratio(z, chest, stretched(lateral)) < ctr:
             low = lateral
         else:
             high = lateral
-    return _scaled_heart(anatomy, (low + high) / 2)
+    ellipsoids = []
+    for centre, shape in stretched((low + high) / 2):
+        values, vectors = np.linalg.eigh(shape)
+        ellipsoids.append(Ellipsoid(centre, np.sqrt(values), vectors.T))
+    return ellipsoids
 
 
-def _scaled_heart(anatomy: Anatomy, lateral: float) -> list[Ellipsoid]:
-    anchor = anatomy.point(-6, 4, 7)
-    stretch = np.array([lateral**0.55, lateral**0.5, lateral])
+def _heart_pieces(anatomy: Anatomy) -> list[tuple[NDArray, NDArray]]:
+    """Return centre (3,) and matrix (3, 3) of each piece of the heart before it is widened.
+
+    A point p lies in the ellipsoid where (p - centre) inverse(matrix) (p - centre) < 1.
+    """
     pieces = []
     for centre, direction, semi in _HEART:
         long_axis = np.array(direction, float) / np.linalg.norm(direction)
@@ -200,21 +220,17 @@ def _scaled_heart(anatomy: Anatomy, lateral: float) -> list[Ellipsoid]:
         second /= np.linalg.norm(second)
         frame = np.stack([long_axis, second, np.cross(long_axis, second)])
         size = np.array(semi, float)[[0, 2, 1]] * anatomy.scale
-        # stretch the ellipsoid's matrix so that it stays an exact ellipsoid
-        shape = (frame.T * size**2) @ frame * np.outer(stretch, stretch)
-        values, vectors = np.linalg.eigh(shape)
-        pieces.append(Ellipsoid(anchor + (anatomy.point(*centre) - anchor) * stretch, np.sqrt(values), vectors.T))
+        pieces.append((anatomy.point(*centre), (frame.T * size**2) @ frame))
     return pieces
 
 
-def cardiothoracic_ratio(z: NDArray, chest: NDArray, pieces: list[Ellipsoid]) -> float:
+def _cardiothoracic_ratio(z: NDArray, chest: NDArray, pieces: list[tuple[NDArray, NDArray]]) -> float:
     """Return maximal cardiac width over inner thoracic width `chest` at the same of the heights `z`, in closed form."""
     left, right = np.full(z.shape, -np.inf), np.full(z.shape, np.inf)
-    for piece in pieces:
-        shape = (piece.axes.T * piece.semi**2) @ piece.axes
-        along = (z - piece.centre[0]) / np.sqrt(shape[0, 0])
+    for middle, shape in pieces:
+        along = (z - middle[0]) / np.sqrt(shape[0, 0])
         inside = np.abs(along) < 1
-        centre = piece.centre[2] + shape[0, 2] / np.sqrt(shape[0, 0]) * along
+        centre = middle[2] + shape[0, 2] / np.sqrt(shape[0, 0]) * along
         spread = np.sqrt(np.maximum((shape[2, 2] - shape[0, 2] ** 2 / shape[0, 0]) * (1 - along**2), 0))
         left = np.where(inside, np.maximum(left, centre + spread), left)
         right = np.where(inside, np.minimum(right, centre - spread), right)

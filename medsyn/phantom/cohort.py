@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medsyn.files import atomic_dir, write_csv, write_json
+from medsyn.memory import keep_freed_memory
 from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.sampling import sample_findings
 from medsyn.phantom.subject import MASK_NAMES, render_subject, subject_findings, subject_id
@@ -27,6 +28,7 @@ def shard_indices(count: int, shard: tuple[int, int]) -> range:
 
 def write_cohort(out: str | Path, indices: Iterable[int], *, seed: int, size: int) -> None:
     """Write the folder `out`: one folder a subject and cohort.csv; it appears whole or not at all."""
+    keep_freed_memory()
     indices = list(indices)
     rows = []
     with atomic_dir(out) as folder:

@@ -69,7 +69,7 @@ def render_extreme(
 ) -> ExtremeSubject:
     """Render subject `index` of the cohort with `seed` with the findings `specs` and `extremes`; healthy without."""
     plan, grid, layers, rendering = render_findings(seed, index, size, tuple(specs))
-    lungs = lungs_on(plan.body, grid, slice(None), layers.around)
+    lungs = lungs_on(plan, grid, slice(None), layers.around)
     space, shell = cover(lungs.lung, grid.width), lungs.shell
     sides = {name: space * ((shell.x > 0) == (name == "left")) for name in ("right", "left")}
     hu, rng = rendering.hu.astype(np.float32), np.random.default_rng([seed, index, 51])

@@ -6,7 +6,7 @@ tubes and first-order (field over gradient) for the other shapes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,10 @@ class Shell:
     apex: Array
     """height above the pleural apex"""
 
+    def at(self, points: tuple[NDArray, ...]) -> Shell:
+        """Return the fields at some points of the slab, given as indices along its axes."""
+        return Shell(**{field.name: getattr(self, field.name)[points] for field in fields(self)})
+
 
 def smooth_max(a: Array, b: Array, k: float) -> Array:
     """Return the maximum of two distances with edges rounded over about k mm (polynomial)."""
@@ -71,7 +75,8 @@ def smooth_max(a: Array, b: Array, k: float) -> Array:
 
 def smooth_min(a: Array, b: Array, k: float) -> Array:
     """Return the minimum of two distances with corners filled over about k mm."""
-    return -smooth_max(-a, -b, k)
+    h = np.maximum(np.float32(k) - np.abs(a - b), 0)
+    return np.minimum(a, b) - h * h * np.float32(0.25 / k)
 
 
 def sigmoid(value: Array) -> Array:
@@ -97,21 +102,21 @@ def shell(body: Body, grid: Grid, slab: slice) -> Shell:
     posterior = sigmoid((spine_y + 38 - y) * np.float32(1 / 16.0))
     push = (spine_y + np.float32(16.0) - (centre - depth)) * groove * posterior
     yc = y - centre
-    cavity, angle = _wall(x - spine_x * np.float32(0.5), yc - push, width, depth, a.squareness)
-    outline, _ = _wall(x, yc, width, depth, a.squareness)
+    inner_x, inner_y = x - spine_x * np.float32(0.5), yc - push
+    cavity = _wall(inner_x, inner_y, width, depth, a.squareness)
+    angle = np.arctan2(np.abs(inner_x / width), -(inner_y / depth))
+    outline = _wall(x, yc, width, depth, a.squareness)
     return Shell(z, y, x, spine_y, spine_x, cavity, outline, angle, _dome(a, z, y, x), _apex(a, z, y, x))
 
 
-def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> tuple[Array, Array]:
-    """Return the distance to a squircle-like wall of half width and half depth, and the angle around it."""
+def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> Array:
+    """Return the distance to a squircle-like wall of half width and half depth."""
     u, v = x / width, y / depth
     uu, vv = u * u, v * v
     q = uu + vv - np.float32(squareness) * np.minimum(uu, 1.5) * np.minimum(vv, 1.5)
     radius = np.sqrt(np.maximum(q, 1e-4))
     slope = np.sqrt(uu / (width * width) + vv / (depth * depth) + np.float32(1e-9))
-    distance = radius * (radius - 1) / slope
-    angle = np.arctan2(np.abs(u), -v)
-    return distance.astype(np.float32), angle.astype(np.float32)
+    return radius * (radius - 1) / slope
 
 
 def _dome(a: Anatomy, z: Array, y: Array, x: Array) -> Array:
@@ -168,31 +173,37 @@ def septum_distance(a: Anatomy, s: Shell) -> Array:
     return np.abs(s.x - np.float32(5.0)) - half
 
 
-def lung_distance(a: Anatomy, s: Shell, mediastinum: Array) -> Array:
-    """Return the signed distance to the lungs: inside the wall, above the diaphragm, beside the mediastinum."""
+def thorax_distance(s: Shell) -> Array:
+    """Return the signed distance to the space inside the wall and above the diaphragm, mediastinum included."""
     slope = np.float32(0.72)
     wall = smooth_max(s.cavity, s.apex * np.float32(0.6), 8.0)
-    base = smooth_max(wall, -s.dome * slope, 3.0)
-    return smooth_max(base, -mediastinum, 7.0)
+    return smooth_max(wall, -s.dome * slope, 3.0)
 
 
-def fissures(body: Body, s: Shell) -> tuple[Array, Array]:
-    """Return the signed heights above the oblique and horizontal fissures, mm along their normals."""
+def oblique_fissure(body: Body, s: Shell) -> Array:
+    """Return the signed height above the oblique fissure, mm along its normal."""
     a = body.anatomy
     v = s.y / np.float32(a.half_depth)
     u = np.abs(s.x) / np.float32(a.half_width)
     bow = np.float32(6.0) * np.sin(v * np.float32(2.6)) - np.float32(10.0) * (u - np.float32(0.5))
     offset = np.where(s.x > 0, np.float32(body.oblique_offset["left"]), np.float32(body.oblique_offset["right"]))
     slope = np.float32(a.fissure_slope)
-    oblique = (s.z - offset + slope * s.y - bow) / np.float32(np.hypot(1, a.fissure_slope))
-    horizontal = s.z - np.float32(body.horizontal_offset) + np.float32(0.10) * s.y - np.float32(7.0) * (v * v - u)
-    return oblique, horizontal.astype(np.float32)
+    return (s.z - offset + slope * s.y - bow) / np.float32(np.hypot(1, a.fissure_slope))
 
 
-def lobe_labels(body: Body, s: Shell, inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return labels 1..5 of LOBE_NAMES inside `inside`, 0 outside."""
-    oblique, horizontal = fissures(body, s)
-    upper = oblique > 0
-    left = np.where(upper, 1, 2)
-    right = np.where(upper, np.where(horizontal > 0, 3, 4), 5)
-    return np.where(inside, np.where(s.x > 0, left, right), 0).astype(np.uint8)
+def horizontal_fissure(body: Body, s: Shell) -> Array:
+    """Return the signed height above the horizontal fissure, mm along its normal."""
+    a = body.anatomy
+    v = s.y / np.float32(a.half_depth)
+    u = np.abs(s.x) / np.float32(a.half_width)
+    height = s.z - np.float32(body.horizontal_offset) + np.float32(0.10) * s.y - np.float32(7.0) * (v * v - u)
+    return height.astype(np.float32, copy=False)
+
+
+def lobe_labels(s: Shell, fissures: tuple[Array, Array], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return labels 1..5 of LOBE_NAMES inside `inside`, 0 outside; fissures: heights above the oblique, horizontal."""
+    upper = fissures[0] > 0
+    labels = np.where(upper, np.where(fissures[1] > 0, np.uint8(3), np.uint8(4)), np.uint8(5))
+    np.copyto(labels, np.where(upper, np.uint8(1), np.uint8(2)), where=s.x > 0)
+    labels[~inside] = 0
+    return labels

@@ -63,12 +63,21 @@ def destruction_score(p: Pathology, s: Shell, grid: Grid, slab: slice) -> Array:
 def bullae_distance(p: Pathology, s: Shell) -> Array:
     """Return the signed distance to the nearest bulla, 99 mm without any."""
     best = np.full(s.z.shape, 99.0, np.float32)
+    fields = (s.z, s.y, s.x)
+    others = ((1, 2), (0, 2), (0, 1))
+    ends = [(field.min(axes), field.max(axes)) for field, axes in zip(fields, others, strict=True)]
     for centre, radius in p.bullae:
-        c = centre.astype(np.float32)
-        near = _near(s, c, radius + 6)
-        if near[0].size:
-            d = np.sqrt((s.z[near] - c[0]) ** 2 + (s.y[near] - c[1]) ** 2 + (s.x[near] - c[2]) ** 2)
-            best[near] = np.minimum(best[near], d - np.float32(radius))
+        c, reach = centre.astype(np.float32), radius + 6
+        planes = [
+            np.flatnonzero((low < m + reach) & (high > m - reach)) for (low, high), m in zip(ends, c, strict=True)
+        ]
+        if not all(plane.size for plane in planes):
+            continue
+        box = tuple(slice(plane[0], plane[-1] + 1) for plane in planes)
+        z, y, x = (field[box] - m for field, m in zip(fields, c, strict=True))
+        near = (np.abs(z) < reach) & (np.abs(y) < reach) & (np.abs(x) < reach)
+        d = np.sqrt(z**2 + y**2 + x**2) - np.float32(radius)
+        np.minimum(best[box], d, out=best[box], where=near)
     return best
 
 
@@ -78,10 +87,6 @@ def opacity_score(p: Pathology, o: Opacity, s: Shell, fringe: Array) -> Array:
     d = np.sqrt((s.z - c[0]) ** 2 + (s.y - c[1]) ** 2 + (s.x - c[2]) ** 2)
     ragged = 0.06 * o.reach if o.kind == "nodule" else 7.0
     return (d + np.float32(ragged) * fringe).astype(np.float32)
-
-
-def _near(s: Shell, c: NDArray, reach: float) -> tuple[NDArray, ...]:
-    return np.nonzero((np.abs(s.z - c[0]) < reach) & (np.abs(s.y - c[1]) < reach) & (np.abs(s.x - c[2]) < reach))
 
 
 def place(
@@ -124,23 +129,24 @@ def _place_emphysema(
     rng: np.random.Generator,
 ) -> None:
     target = spec.amount / 100.0 * air.sum()
-    filled = np.zeros(lung.shape, bool)
-    upper = np.nonzero(air & np.isin(labels, (1, 3)) & (lung > -30) & (lung < -5))
-    anywhere = np.nonzero(air & (lung < -5))
+    z, y, x = (c[air] for c in (s.z, s.y, s.x))
+    filled = np.zeros(z.shape, bool)
+    anywhere = np.flatnonzero(air & (lung < -5))
+    upper = np.flatnonzero(air & ((labels == 1) | (labels == 3)) & (lung > -30) & (lung < -5))
     weight = rng.uniform(0.5, 0.7)
     typical = 12.0 + 12.0 * min(spec.amount / 40.0, 1.0)  # mm; giant bullae in severe disease only
     for _ in range(60):
-        if filled.sum() >= weight * target or upper[0].size == 0 or anywhere[0].size == 0:
+        if filled.sum() >= weight * target or upper.size == 0 or anywhere.size == 0:
             break
         pool = upper if rng.random() < 0.85 else anywhere
-        pick = int(rng.integers(pool[0].size))
-        centre = np.array([float(c[pool][pick]) for c in (s.z, s.y, s.x)])
+        pick = pool[int(rng.integers(pool.size))]
+        centre = np.array([float(c.flat[pick]) for c in (s.z, s.y, s.x)])
         radius = float(np.clip(rng.lognormal(np.log(typical), 0.42), 7.5, 45.0))
         radius = min(radius, 7.5 + 1.1 * float(np.cbrt(max(target - filled.sum(), 1) * grid.voxel_ml * 120)))
         p.bullae.append((np.round(centre, 3), round(radius, 3)))
-        d2 = (s.z - centre[0]) ** 2 + (s.y - centre[1]) ** 2 + (s.x - centre[2]) ** 2
-        filled |= air & (d2 < radius**2)
-    rest = air & ~filled
+        filled |= (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < radius**2
+    rest = air.copy()
+    rest[air] = ~filled
     wanted = (target - filled.sum()) / max(rest.sum(), 1)
     score = destruction_score(p, s, grid, slice(None))
     p.destroyed_level = float(np.round(np.quantile(score[rest], 1 - np.clip(wanted, 0.0, 0.9)), 4))
@@ -152,13 +158,13 @@ def _place_opacity(
 ) -> None:
     label = LOBE_NAMES.index(spec.lobe) + 1
     depth = min(spec.amount / 2 + 2, 14.0) if spec.kind == "nodule" else 4.0
-    inner = np.nonzero(lobe & (lung < -depth))
-    if inner[0].size == 0:
-        inner = np.nonzero(lobe)
-    if inner[0].size == 0:
+    inner = np.flatnonzero(lobe & (lung < -depth))
+    if inner.size == 0:
+        inner = np.flatnonzero(lobe)
+    if inner.size == 0:
         return
-    pick = int(rng.integers(inner[0].size))
-    centre = np.round(np.array([float(c[inner][pick]) for c in (s.z, s.y, s.x)]), 3)
+    pick = inner[int(rng.integers(inner.size))]
+    centre = np.round(np.array([float(c.flat[pick]) for c in (s.z, s.y, s.x)]), 3)
     hu = GROUND_GLASS_HU if spec.kind == "ground_glass_opacity" else SOLID_HU
     edge = {"nodule": 1.0, "consolidation": 3.0}.get(spec.kind, 8.0)
     opacity = Opacity(spec.kind, centre, spec.amount / 2, edge, hu, label)

@@ -11,37 +11,55 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medsyn.phantom.airway import Airways, build_airways
+from medsyn.phantom.airway import Airways, build_airways, central_airways
 from medsyn.phantom.anatomy import Anatomy, draw_anatomy, heart_ellipsoids, hyperinflated
 from medsyn.phantom.fields import (
     Body,
     Shell,
-    fissures,
     heart_distance,
+    horizontal_fissure,
     lobe_labels,
-    lung_distance,
+    oblique_fissure,
     septum_distance,
     shell,
+    smooth_max,
     smooth_min,
+    thorax_distance,
 )
 from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.grid import Grid
 from medsyn.phantom.tubes import Tubes, distance_around
-from medsyn.phantom.vessels import Vessels, build_vessels
+from medsyn.phantom.vessels import Vessels, build_oesophagus, build_vessels, great_vessels
 
+Array = NDArray[np.float32]
 PLAN_GRID = Grid((64, 64, 64))
 _POINTS_PER_LITRE = 2600
 _SMALLEST_GROUP = 4
 
 
 @dataclass
-class Lungs:
-    """Fields of one slab that decide what is lung."""
+class Chest:
+    """Fields of one slab that do not depend on the trees.
+
+    heart, septum, spine, thorax: signed distances; septum is the thin middle of the mediastinum, thorax the space
+    inside the wall and above the diaphragm.
+    """
 
     shell: Shell
-    heart: NDArray[np.float32]
-    mediastinum: NDArray[np.float32]
-    lung: NDArray[np.float32]
+    heart: Array
+    septum: Array
+    spine: Array
+    thorax: Array
+
+
+@dataclass
+class Lungs:
+    """Fields of one slab that decide what is lung; fissures: heights above the oblique and the horizontal one."""
+
+    shell: Shell
+    heart: Array
+    lung: Array
+    fissures: tuple[Array, Array]
 
 
 @dataclass
@@ -53,6 +71,7 @@ class Plan:
     vessels: Vessels
     specs: tuple[FindingSpec, ...]
     seed: tuple[int, ...]
+    chest: Chest
     lungs: Lungs
     labels: NDArray[np.uint8]
 
@@ -62,83 +81,103 @@ class Plan:
         return self.body.anatomy
 
 
-def lungs_on(body: Body, grid: Grid, slab: slice, tubes_distance: NDArray[np.float32]) -> Lungs:
-    """Return chest, heart, mediastinum and pleural space on one slab; `tubes_distance` from `mediastinal_distance`."""
+def lungs_on(plan: Plan, grid: Grid, slab: slice, tubes_distance: Array) -> Lungs:
+    """Return heart, pleural space and fissures on one slab; `tubes_distance` from `mediastinal_distance`.
+
+    On the whole of the plan's own grid, what does not depend on the trees is the plan's.
+    """
+    planned = grid == PLAN_GRID and slab.indices(grid.size[0]) == (0, grid.size[0], 1)
+    chest = plan.chest if planned else chest_on(plan.body, grid, slab)
+    fissures = plan.lungs.fissures if planned else _fissures(plan.body, chest.shell)
+    return Lungs(chest.shell, chest.heart, _lung_distance(chest, tubes_distance[slab]), fissures)
+
+
+def chest_on(body: Body, grid: Grid, slab: slice) -> Chest:
+    """Return the fields of one slab that do not depend on the trees."""
     s = shell(body, grid, slab)
-    heart = heart_distance(body, s.z, s.y, s.x)
-    heart = np.maximum(heart, s.cavity + 3)
-    organs = smooth_min(heart - np.float32(3.0), tubes_distance[slab] - np.float32(2.5), 12.0)
+    heart = np.maximum(heart_distance(body, s.z, s.y, s.x), s.cavity + 3)
     spine = np.hypot(s.x - s.spine_x, s.y - s.spine_y) - np.float32(20.0 * body.anatomy.scale)
-    mediastinum = smooth_min(smooth_min(organs, septum_distance(body.anatomy, s), 10.0), spine, 8.0)
-    return Lungs(s, heart, mediastinum, lung_distance(body.anatomy, s, mediastinum))
+    return Chest(s, heart, septum_distance(body.anatomy, s), spine, thorax_distance(s))
 
 
-def mediastinal_distance(grid: Grid, body: Body, tubes: Tubes) -> NDArray[np.float32]:
+def _lung_distance(chest: Chest, tubes_distance: Array) -> Array:
+    """Return the signed distance to the lungs: in the thorax, beside the mediastinum."""
+    organs = smooth_min(chest.heart - np.float32(3.0), tubes_distance - np.float32(2.5), 12.0)
+    mediastinum = smooth_min(smooth_min(organs, chest.septum, 10.0), chest.spine, 8.0)
+    return smooth_max(chest.thorax, -mediastinum, 7.0)
+
+
+def _fissures(body: Body, s: Shell) -> tuple[Array, Array]:
+    return oblique_fissure(body, s), horizontal_fissure(body, s)
+
+
+def mediastinal_distance(grid: Grid, body: Body, tubes: Tubes) -> Array:
     """Return the distance to the central tubes (own frame), 99 mm beyond 16 mm."""
     return distance_around(grid, tubes.rotated(body.anatomy.rotation.T), 16.0)
 
 
-def central_tubes(airways: Airways, vessels: Vessels) -> Tubes:
-    """Return what the mediastinum wraps: trachea, main and intermediate bronchi, great vessels, oesophagus."""
-    airway = airways.central
+def central_tubes(airways: dict[str, Tubes], great: Tubes, oesophagus: Tubes) -> Tubes:
+    """Return what the mediastinum wraps: trachea and main bronchi (of the central `airways`), vessels, oesophagus."""
     return (
-        airway["trachea"].widened(1.2, 0.25)
-        + airway["right_main"].widened(1.2, 0.25)
-        + airway["left_main"].widened(1.2, 0.25)
-        + vessels.great
-        + vessels.oesophagus
+        airways["trachea"].widened(1.2, 0.25)
+        + airways["right_main"].widened(1.2, 0.25)
+        + airways["left_main"].widened(1.2, 0.25)
+        + great
+        + oesophagus
     )
 
 
 def make_plan(seed: Sequence[int], specs: tuple[FindingSpec, ...]) -> Plan:
     """Draw the anatomy of `seed`, shape chest and heart as the findings want, place the fissures, grow the trees."""
-    draw, tree_draw = (np.random.default_rng(s) for s in np.random.SeedSequence(list(seed)).spawn(2))
-    anatomy = draw_anatomy(draw)
+    anatomy = draw_anatomy(np.random.default_rng(np.random.SeedSequence(list(seed)).spawn(1)[0]))
     for spec in specs:
         if spec.kind == "emphysema":
             anatomy = hyperinflated(anatomy, spec.amount)
     enlarged = [spec.amount for spec in specs if spec.kind == "cardiomegaly"]
     body = Body(anatomy, heart_ellipsoids(anatomy, max(enlarged) if enlarged else anatomy.normal_ctr))
-    # the central tubes do not depend on the lobes: a first tree from the landmarks alone
-    dummy = {label: np.zeros((n, 3)) + tree_draw.normal(0, 5, (n, 3)) for label, n in _TYPICAL.items()}
-    first = build_airways(anatomy, dummy, 1000)
-    skeleton = build_vessels(anatomy, first, dummy, 1000)
-    around = mediastinal_distance(PLAN_GRID, body, central_tubes(first, skeleton))
-    lungs = lungs_on(body, PLAN_GRID, slice(None), around)
-    _place_fissures(body, lungs)
-    points = [_scatter(body, lungs, np.random.default_rng(s)) for s in np.random.SeedSequence([*seed, 7]).spawn(2)]
+    chest = chest_on(body, PLAN_GRID, slice(None))
+    # the lobes that the trees grow into: lungs around central tubes of typical lobes
+    central, great, oesophagus = central_airways(anatomy, _TYPICAL), great_vessels(anatomy), build_oesophagus(anatomy)
+    around = mediastinal_distance(PLAN_GRID, body, central_tubes(central, great, oesophagus))
+    lung = _lung_distance(chest, around)
+    lungs = Lungs(chest.shell, chest.heart, lung, _place_fissures(body, chest.shell, lung))
+    points = _scatter(lungs, [np.random.default_rng(s) for s in np.random.SeedSequence([*seed, 7]).spawn(2)])
     airways = build_airways(anatomy, points[0], _SMALLEST_GROUP)
     vessels = build_vessels(anatomy, airways, points[1], _SMALLEST_GROUP + 1)
-    labels = lobe_labels(body, lungs.shell, lungs.lung < 0)
-    return Plan(body, airways, vessels, specs, tuple(seed), lungs, labels)
+    labels = lobe_labels(lungs.shell, lungs.fissures, lung < 0)
+    return Plan(body, airways, vessels, specs, tuple(seed), chest, lungs, labels)
 
 
 _TYPICAL = {1: 230, 2: 230, 3: 190, 4: 90, 5: 260}
+"""Points of each lobe of a typical lung, which decide how wide the bronchi are."""
 
 
-def _place_fissures(body: Body, lungs: Lungs) -> None:
-    """Shift the fissures until the lobes have the sampled shares of their lung."""
+def _place_fissures(body: Body, s: Shell, lung: Array) -> tuple[Array, Array]:
+    """Shift the fissures until the lobes have the sampled shares of their lung; return the heights above them."""
     upper, middle, left_upper = body.anatomy.lobe_shares
-    inside = lungs.lung < 0
-    oblique, horizontal = fissures(body, lungs.shell)
+    inside, left = lung < 0, s.x > 0
+    oblique, horizontal = _fissures(body, s)
     scale = float(np.hypot(1, body.anatomy.fissure_slope))
     for side, share in (("left", left_upper), ("right", upper + middle)):
-        here = inside & ((lungs.shell.x > 0) == (side == "left"))
+        here = inside & (left == (side == "left"))
         body.oblique_offset[side] = float(np.round(np.quantile(oblique[here], 1 - share) * scale, 3))
-    oblique, _ = fissures(body, lungs.shell)
-    front = inside & (lungs.shell.x <= 0) & (oblique > 0)
+    oblique = oblique_fissure(body, s)
+    front = inside & ~left & (oblique > 0)
     body.horizontal_offset = float(np.round(np.quantile(horizontal[front], middle / (upper + middle)), 3))
+    return oblique, horizontal_fissure(body, s)
 
 
-def _scatter(body: Body, lungs: Lungs, rng: np.random.Generator) -> dict[int, NDArray[np.float64]]:
-    """Return points spread evenly in every lobe, the trees' targets."""
-    labels = lobe_labels(body, lungs.shell, lungs.lung < -2.5)
+def _scatter(lungs: Lungs, rngs: Sequence[np.random.Generator]) -> list[dict[int, NDArray[np.float64]]]:
+    """Return points spread evenly in every lobe, the trees' targets, once per generator."""
     s = lungs.shell
+    labels = lobe_labels(s, lungs.fissures, lungs.lung < -2.5)
+    lobes = {label: np.flatnonzero(labels == label) for label in range(1, 6)}
+    return [{label: _points(s, where, rng) for label, where in lobes.items()} for rng in rngs]
+
+
+def _points(s: Shell, where: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return points (n, 3) in mm near a random choice of the voxels with the flat indices `where`."""
     wanted = _POINTS_PER_LITRE * PLAN_GRID.voxel_ml / 1000.0
-    points = {}
-    for label in range(1, 6):
-        where = np.nonzero(labels == label)
-        chosen = rng.random(len(where[0])) < wanted
-        position = np.stack([c[where][chosen] for c in (s.z, s.y, s.x)], 1).astype(float)
-        points[label] = position + rng.uniform(-0.5, 0.5, position.shape) * np.array(PLAN_GRID.spacing)
-    return points
+    chosen = where[rng.random(len(where)) < wanted]
+    position = np.stack([c.ravel()[chosen] for c in (s.z, s.y, s.x)], 1).astype(float)
+    return position + rng.uniform(-0.5, 0.5, position.shape) * np.array(PLAN_GRID.spacing)

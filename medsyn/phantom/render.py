@@ -12,7 +12,7 @@ from scipy.special import ndtr
 from medsyn.phantom import pathology, soft
 from medsyn.phantom.airway import WALL_FACTOR, WALL_OFFSET_MM
 from medsyn.phantom.bones import cover, paint_bones
-from medsyn.phantom.fields import Shell, fissures, lobe_labels
+from medsyn.phantom.fields import Shell, lobe_labels
 from medsyn.phantom.grid import Grid, Noise
 from medsyn.phantom.pathology import Pathology
 from medsyn.phantom.plan import PLAN_GRID, Lungs, Plan, central_tubes, lungs_on, mediastinal_distance
@@ -60,7 +60,7 @@ def render(plan: Plan, findings: Pathology, grid: Grid, layers: Layers) -> Rende
     names = ("lobes", "airway", "vessels", "heart", "effusion")
     masks = {name: np.zeros(grid.size, np.uint8) for name in names}
     for slab in grid.slabs():
-        lungs = lungs_on(plan.body, grid, slab, layers.around)
+        lungs = lungs_on(plan, grid, slab, layers.around)
         hu[slab] = _paint(plan, findings, grid, slab, lungs, layers, masks)
     return Rendering(_scan(plan, grid, hu), masks)
 
@@ -73,8 +73,9 @@ def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, grid: G
     """
     every = slice(None)
     p.destroyed_level = None
-    opaque, fluid = _lung_tissue(plan, p, PLAN_GRID, every, plan.lungs, layers, plan.labels)
     base = _parenchyma(plan, p, PLAN_GRID, every, plan.lungs, layers)
+    opaque = base.copy()
+    fluid = _paint_findings(p, opaque, PLAN_GRID, every, plan.lungs.shell, plan.labels)
     blur = 0.0 if grid.width > _WIDE_MM else PSF_SIGMA_MM
     width = float(np.sqrt(grid.width**2 + 12 * blur**2))  # the box as wide as voxel and point spread together
     inside = (plan.labels > 0) & (fluid <= 0.5)
@@ -85,12 +86,12 @@ def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, grid: G
     vessel, wall = (_shares_at(grid, layer, counted, blur) for layer in (layers.lung_vessels, layers.wall))
     edge = 1 - cover(plan.lungs.lung[counted], width)
     score = pathology.destruction_score(p, plan.lungs.shell, PLAN_GRID, every)[counted]
-    bulla = pathology.bullae_distance(p, plan.lungs.shell)[counted]
+    bullae = _bullae(pathology.bullae_distance(p, plan.lungs.shell)[counted], width)
     low, high = float(score.min()) - 1.0, float(score.max()) + 1.0
     for _ in range(12):
         level = (low + high) / 2
         hu = air.copy()
-        _destroy(hu, score - np.float32(level), bulla, width)
+        _destroy(hu, score - np.float32(level), bullae)
         soft.paint(hu, vessel, plan.anatomy.blood_hu)
         soft.paint(hu, wall, WALL_HU)
         soft.paint(hu, edge, 0.0)
@@ -122,9 +123,10 @@ def tube_layers(plan: Plan, grid: Grid) -> Layers:
         return coverage(grid, tubes.rotated(turn))
 
     lumen = plan.airways.lumen()
+    central = central_tubes(plan.airways.central, plan.vessels.great, plan.vessels.oesophagus)
     seeds = np.random.SeedSequence([*plan.seed, 31]).spawn(3)
     return Layers(
-        around=mediastinal_distance(grid, plan.body, central_tubes(plan.airways, plan.vessels)),
+        around=mediastinal_distance(grid, plan.body, central),
         great=covered(plan.vessels.great),
         oesophagus=covered(plan.vessels.oesophagus),
         wall=covered(lumen.widened(WALL_FACTOR, WALL_OFFSET_MM)),
@@ -155,8 +157,9 @@ def _paint(
     soft.paint(hu, _share(layers.oesophagus[slab]), 40.0)
     soft.paint(hu, _share(layers.great[slab]), a.blood_hu)
     inside = lungs.lung < 0
-    labels = lobe_labels(plan.body, s, inside)
-    air, fluid = _lung_tissue(plan, p, grid, slab, lungs, layers, labels)
+    labels = lobe_labels(s, lungs.fissures, inside)
+    air = _parenchyma(plan, p, grid, slab, lungs, layers)
+    fluid = _paint_findings(p, air, grid, slab, s, labels)
     soft.paint(hu, cover(lungs.lung, width), air)
     # vessels and airways run on through consolidated lung (bronchograms), not through fluid or the heart
     around = layers.around[slab]
@@ -179,22 +182,19 @@ def _share(layer: NDArray[np.uint8]) -> Array:
     return layer.astype(np.float32) * np.float32(1 / 255.0)
 
 
-def _lung_tissue(
-    plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: Layers, labels: NDArray[np.uint8]
-) -> tuple[Array, Array]:
-    """Return the HU of what fills the pleural space, and the share of each voxel that is fluid."""
-    s, width = lungs.shell, grid.width
-    air = _parenchyma(plan, p, grid, slab, lungs, layers)
+def _paint_findings(p: Pathology, air: Array, grid: Grid, slab: slice, s: Shell, labels: NDArray[np.uint8]) -> Array:
+    """Paint the findings over lung, in place, and return the share of each voxel that is fluid."""
+    width = grid.width
     if p.destroyed_level is not None:
         score = pathology.destruction_score(p, s, grid, slab) - np.float32(p.destroyed_level)
-        _destroy(air, score, pathology.bullae_distance(p, s), width)
+        _destroy(air, score, _bullae(pathology.bullae_distance(p, s), width))
     if p.opacities:
         fringe = p.fringe.sample(grid, slab)
         for opacity in p.opacities:
             score = pathology.opacity_score(p, opacity, s, fringe) - np.float32(opacity.reach)
             where = np.ones_like(score) if opacity.kind == "nodule" else (labels == opacity.lobe).astype(np.float32)
             soft.paint(air, where * cover(score, max(width, opacity.edge)), opacity.hu)
-    return air, _paint_effusion(p, s, air, width)
+    return _paint_effusion(p, s, air, width)
 
 
 def _parenchyma(plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: Layers) -> Array:
@@ -204,7 +204,7 @@ def _parenchyma(plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs,
     air = np.float32(a.lung_hu + p.diffuse_hu) + np.float32(a.gravity_hu) * down
     texture = np.float32(0.65) * layers.texture.sample(grid, slab) + np.float32(0.75) * layers.fine.sample(grid, slab)
     air += np.float32(a.texture_hu) * texture
-    oblique, horizontal = fissures(plan.body, s)
+    oblique, horizontal = lungs.fissures
     # the horizontal fissure exists in front of the oblique one on the right only
     minor = np.where((s.x < 0) & (oblique > 0), np.abs(horizontal), 99).astype(np.float32)
     line = np.minimum(np.abs(oblique), minor) - np.float32(max(FISSURE_MM, width) / 2)
@@ -212,12 +212,17 @@ def _parenchyma(plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs,
     return air
 
 
-def _destroy(air: Array, score: Array, bulla: Array, width: float) -> None:
+def _bullae(distance: Array, width: float) -> tuple[Array, Array]:
+    """Return the shares of each voxel that lie inside bullae and in their walls, from the distance to bullae."""
+    wall = cover(np.abs(distance) - np.float32(BULLA_WALL_MM / 2), width)
+    return cover(distance, width), np.float32(min(BULLA_WALL_MM / width, 1.0)) * wall
+
+
+def _destroy(air: Array, score: Array, bullae: tuple[Array, Array]) -> None:
     """Paint emphysema over lung, in place: where `score` > 0 the lung is destroyed, inside bullae it is gone."""
     soft.paint(air, np.clip(score * np.float32(7.0) + np.float32(0.5), 0, 1), pathology.DESTROYED_HU)
-    rim = np.float32(min(BULLA_WALL_MM / width, 1.0)) * cover(np.abs(bulla) - np.float32(BULLA_WALL_MM / 2), width)
-    soft.paint(air, cover(bulla, width), pathology.BULLA_HU)
-    soft.paint(air, rim, -500.0)
+    soft.paint(air, bullae[0], pathology.BULLA_HU)
+    soft.paint(air, bullae[1], -500.0)
 
 
 def _paint_effusion(p: Pathology, s: Shell, air: Array, width: float) -> Array:

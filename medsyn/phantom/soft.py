@@ -67,10 +67,16 @@ def paint_wall(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> 
 
 def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> None:
     """Paint liver, stomach with its gas bubble and spleen below the diaphragm's 3 mm of muscle."""
-    under = cover(s.dome, width) * cover(s.cavity, width)
-    if not under.any():
+    near = np.nonzero((s.dome < width) & (s.cavity < width))
+    if near[0].size == 0:
         return
-    paint(hu, under, MUSCLE)
+    value, s, mottle = hu[near], s.at(near), mottle[near]
+    _paint_organs(a, s, value, width, mottle)
+    hu[near] = value
+
+
+def _paint_organs(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array) -> None:
+    paint(hu, cover(s.dome, width) * cover(s.cavity, width), MUSCLE)
     below = np.maximum(s.dome + np.float32(3.0), s.cavity + np.float32(2.5))
     spine_guard = 26 - np.hypot(s.x - s.spine_x, s.y - s.spine_y - 4)
     space = np.maximum(below, spine_guard)
@@ -101,7 +107,10 @@ def _ellipsoid(s: Shell, centre: tuple[float, float, float], semi: tuple[float, 
 
 def paint_heart(a: Anatomy, hu: Array, heart: Array, mottle: Array, width: float) -> None:
     """Paint myocardium around blood; without contrast the two look alike."""
+    near = np.nonzero(heart < width)
+    value, heart, mottle = hu[near], heart[near], mottle[near]
     muscle = np.float32(48.0 + 0.35 * max(a.blood_hu - 42, 0))
-    paint(hu, cover(heart, width), muscle)
+    paint(value, cover(heart, width), muscle)
     inner = sigmoid((-heart - np.float32(11.0) + 3 * mottle) * np.float32(0.6))
-    paint(hu, cover(heart, width) * inner, a.blood_hu)
+    paint(value, cover(heart, width) * inner, a.blood_hu)
+    hu[near] = value

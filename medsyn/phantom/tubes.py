@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from medsyn.phantom.grid import Grid
 
+_CACHED_VOXELS = 1 << 16
+"""Voxels of the boxes that are worked on together: their arrays stay in a core's cache."""
+
 
 @dataclass(frozen=True)
 class Tubes:
@@ -35,8 +38,8 @@ class Tubes:
             )
         )
 
-    def select(self, keep: NDArray[np.bool_]) -> Tubes:
-        """Return the capsules where `keep`."""
+    def select(self, keep: NDArray) -> Tubes:
+        """Return the capsules of a mask or of indices."""
         return Tubes(self.start[keep], self.end[keep], self.start_radius[keep], self.end_radius[keep])
 
     def widened(self, factor: float, offset: float) -> Tubes:
@@ -65,76 +68,80 @@ def coverage(grid: Grid, tubes: Tubes, faintest: float = 0.04) -> NDArray[np.uin
     result = np.zeros(grid.size, np.uint8)
     strongest = np.maximum(tubes.start_radius, tubes.end_radius)
     kept = tubes.select((np.minimum(strongest / half, 1.0) ** 2 >= faintest) & (strongest > 0))
-    for flat, distance, radius in _stamps(grid, kept, half, floor=half):
-        thick = np.maximum(radius, np.float32(half))
-        share = np.clip(np.float32(0.5) - (distance - thick) * np.float32(1 / grid.width), 0, 1)
-        share *= np.minimum(np.square(radius * np.float32(1 / half)), 1)
-        np.maximum.at(result.reshape(-1), flat, np.rint(share * np.float32(255.0)).astype(np.uint8))
+    for flat, inside, distance, radius in _stamps(grid, kept, half, floor=half, beyond=False):
+        distance -= np.maximum(radius, np.float32(half))
+        touched = inside & (distance < half)
+        share = np.clip(np.float32(0.5) - distance[touched] * np.float32(1 / grid.width), 0, 1)
+        share *= np.minimum(np.square(radius[touched] * np.float32(1 / half)), 1)
+        np.maximum.at(result.reshape(-1), flat[touched], np.rint(share * np.float32(255.0)).astype(np.uint8))
     return result
 
 
 def distance_around(grid: Grid, tubes: Tubes, margin: float) -> NDArray[np.float32]:
     """Return the signed distance to the union of `tubes` within `margin` mm of them, 99 elsewhere."""
     result = np.full(grid.size, 99.0, np.float32)
-    for flat, distance, radius in _stamps(grid, tubes, margin, floor=0.0):
-        np.minimum.at(result.reshape(-1), flat, np.round(distance - radius, 3))
+    for flat, inside, distance, radius in _stamps(grid, tubes, margin, floor=0.0, beyond=True):
+        np.minimum.at(result.reshape(-1), flat[inside], np.round((distance - radius)[inside], 3))
     return result
 
 
-def _stamps(
-    grid: Grid, tubes: Tubes, margin: float, floor: float
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
-    """Yield flat voxel indices near the capsules, distance to each axis and radius there, in equal boxes."""
+_Boxes = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]
+
+
+def _stamps(grid: Grid, tubes: Tubes, margin: float, floor: float, *, beyond: bool) -> Iterator[_Boxes]:
+    """Yield equal boxes of voxels around the capsules; the last axis, along which numpy is fast, counts the boxes.
+
+    Per voxel: its index in the flat grid, whether it lies in the grid, its distance to the capsule's axis, and the
+    capsule's radius at the nearest point of the axis. A box holds every voxel within `margin` of the capsule, whose
+    radius counts as at least `floor`, and with `beyond` one more on each side.
+    """
     if len(tubes) == 0:
         return
     pieces = _cut(tubes, 3.0 * grid.width)
     spacing = np.array(grid.spacing)
     first = np.array([axis[0] for axis in grid.axes], float)
     reach = np.maximum(np.maximum(pieces.start_radius, pieces.end_radius), floor) + margin
-    low = np.floor((np.minimum(pieces.start, pieces.end) - reach[:, None] - first) / spacing).astype(int)
-    high = np.ceil((np.maximum(pieces.start, pieces.end) + reach[:, None] - first) / spacing).astype(int)
-    edge = (high - low).max(1) + 1
+    low = (np.minimum(pieces.start, pieces.end) - reach[:, None] - first) / spacing
+    high = (np.maximum(pieces.start, pieces.end) + reach[:, None] - first) / spacing
+    if beyond:
+        low, high = np.floor(low).astype(int), np.ceil(high).astype(int)
+    else:
+        low, high = np.ceil(low).astype(int), np.floor(high).astype(int)
+    edge = np.maximum((high - low).max(1) + 1, 0)
     bucket = np.where(edge <= 12, edge, np.ceil(edge / 4).astype(int) * 4)
-    for n in np.unique(bucket):
+    for n in np.unique(bucket[bucket > 0]):
         members = np.nonzero(bucket == n)[0]
-        step = max(1, (1 << 21) // int(n) ** 3)
+        step = max(1, _CACHED_VOXELS // int(n) ** 3)
         for begin in range(0, len(members), step):
-            yield from _box(
-                grid,
-                pieces.select(_mask(members[begin : begin + step], len(pieces))),
-                low,
-                n,
-                members[begin : begin + step],
-                spacing,
-                first,
-            )
+            chosen = members[begin : begin + step]
+            yield _box(grid, pieces.select(chosen), low[chosen], n, spacing, first)
 
 
-def _mask(indices: NDArray, count: int) -> NDArray[np.bool_]:
-    mask = np.zeros(count, bool)
-    mask[indices] = True
-    return mask
-
-
-def _box(
-    grid: Grid, part: Tubes, low: NDArray, n: int, members: NDArray, spacing: NDArray, first: NDArray
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
-    steps = np.arange(n)
-    index = low[members][:, :, None] + steps  # (s, 3, n)
-    inside = (index >= 0) & (index < np.array(grid.size)[None, :, None])
-    offset = (first[None, :, None] + index * spacing[None, :, None] - part.start[:, :, None]).astype(np.float32)
+def _box(grid: Grid, part: Tubes, low: NDArray[np.int64], n: int, spacing: NDArray, first: NDArray) -> _Boxes:
+    """Return what `_stamps` yields for boxes of n voxels an edge that begin at the voxels `low` (s, 3)."""
+    index = low.T[:, None] + np.arange(n)[:, None]  # (3, n, s)
+    inside = (index >= 0) & (index < np.array(grid.size)[:, None, None])
+    offset = (first[:, None, None] + index * spacing[:, None, None] - part.start.T[:, None]).astype(np.float32)
     span = (part.end - part.start).astype(np.float32)
     length = np.maximum((span**2).sum(1), np.float32(1e-6))
-    z, y, x = offset[:, 0, :, None, None], offset[:, 1, None, :, None], offset[:, 2, None, None, :]
-    vz, vy, vx = (span[:, i, None, None, None] for i in range(3))
-    along = np.clip((z * vz + y * vy + x * vx) / length[:, None, None, None], 0, 1)
-    distance = np.sqrt((z - along * vz) ** 2 + (y - along * vy) ** 2 + (x - along * vx) ** 2)
+    position = offset[0][:, None, None], offset[1][None, :, None], offset[2][None, None]
+    along = position[0] * span[:, 0] + position[1] * span[:, 1] + position[2] * span[:, 2]
+    along /= length
+    np.clip(along, 0, 1, out=along)
+    distance = np.zeros_like(along)
+    for axis in range(3):
+        away = along * span[:, axis]
+        np.subtract(position[axis], away, out=away)
+        away *= away
+        distance += away
+    np.sqrt(distance, out=distance)
     r0, r1 = part.start_radius.astype(np.float32), part.end_radius.astype(np.float32)
-    radius = r0[:, None, None, None] + along * (r1 - r0)[:, None, None, None]
-    keep = inside[:, 0, :, None, None] & inside[:, 1, None, :, None] & inside[:, 2, None, None, :]
+    along *= r1 - r0
+    along += r0
+    keep = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None]
     _, h, w = grid.size
-    flat = (index[:, 0, :, None, None] * h + index[:, 1, None, :, None]) * w + index[:, 2, None, None, :]
-    yield flat[keep], distance[keep], radius[keep]
+    flat = (index[0][:, None, None] * h + index[1][None, :, None]) * w + index[2][None, None]
+    return flat, keep, distance, along
 
 
 def _cut(tubes: Tubes, longest: float) -> Tubes:

@@ -74,20 +74,32 @@ class Vessels:
 
 def build_vessels(anatomy: Anatomy, airways: Airways, points: dict[int, NDArray[np.float64]], smallest: int) -> Vessels:
     """Return vessels for the given bronchi; `points` (label to (n, 3) mm) are those that the veins drain."""
-    great = Tubes.empty()
-    for landmarks, radii in _GREAT.values():
-        great = great + Tubes.path([anatomy.point(*p) for p in landmarks], [r * anatomy.scale for r in radii])
-    oesophagus = Tubes.path([anatomy.point(*p) for p in _OESOPHAGUS[0]], [r * anatomy.scale for r in _OESOPHAGUS[1]])
     arteries, veins = Tubes.empty(), Tubes.empty()
     whole = float(sum(len(p) for p in points.values()))
-    for label, tree in airways.lobes.items():
-        arteries = arteries + _artery(anatomy, tree, airways.radius[label], _ARTERY_ROOTS[label])
-        course = [anatomy.point(*p) for p in _VEIN_PATHS[label]]
-        vein = grow(points[label], course[-1], course[-1] - course[-2], smallest=smallest)
+    courses = {label: [anatomy.point(*p) for p in path] for label, path in _VEIN_PATHS.items()}
+    ends = [course[-1] for course in courses.values()]
+    directions = [course[-1] - course[-2] for course in courses.values()]
+    grown = grow([points[label] for label in courses], ends, directions, smallest=smallest)
+    for (label, course), vein in zip(courses.items(), grown, strict=True):
+        arteries = arteries + _artery(anatomy, airways.lobes[label], airways.radius[label], _ARTERY_ROOTS[label])
         radius = _VEIN_MM * anatomy.scale * anatomy.vessel_scale * relative_radius(vein.flow / whole)
         root = _VEIN_MM * anatomy.scale * float(relative_radius(len(points[label]) / whole))
         veins = veins + Tubes.path(course, [root * 1.2, root * 1.1, root]) + curved_tubes(vein, radius)
-    return Vessels(great, oesophagus, arteries, veins)
+    return Vessels(great_vessels(anatomy), build_oesophagus(anatomy), arteries, veins)
+
+
+def great_vessels(anatomy: Anatomy) -> Tubes:
+    """Return the great vessels of the mediastinum."""
+    great = Tubes.empty()
+    for landmarks, radii in _GREAT.values():
+        great = great + Tubes.path([anatomy.point(*p) for p in landmarks], [r * anatomy.scale for r in radii])
+    return great
+
+
+def build_oesophagus(anatomy: Anatomy) -> Tubes:
+    """Return the oesophagus."""
+    landmarks, radii = _OESOPHAGUS
+    return Tubes.path([anatomy.point(*p) for p in landmarks], [r * anatomy.scale for r in radii])
 
 
 def _artery(anatomy: Anatomy, tree: Tree, bronchus: NDArray[np.float64], root: tuple[float, float, float]) -> Tubes:

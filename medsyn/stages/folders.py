@@ -176,10 +176,10 @@ def _measure_group(group: _Group) -> None:
             continue
         entry.warnings = list(scan.warnings)
         try:
-            reasons, _, warnings = judge(scan.volume)
+            reasons, chest, warnings = judge(scan.volume)
             entry.not_chest = "; ".join(reasons)
             entry.warnings += warnings
-            entry.measured = measure_volume(scan.volume)
+            entry.measured = measure_volume(scan.volume, chest=chest)
         except _VOLUME_FAULTS as error:
             entry.note("measures", error)
 

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from medsyn.cohort import Subject
 from medsyn.config import MasksConfig, MeasureStage
-from medsyn.ct.inspect import judge, read_hu, read_hu_scan
+from medsyn.ct.inspect import Chest, judge, read_hu, read_hu_scan
 from medsyn.ct.reading import read_ct
 from medsyn.errors import InputError, NothingFoundError
 from medsyn.evaluate.inputs import VALIDITY, keep_split
@@ -60,14 +60,19 @@ def measure_one(
     return measure_volume(read_hu(path, hints), masks, tool)
 
 
-def measure_volume(volume: Volume, masks: str | Path | None = None, tool: Segmenter | None = None) -> Measured:
-    """Return the measures of a volume in HU, whatever it shows; see `measure_one`."""
+def measure_volume(
+    volume: Volume, masks: str | Path | None = None, tool: Segmenter | None = None, chest: Chest | None = None
+) -> Measured:
+    """Return the measures of a volume in HU, whatever it shows; see `measure_one`.
+
+    chest: what `medsyn.ct.inspect.judge` found in the same volume, so that its lungs are not searched twice.
+    """
     model = reorient(volume)
     if masks is not None:
         return measure(model, *_read_masks(Path(masks), model))
     if tool is not None:
         return measure(model, *_find_anatomy(tool, model))
-    return measure(model)
+    return measure(model, coarse_lungs=chest.lungs if chest else None)
 
 
 def _read_masks(folder: Path, model: Volume) -> tuple[dict[str, Volume], dict[str, str]]:
@@ -132,8 +137,8 @@ def measure_json(
     """
     scan = read_hu_scan(path, hints)
     volume = scan.volume
-    result = measure_volume(volume, masks, open_anatomy_tool(config) if masks is None else None)
-    faults, _, warnings = judge(volume)
+    faults, chest, warnings = judge(volume)
+    result = measure_volume(volume, masks, open_anatomy_tool(config) if masks is None else None, chest)
     reasons = result.reasons | ({"chest": "; ".join(faults)} if faults else {})
     seen = _noted_warnings(Path(path))
     repeated = of_measures([*scan.warnings, *warnings] if seen is None else seen)
@@ -177,8 +182,8 @@ def measure_shard(
 
 def _measure_row(path: Path, masks: Path | None, tool: Segmenter | None) -> dict[str, Any]:
     volume = read_ct(path)
-    result = measure_volume(volume, masks, tool)
-    faults, _, warnings = judge(volume)
+    faults, chest, warnings = judge(volume)
+    result = measure_volume(volume, masks, tool, chest)
     seen = _noted_warnings(path)
     row: dict[str, Any] = {
         key: None if value is None else round(float(value), 4) for key, value in result.values.items()

@@ -24,6 +24,7 @@ from typing import Any
 from medsyn.cluster import requeue_job
 from medsyn.errors import InputError
 from medsyn.files import NOT_RENAMED, atomic_dir, read_csv, read_json, sha256, to_disk, write_csv, write_json
+from medsyn.memory import keep_freed_memory
 from medsyn.outputs import check_folder
 from medsyn.progress import log, track
 from medsyn.provenance import hash_json, installation
@@ -188,6 +189,7 @@ def run_shard(
     identify(name): what `identity_of` says of the item's input. Only what an InputError says of a subject is kept as
     its rejection; after any other fault the next job tries it again.
     """
+    keep_freed_memory()
     names = list(names)
     outcomes, num_kept = [], 0
     for name in track(names, description=description, total=len(names)):
