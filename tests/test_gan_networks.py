@@ -8,6 +8,7 @@ from parity import compare_baseline, count, filled, summary, tensor
 from torch import Tensor
 
 from medsyn.diffusion.objective import enlarge
+from medsyn.models.batch_norm import use_standing_statistics
 from medsyn.models.gan import (
     CodeDiscriminator,
     Encoder,
@@ -166,3 +167,20 @@ def test_only_the_layers_after_the_first_are_normalised():
     names = {name for name, _ in alpha_discriminator(32, top_width=16).named_parameters()}
     assert {name.split(".")[0] for name in names} == {"conv1", "conv2", "bn2", "conv3", "bn3", "conv4"}
     assert isinstance(alpha_discriminator(32, top_width=16), Encoder)
+
+
+def test_standing_statistics_are_those_of_the_given_batches_alone():
+    torch.manual_seed(0)
+    generator = Generator(16, 8, width=4)
+    latents = torch.randn(64, 8)
+    generator.train()
+    generator(30 * latents)  # as codes of an encoder, far from the distribution of sampling
+    wrong = generator.eval()(latents)
+    use_standing_statistics(generator, latents.split(16))
+    assert not generator.training and generator.bn1.momentum == 0.1
+    x = generator.tp_conv1(latents[:, :, None, None, None])
+    wanted = torch.stack([x[part].mean((0, 2, 3, 4)) for part in torch.arange(64).split(16)]).mean(0)
+    torch.testing.assert_close(generator.bn1.running_mean, wanted, atol=1e-6, rtol=1e-5)
+    by_batch = generator.train()(latents)
+    settled = generator.eval()(latents)
+    assert (settled - by_batch).abs().mean() < 0.2 * (wrong - by_batch).abs().mean()

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Stream = Literal["low_res", "super_res", "diffusion", "latent"]
-_STREAMS: dict[Stream, int] = {"low_res": 0, "super_res": 1, "diffusion": 2, "latent": 3}
-"""Number of a stream of noise: of our two denoisers, of a diffusion over latents, of the latents of a generator."""
+Stream = Literal["low_res", "super_res", "diffusion", "latent", "statistics"]
+_STREAMS: dict[Stream, int] = {"low_res": 0, "super_res": 1, "diffusion": 2, "latent": 3, "statistics": 4}
+"""Number of a stream of noise: of our two denoisers, of a diffusion over latents, of the latents of a generator and
+of those that its batch statistics are taken of."""
 
 
 def volume_noise(seeds: Sequence[int], shape: Sequence[int], stream: Stream) -> Tensor:

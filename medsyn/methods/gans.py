@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from medsyn.training.volumes import ImageVolumes
 
 
+NUM_STATISTICS_BATCHES, STATISTICS_BATCH = 16, 8
+"""Batches, and latents in each, that the standing statistics of a generator are taken of."""
+
+
 class GanTrainConfig(TrainConfig):
     """Training of a GAN; the defaults are the recipe of Kwon et al. 2019 at the number of steps of HA-GAN's comparison.
 
@@ -104,13 +108,23 @@ class AlphaGanSettings(GanSettings):
     )
 
 
-class WganConfig(WganSettings, UnconditionalConfig):
+class GanConfig(UnconditionalConfig):
+    """What the entries of both kinds share besides the settings of the training."""
+
+    standing_statistics: bool = Field(
+        True,
+        description="sample with the batch statistics of latents alone; false: with those of the training, in which an"
+        " alpha-GAN's generator also decodes codes",
+    )
+
+
+class WganConfig(WganSettings, GanConfig):
     """WGAN-GP (Gulrajani et al. 2017), as in the comparison of HA-GAN."""
 
     kind: Literal["wgan"] = "wgan"
 
 
-class AlphaGanConfig(AlphaGanSettings, UnconditionalConfig):
+class AlphaGanConfig(AlphaGanSettings, GanConfig):
     """Alpha-WGAN-GP (Kwon et al. 2019)."""
 
     kind: Literal["alpha_gan"] = "alpha_gan"
@@ -248,6 +262,9 @@ class GanMethod(Unconditional):
         trained = read_stage(path, kind.stages_of_networks["gan"])
         super().__init__(stage, files, trained.window_hu)
         self.generator: Any = open_network(path, "generator", kind.networks_of(trained.settings)["generator"])
+        entry: Any = stage.entry
+        if getattr(entry, "standing_statistics", False):
+            settle(self.generator)
 
     def cube(self, seed: int) -> Tensor:
         """Return the volume [1, 1, R, R, R] in [-1, 1] that the generator makes of a seed."""
@@ -258,14 +275,28 @@ class GanMethod(Unconditional):
         return made
 
 
+def settle(generator: Any) -> None:
+    """Take the statistics of a generator's batch normalisations of the same latents every time."""
+    from medsyn.diffusion.seeds import volume_noise
+    from medsyn.models.batch_norm import use_standing_statistics
+
+    device = next(generator.parameters()).device
+    numbers = range(NUM_STATISTICS_BATCHES * STATISTICS_BATCH)
+    latents = volume_noise(numbers, (generator.latent_dim,), "statistics").split(STATISTICS_BATCH)
+    use_standing_statistics(generator, (latent.to(device) for latent in latents))
+
+
 def write_preview(networks: Networks, volumes: ImageVolumes, path: Path) -> None:
     """Write a PNG of training volumes and, below them, what the generator makes of the first seeds, one at a time."""
+    from copy import deepcopy
+
     import torch
 
     from medsyn.diffusion.seeds import volume_noise
     from medsyn.training.driver import write_pictures
 
-    generator: Any = networks["generator"]
+    generator: Any = deepcopy(networks["generator"])
+    settle(generator)
     device = next(generator.parameters()).device
     latents = volume_noise(range(NUM_PREVIEWS), (generator.latent_dim,), "latent").split(1)
     made = torch.cat([generator(latent.to(device)).cpu() for latent in latents])
