@@ -29,9 +29,11 @@ def counted_memory(case: Case, precision: str, *, accumulates: bool = False) -> 
 
 @cache
 def step_flops(case: Case) -> int:
-    """Count the operations per sample of a step, without those that activation checkpointing adds."""
+    """Count the operations per sample of a step with all phases, without those that activation checkpointing adds."""
     task = case.task(True)
-    return sum(sample_flops(task).values()) if task.flops is None else task.flops()
+    if task.flops is None:
+        return sum(sample_flops(task).values())
+    return task.flops(max(phase.first_step for phase in task.phases))
 
 
 def sample_flops(task: PhasedTask) -> dict[str, int]:

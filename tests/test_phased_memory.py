@@ -66,14 +66,14 @@ def hagan() -> PhasedTask:
     return hagan_task(sizes, partial(volumes, 64), 0, discriminator_learning_rate=4e-4)
 
 
-def vqgan(checkpointing: bool = False) -> PhasedTask:
+def vqgan(checkpointing: bool = False, start: int = 0) -> PhasedTask:
     def batch(update: int, slots: Sequence[int]) -> dict[str, Tensor]:
         return {"volume": volumes(32, update, slots), "slice": torch.full((len(slots),), 3)}
 
     def network() -> VQGAN:
         return VQGAN(8, 2, 8, 4, 64, checkpointing=checkpointing)
 
-    return vqgan_task(network, batch, VQGANLoss(adversarial_start=0), discriminator_width=4)
+    return vqgan_task(network, batch, VQGANLoss(adversarial_start=start), discriminator_width=4)
 
 
 def batches(task: PhasedTask, config: TrainConfig) -> Iterator[Batch]:
@@ -157,11 +157,19 @@ def test_frozen_discriminators_count_in_the_phase_of_the_autoencoder():
     assert count_phase_flops(base.build, base.phases) == count_phase_flops(base.build, late)
 
 
+def test_operations_before_the_discriminators_begin_are_those_of_the_autoencoder_alone():
+    task = vqgan(start=5)
+    assert task.flops is not None
+    both = count_phase_flops(task.build, task.phases)
+    assert task.flops(5) == sum(both.values()) and both.keys() == {"autoencoder", "discriminators"}
+    assert 0 < task.flops(4) < both["autoencoder"], "nor do they pass gradients on"
+
+
 def test_checkpointing_changes_the_memory_and_not_the_operations():
     plain, saving = vqgan(), vqgan(True)
     needs = [task.memory(settings(), 1) for task in (plain, saving) if task.memory is not None]
     assert needs[1].counted < 0.6 * needs[0].counted
-    assert plain.flops is not None and saving.flops is not None and plain.flops() == saving.flops() > 0
+    assert plain.flops is not None and saving.flops is not None and plain.flops(0) == saving.flops(0) > 0
 
 
 def test_the_denoiser_of_latents_states_its_cost():

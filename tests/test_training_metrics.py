@@ -144,6 +144,17 @@ def test_hours_on_a_cpu_are_processor_time(tmp_path):
     assert 3600 * (work["training_hours"] - idle["training_hours"]) > 0.4
 
 
+def test_operations_are_those_of_the_phases_that_take_part():
+    """A sample of a step has 3 operations, and 10 from step 4 on, where a second phase begins."""
+    [phase] = quadratic().phased().phases
+    phases = (phase, replace(phase, name="late", first_step=4))
+    task = replace(quadratic().phased(), phases=phases, flops=lambda step: 3 if step < 4 else 10)
+    run = Throughput(task, SETTINGS, make_accelerator("fp32"))
+    run.count()
+    sums = [run.cost(step)["flop"] for step in (3, 6, 7)]
+    assert sums == [SETTINGS.batch_size * total for total in (3 * 3, 4 * 3 + 2 * 10, 4 * 3 + 3 * 10)]
+
+
 @pytest.mark.parametrize(("device", "clock", "seconds"), [("cuda", "monotonic", 6.0), ("cpu", "process_time", 5.0)])
 def test_hours_are_those_of_all_processes(device, clock, seconds, monkeypatch):
     """Two processes for 3 s on GPUs, 3 s of processor time here and 2 s in the other process."""
@@ -151,7 +162,7 @@ def test_hours_are_those_of_all_processes(device, clock, seconds, monkeypatch):
     monkeypatch.setattr(f"medsyn.training.throughput.time.{clock}", lambda: now[0])
     both = SimpleNamespace(device=torch.device(device), num_processes=2, reduce=lambda value, _how: value + 2)
     run = Throughput(replace(quadratic(), flops=lambda: 7).phased(), SETTINGS, both)
-    run.flops = 7
+    run.flops = {0: 7}
     run.resume({"flop": 100, "device_seconds": 50.0})
     run.start(5)
     now[0] += 3

@@ -43,17 +43,20 @@ def count_flops(
     return int(counter.get_total_flops())
 
 
-def count_phase_flops(build: Callable[[], Mapping[str, nn.Module]], phases: Sequence[Phase]) -> dict[str, int]:
+def count_phase_flops(
+    build: Callable[[], Mapping[str, nn.Module]], phases: Sequence[Phase], step: int | None = None
+) -> dict[str, int]:
     """Count the operations of one sample in each phase of a step, over its updates, as `count_flops` does.
 
-    The first sample's batch gives the shapes, in a step in which all phases take part. As in training, gradients pass
-    through frozen networks to those that learn, but not to the weights of the frozen ones.
+    step: 0-based; by default one in which all phases take part. The first sample's batch gives the shapes. As in
+    training, gradients pass through frozen networks to those that learn, but not to the weights of the frozen ones.
     """
-    step = max(phase.first_step for phase in phases)
+    if step is None:
+        step = max(phase.first_step for phase in phases)
     with torch.device("meta"):
         networks = build()
     counts = {}
-    for phase in phases:
+    for phase in (phase for phase in phases if phase.first_step <= step):
         for name, network in networks.items():
             network.requires_grad_(name in phase.networks)
         batch = to_device(phase.batch(0, [0]), torch.device("meta"))

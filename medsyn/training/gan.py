@@ -114,7 +114,7 @@ def wgan_task(
         phases,
         identity=facts,
         collapsed=_flat_critic("critic"),
-        flops=lambda: sum(count_sample_flops(build, phases).values()),
+        flops=lambda _step: sum(count_sample_flops(build, phases).values()),
         memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 
@@ -198,7 +198,7 @@ def alpha_gan_task(
         phases,
         identity=facts,
         collapsed=_flat_critic("discriminator"),
-        flops=lambda: sum(count_sample_flops(build, phases).values()),
+        flops=lambda _step: sum(count_sample_flops(build, phases).values()),
         memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 

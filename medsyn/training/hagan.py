@@ -163,7 +163,7 @@ def hagan_task(
         phases,
         identity={"sizes": facts, "data_seed": seed, "any_start": any_start, **(identity or {})},
         collapsed=_collapsed,
-        flops=lambda: sum(count_phase_flops(build, phases).values()),
+        flops=lambda step: sum(count_phase_flops(build, phases, step).values()),
         memory=lambda config, processes: count_phased_training(build, phases, config, num_processes=processes),
     )
 

@@ -89,7 +89,8 @@ class PhasedTask:
     preview(networks, step): draws what the networks make after a step, in evaluation mode and without gradients.
     collapsed(row): what is wrong with the training according to a row of the metrics table, None if nothing is; the
     run then ends with this text and keeps the checkpoints of before the row.
-    flops(): operations of one sample of a step, forward and backward, over all phases.
+    flops(step): operations of one sample of a step, forward and backward, over the phases that take part in it; they
+    change only where a phase begins.
     memory(config, num_processes): what a run with these settings needs of a GPU.
     """
 
@@ -100,7 +101,7 @@ class PhasedTask:
     identity: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[Networks, int], None] | None = None
     collapsed: Callable[[Mapping[str, Any]], str | None] | None = None
-    flops: Callable[[], int] | None = None
+    flops: Callable[[int], int] | None = None
     memory: Callable[[TrainConfig, int], Need] | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class Task:
 
     build() makes the network; batch(step, slots) the samples `slots` of the 0-based optimiser step `step`;
     loss(network, batch) a `Loss`. averaged: whether an average (EMA) of the weights is kept, which is then the result.
-    identity, preview, flops and memory are as in PhasedTask.
+    flops(): operations of one sample. identity, preview and memory are as in PhasedTask.
     """
 
     name: str
@@ -134,7 +135,7 @@ class Task:
 
     def phased(self) -> PhasedTask:
         """Return the same training as a PhasedTask. Network and phase have the empty name: see `keyed`."""
-        preview = self.preview
+        preview, flops = self.preview, self.flops
 
         def loss(networks: Networks, batch: Batch, _step: int) -> Loss:
             return self.loss(networks[""], batch)
@@ -150,7 +151,7 @@ class Task:
             averaged=("",) if self.averaged else (),
             identity=self.identity,
             preview=None if preview is None else show,
-            flops=self.flops,
+            flops=None if flops is None else lambda _step: flops(),
             memory=self.memory,
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from operator import mul
 from typing import Any
 
 import torch
@@ -26,12 +27,13 @@ from medsyn.training.task import PhasedTask
 class Throughput:
     """Clocks of a run, the operations of a sample, the memory that it should need, and the cost so far.
 
-    flop: operations of all steps so far, None where the task cannot count them; device_seconds: time of the device.
+    flops: first step from which a sample has other operations -> these; the steps rise. flop: operations of all steps
+    so far, None where the task cannot count them; device_seconds: time of the device.
     """
 
     def __init__(self, task: PhasedTask, config: TrainConfig, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
-        self.flops: int | None = None
+        self.flops: dict[int, int] | None = None
         self.need: Need | None = None
         self.flop: int | None = 0
         self.device_seconds = 0.0
@@ -39,7 +41,9 @@ class Throughput:
 
     def count(self) -> None:
         """Count the operations of a sample and the memory, and warn where a GPU has less than the run needs."""
-        self.flops = None if self.task.flops is None else self.task.flops()
+        flops = self.task.flops
+        if flops is not None:
+            self.flops = {step: flops(step) for step in sorted({0, *(phase.first_step for phase in self.task.phases)})}
         device = self.accelerator.device
         if device.type != "cuda" or self.task.memory is None:
             return
@@ -71,9 +75,17 @@ class Throughput:
             spent = float(self.accelerator.reduce(torch.tensor(spent, dtype=torch.float64), "sum"))
         self.device_seconds += spent
         if self.flop is not None and step > done:
-            new = None if self.flops is None else self.flops * self.config.batch_size * (step - done)
+            new = self._flop(done, step)
             self.flop = None if new is None else self.flop + new
         return {"flop": self.flop, "device_seconds": self.device_seconds}
+
+    def _flop(self, done: int, step: int) -> int | None:
+        """Return the operations of the steps after the first `done` ones, up to the `step`-th."""
+        if self.flops is None:
+            return None
+        ends = [*list(self.flops)[1:], step]
+        spans = (max(min(end, step) - max(start, done), 0) for start, end in zip(self.flops, ends, strict=True))
+        return self.config.batch_size * sum(map(mul, self.flops.values(), spans))
 
     def _device_clock(self) -> float:
         return time.monotonic() if self.accelerator.device.type == "cuda" else time.process_time()
@@ -86,15 +98,16 @@ class Throughput:
         now = time.monotonic()
         since, done = self._logged
         self._logged = (now, step)
-        speed = (step - done) * self.config.batch_size / max(now - since, 1e-9)
+        seconds = max(now - since, 1e-9)
         row: dict[str, Any] = {
-            "samples_per_second": round(speed, 2),
+            "samples_per_second": round((step - done) * self.config.batch_size / seconds, 2),
             "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 3),
             "tflops_per_second": None,
             "flop_utilisation": None,
         }
-        if self.flops is not None:
-            rate = self.flops * speed / 1e12
+        flop = self._flop(done, step)
+        if flop is not None:
+            rate = flop / seconds / 1e12
             peak = peak_tflops(self.accelerator.device, self.config.precision)
             share = None if peak is None else rate / (peak * self.accelerator.num_processes)
             row["tflops_per_second"] = float(f"{rate:.4g}")

@@ -77,7 +77,7 @@ def vqgan_task(
         phases,
         identity=identity,
         collapsed=_collapsed,
-        flops=lambda: sum(count_phase_flops(without_checkpointing, phases).values()),
+        flops=lambda step: sum(count_phase_flops(without_checkpointing, phases, step).values()),
         memory=lambda config, processes: count_phased_training(networks, phases, config, num_processes=processes),
         **fields,
     )
