@@ -25,6 +25,7 @@ import torch._dynamo  # optimisers import it; here once for all processes that a
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
+from medsyn.methods.gans import GanTrainConfig
 from medsyn.methods.hagan import HaganTrainConfig
 from medsyn.models.gan import CodeDiscriminator, Generator, alpha_discriminator, alpha_encoder, wgan_critic
 from medsyn.models.hagan_sizes import HaganSizes
@@ -44,6 +45,7 @@ CUBE_SIDE = 8
 SETTINGS = TrainConfig(
     num_steps=3, batch_size=4, micro_batch_size=4, learning_rate=2e-3, betas=(0.5, 0.9), checkpoint_every=2, log_every=2
 )
+GAN_SETTINGS = GanTrainConfig(num_steps=3, checkpoint_every=2, log_every=2)
 AVERAGED = SETTINGS.model_copy(update={"ema_decay": 0.5})
 HAGAN_SIZES = HaganSizes(size=32, width=16, latent_dim=8, discriminator_width=32)
 
@@ -137,8 +139,8 @@ def latent_denoiser() -> Task:
 
 
 TASKS: Mapping[str, tuple[Callable[[], PhasedTask | Task], TrainConfig]] = {
-    "wgan": (wgan, SETTINGS),
-    "alpha_gan": (alpha_gan, SETTINGS),
+    "wgan": (wgan, GAN_SETTINGS),
+    "alpha_gan": (alpha_gan, GAN_SETTINGS),
     "hagan": (hagan, HaganTrainConfig(num_steps=2, batch_size=2, micro_batch_size=2, checkpoint_every=1, log_every=1)),
     "vqgan": (vqgan, SETTINGS),
     "latent_denoiser": (latent_denoiser, AVERAGED),

@@ -10,8 +10,8 @@ import torch
 from baseline_runs import BALLS, LATENT, SIDE, alpha_gan, alpha_networks, wgan, wgan_networks
 from torch import Tensor, nn
 
-from medsyn.config import TrainConfig
 from medsyn.errors import InputError
+from medsyn.methods.gans import GanTrainConfig
 from medsyn.models.gan import (
     CodeDiscriminator,
     Generator,
@@ -23,8 +23,9 @@ from medsyn.models.gan import (
 from medsyn.training.gan import alpha_gan_task, count_sample_flops, gradient_penalty, wgan_task
 from medsyn.training.loop import DivergedError, train
 
-SETTINGS = TrainConfig(num_steps=6, batch_size=4, micro_batch_size=4, checkpoint_every=2, log_every=2)
-FAST = {"learning_rate": 1e-3, "betas": (0.5, 0.9), "weight_decay": 0.0, "max_grad_norm": 1e9}
+SETTINGS = GanTrainConfig(num_steps=6, checkpoint_every=2, log_every=2)
+FAST = SETTINGS.model_copy(update={"learning_rate": 1e-3, "betas": (0.5, 0.9)})
+FROZEN = SETTINGS.model_copy(update={"learning_rate": 1e-12})
 
 
 class Sums(nn.Module):
@@ -158,15 +159,15 @@ def joint_networks() -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize(
     ("build", "rate", "num_steps", "batch_size"),
-    [(lambda adam: wgan(joint_networks, adam=adam), 2e-3, 80, 4), (lambda adam: alpha_gan(adam=adam), 1e-3, 60, 8)],
+    [(lambda: wgan(joint_networks), 2e-3, 80, 4), (alpha_gan, 1e-3, 60, 8)],
     ids=["wgan", "alpha_gan"],
 )
 def test_training_learns_a_distribution_of_two_balls(tmp_path, build, rate, num_steps, batch_size):
     """Generated volumes come to resemble one of the two balls, and both occur."""
-    size = {"num_steps": num_steps, "batch_size": batch_size, "micro_batch_size": batch_size}
-    task = build({**FAST, "learning_rate": rate})
+    changes = {"learning_rate": rate, "num_steps": num_steps, "batch_size": batch_size, "micro_batch_size": batch_size}
+    task = build()
     before, _ = likeness(task.build()["generator"])
-    alike, side = likeness(train(task, SETTINGS.model_copy(update=size), tmp_path / "state").networks["generator"])
+    alike, side = likeness(train(task, FAST.model_copy(update=changes), tmp_path / "state").networks["generator"])
     assert before.mean() < 0.2
     assert alike.mean() > 0.5
     assert 0.1 < side.mean() < 0.9
@@ -174,11 +175,10 @@ def test_training_learns_a_distribution_of_two_balls(tmp_path, build, rate, num_
 
 def test_the_critic_of_slabs_learns_less_of_a_small_volume(tmp_path):
     """At 16^3 a slab is one slice, so nothing but batch normalisation tells whether the slices of a volume fit."""
-    settings = SETTINGS.model_copy(update={"num_steps": 80})
+    settings = FAST.model_copy(update={"num_steps": 80, "learning_rate": 2e-3})
     found = []
     for build in (wgan_networks, joint_networks):
-        task = wgan(build, adam={**FAST, "learning_rate": 2e-3})
-        found.append(likeness(train(task, settings, tmp_path / build.__name__).networks["generator"])[0].mean())
+        found.append(likeness(train(wgan(build), settings, tmp_path / build.__name__).networks["generator"])[0].mean())
     assert found == pytest.approx([0.30, 0.66], abs=0.1)
 
 
@@ -201,9 +201,8 @@ def test_a_critic_that_gives_every_volume_the_same_value_ends_the_run(tmp_path):
         nn.init.zeros_(built["critic"].conv2.weight)
         return built
 
-    frozen = {**FAST, "learning_rate": 1e-12}
     with pytest.raises(DivergedError, match="the critic gives every volume the same value"):
-        train(wgan(networks, adam=frozen), SETTINGS, tmp_path / "state")
+        train(wgan(networks), FROZEN, tmp_path / "state")
 
 
 def volumes_of_the_paper(_number: int, slots: Sequence[int]) -> Tensor:
@@ -233,15 +232,15 @@ def test_operations_at_the_size_of_the_paper_are_those_of_the_specification():
 
 def test_the_generator_of_an_alpha_gan_makes_two_steps_with_one_gradient_where_the_original_is_asked_for(tmp_path):
     """The first step by hand; the encoder, which the same optimiser trains, makes one."""
-    settings = SETTINGS.model_copy(update={"num_steps": 1})
-    task = alpha_gan(adam=FAST, double_generator_step=True)
+    settings = FAST.model_copy(update={"num_steps": 1})
+    task = alpha_gan(double_generator_step=True)
     phase = task.phases[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         expected = dict(task.build())
     phase.loss(expected, phase.batch(0, range(4)), 0)[0].backward()
     for name, num_steps in (("generator", 2), ("encoder", 1)):
-        adam = torch.optim.Adam(expected[name].parameters(), FAST["learning_rate"], FAST["betas"])
+        adam = torch.optim.Adam(expected[name].parameters(), settings.learning_rate, settings.betas)
         for _ in range(num_steps):
             adam.step()
     trained = train(task, settings, tmp_path / "state").networks
@@ -249,7 +248,7 @@ def test_the_generator_of_an_alpha_gan_makes_two_steps_with_one_gradient_where_t
         for key, value in expected[name].named_parameters():
             torch.testing.assert_close(trained[name].get_parameter(key), value, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="two_steps"):
-        train(alpha_gan(adam=FAST), settings, tmp_path / "state")
+        train(alpha_gan(), settings, tmp_path / "state")
 
 
 @pytest.mark.parametrize("task", [wgan(), alpha_gan()], ids=["wgan", "alpha_gan"])
@@ -265,4 +264,4 @@ def test_a_constant_discriminator_of_an_alpha_gan_ends_the_run(tmp_path):
         return built
 
     with pytest.raises(DivergedError, match="the discriminator gives every volume the same value"):
-        train(alpha_gan(networks, adam={**FAST, "learning_rate": 1e-12}), SETTINGS, tmp_path / "state")
+        train(alpha_gan(networks), FROZEN, tmp_path / "state")

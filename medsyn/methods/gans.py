@@ -215,7 +215,6 @@ class Wgan(Gan):
             num_critic_updates=settings.num_critic_updates,
             num_generator_updates=settings.num_generator_updates,
             penalty_norm=settings.penalty_norm,
-            adam={},
             **options,
         )
 
@@ -249,7 +248,6 @@ class AlphaGan(Gan):
             seed=settings.train.seed,
             learn_from_codes=settings.learn_from_codes,
             double_generator_step=settings.double_generator_step,
-            adam={},
             **options,
         )
 

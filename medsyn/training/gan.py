@@ -8,14 +8,14 @@ Losses and recipe are those of Kwon et al., MICCAI 2019 (code: github.com/cyclom
 - WGAN: the gradient penalty takes the norm of the gradient of each sample (Gulrajani et al. 2017, equation 3). The
   code takes it per voxel; `penalty_norm="voxel"` restores that.
 - WGAN: the generator makes one update per update of the critic. The code makes five; `num_generator_updates=5` restores
-  that. Gulrajani et al. make five of the critic instead: `num_critic_updates=5` with `GULRAJANI_ADAM`.
+  that. Gulrajani et al. make five of the critic instead: `num_critic_updates=5`, with Adam at 1e-4 and betas 0 and 0.9.
 - alpha-GAN: the discriminator of codes learns from encoded codes too. In the code they add nothing to its gradient,
   because their logits are reused from a phase in which it was frozen; `learn_from_codes=False` restores that.
 - alpha-GAN: the generator's optimiser makes one step per phase. The code makes two with the same gradient;
   `double_generator_step=True` restores that.
 
-Adam has a learning rate of 2e-4 and its default betas, batches hold 4 volumes, nothing is clipped, no average of the
-weights is kept. The code's augmentation (random flips, intensities times 0.7 to 1) has no place in CT in HU.
+Settings of the optimisers are those of the run (`medsyn.methods.gans.GanTrainConfig` has the recipe's), no average of
+the weights is kept. The code's augmentation (random flips, intensities times 0.7 to 1) has no place in CT in HU.
 """
 
 from __future__ import annotations
@@ -37,14 +37,6 @@ from medsyn.training.task import Loss, Networks, Phase, PhasedTask
 Volumes = Callable[[int, Sequence[int]], Tensor]
 """(number of the batch, slots) -> training volumes [len(slots), 1, R, R, R] in [-1, 1], a pure function."""
 PenaltyNorm = Literal["sample", "voxel"]
-NO_CLIPPING = 1e9
-KWON_ADAM: Mapping[str, Any] = {
-    "learning_rate": 2e-4,
-    "betas": (0.9, 0.999),
-    "weight_decay": 0.0,
-    "max_grad_norm": NO_CLIPPING,
-}
-GULRAJANI_ADAM: Mapping[str, Any] = {**KWON_ADAM, "learning_rate": 1e-4, "betas": (0.0, 0.9)}
 PENALTY_WEIGHT = 10.0
 RECONSTRUCTION_WEIGHT = 10.0
 _KEY_GAN = 2  # first part of the seeds of this module, apart from those of medsyn.training.data
@@ -77,7 +69,6 @@ def wgan_task(
     num_critic_updates: int = 1,
     num_generator_updates: int = 1,
     penalty_norm: PenaltyNorm = "sample",
-    adam: Mapping[str, Any] = KWON_ADAM,
     identity: Mapping[str, Any] | None = None,
 ) -> PhasedTask:
     """Return the training of a WGAN-GP: in every step the critic's updates, then the generator's.
@@ -104,8 +95,8 @@ def wgan_task(
         return -networks["critic"](networks["generator"](batch["z"])).mean()
 
     phases = (
-        Phase("critic", ("critic",), critic_batch, critic_loss, num_critic_updates, settings=adam),
-        Phase("generator", ("generator",), generator_batch, generator_loss, num_generator_updates, settings=adam),
+        Phase("critic", ("critic",), critic_batch, critic_loss, num_critic_updates),
+        Phase("generator", ("generator",), generator_batch, generator_loss, num_generator_updates),
     )
     facts = {"latent_dim": latent_dim, "seed": seed, "penalty_norm": penalty_norm, **(identity or {})}
     return PhasedTask(
@@ -127,7 +118,6 @@ def alpha_gan_task(
     seed: int,
     learn_from_codes: bool = True,
     double_generator_step: bool = False,
-    adam: Mapping[str, Any] = KWON_ADAM,
     identity: Mapping[str, Any] | None = None,
 ) -> PhasedTask:
     """Return the training of an alpha-WGAN-GP: in every step one update each of E with G, of D and of the code's C.
@@ -186,10 +176,9 @@ def alpha_gan_task(
             autoencoder_batch,
             autoencoder_loss,
             two_steps=("generator",) if double_generator_step else (),
-            settings=adam,
         ),
-        Phase("discriminator", ("discriminator",), discriminator_batch, discriminator_loss, settings=adam),
-        Phase("code_discriminator", ("code_discriminator",), discriminator_batch, code_loss, settings=adam),
+        Phase("discriminator", ("discriminator",), discriminator_batch, discriminator_loss),
+        Phase("code_discriminator", ("code_discriminator",), discriminator_batch, code_loss),
     )
     facts = {"latent_dim": latent_dim, "seed": seed, "learn_from_codes": learn_from_codes, **(identity or {})}
     return PhasedTask(
