@@ -63,6 +63,7 @@ NETWORKS = {
         ("alpha_gan", {"width": 0}, "width: Input should be greater than or equal to 1"),
         ("wgan", {"critic_width": 9}, "critic_width: 9 is not a multiple of 2, expected one at size 16"),
         ("alpha_gan", {"size": 32, "critic_width": 10}, "critic_width: 10 is not a multiple of 4"),
+        ("wgan", {"train": {**TRAIN, "compile": True}}, "train: compile is true, expected false"),
         ("hagan", {"size": 96}, "size: Input should be 32, 64, 128 or 256"),
         ("hagan", {"size": 128}, r"size: 128 does not fit preprocess.size \[64, 64, 64\], expected \[128, 128, 128\]"),
         ("hagan", {"width": 24}, "width: Input should be a multiple of 16"),

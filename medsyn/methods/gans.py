@@ -80,6 +80,16 @@ class GanSettings(Section):
             raise ValueError(f"{value} is not a multiple of {size // 8}, expected one at size {size}")
         return value
 
+    @field_validator("train")
+    @classmethod
+    def _check_train(cls, value: GanTrainConfig) -> GanTrainConfig:
+        if value.compile:
+            raise ValueError(
+                "compile is true, expected false: the gradient penalty is differentiated twice, which PyTorch cannot do"
+                " with a compiled network"
+            )
+        return value
+
 
 class WganSettings(GanSettings):
     """WGAN-GP."""
