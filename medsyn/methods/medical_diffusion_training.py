@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from medsyn.diffusion.discrete import cosine_alpha_bar, sample_ancestral
@@ -55,13 +56,13 @@ def train_latent_denoiser(training: Training, stage: LatentDenoiserStage) -> Non
     path = training.networks.get("vqgan")
     if path is None:
         raise InputError(f"{training.config}: trains on the latents of a VQ-GAN; give its weights by --networks")
-    make_accelerator(settings.train.precision)  # chooses the GPU of this process
+    accelerator = make_accelerator(settings.train.precision)  # chooses the GPU of this process
     vqgan = open_vqgan(path)
     channels = vqgan.codebook.codes.shape[1]
     compressor = sha256(path)
 
     def task(volumes: ImageVolumes, identity: Mapping[str, Any]) -> PhasedTask:
-        latents = encode_volumes(vqgan, compressor, volumes, training.state, stage)
+        latents = encode_volumes(vqgan, compressor, volumes, training.state, stage, accelerator)
         batches = LatentBatches(latents, volumes, settings.num_diffusion_steps)
         return denoiser_task(
             lambda: build_denoiser(settings, channels),
@@ -78,7 +79,12 @@ def train_latent_denoiser(training: Training, stage: LatentDenoiserStage) -> Non
 
 
 def encode_volumes(
-    vqgan: VQGAN, compressor: str, volumes: ImageVolumes, state: Path, stage: LatentDenoiserStage
+    vqgan: VQGAN,
+    compressor: str,
+    volumes: ImageVolumes,
+    state: Path,
+    stage: LatentDenoiserStage,
+    accelerator: Accelerator,
 ) -> CachedLatents:
     """Return the latents of all training volumes, encoded into `state` where they are not there yet.
 
@@ -87,7 +93,7 @@ def encode_volumes(
     """
     of = hash_json([compressor, volumes.store.hash, stage.window_hu, stage.settings.flip])
     latents = CachedLatents(state / f"latents_{of}", len(volumes), flip=stage.settings.flip)
-    latents.complete(vqgan.encode, volumes.volume, make_accelerator(stage.settings.train.precision))
+    latents.complete(vqgan.encode, volumes.volume, accelerator)
     return latents
 
 

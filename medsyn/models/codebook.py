@@ -65,11 +65,11 @@ class Codebook(nn.Module):
             indices = self.indices(tokens)
             values = _volume(F.embedding(indices, self.codes), latents)
             commitment = COMMITMENT * F.mse_loss(latents.float(), values)
-            used = self._number_used(from_all_processes(indices) if update else indices)
+            everywhere = from_all_processes(indices) if update else indices
             if update:
-                self._learn(from_all_processes(tokens), from_all_processes(indices))
-            through = latents + (values - latents).detach()
-        return Quantised(through, indices.view(len(latents), *latents.shape[2:]), commitment, used)
+                self._learn(from_all_processes(tokens), everywhere)
+            through, places = latents + (values - latents).detach(), (len(latents), *latents.shape[2:])
+        return Quantised(through, indices.view(places), commitment, self._number_used(everywhere))
 
     @torch.no_grad()
     def nearest(self, latents: Tensor) -> Tensor:
