@@ -263,12 +263,10 @@ def test_plan_prints_what_to_write_and_what_is_proposed_fits(capsys, monkeypatch
     assert [job["name"] for job in jobs] == [*names, "sampling", "features", "classifier"]
     for name in ("wgan", "alpha_gan", "hagan"):
         values["methods"][name]["train"] |= proposed["methods"][name]["train"]
-    for network in ("vqgan", "denoiser"):
-        values["methods"]["medical_diffusion"][network]["train"] |= proposed["methods"]["medical_diffusion"][network][
-            "train"
-        ]
-    assert not Config(**values).methods["medical_diffusion"].vqgan.train.activation_checkpointing
-    assert [job["name"] for job in jobs if not job["fits"]] == ["low_res training"]
+    for network, settings in proposed["methods"]["medical_diffusion"].items():
+        values["methods"]["medical_diffusion"][network]["train"] |= settings["train"]
+    assert Config(**values).methods["medical_diffusion"].vqgan.train.activation_checkpointing
+    assert [job["name"] for job in jobs if not job["fits"]] == ["low_res training", "medical_diffusion vqgan training"]
     for job in jobs:
         assert job["proposed"]["total_bytes"] <= 1.1 * GIB
         for option in (job["configured"], job["proposed"]):
