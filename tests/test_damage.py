@@ -129,7 +129,7 @@ def test_a_limit_of_the_system_is_an_error_of_the_system(tmp_path):
     [
         (
             "train",
-            "medsyn.training.denoiser.train",
+            "medsyn.training.driver.train",
             ["--store", "store", "--state", "state", "--out", "net.safetensors"],
         ),
         ("pretrain-text", "medsyn.text.pretrain.read_corpus", ["--reports", "r.csv", "--out", "model"]),
@@ -165,7 +165,7 @@ def test_a_damaged_network_is_trained_again_and_a_whole_one_is_kept(tmp_path, mo
     def begin(*_: object) -> None:
         raise Trained
 
-    monkeypatch.setattr("medsyn.training.denoiser.train", begin)
+    monkeypatch.setattr("medsyn.training.driver.train", begin)
     store, out = tiny_models.make_store(tmp_path / "store"), tmp_path / "net.safetensors"
     stage = tiny_models.stage("super_res")
     save(out, build(stage, None).state_dict(), stage, {})
