@@ -46,6 +46,9 @@ MB_EACH = {
     "embed_reports": 3 * 192 * 768 * 2 / 1e6,
     "train_network low_res": 2_870.0,
     "train_network super_res": 220.0,
+    "train_network gan": 440.0,
+    "train_network vqgan": 79.0,
+    "train_network denoiser": 40.0,
     "train_features": 190.0,
     "sample": 20.7,
 }
@@ -53,7 +56,8 @@ MB_EACH = {
 (sample) or job.
 
 The three of a CT: two phantoms at 256^3 (docs/store.md), low resolution added. Embeddings: sections x tokens x widths x
-2 bytes. Networks: 4 bytes per parameter. A sample: taken to be as large as a CT and its masks; not measured.
+2 bytes. Networks: 4 bytes per parameter, of GANs the mean of the three. A sample: taken to be as large as a CT and its
+masks; not measured.
 """
 
 
@@ -164,12 +168,14 @@ def main() -> None:
     for rule in dict.fromkeys(map(name_of, jobs)):
         same = [job for job in jobs if name_of(job) == rule]
         hours = [job.resources.runtime * job.resources.get("nodes", 1) / 60 for job in same]
-        gpus = same[0].resources.get("gpu", 0)
-        total = [total[0] + sum(hours), total[1] + gpus * sum(hours)]
+        gpus = [job.resources.get("gpu", 0) for job in same]
+        gpu_hours = sum(number * time for number, time in zip(gpus, hours, strict=True))
+        total = [total[0] + sum(hours), total[1] + gpu_hours]
         storage = storage_gb(same, config, num_cts, num_reports)
         stored += storage
-        facts = f"{same[0].threads} | {same[0].resources.mem_mb / 1000:.1f} | {gpus} | {hours[0]:g}"
-        print(f"| {rule} | {len(same)} | {facts} | {sum(hours):g} | {gpus * sum(hours):g} | {storage:.1f} |")
+        numbers = ", ".join(map(str, sorted(set(gpus))))
+        facts = f"{same[0].threads} | {same[0].resources.mem_mb / 1000:.1f} | {numbers} | {hours[0]:g}"
+        print(f"| {rule} | {len(same)} | {facts} | {sum(hours):g} | {gpu_hours:g} | {storage:.1f} |")
     print(f"| all | {len(jobs)} | | | | | {total[0]:g} | {total[1]:g} | {stored:.0f} |")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\nplanned in {seconds:.1f} s, peak {memory:.0f} MB")

@@ -14,8 +14,9 @@ from medsyn.cli import main
 from medsyn.config import Config, TrainConfig, load_config
 from medsyn.live_bytes import META, CudaRules, LiveBytes
 from medsyn.planning.networks import batch_of, denoiser, text_training, training_of
-from medsyn.planning.plan import Row, Search, _classifier, _training, micro_batches, plan
+from medsyn.planning.plan import Row, Search, _classifier, _method, _training, micro_batches, plan
 from medsyn.planning.sampling import count_sampling
+from medsyn.registry import METHODS
 from medsyn.training.cost import GIB
 from medsyn.training.need import Need, TrainingShapes, count_training
 
@@ -257,12 +258,67 @@ def test_plan_prints_what_to_write_and_what_is_proposed_fits(capsys, monkeypatch
     assert main([*command, "--json"]) == 0
     jobs = json.loads(capsys.readouterr().out)["jobs"]
     names = ["text encoder biomedical", "text encoder generic", "low_res training", "super_res training"]
+    names += [f"{name} gan training" for name in ("wgan", "alpha_gan", "hagan")]
+    names += [f"medical_diffusion {network} training" for network in ("vqgan", "denoiser")]
     assert [job["name"] for job in jobs] == [*names, "sampling", "features", "classifier"]
-    assert [job["name"] for job in jobs if not job["fits"]] == ["low_res training"]
+    for name in ("wgan", "alpha_gan", "hagan"):
+        values["methods"][name]["train"] |= proposed["methods"][name]["train"]
+    for network, settings in proposed["methods"]["medical_diffusion"].items():
+        values["methods"]["medical_diffusion"][network]["train"] |= settings["train"]
+    assert Config(**values).methods["medical_diffusion"].vqgan.train.activation_checkpointing
+    assert [job["name"] for job in jobs if not job["fits"]] == ["low_res training", "medical_diffusion vqgan training"]
     for job in jobs:
         assert job["proposed"]["total_bytes"] <= 1.1 * GIB
         for option in (job["configured"], job["proposed"]):
             assert option["total_bytes"] == sum(option["counted_bytes"].values()) + option["allowance_bytes"]
+
+
+def rows_of(config: Config, name: str, gpu_bytes: int) -> dict[str, Row]:
+    rows = _method(config, name, METHODS[config.methods[name].kind], 4, gpu_bytes)
+    return {row.name.removeprefix(f"{name} ").removesuffix(" training"): row for row in rows}
+
+
+def changed(**methods) -> Config:
+    """config/test.yaml on four GPUs, with other settings of the methods."""
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    values["compute"] = {"num_gpus_training": 4}
+    for section in ("low_res", "super_res"):
+        values[section]["train"] |= {"batch_size": 4, "micro_batch_size": 1}
+    for name, settings in methods.items():
+        values["methods"][name] |= settings
+    return Config(**values)
+
+
+def test_the_papers_vqgan_fits_40_gib_as_configured_and_with_checkpointing_24():
+    config = load_config(ROOT / "config/paper.yaml")
+    row = next(_method(config, "medical_diffusion", METHODS["medical_diffusion"], 4, 24 * GIB))
+    need = row.configured.need
+    assert row.section == ("methods", "medical_diffusion", "vqgan", "train")
+    assert 30 * GIB < need.parts["activations"] + need.parts["temporaries"] < need.total < 36 * GIB
+    settings = {"activation_checkpointing": True, "precision": "bf16", "micro_batch_size": 1}
+    assert row.proposed.settings == settings
+
+
+def test_a_method_is_planned_for_its_own_number_of_gpus():
+    train = {"batch_size": 4, "micro_batch_size": 2}
+    for num_gpus, processes in ((1, 1), (2, 2), (9, 4)):
+        config = changed(hagan={"num_gpus": num_gpus, "train": train | {"micro_batch_size": 4 // processes}})
+        row = rows_of(config, "hagan", 2**40)["gan"]
+        assert row.configured.need.num_processes == processes
+        assert row.proposed.settings["micro_batch_size"] == 4 // processes
+        assert "activation_checkpointing" not in row.proposed.settings
+
+
+def test_what_is_proposed_for_a_gan_is_what_its_training_accepts():
+    """The discriminator of codes refuses a single volume, so none is counted or proposed."""
+    rows = rows_of(changed(), "alpha_gan", 1)
+    assert rows["gan"].proposed is None
+    assert rows["gan"].smallest.settings == {"precision": "bf16", "micro_batch_size": 2}
+    assert rows["gan"].section == ("methods", "alpha_gan", "train")
+
+
+def test_a_method_that_trains_nothing_of_its_own_has_no_row():
+    assert rows_of(changed(), "medsyn", 2**40) == {}
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "nan", "inf", "lots", ""])

@@ -82,7 +82,8 @@ def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
     run = run_snakemake("--profile", profile, "-n", "all", directory=tmp_path, config=config)
     assert run.returncode == 0, run.stderr
     assert "torchrun --standalone --nproc-per-node 4 -m medsyn train" in run.stdout
-    assert sum(planned_jobs(run.stdout).values()) <= 520
+    assert "torchrun --standalone --nproc-per-node 2 -m medsyn train" in run.stdout, "baselines take fewer GPUs"
+    assert sum(planned_jobs(run.stdout).values()) <= 720
     measured = [line for line in run.stdout.splitlines() if "medsyn measure" in line and "measures/real/" in line]
     assert measured
     assert all(" --split validation " in line for line in measured)

@@ -12,7 +12,7 @@ Everything else (rules, shards, resume, provenance, tables) is the same for all 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
@@ -29,7 +29,8 @@ from medsyn.registry import METHODS, load_plugins
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from medsyn.config import Config
+    from medsyn.config import Config, TrainConfig
+    from medsyn.training.need import Need
     from medsyn.volume import Volume
 
 
@@ -148,6 +149,22 @@ class Network:
 
 
 @dataclass(frozen=True)
+class CountedTraining:
+    """What `medsyn plan` asks of the training of a network.
+
+    train: its settings; section: keys under which they stand in the configuration; need(train, num_processes): what a
+    run with changed settings needs of a GPU; least_micro_batch: fewest samples of a micro-batch that it accepts;
+    checkpointing: whether `activation_checkpointing` has an effect.
+    """
+
+    train: TrainConfig
+    section: tuple[str, ...]
+    need: Callable[[TrainConfig, int], Need]
+    least_micro_batch: int = 1
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
 class Training:
     """What `medsyn train` gives to a kind: files, and the folder for checkpoints.
 
@@ -214,6 +231,10 @@ class Kind(ABC):
         """
         layout = Layout(config.results_dir)
         return [layout.training_metrics(name, network) for network in self.networks(config, name)]
+
+    def counted_trainings(self, config: Config, name: str) -> dict[str, CountedTraining]:
+        """Return those of the networks of entry `name` whose memory `medsyn plan` can count, by network."""
+        return {}
 
     def train(self, training: Training) -> None:
         """Train the network that `training.config` describes."""

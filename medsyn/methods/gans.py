@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, ValidationInfo, field_validator
 
 from medsyn.config import Config, Section, TrainConfig, load_stage
 from medsyn.config.section import Count, Voxels, Width
-from medsyn.methods.base import Method, MethodStage, Training
+from medsyn.methods.base import CountedTraining, Method, MethodStage, Training
 from medsyn.methods.unconditional import (
     NUM_PREVIEWS,
     Unconditional,
@@ -23,10 +23,12 @@ from medsyn.methods.unconditional import (
     UnconditionalKind,
     UnconditionalStage,
     batch_fault,
+    counted,
     grid_fault,
     open_network,
     read_stage,
     train_on_images,
+    volumes_without_data,
 )
 
 if TYPE_CHECKING:
@@ -155,10 +157,12 @@ class AlphaGanStage(UnconditionalStage):
 class Gan(UnconditionalKind):
     """What the kinds of GANs share: one training run of all networks, sampling by the generator alone.
 
-    settings_type: the settings, among them `size` (side R of the volumes) and `train`.
+    settings_type: the settings, among them `size` (side R of the volumes) and `train`; least_micro_batch: fewest
+    volumes that all processes together train on.
     """
 
     settings_type: ClassVar[type[Section]]
+    least_micro_batch: ClassVar[int] = 1
 
     def settings(self, entry: Any) -> dict[str, Section]:
         """Return the settings of the one training run."""
@@ -182,6 +186,19 @@ class Gan(UnconditionalKind):
     def task(self, settings: Any, volumes: Any, **options: Any) -> PhasedTask:
         """Return the training on `volumes`."""
         raise NotImplementedError
+
+    def counted_trainings(self, config: Config, name: str) -> dict[str, CountedTraining]:
+        """Return the one training run."""
+        settings: Any = self.settings(config.methods[name])["gan"]
+        volumes = volumes_without_data((settings.size,) * 3)
+        return {
+            "gan": counted(
+                settings,
+                ("methods", name),
+                lambda changed: self.task(changed, volumes),
+                least_micro_batch=self.least_micro_batch,
+            )
+        }
 
     def train(self, training: Training) -> None:
         """Train all networks of a GAN."""
@@ -234,6 +251,7 @@ class AlphaGan(Gan):
 
     entry = AlphaGanConfig
     settings_type = AlphaGanSettings
+    least_micro_batch = 2  # the discriminator of codes normalises over them
     stages_of_networks: ClassVar = {"gan": AlphaGanStage}
 
     def networks_of(self, settings: Any) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from medsyn.config import Config, Section, load_stage
 from medsyn.errors import InputError
 from medsyn.files import read_json
-from medsyn.methods.base import Method, MethodStage, Training
+from medsyn.methods.base import CountedTraining, Method, MethodStage, Training
 from medsyn.methods.medical_diffusion_settings import (
     LatentDenoiserSettings,
     LatentDenoiserStage,
@@ -59,6 +59,12 @@ class MedicalDiffusion(UnconditionalKind):
             or batch_fault(config, f"{key}.vqgan.train", entry.vqgan.train, entry.num_gpus)
             or batch_fault(config, f"{key}.denoiser.train", entry.denoiser.train, entry.num_gpus)
         )
+
+    def counted_trainings(self, config: Config, name: str) -> dict[str, CountedTraining]:
+        """Return the training of both networks."""
+        from medsyn.methods.medical_diffusion_training import counted_trainings
+
+        return counted_trainings(config, name)
 
     def train(self, training: Training) -> None:
         """Train the VQ-GAN, or the denoiser on the latents of a trained VQ-GAN."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from medsyn.config import Config
 from medsyn.diffusion.discrete import cosine_alpha_bar, sample_ancestral
 from medsyn.errors import InputError
 from medsyn.files import sha256
-from medsyn.methods.base import Training
+from medsyn.methods.base import CountedTraining, Training
 from medsyn.methods.medical_diffusion import build_denoiser, build_vqgan, open_vqgan
-from medsyn.methods.medical_diffusion_settings import LatentDenoiserStage, VqganStage
-from medsyn.methods.unconditional import NUM_PREVIEWS, train_on_images
+from medsyn.methods.medical_diffusion_settings import (
+    LatentDenoiserSettings,
+    LatentDenoiserStage,
+    VqganSettings,
+    VqganStage,
+)
+from medsyn.methods.unconditional import NUM_PREVIEWS, counted, train_on_images, volumes_without_data
 from medsyn.models.vqgan import VQGAN
 from medsyn.provenance import hash_json
 from medsyn.training.driver import write_pictures
@@ -76,6 +83,36 @@ def train_latent_denoiser(training: Training, stage: LatentDenoiserStage) -> Non
         _write_samples(path, networks[""], vqgan, alpha_bar, volumes)
 
     train_on_images(training, stage, None, task, preview, {"vqgan": compressor})
+
+
+def counted_trainings(config: Config, name: str) -> dict[str, CountedTraining]:
+    """Return how the memory of both trainings is counted. That of the perceptual loss is left out."""
+    entry: Any = config.methods[name]
+    size = config.preprocess.size
+    volumes = volumes_without_data(size)
+    latents = (entry.vqgan.embedding_dim, *(length // entry.vqgan.compression for length in size))
+
+    def of_volumes(number: int, slots: Sequence[int]) -> dict[str, Tensor]:
+        return {"volume": volumes(number, slots), "slice": torch.zeros(len(slots), dtype=torch.long, device="meta")}
+
+    def of_latents(_step: int, slots: Sequence[int]) -> dict[str, Tensor]:
+        made = torch.empty(len(slots), *latents, device="meta")
+        return {"latents": made, "noise": made, "step": torch.empty(len(slots), dtype=torch.long, device="meta")}
+
+    def vqgan(settings: VqganSettings) -> PhasedTask:
+        width = settings.discriminator_width
+        return vqgan_task(lambda: build_vqgan(settings), of_volumes, settings.loss, discriminator_width=width)
+
+    def denoiser(settings: LatentDenoiserSettings) -> PhasedTask:
+        steps = settings.num_diffusion_steps
+        build = partial(build_denoiser, settings, latents[0])
+        return denoiser_task(build, of_latents, num_diffusion_steps=steps).phased()
+
+    section = ("methods", name)
+    return {
+        "vqgan": counted(entry.vqgan, (*section, "vqgan"), vqgan, checkpointing=True),
+        "denoiser": counted(entry.denoiser, (*section, "denoiser"), denoiser),
+    }
 
 
 def encode_volumes(

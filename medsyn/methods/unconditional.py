@@ -19,13 +19,24 @@ from medsyn.config import Config, MethodConfig, Section, TrainConfig
 from medsyn.config.section import Count
 from medsyn.config.stages import Window
 from medsyn.errors import InputError
-from medsyn.methods.base import Answer, Kind, Method, MethodStage, Network, NetworkStage, Prompt, Training
+from medsyn.methods.base import (
+    Answer,
+    CountedTraining,
+    Kind,
+    Method,
+    MethodStage,
+    Network,
+    NetworkStage,
+    Prompt,
+    Training,
+)
 from medsyn.progress import log
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from medsyn.training.loop import TrainingResult
+    from medsyn.training.need import Need
     from medsyn.training.task import Networks, PhasedTask
     from medsyn.training.volumes import ImageVolumes
 
@@ -130,6 +141,30 @@ class Unconditional(Method):
                 raise InputError(f"{self.label}: seed {prompt.seed} gave values that are not finite; train it again")
             image = enlarge(cube, self.grid.size[0] // cube.shape[2])[0, 0].cpu().numpy()
             yield {"volume": self.on_grid(from_channel("image", image, self.window_hu))}
+
+
+def counted(
+    settings: Any, section: tuple[str, ...], task: Callable[[Any], PhasedTask], **fields: Any
+) -> CountedTraining:
+    """Return how the training that `task` makes of settings is counted.
+
+    section: keys of the settings in the configuration; task(settings): makes it, on batches without data; fields:
+    further fields of the result.
+    """
+
+    def need(train: TrainConfig, num_processes: int) -> Need:
+        memory = task(settings.model_copy(update={"train": train})).memory
+        assert memory is not None
+        return memory(train, num_processes)
+
+    return CountedTraining(settings.train, (*section, "train"), need, **fields)
+
+
+def volumes_without_data(size: Sequence[int]) -> Callable[[int, Sequence[int]], Tensor]:
+    """Return training volumes [len(slots), 1, *size] on the meta device, as a function of batch and slots."""
+    import torch
+
+    return lambda _number, slots: torch.empty(len(slots), 1, *size, device="meta")
 
 
 def grid_fault(config: Config, name: str, edge: int) -> str | None:

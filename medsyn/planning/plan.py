@@ -1,9 +1,10 @@
 """Settings of a configuration that fit a GPU: micro batch, activation checkpointing, precision, sampling batch.
 
-A training run keeps its batch size, so the optimisation stays the same up to rounding: a smaller micro batch means more
-accumulation. Preferred in this order: no activation checkpointing (it costs about a third more time), the largest micro
-batch, the configured precision; float32 gives way to bfloat16 only where nothing else fits. Sampling is not tiled: one
-whole volume in 16 bits is its smallest need.
+A training run keeps its batch size: a smaller micro batch means more accumulation. The optimisation stays the same up
+to rounding, except where networks normalise over a micro batch (docs/baselines.md). Preferred in this order:
+no activation checkpointing (it costs about a third more time), the largest micro batch, the configured precision;
+float32 gives way to bfloat16 only where nothing else fits. Sampling is not tiled: one whole volume in 16 bits is its
+smallest need.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import yaml
 from medsyn.config import Config, ModelStage, TextEncoderConfig, TrainConfig
 from medsyn.errors import InputError
 from medsyn.evaluate.classifier import pooling_factors
+from medsyn.methods.base import CountedTraining, Kind
 from medsyn.planning.networks import (
     classifier_training,
     denoiser,
@@ -27,6 +29,7 @@ from medsyn.planning.networks import (
 )
 from medsyn.planning.sampling import count_inference, count_sampling
 from medsyn.progress import log
+from medsyn.registry import METHODS
 from medsyn.stages.features import BATCH_SIZE
 from medsyn.training.cost import GIB
 from medsyn.training.need import Need, count_training
@@ -104,27 +107,44 @@ def plan(config: Config, gpu_bytes: int) -> list[Row]:
         _text(f"text encoder {name}", encoder, processes, gpu_bytes) for name, encoder in config.text.encoders.items()
     ]
     rows += [_training(config, kind, processes, gpu_bytes) for kind in ("low_res", "super_res")]
+    for name, entry in config.methods.items():
+        rows += _method(config, name, METHODS[entry.kind], processes, gpu_bytes)
     return [*rows, _sampling(config, gpu_bytes), _features(config, gpu_bytes), _classifier(config, gpu_bytes)]
 
 
 def _training(config: Config, kind: str, processes: int, gpu_bytes: int) -> Row:
     stage = denoiser(config, kind)
-    train = stage.train
 
-    def count(settings: Settings) -> Need:
-        changed: ModelStage = stage.model_copy(update={"train": train.model_copy(update=settings)})
-        shapes = training_of(config, changed)
-        return count_training(shapes, changed.train, num_processes=processes)
+    def need(train: TrainConfig, num_processes: int) -> Need:
+        changed: ModelStage = stage.model_copy(update={"train": train})
+        return count_training(training_of(config, changed), train, num_processes=num_processes)
 
-    search = Search(count, gpu_bytes)
+    counted = CountedTraining(stage.train, (kind, "train"), need, checkpointing=True)
+    return _counted_training(f"{kind} training", counted, processes, gpu_bytes)
+
+
+def _method(config: Config, name: str, kind: Kind, processes: int, gpu_bytes: int) -> Iterator[Row]:
+    """Plan the networks of a method that its kind can count, each on the GPUs of one node that it states, or on all."""
+    networks, offered = kind.networks(config, name), max(config.compute.num_gpus_training, 1)
+    for network, counted in kind.counted_trainings(config, name).items():
+        wanted = networks[network].num_gpus
+        taken = processes if wanted is None else min(wanted, offered)
+        yield _counted_training(f"{name} {network} training", counted, taken, gpu_bytes)
+
+
+def _counted_training(name: str, counted: CountedTraining, processes: int, gpu_bytes: int) -> Row:
+    train = counted.train
+    search = Search(lambda settings: counted.need(train.model_copy(update=settings), processes), gpu_bytes)
+    sizes = [size for size in micro_batches(train, processes) if size >= counted.least_micro_batch]
+    forms: list[Settings] = [{}]
+    if counted.checkpointing:
+        forms = [{"activation_checkpointing": on} for on in (False, True)]
     found = None
     for precision in _precisions(train.precision):
-        for checkpointing in (False, True):
-            settings = {"activation_checkpointing": checkpointing, "precision": precision}
-            found = found or search.largest("micro_batch_size", micro_batches(train, processes), settings)
-    names = ("activation_checkpointing", "precision", "micro_batch_size")
-    configured = {name: getattr(train, name) for name in names}
-    return search.row(f"{kind} training", (kind, "train"), configured, found)
+        for form in forms:
+            found = found or search.largest("micro_batch_size", sizes, {**form, "precision": precision})
+    configured = {key: getattr(train, key) for key in (*forms[0], "precision", "micro_batch_size")}
+    return search.row(name, counted.section, configured, found)
 
 
 def micro_batches(train: TrainConfig, processes: int) -> list[int]:
