@@ -362,7 +362,9 @@ def test_the_report_draws_the_losses_of_all_phases_and_says_what_a_picture_shows
     layout = Layout(str(tmp_path / "results"))
     rows = [{"step": step, "critic_loss": -step, "critic_loss_ema": -2, "generator_loss": 1} for step in (1, 2)]
     write_csv(layout.training_metrics("wgan", "gan"), rows, rows[0])
-    write_csv(layout.training_metrics("medsyn", "low_res"), [{"step": 1, "loss": 2}, {"step": 2, "loss": 1}], ["step", "loss"])
+    write_csv(
+        layout.training_metrics("medsyn", "low_res"), [{"step": 1, "loss": 2}, {"step": 2, "loss": 1}], ["step", "loss"]
+    )
     for method, network in (("wgan", "gan"), ("medsyn", "low_res")):
         Path(layout.training_preview(method, network)).write_bytes(b"picture")
     page = tmp_path / "r.html"
