@@ -31,7 +31,7 @@ BASELINE_ROWS: list[str] = []
 HEAD = """\
 # Parity
 
-A quantity that the tests compare and this page lacks fails its test.
+A test fails if this page lacks a quantity that it compares.
 
 ## The authors' release
 

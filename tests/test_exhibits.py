@@ -358,6 +358,27 @@ def test_the_budget_of_training_ends_the_caption_of_table_1(tmp_path, monkeypatc
     assert page.count("Training budget: 7 minutes of one core each.</p>") == 1
 
 
+def test_the_report_draws_the_losses_of_all_phases_and_says_what_a_picture_shows(tmp_path):
+    layout = Layout(str(tmp_path / "results"))
+    rows = [{"step": step, "critic_loss": -step, "critic_loss_ema": -2, "generator_loss": 1} for step in (1, 2)]
+    write_csv(layout.training_metrics("wgan", "gan"), rows, rows[0])
+    write_csv(
+        layout.training_metrics("medsyn", "low_res"), [{"step": 1, "loss": 2}, {"step": 2, "loss": 1}], ["step", "loss"]
+    )
+    for method, network in (("wgan", "gan"), ("medsyn", "low_res")):
+        Path(layout.training_preview(method, network)).write_bytes(b"picture")
+    page = tmp_path / "r.html"
+    assert main(["report", "--results", str(tmp_path / "results"), "--out", str(page), "--quiet"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"<div class='chart-title'>([^<]+)", text) == ["low-res loss (log scale)", "gan losses"]
+    assert [word for word in ("critic", "generator", "critic loss ema") if f">{word}</text>" in text] == [
+        "critic",
+        "generator",
+    ]
+    captions = re.findall(r"<figcaption>((?:low-res|gan): [^,]+)", text)
+    assert captions == ["low-res: one training volume per row", "gan: training volumes"]
+
+
 def test_figure_3_shows_the_methods_that_are_named_in_their_order():
     values = settings()
     values["evaluation"]["figure3_methods"] = ["generic_lm", "medsyn"]

@@ -30,7 +30,7 @@ class TextEncoderConfig(Section):
     dropout: Share = Field(0.0, description="from scratch only; a checkpoint keeps its own")
     small_corpus: bool = Field(
         False,
-        description="for hundreds of reports, from scratch: initialise the attention so that it compares the two"
+        description="for few reports or few epochs, from scratch: initialise the attention so that it compares the two"
         " sections, and put each pair and its swapped copy into the same batch (layers >= 2, heads and batch size"
         " multiples of 4)",
     )

@@ -30,6 +30,13 @@ from medsyn.scan_warnings import TOPICS, count_topics, split_warnings, topic_of
 Facts = dict[str, Any]
 MAX_SHEETS = 1
 NO_FURTHER_REPORTS = " No report without an image (cohort.reports) trains the text encoder."
+_PREVIEW = "training volumes, below them what the networks make: samples, or of a VQ-GAN its reconstructions"
+_OF_DENOISERS = (
+    "one training volume per row, with all channels: as it is, noised to t = 0.5, as the network estimates it, and a"
+    " sample"
+)
+_PREVIEWS = {"low-res": _OF_DENOISERS, "super-res": _OF_DENOISERS}
+"""Network -> what its picture shows; _PREVIEW for all others."""
 HERO = "hero"
 """The figure at the head of the page."""
 
@@ -253,19 +260,22 @@ def _model(name: str, paths: list[Path]) -> Facts:
     for path in paths:
         network = path.stem.removesuffix("_metrics").removesuffix("_preview").replace("_", "-")
         if path.suffix == ".png":
-            caption = (
-                f"{network}: one training volume per row, with all channels: as it is, noised to t = 0.5, as the"
-                " network estimates it, and a sample"
-            )
-            pictures.append({"image": _image(path), "caption": caption})
-            continue
-        curves = _columns(path)
-        if "step" in curves and "loss" in curves:
-            series = [("loss", curves["step"], curves["loss"])]
-            if "loss_ema" in curves:
-                series.append(("smoothed", curves["step"], curves["loss_ema"]))
-            charts.append(chart(series, "step", f"{network} loss (log scale)", log_y=True))
+            pictures.append({"image": _image(path), "caption": f"{network}: {_PREVIEWS.get(network, _PREVIEW)}"})
+        else:
+            charts.append(_losses(network, _columns(path)))
     return {"name": name, "charts": [svg for svg in charts if svg], "pictures": pictures}
+
+
+def _losses(network: str, curves: Mapping[str, list[float]]) -> str:
+    """Return the chart of a training run: its loss, or the losses of all phases, which may be negative."""
+    steps = curves.get("step", [])
+    if "loss" in curves:
+        names = {"loss": "loss", "loss_ema": "smoothed"}
+        series = [(label, steps, curves[name]) for name, label in names.items() if name in curves]
+        return chart(series, "step", f"{network} loss (log scale)", log_y=True)
+    phases = {name.removesuffix("_loss"): values for name, values in curves.items() if name.endswith("_loss")}
+    series = [(phase.replace("_", " "), steps, values) for phase, values in phases.items()]
+    return chart(series, "step", f"{network} losses")
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
