@@ -27,7 +27,7 @@ from medsyn.exhibits.base import EXHIBITS, Exhibit
 from medsyn.exhibits.costs import cost_files, sampling_cost
 from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
-from medsyn.files import read_csv, read_json, write_csv, write_json
+from medsyn.files import read_csv, read_json, write_csv
 from medsyn.layout import Layout
 from medsyn.methods.cost import SamplingCost, write_cost
 from medsyn.registry import METHODS
@@ -508,23 +508,6 @@ def test_the_report_of_a_run_with_a_strangers_network_of_our_networks_name(tmp_p
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "embedded procedural phantoms" in page
     assert "low_res_gan" in page  # among the settings of every stage
-
-
-def test_the_report_shows_the_losses_of_all_phases_and_says_what_a_picture_shows(tmp_path):
-    layout = Layout(str(tmp_path))
-    stages = {("ours", "low_res"): {"stage": "low_res"}, ("theirs", "gan"): {"kind": "wgan"}, ("other", "net"): None}
-    for (method, network), stage in stages.items():
-        if stage is not None:
-            write_json(Path(layout.config(f"{network}_{method}")), stage)
-        rows = [{"step": 1, "critic_loss": -3.0, "generator_loss": 2.0}, {"step": 2, "critic_loss": -4.0}]
-        write_csv(Path(layout.training_metrics(method, network)), rows, list(rows[0]))
-        Path(layout.training_preview(method, network)).write_bytes(b"png")
-    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path / "r.html"), "--quiet"]) == 0
-    page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "low-res: one training volume per row, with all channels" in page
-    assert "gan: axial and coronal slices of training volumes and, below them, of samples" in page
-    assert "net: the picture of the training run" in page
-    assert "gan losses" in page and ">critic</text>" in page and ">generator</text>" in page
 
 
 def test_the_shipped_configurations_make_every_exhibit():

@@ -179,11 +179,10 @@ class MethodStage(Section):
 class Kind(ABC):
     """A kind of method: what `kind:` of an entry under `methods` names.
 
-    entry: the settings of such an entry; preview: what the picture of a training run shows, in words of the report.
+    entry: the settings of such an entry.
     """
 
     entry: ClassVar[type[MethodConfig]]
-    preview: ClassVar[str] = "the picture of the training run"
 
     @abstractmethod
     def open(self, config: Path, files: Sequence[Path], work: Path) -> Method:

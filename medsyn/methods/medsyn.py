@@ -19,10 +19,6 @@ class MedSyn(Kind):
     """Two denoisers, of low resolution and of super-resolution, and a text encoder, joined to a run.json."""
 
     entry = MedSynConfig
-    preview = (
-        "one training volume per row, with all channels: as it is, noised to t = 0.5, as the network estimates it, and"
-        " a sample"
-    )
 
     def fault(self, config: Config, name: str) -> str | None:
         """Return that the text encoder, or the method whose super_res is used, does not exist or fit, or None."""

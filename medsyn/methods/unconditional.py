@@ -59,10 +59,6 @@ StageType = TypeVar("StageType", bound=UnconditionalStage)
 class UnconditionalKind(Kind):
     """A kind whose networks are trained on the image alone."""
 
-    preview = (
-        "axial and coronal slices of training volumes and, below them, of samples, or of reconstructions where the"
-        " network is an autoencoder"
-    )
     stages_of_networks: ClassVar[dict[str, type[UnconditionalStage]]]
     """Network -> the settings of its training."""
 

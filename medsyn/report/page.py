@@ -20,7 +20,6 @@ from medsyn.diffusion.base import solver_label
 from medsyn.exhibits.base import EXHIBITS, Card
 from medsyn.exhibits.numbers import number
 from medsyn.files import atomic_path, read_csv, read_json
-from medsyn.methods.base import METHODS, Kind
 from medsyn.provenance import provenance
 from medsyn.registry import load_plugins
 from medsyn.report.curves import chart
@@ -55,7 +54,7 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
         "alignment": _alignment(quality.get("alignment")),
         "masks": _masks(quality.get("masks")),
         "encoders": [_encoder(folder) for folder in files.get("encoders", [])],
-        "models": _models(files, _labels(made), stages),
+        "models": _models(files, _labels(made)),
         "tables": [_table(name, made.get(name), evaluation) for name in names if EXHIBITS[name].kind == "table"],
         "figures": [_figure(name, made.get(name), evaluation) for name in names if EXHIBITS[name].kind == "figure"],
         "provenance": _provenance(files),
@@ -234,16 +233,13 @@ def _encoder(folder: Path) -> Facts:
     return {"name": folder.parent.name, "charts": [svg for svg in charts if svg], "facts": facts}
 
 
-def _models(files: ReportFiles, labels: Mapping[str, str], stages: Mapping[str, Facts]) -> list[Facts]:
-    """Return the losses and last pictures of every method that was trained; labels: by method; stages: settings."""
+def _models(files: ReportFiles, labels: Mapping[str, str]) -> list[Facts]:
+    """Return the losses and last pictures of every method that was trained; labels: by method."""
     methods: dict[str, list[Path]] = {}
     for path in files.get("training", []):
         methods.setdefault(path.parent.name, []).append(path)
-    return [
-        _model(labels.get(name, name), paths, stages)
-        for name, paths in methods.items()
-        if any(path.suffix == ".csv" for path in paths)
-    ]
+    named = {labels.get(name, name): paths for name, paths in methods.items()}
+    return [_model(name, paths) for name, paths in named.items() if any(path.suffix == ".csv" for path in paths)]
 
 
 def _labels(made: Mapping[str, Path]) -> dict[str, str]:
@@ -252,32 +248,24 @@ def _labels(made: Mapping[str, Path]) -> dict[str, str]:
     return {row["method"]: row["label"] for row in rows if row.get("label")}
 
 
-def _model(name: str, paths: list[Path], stages: Mapping[str, Facts]) -> Facts:
+def _model(name: str, paths: list[Path]) -> Facts:
     charts, pictures = [], []
     for path in paths:
-        network = path.stem.removesuffix("_metrics").removesuffix("_preview")
-        title = network.replace("_", "-")
+        network = path.stem.removesuffix("_metrics").removesuffix("_preview").replace("_", "-")
         if path.suffix == ".png":
-            shown = _preview(stages.get(f"{network}_{path.parent.name}", {}))
-            pictures.append({"image": _image(path), "caption": f"{title}: {shown}"})
+            caption = (
+                f"{network}: one training volume per row, with all channels: as it is, noised to t = 0.5, as the"
+                " network estimates it, and a sample"
+            )
+            pictures.append({"image": _image(path), "caption": caption})
             continue
         curves = _columns(path)
         if "step" in curves and "loss" in curves:
             series = [("loss", curves["step"], curves["loss"])]
             if "loss_ema" in curves:
                 series.append(("smoothed", curves["step"], curves["loss_ema"]))
-            charts.append(chart(series, "step", f"{title} loss (log scale)", log_y=True))
-        elif "step" in curves:  # of several phases; a critic's loss may be negative
-            losses = {column.removesuffix("_loss"): y for column, y in curves.items() if column.endswith("_loss")}
-            series = [(part.replace("_", " "), curves["step"], y) for part, y in losses.items()]
-            charts.append(chart(series, "step", f"{title} losses"))
+            charts.append(chart(series, "step", f"{network} loss (log scale)", log_y=True))
     return {"name": name, "charts": [svg for svg in charts if svg], "pictures": pictures}
-
-
-def _preview(stage: Facts) -> str:
-    """Return what the picture of a training run with these settings shows."""
-    kind = stage.get("kind", "medsyn" if stage else "")
-    return METHODS[kind].preview if kind in METHODS else Kind.preview
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
