@@ -212,7 +212,7 @@ def _medical_diffusion_cases(sizes: Sizes) -> list[Case]:
             return VQGAN(*sizes.vqgan, checkpointing=checkpointing)
 
         loss = VQGANLoss(adversarial_start=0)
-        return vqgan_task(network, batch, loss, discriminator_width=sizes.patch_width, settings={"betas": (0.5, 0.9)})
+        return vqgan_task(network, batch, loss, discriminator_width=sizes.patch_width)
 
     def denoiser(on_meta: bool) -> PhasedTask:
         shape = (sizes.vqgan[3], *(sizes.latent_side,) * 3)

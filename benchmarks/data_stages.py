@@ -63,9 +63,10 @@ def run_stages(code: Path, folder: Path, count: int) -> dict[str, float]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
     environment = os.environ | threads | {"PYTHONPATH": str(code)}
     seconds = {}
-    for stage, words in {"config": f"config {CONFIG} --out config", **COMMANDS}.items():
+    for stage, words in {"config": "config {config} --out config", **COMMANDS}.items():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "medsyn", *words.format(count=count).split()]
+        arguments = [word.format(count=count, config=CONFIG) for word in words.split()]
+        command = [sys.executable, "-m", "medsyn", *arguments]
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
             sys.exit(result.stderr)

@@ -6,6 +6,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from test_methods import configuration, index, sample
 from tiny_models import make_store
 
 from medsyn.cli import main
-from medsyn.config import load_config
+from medsyn.config import PreprocessConfig, load_config
 from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256, write_csv
+from medsyn.methods.gans import ALPHA_GAN, AlphaGanConfig
 from medsyn.tensors import read_metadata
 from medsyn.training.volumes import ImageVolumes
 from medsyn.volume import read_volume
@@ -89,6 +91,36 @@ def test_a_batch_that_cannot_be_shared_out_is_named(
     config = configuration(tmp_path / "c.yaml", {name: entry}, compute={"num_gpus_training": 4})
     with pytest.raises(InputError, match=rf"methods.{name}.train.batch_size: 4 is not a multiple of {words}"):
         load_config(config)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("num_warmup_steps", 3, "3 is more than num_steps 2"),
+        ("ema_decay", 0.9, "0.9 has no effect on this network; leave the key out"),
+        ("ema_start_step", 1, "1 has no effect"),
+        ("ema_every", 2, "2 has no effect"),
+        ("activation_checkpointing", True, "True has no effect"),
+    ],
+)
+def test_a_setting_of_the_training_that_cannot_take_effect_is_named(
+    name: str, key: str, value: Any, fault: str, tmp_path: Path
+) -> None:
+    entry = {**ENTRIES[name], "train": {**TRAIN, key: value}}
+    with pytest.raises(InputError, match=rf"c.yaml: methods.{name}.train.{key}: {fault}"):
+        load_config(configuration(tmp_path / "c.yaml", {name: entry}))
+
+
+def test_an_alpha_gan_of_single_volumes_is_refused(tmp_path: Path) -> None:
+    entry = {**ENTRIES["alpha_gan"], "num_gpus": 2, "train": {**TRAIN, "micro_batch_size": 1}}
+    with pytest.raises(InputError, match=r"alpha_gan.train.micro_batch_size: 1 in one process, expected at least 2"):
+        load_config(configuration(tmp_path / "c.yaml", {"alpha_gan": entry}))
+    two = SimpleNamespace(num_gpus_training=2)
+    config: Any = SimpleNamespace(
+        methods={"a": AlphaGanConfig(**entry)}, compute=two, preprocess=PreprocessConfig(size=(64, 64, 64))
+    )
+    assert ALPHA_GAN.fault(config, "a") is None, "two processes hold two volumes"
 
 
 def test_what_the_workflow_runs_for_the_entries(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ NUM_TRAINING = 4  # of make_store
 TRAIN = {"num_steps": 2, "batch_size": 2, "micro_batch_size": 2, "log_every": 1, "checkpoint_every": 1}
 ENTRY: dict[str, Any] = {
     "kind": "medical_diffusion",
-    "label": "Medical Diffusion",
+    "label": "Theirs",
     "vqgan": {
         "compression": 4,
         "width": 4,
@@ -66,10 +66,12 @@ def changed(entry: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def config(entry: dict[str, Any], **changes: Any) -> Config:
+    """The test configuration with this entry instead of its baselines, which allow one grid only."""
     values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
     for section, update in changes.items():
         values[section] = values.get(section, {}) | update
-    values["methods"]["md"] = entry
+    values["methods"] = {name: values["methods"][name] for name in ("medsyn", "without_shape")} | {"md": entry}
+    del values["evaluation"]["figure3_methods"]
     return validate(Config, values, "c.yaml")
 
 
@@ -122,6 +124,21 @@ def trained(tmp_path_factory, store) -> Path:
             " preprocess.size [64, 64, 64] to be multiples of 128",
         ),
         ("sampling.num_steps", 6, "methods.md.sampling.num_steps: 6 is more than denoiser.num_diffusion_steps"),
+        (
+            "vqgan.loss.adversarial_start",
+            2,
+            "methods.md.vqgan.loss.adversarial_start: 2 is not below train.num_steps 2, so the discriminators would"
+            " never learn",
+        ),
+        ("vqgan.perceptual_weights", "no/lpips.pt", "methods.md.vqgan.perceptual_weights: no/lpips.pt: no such file"),
+        ("vqgan.train.num_warmup_steps", 3, "methods.md.vqgan.train.num_warmup_steps: 3 is more than num_steps 2"),
+        ("denoiser.train.num_warmup_steps", 3, "methods.md.denoiser.train.num_warmup_steps: 3 is more than num_steps"),
+        ("vqgan.train.ema_start_step", 9, "methods.md.vqgan.train.ema_start_step: 9 has no effect on this network"),
+        (
+            "denoiser.train.activation_checkpointing",
+            True,
+            "methods.md.denoiser.train.activation_checkpointing: True has no effect on this network",
+        ),
         ("sampling.solver", "ddim", "sampling.solver: unknown key"),
     ],
 )
@@ -129,6 +146,11 @@ def test_a_wrong_entry_is_one_line(path, value, words):
     with pytest.raises(InputError) as error:
         config(changed(ENTRY, path, value))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_vqgan_without_discriminators_may_say_so():
+    late = changed(ENTRY, "vqgan.loss.adversarial_start", 2)
+    assert config(changed(late, "vqgan.loss.adversarial", 0.0)).methods["md"]
 
 
 def test_a_grid_that_cannot_be_compressed_is_one_line():
@@ -399,10 +421,12 @@ def test_perceptual_weights_are_used_where_they_are_given(tmp_path, store, monke
 
 def test_perceptual_weights_without_the_package_are_one_line(tmp_path, store, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    folder = write_stages(tmp_path, changed(ENTRY, "vqgan.perceptual_weights", "lpips.pt"))
+    weights = tmp_path / "lpips.pt"
+    weights.touch()
+    folder = write_stages(tmp_path, changed(ENTRY, "vqgan.perceptual_weights", str(weights)))
     assert train(folder, "vqgan", store) == 2
     error = capsys.readouterr().err
-    assert "perceptual_weights: lpips.pt needs the package lpips" in error and error.count("\n") == 1
+    assert f"perceptual_weights: {weights} needs the package lpips" in error and error.count("\n") == 1
 
 
 def test_the_recipe_of_the_vqgan_is_that_of_the_public_code():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -80,6 +81,17 @@ def test_the_log_says_counted_beside_measured_memory(tmp_path, monkeypatch, capl
     run.count()
     assert run.describe_memory(1.5) == "1.5 GiB allocated (counted 4.0)"
     assert "more than the GPU's 4.0 GiB" in caplog.text and "medsyn plan" in caplog.text
+
+
+def test_the_peak_memory_of_a_process_is_not_that_of_its_parent():
+    """1.5 GiB are resident when the program that measures begins; it takes about half a GiB itself."""
+    measures = (
+        "import torch; from medsyn.training.cost import peak_memory_gib; print(peak_memory_gib(torch.device('cpu')))"
+    )
+    words = [sys.executable, "-c", measures]
+    code = f"import os; block = b'x' * (3 << 29); os.execv({sys.executable!r}, {words!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.05 < float(run.stdout) < 1.3
 
 
 def test_operations_are_counted_by_hand():

@@ -151,6 +151,11 @@ def test_discriminators_begin_at_their_step(tmp_path):
     assert rows[-1]["autoencoder_loss"] == pytest.approx(parts, rel=1e-5)
 
 
+def test_both_optimisers_have_the_settings_of_the_run():
+    settings = SETTINGS.model_copy(update={"betas": (0.1, 0.2), "weight_decay": 0.3, "max_grad_norm": 0.4})
+    assert all(phase.config(settings) == settings for phase in vqgan().phases)
+
+
 def both_slices(batch, made):
     return axial(batch["volume"], batch["slice"]), axial(made, batch["slice"])
 

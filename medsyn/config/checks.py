@@ -32,7 +32,7 @@ def check_config(config: Config) -> None:
     _check_text(config)
     _check_methods(config)
     _check_grids(config)
-    _check_batches(config)
+    _check_trainings(config)
     _check_evaluation(config)
 
 
@@ -127,24 +127,24 @@ def _check_levels(key: str, name: str, grid: Sequence[int], model: StageModelCon
         )
 
 
-def _check_batches(config: Config) -> None:
+def _check_trainings(config: Config) -> None:
     processes = _num_processes(config)
     for name, model in (("low_res", config.low_res), ("super_res", config.super_res)):
-        train = model.train
-        micro = min(train.micro_batch_size, train.batch_size)
-        if train.batch_size % (micro * processes):
-            raise ValueError(
-                f"{name}.train.batch_size: {train.batch_size} is not a multiple of micro_batch_size {micro} times the"
-                f" {processes} processes that compute asks for"
-            )
-        _check_steps(name, train)
+        if fault := training_fault(f"{name}.train", model.train, processes):
+            raise ValueError(fault)
 
 
-def _check_steps(name: str, train: TrainConfig) -> None:
-    if train.num_warmup_steps > train.num_steps:
-        raise ValueError(
-            f"{name}.train.num_warmup_steps: {train.num_warmup_steps} is more than num_steps {train.num_steps}"
+def training_fault(key: str, train: TrainConfig, processes: int) -> str | None:
+    """Return that the batch cannot be shared out over the processes, or that the warm-up does not end, or None."""
+    micro = min(train.micro_batch_size, train.batch_size)
+    if train.batch_size % (micro * processes):
+        return (
+            f"{key}.batch_size: {train.batch_size} is not a multiple of micro_batch_size {micro} times the {processes}"
+            " processes that train; change one of them"
         )
+    if train.num_warmup_steps > train.num_steps:
+        return f"{key}.num_warmup_steps: {train.num_warmup_steps} is more than num_steps {train.num_steps}"
+    return None
 
 
 def _check_evaluation(config: Config) -> None:

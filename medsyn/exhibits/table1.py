@@ -24,8 +24,9 @@ COSTS = (
     " counted from shapes) and device hours of training are summed over the networks that the method samples with:"
     " its language model and a network that it shares with another method are among them, and networks that are"
     " trained beside them, such as discriminators, count too. Device hours: on a GPU wall-clock time times the number"
-    " of processes, on a CPU the processor time of all processes. Steps that were lost when a job was killed and"
-    " networks that were trained elsewhere are not counted. Sampling: wall-clock time per volume without writing it,"
+    " of processes, on a CPU the processor time of all processes. Not counted: what a training run does before its"
+    " first step and after its last one, the encoding of reports and of latents, steps that were lost when a job was"
+    " killed, and networks that were trained elsewhere. Sampling: wall-clock time per volume without writing it,"
     " and peak memory, allocated on a GPU, or on a CPU the resident memory of the process. A dash: not known, as for"
     " volumes that another program has made."
 )

@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, ValidationInfo, field_validator
 
 from medsyn.config import Config, Section, TrainConfig, load_stage
+from medsyn.config.checks import training_fault
 from medsyn.config.section import Count, Voxels, Width
 from medsyn.methods.base import CountedTraining, Method, MethodStage, Training
 from medsyn.methods.unconditional import (
+    AVERAGE_SETTINGS,
     NUM_PREVIEWS,
     Unconditional,
     UnconditionalConfig,
     UnconditionalKind,
     UnconditionalStage,
-    batch_fault,
     counted,
     grid_fault,
+    num_processes,
     open_network,
     read_stage,
     train_on_images,
+    unused_fault,
     volumes_without_data,
 )
 
@@ -169,10 +172,13 @@ class Gan(UnconditionalKind):
         return {"gan": self.settings_type(**{name: getattr(entry, name) for name in self.settings_type.model_fields})}
 
     def fault(self, config: Config, name: str) -> str | None:
-        """Return that the size or the batch does not fit the rest of the configuration, or None."""
+        """Return that the size or the training does not fit the rest of the configuration, or None."""
         entry: Any = config.methods[name]
-        return self.grid_fault(config, name, entry.size) or batch_fault(
-            config, f"methods.{name}.train", entry.train, entry.num_gpus
+        key = f"methods.{name}.train"
+        return (
+            self.grid_fault(config, name, entry.size)
+            or training_fault(key, entry.train, num_processes(config, entry))
+            or unused_fault(key, entry.train, (*AVERAGE_SETTINGS, "activation_checkpointing"))
         )
 
     def grid_fault(self, config: Config, name: str, edge: int) -> str | None:
@@ -253,6 +259,17 @@ class AlphaGan(Gan):
     settings_type = AlphaGanSettings
     least_micro_batch = 2  # the discriminator of codes normalises over them
     stages_of_networks: ClassVar = {"gan": AlphaGanStage}
+
+    def fault(self, config: Config, name: str) -> str | None:
+        """Return also that a single volume per step of the discriminator of codes is too few, or None."""
+        entry: Any = config.methods[name]
+        train = entry.train
+        if min(train.micro_batch_size, train.batch_size) * num_processes(config, entry) == 1:
+            return (
+                f"methods.{name}.train.micro_batch_size: {train.micro_batch_size} in one process, expected at least 2"
+                " volumes over all processes, because the discriminator of codes normalises over them"
+            )
+        return super().fault(config, name)
 
     def networks_of(self, settings: Any) -> dict[str, nn.Module]:
         """Build encoder, generator and both discriminators."""

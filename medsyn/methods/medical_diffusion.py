@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from medsyn.config import Config, Section, load_stage
+from medsyn.config.checks import training_fault
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.methods.base import CountedTraining, Method, MethodStage, Training
@@ -22,12 +23,14 @@ from medsyn.methods.medical_diffusion_settings import (
     VqganStage,
 )
 from medsyn.methods.unconditional import (
+    AVERAGE_SETTINGS,
     Unconditional,
     UnconditionalKind,
-    batch_fault,
+    num_processes,
     open_network,
     provenance_of,
     read_stage,
+    unused_fault,
 )
 
 if TYPE_CHECKING:
@@ -48,16 +51,20 @@ class MedicalDiffusion(UnconditionalKind):
         return {"vqgan": entry.vqgan, "denoiser": entry.denoiser}
 
     def fault(self, config: Config, name: str) -> str | None:
-        """Return that the grid, a batch or the steps of sampling do not fit, or None."""
+        """Return that the grid, a training or the steps of sampling do not fit, or None."""
         entry: Any = config.methods[name]
         key = f"methods.{name}"
         steps, most = entry.sampling.num_steps, entry.denoiser.num_diffusion_steps
         if steps is not None and steps > most:
             return f"{key}.sampling.num_steps: {steps} is more than denoiser.num_diffusion_steps, which is {most}"
+        processes = num_processes(config, entry)
         return (
             latent_grid_fault(config, key, entry)
-            or batch_fault(config, f"{key}.vqgan.train", entry.vqgan.train, entry.num_gpus)
-            or batch_fault(config, f"{key}.denoiser.train", entry.denoiser.train, entry.num_gpus)
+            or vqgan_fault(f"{key}.vqgan", entry.vqgan)
+            or training_fault(f"{key}.vqgan.train", entry.vqgan.train, processes)
+            or unused_fault(f"{key}.vqgan.train", entry.vqgan.train, AVERAGE_SETTINGS)
+            or training_fault(f"{key}.denoiser.train", entry.denoiser.train, processes)
+            or unused_fault(f"{key}.denoiser.train", entry.denoiser.train, ("activation_checkpointing",))
         )
 
     def counted_trainings(self, config: Config, name: str) -> dict[str, CountedTraining]:
@@ -132,6 +139,19 @@ def latent_grid_fault(config: Config, key: str, entry: MedicalDiffusionConfig) -
             f" {size[1] // factor} x {size[2] // factor} voxels need the last two axes of preprocess.size {size} to be"
             f" multiples of {wanted}; take fewer levels, less compression or another size"
         )
+    return None
+
+
+def vqgan_fault(key: str, settings: VqganSettings) -> str | None:
+    """Return that the discriminators would never learn, or that the weights of LPIPS are missing, or None."""
+    loss, num_steps, weights = settings.loss, settings.train.num_steps, settings.perceptual_weights
+    if loss.adversarial and loss.adversarial_start >= num_steps:
+        return (
+            f"{key}.loss.adversarial_start: {loss.adversarial_start} is not below train.num_steps {num_steps}, so the"
+            " discriminators would never learn; lower it, or set loss.adversarial to 0"
+        )
+    if weights is not None and not Path(weights).is_file():
+        return f"{key}.perceptual_weights: {weights}: no such file, expected the weights of LPIPS; write them there"
     return None
 
 

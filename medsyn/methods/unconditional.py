@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from medsyn.training.task import Networks, PhasedTask
     from medsyn.training.volumes import ImageVolumes
 
+AVERAGE_SETTINGS = ("ema_decay", "ema_start_step", "ema_every")
+"""Settings without effect where no average of the weights is kept."""
 NUM_PREVIEWS = 8
 """Volumes in a row of a training run's picture."""
 
@@ -175,16 +177,19 @@ def grid_fault(config: Config, name: str, edge: int) -> str | None:
     return f"methods.{name}.size: {edge} does not fit preprocess.size {list(size)}, expected a cube of a multiple of it"
 
 
-def batch_fault(config: Config, key: str, train: TrainConfig, num_gpus: int) -> str | None:
-    """Return that a batch cannot be shared out over the processes of its training, or None."""
-    processes = max(min(num_gpus, config.compute.num_gpus_training), 1)
-    micro = min(train.micro_batch_size, train.batch_size)
-    if train.batch_size % (micro * processes) == 0:
-        return None
-    return (
-        f"{key}.batch_size: {train.batch_size} is not a multiple of micro_batch_size {micro} times the {processes}"
-        " processes of its training"
-    )
+def num_processes(config: Config, entry: UnconditionalConfig) -> int:
+    """Return the number of processes that train each network of an entry, one per GPU."""
+    return max(min(entry.num_gpus, config.compute.num_gpus_training), 1)
+
+
+def unused_fault(key: str, train: TrainConfig, names: Sequence[str]) -> str | None:
+    """Return that one of the settings `names`, which a training run does not use, is not its default, or None."""
+    default = type(train)()
+    for name in names:
+        value = getattr(train, name)
+        if value != getattr(default, name):
+            return f"{key}.{name}: {value} has no effect on this network; leave the key out"
+    return None
 
 
 def train_on_images(
@@ -263,9 +268,7 @@ def provenance_of(path: Path) -> dict[str, Any]:
 def open_network(path: Path, name: str, network: nn.Module) -> nn.Module:
     """Load the tensors of `name` in a file of `write_networks` into `network`, ready for sampling on its device.
 
-    The network of a plain Task has the empty name.
-
-    Tensors that do not fit are an InputError.
+    The network of a plain Task has the empty name. Tensors that do not fit are an InputError.
     """
     from safetensors import safe_open
 

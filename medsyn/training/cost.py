@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,10 +70,20 @@ def count_phase_flops(
 
 def peak_memory_gib(device: torch.device) -> float:
     """Return the largest memory so far in GiB: allocated on a CUDA device, or the resident memory of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident_bytes()) / GIB
+
+
+def _peak_resident_bytes() -> int:
+    """Return the peak resident memory of this program alone.
+
+    Linux carries ru_maxrss over exec, so it holds the memory of the parent too, of Snakemake for example.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def peak_tflops(device: torch.device, precision: str) -> float | None:

@@ -38,13 +38,12 @@ def vqgan_task(
     *,
     discriminator_width: int,
     perceptual: Perceptual | None = None,
-    settings: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> PhasedTask:
     """Return the training of a VQ-GAN with its two discriminators.
 
     A batch holds `volume` [B, 1, D, H, W] in [-1, 1] and `slice` [B], the axial slice of each volume that the
-    discriminator of slices sees. settings: of the optimisers of both phases; fields: further fields of the task.
+    discriminator of slices sees. Both optimisers have the settings of the run. fields: further fields of the task.
     """
 
     def networks() -> dict[str, nn.Module]:
@@ -63,11 +62,10 @@ def vqgan_task(
     def without_checkpointing() -> dict[str, nn.Module]:
         return {**networks(), "autoencoder": build().checkpoint_activations(False)}
 
-    own = {"weight_decay": 0.0, **(settings or {})}
     start = weights.adversarial_start
     phases = (
-        Phase("autoencoder", ("autoencoder",), batch, autoencoder, settings=own),
-        Phase("discriminators", ("slices", "volumes"), batch, discriminators, settings=own, first_step=start),
+        Phase("autoencoder", ("autoencoder",), batch, autoencoder),
+        Phase("discriminators", ("slices", "volumes"), batch, discriminators, first_step=start),
     )
     identity = {f"vqgan.{key}": value for key, value in weights} | dict(fields.pop("identity", {}))
     identity["vqgan.has_perceptual"] = perceptual is not None
