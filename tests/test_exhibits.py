@@ -38,8 +38,11 @@ TABLES = [name for name in EXHIBITS.builtin if EXHIBITS[name].kind == "table"]
 
 
 def settings(names: dict[str, str] | None = None, **changes: object) -> dict:
-    """Return the test configuration with its methods under other names and other top-level values."""
+    """Return the test configuration without baselines, its methods under other names, and other top-level values."""
     values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8")) | changes
+    values["methods"] = {name: entry for name, entry in values["methods"].items() if "kind" not in entry}
+    for name in ("figure3_methods", "training_budget"):
+        del values["evaluation"][name]
     names = {name: (names or {}).get(name, name) for name in values["methods"]}
     values["methods"] = {names[name]: entry for name, entry in values["methods"].items()}
     for entry in values["methods"].values():
