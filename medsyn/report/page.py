@@ -111,17 +111,13 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("Mask tools", ", ".join(f"{name}: {stages['masks'][name]}" for name in ("lobes", "airway", "vessels")))
         )
     for name, stage in stages.items():
-        if {
-            "stage",
-            "unet",
-            "train",
-        } <= stage.keys():  # a denoiser of this package; another kind's network has other keys
+        if {"stage", "unet", "train"} <= stage.keys():  # a denoiser of this package
             train, unet = stage["train"], stage["unet"]
-            text = (
-                f"channels {', '.join(stage['channels'])}; width {unet['dim']}, multipliers"
-                f" {'-'.join(map(str, unet['mults']))}; {train['num_steps']} steps of batch {train['batch_size']}"
-            )
+            text = f"channels {', '.join(stage['channels'])}; width {unet['dim']}, multipliers"
+            text += f" {'-'.join(map(str, unet['mults']))}; {_length(train)}"
             rows.append((name.replace("_", " "), text))
+        elif "train" in (settings := stage.get("settings") or {}):  # a network of another kind
+            rows.append((name.replace("_", " "), _length(settings["train"])))
     if "sampling" in stages:
         s = stages["sampling"]["sampling"]
         scale = stages.get("evaluation", {}).get("segmentation_guidance_scale")
@@ -134,6 +130,10 @@ def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _length(train: Mapping[str, Any]) -> str:
+    return f"{train['num_steps']} steps of batch {train['batch_size']}"
 
 
 def _cohort(files: ReportFiles) -> Facts | None:
