@@ -335,6 +335,7 @@ def test_a_download_with_every_quirk_goes_through_the_workflow_as_far_as_the_sto
         preprocess={"size": [64, 64, 64], "alignment": "lung_centre"},
         masks={"lobes": "classical", "airway": "classical", "vessels": "classical"},
         super_res={"train": {"crop_size": None}},
+        methods={name: {"size": 64} for name in ("wgan", "alpha_gan", "hagan")},
     )
     results = tmp_path / "results/ct_rate"
     targets = ["results/ct_rate/store/0", "results/ct_rate/qc/labels.csv"]
