@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 from pydantic import SerializeAsAny
 
 from medsyn.config import MethodConfig, PreprocessConfig, Section, validate
+from medsyn.config.methods import AnyKind
 from medsyn.config.section import Name, Registered
 from medsyn.errors import InputError
 from medsyn.files import read_json
@@ -189,7 +190,7 @@ class MethodStage(Section):
 
     kind: KindName
     name: Name
-    entry: SerializeAsAny[MethodConfig]
+    entry: Annotated[SerializeAsAny[MethodConfig], AnyKind()]
     preprocess: PreprocessConfig
 
 
