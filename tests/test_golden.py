@@ -46,10 +46,10 @@ def test_every_golden_file_has_an_entry():
 def scale_fid(copy: Path) -> None:
     """Change the first method's FID in Table I by 10%."""
     path = copy / "eval/table1.csv"
-    with path.open(newline="") as handle:
+    with path.open(newline="", encoding="utf-8") as handle:
         head, first, *others = csv.reader(handle)
     first[head.index("fid")] = str(1.1 * float(first[head.index("fid")]))
-    with path.open("w", newline="") as handle:
+    with path.open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([head, first, *others])
 
 

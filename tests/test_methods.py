@@ -162,7 +162,9 @@ def test_a_strangers_method_is_one_module_and_one_entry(offer, tmp_path, monkeyp
     assert run.returncode == 0, run.stderr
     for made in ("samples/noise/reports/0", "measures/noise/reports/0.csv", "features/noise/reports/0.npz"):
         assert f"results/test/{made}" in run.stdout
-    planned = [words for words in commands(run.stdout) if any("noise" in word.replace("denoiser", "") for word in words)]
+    planned = [
+        words for words in commands(run.stdout) if any("noise" in word.replace("denoiser", "") for word in words)
+    ]
     train = [words for words in planned if "train" in words]
     (chosen,) = (words for words in planned if "sample" in words)
     assert len(train) == (offer is install) and not any("--embeddings" in words for words in train)

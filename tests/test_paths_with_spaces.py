@@ -29,7 +29,9 @@ def project(tmp_path) -> Path:
     (folder / "my scans/my reports.csv").write_text("report_id,findings,impression\nb,Large effusion.,Effusion.\n")
     cohort = {"source": "manifest", "manifest": "my scans/my cohort.csv", "reports": "my scans/my reports.csv"}
     config = write_config(folder / "my config.yaml", cohort=cohort)
-    config.write_text(config.read_text().replace("results_dir: results/test", f"results_dir: {RESULTS}"))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("results_dir: results/test", f"results_dir: {RESULTS}")
+    )
     return folder
 
 

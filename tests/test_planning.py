@@ -136,7 +136,7 @@ def test_autocast_gives_the_types_of_cuda(name):
 
 
 def tiny(**changes) -> Config:
-    values = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
     values["low_res"]["train"] |= changes
     values["super_res"]["train"] |= changes
     return Config(**values)
@@ -280,7 +280,7 @@ def rows_of(config: Config, name: str, gpu_bytes: int) -> dict[str, Row]:
 
 def changed(**methods) -> Config:
     """config/test.yaml on four GPUs, with other settings of the methods."""
-    values = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8"))
     values["compute"] = {"num_gpus_training": 4}
     for section in ("low_res", "super_res"):
         values[section]["train"] |= {"batch_size": 4, "micro_batch_size": 1}

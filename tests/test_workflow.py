@@ -150,7 +150,9 @@ def test_an_unknown_key_stops_before_anything_runs(tmp_path):
 
 
 def test_a_key_that_stands_twice_stops_before_anything_runs(tmp_path):
-    (tmp_path / "twice.yaml").write_text((ROOT / "config/test.yaml").read_text() + "sampling: {num_shards: 2}\n")
+    (tmp_path / "twice.yaml").write_text(
+        (ROOT / "config/test.yaml").read_text(encoding="utf-8") + "sampling: {num_shards: 2}\n"
+    )
     run = run_snakemake("-n", "all", directory=tmp_path, config=tmp_path / "twice.yaml")
     assert run.returncode != 0
     assert "twice.yaml: key 'sampling' stands twice" in run.stdout + run.stderr
@@ -189,7 +191,7 @@ def test_another_cohort_that_has_not_been_run_is_named(tmp_path):
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as handle:
+    with path.open(newline="", encoding="utf-8") as handle:
         return list(csv.DictReader(handle))
 
 
