@@ -42,7 +42,7 @@ def settings(names: dict[str, str] | None = None, **changes: object) -> dict:
     values = yaml.safe_load((ROOT / "config/test.yaml").read_text(encoding="utf-8")) | changes
     values["methods"] = {name: entry for name, entry in values["methods"].items() if "kind" not in entry}
     for name in ("figure3_methods", "training_budget"):
-        del values["evaluation"][name]
+        values["evaluation"].pop(name, None)
     names = {name: (names or {}).get(name, name) for name in values["methods"]}
     values["methods"] = {names[name]: entry for name, entry in values["methods"].items()}
     for entry in values["methods"].values():

@@ -71,7 +71,7 @@ def config(entry: dict[str, Any], **changes: Any) -> Config:
     for section, update in changes.items():
         values[section] = values.get(section, {}) | update
     values["methods"] = {name: values["methods"][name] for name in ("medsyn", "without_shape")} | {"md": entry}
-    del values["evaluation"]["figure3_methods"]
+    values["evaluation"].pop("figure3_methods", None)
     return validate(Config, values, "c.yaml")
 
 
