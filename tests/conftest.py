@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parents[1]
 pytest_plugins = ["text_fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def _locale() -> Iterator[None]:
+    """Restore the locale after a test: ITK sets it to C while it handles DICOM, and Python then reads text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
