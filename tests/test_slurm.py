@@ -141,11 +141,12 @@ def contents(directory: Path) -> dict[str, bytes]:
     kept = (".csv", ".npy", ".npz", ".png", ".safetensors", ".gz")
     files = [path for path in root.rglob("*") if path.suffix in kept and not path.name.endswith("_metrics.csv")]
     found = {str(path.relative_to(root)): path.read_bytes() for path in files}
-    return found | {"eval/table1.csv": without_timings(root / "eval/table1.csv")}
+    timed = [root / "eval/table1.csv", *root.glob("text/*/model/metrics.csv")]
+    return found | {str(path.relative_to(root)): without_timings(path) for path in timed}
 
 
 def without_timings(path: Path) -> bytes:
-    """Return Table I without the columns that measure the machine."""
+    """Return a table without the columns that measure the machine."""
     with path.open(newline="", encoding="utf-8") as handle:
         rows = [{name: text for name, text in row.items() if name not in TIMINGS} for row in csv.DictReader(handle)]
     return repr(rows).encode()
