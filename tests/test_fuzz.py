@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medsyn.cohort import build_cohort
@@ -261,6 +261,7 @@ def test_a_header_of_any_bytes(tmp_path, suffix):
 
 @fuzz(60)
 @given(EDITS)
+@example([(2198, 1)])  # the mark of an encrypted member
 def test_a_feature_file_of_any_bytes(tmp_path_factory, edits):
     path = tmp_path_factory.getbasetemp() / "fuzz.npz"
     path.write_bytes(edited(archive(), edits, 10**6))

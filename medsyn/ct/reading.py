@@ -115,7 +115,7 @@ def _read_npz(path: Path, hints: HeaderHints) -> Volume:
             _check_members(archive)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read, the file is damaged or not an npz file ({error}); copy it again"
         ) from None

@@ -25,7 +25,10 @@ from medsyn.volume_files import volumes_in
 
 VALIDITY = (*(f"{name}_found" for name in ANATOMIES), "chest")
 """Columns beside the measures: 1 yes, 0 no, empty where the measurement failed."""
-_DAMAGED = (LookupError, ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    *(LookupError, ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error),
+    RuntimeError,  # an encrypted member, or an unknown compression
+)
 """What a damaged or foreign .npz raises."""
 
 
