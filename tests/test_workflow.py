@@ -41,11 +41,11 @@ def test_lint_is_clean():
         (
             "demo",
             {},
-            {"render_phantoms": 2, "score_alignment": 1, "train_network": 5, "report": 1},
+            {"render_phantoms": 2, "score_alignment": 1, "train_network": 10, "report": 1},
         ),
         ("one_shard", {"cohort": {"num_shards": 1}}, {"render_phantoms": 1, "segment": 1}),
-        ("five_sample_shards", {"sampling": {"num_shards": 5}}, {"sample": 35}),
-        ("no_ablations", {"methods": {"without_shape": None}, "compare_with": None}, {"train_network": 3}),
+        ("five_sample_shards", {"sampling": {"num_shards": 5}}, {"sample": 55}),
+        ("no_ablations", {"methods": {"without_shape": None}, "compare_with": None}, {"train_network": 8}),
         (
             "own_cohort",
             {"cohort": {"source": "manifest"}},
@@ -117,7 +117,7 @@ def test_every_rule_with_a_gpu_asks_for_nodes_and_has_its_partition_in_the_profi
     profile = yaml.safe_load((ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
     rules = {block.split(":")[0]: block for block in re.split(r"^rule ", text, flags=re.M)[1:]}
-    training = {name for name, block in rules.items() if "**training_devices()" in block}
+    training = {name for name, block in rules.items() if "**training_devices(" in block}
     with_gpu = {name for name, block in rules.items() if " gpu=" in block}
     assert training | with_gpu == set(profile["set-resources"])
     assert with_gpu == {name for name, block in rules.items() if " nodes=1," in block}
@@ -270,7 +270,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
 
 def test_another_seed_trains_again_on_the_same_data(finished):
     jobs = planned_jobs(run_snakemake("-n", "all", "--config", "seed=1", directory=finished).stdout)
-    assert {"pretrain_text": 2, "train_network": 5, "train_features": 1}.items() <= jobs.items()
+    assert {"pretrain_text": 2, "train_network": 10, "train_features": 1}.items() <= jobs.items()
     assert {"write_prompts", "sample", "classify", "make_table1", "report"} <= set(jobs)
     made_from_data = {"render_phantoms", "write_text_only_reports", "validate_cohort", "preprocess", "segment"}
     made_from_data |= {"build_store", "label_reports", "score_masks", "score_alignment", "measure_cohort"}
