@@ -203,7 +203,8 @@ def test_every_table_is_there_with_provenance(finished):
             (finished / RESULTS / f"eval/table{number}.json").read_text(encoding="utf-8")
         )
     methods = {row["method"]: row["label"] for row in read_table(finished / RESULTS / "eval/table1.csv")}
-    assert methods == {"medsyn": "MedSyn", "without_shape": "MedSyn without shape", "real": "real"}
+    baselines = {"wgan": "WGAN", "alpha_gan": "α-GAN", "hagan": "HA-GAN", "medical_diffusion": "Medical Diffusion"}
+    assert methods == {"medsyn": "MedSyn", "without_shape": "MedSyn without shape", **baselines, "real": "real"}
 
 
 def test_the_report_shows_every_row_of_every_table(finished):
