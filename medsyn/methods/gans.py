@@ -7,6 +7,7 @@ is what they share with the kind `hagan` (`medsyn.methods.hagan`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -185,13 +186,13 @@ class Gan(UnconditionalKind):
         """Return that volumes of `edge` voxels a side cannot be brought to the model's grid, or None."""
         return grid_fault(config, name, edge)
 
+    @abstractmethod
     def networks_of(self, settings: Any) -> dict[str, nn.Module]:
         """Build the untrained networks; one of them is the generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def task(self, settings: Any, volumes: Any, **options: Any) -> PhasedTask:
         """Return the training on `volumes`."""
-        raise NotImplementedError
 
     def counted_trainings(self, config: Config, name: str) -> dict[str, CountedTraining]:
         """Return the one training run."""
