@@ -19,7 +19,7 @@ The original goes through the volumes in the order of their names; the order her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,11 +30,10 @@ from medsyn.diffusion.seeds import seeded
 from medsyn.models.hagan import build_hagan
 from medsyn.models.hagan_sizes import HaganSizes
 from medsyn.training.cost import count_phase_flops
+from medsyn.training.gan import Volumes
 from medsyn.training.need import count_phased_training
 from medsyn.training.task import Networks, Phase, PhasedTask
 
-RealVolumes = Callable[[int, Sequence[int]], Tensor]
-"""(step, slots) -> real volumes [B, 1, R, R, R] in [-1, 1]. Three phases ask for those of a step."""
 _START, _FAKE, _LEARN = 201, 202, 203  # second parts of the seeds of this module
 CERTAIN = 1e-3
 """Discriminator's loss of a collapse: its mean error on a volume is 0.05 %, and it learns a thousandth as fast."""
@@ -45,7 +44,7 @@ SAME = 0.01
 class HaganBatches:
     """The batches of the four phases, as functions of the seed, the number of the update and the slots."""
 
-    def __init__(self, sizes: HaganSizes, real_volumes: RealVolumes, seed: int, *, any_start: bool = False) -> None:
+    def __init__(self, sizes: HaganSizes, real_volumes: Volumes, seed: int, *, any_start: bool = False) -> None:
         self.sizes, self.real_volumes, self.seed, self.any_start = sizes, real_volumes, seed, any_start
 
     def start(self, step: int) -> int:
@@ -126,7 +125,7 @@ def global_encoder_loss(networks: Networks, batch: Mapping[str, Any], step: int)
 
 def hagan_task(
     sizes: HaganSizes,
-    real_volumes: RealVolumes,
+    real_volumes: Volumes,
     seed: int,
     *,
     discriminator_learning_rate: float,
@@ -134,7 +133,7 @@ def hagan_task(
     any_start: bool = False,
     identity: Mapping[str, Any] | None = None,
 ) -> PhasedTask:
-    """Return the task that trains HA-GAN on `real_volumes`.
+    """Return the task that trains HA-GAN on `real_volumes`, of which three phases ask for those of a step.
 
     The optimisers of all phases have the settings of the run, but that of the discriminator has its own learning rate.
     encoders: train the two encoders too, which changes neither generator nor discriminator. any_start: see the module.
