@@ -67,7 +67,9 @@ def run_stages(code: Path, folder: Path, count: int) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         arguments = [word.format(count=count, config=CONFIG) for word in words.split()]
         command = [sys.executable, "-m", "medsyn", *arguments]
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False
+        )
         if result.returncode:
             sys.exit(result.stderr)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -65,7 +65,9 @@ def measure(cluster: Cluster, options: list[str]) -> tuple[float, float]:
             *options,
         ]
         before, started = processor_seconds(), time.monotonic()
-        run = subprocess.run(command, cwd=name, env=cluster.environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            command, cwd=name, env=cluster.environment, capture_output=True, encoding="utf-8", check=False
+        )
         wall = time.monotonic() - started
         if run.returncode:
             sys.exit(run.stderr[-4000:])

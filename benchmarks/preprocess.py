@@ -91,7 +91,7 @@ def measure(code: Path, scan: Path, repeats: int) -> dict[str, list[float]]:
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             started = time.perf_counter()
             command = [sys.executable, __file__, "--one", str(code), str(scan), out]
-            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
             wall = time.perf_counter() - started
             if result.returncode:
                 sys.exit(result.stderr)

@@ -80,7 +80,9 @@ def records(log: Path) -> list[dict[str, str]]:
     name = re.search(r"SLURM run ID: (\S+)", log.read_text(encoding="utf-8"))
     if name is None:
         sys.exit("no SLURM run ID in Snakemake's log")
-    listed = subprocess.run(["scontrol", "show", "jobs", "--oneliner"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["scontrol", "show", "jobs", "--oneliner"], capture_output=True, encoding="utf-8", check=True
+    )
     found = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in listed.stdout.splitlines()]
     return [job for job in found if job["JobName"] == name[1]]
 

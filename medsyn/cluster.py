@@ -63,6 +63,8 @@ def requeue_job() -> bool:
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     command = ["scontrol", *words]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=_PATIENCE_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))

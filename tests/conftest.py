@@ -18,15 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parents[1]
+LOCALE = locale.setlocale(locale.LC_ALL)
 pytest_plugins = ["text_fixtures"]
 
 
 @pytest.fixture(autouse=True)
 def _locale() -> Iterator[None]:
-    """Restore the locale after a test: ITK sets it to C while it handles DICOM, and Python then reads text as ASCII."""
-    before = locale.setlocale(locale.LC_ALL)
+    """Set the first locale around a test: ITK leaves C where threads read DICOM, and Python reads ASCII then."""
+    locale.setlocale(locale.LC_ALL, LOCALE)
     yield
-    locale.setlocale(locale.LC_ALL, before)
+    locale.setlocale(locale.LC_ALL, LOCALE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,4 +107,4 @@ def run_snakemake(*options: str, directory: Path, config: str | Path = "test") -
     path = ROOT / "config" / f"{config}.yaml" if isinstance(config, str) else config
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
     command += ["--configfile", str(path), "--directory", str(directory), "--cores", "2", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=directory)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=1200, check=False, cwd=directory)

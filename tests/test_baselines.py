@@ -24,7 +24,7 @@ ROUNDING = 1e-6
 def run(mode: str, folder: Path, *launcher: str) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     words = [sys.executable, *launcher, str(ROOT / "tests/baseline_runs.py"), mode, str(folder)]
-    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    ended = subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder
 

@@ -45,7 +45,7 @@ def test_a_reader_that_has_enough_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "medsyn", "weights", "list"]
-    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, encoding="utf-8")
     os.close(writer)
     assert run.returncode == 128 + signal.SIGPIPE
     assert run.stderr == ""
@@ -58,7 +58,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "medsyn", "phantom", "--count", "1", "--size", "16", "--out", str(tmp_path / "p")]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # noqa: E731
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # or the limit would leave truncated .pyc files
-    run = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr
     assert run.stderr.startswith("medsyn phantom: ")

@@ -55,7 +55,7 @@ def test_the_workflow_stops_before_it_submits(tmp_path):
             [*command, "--executor", executor, target],
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=300,
             check=False,
         )

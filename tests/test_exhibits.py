@@ -81,7 +81,7 @@ def test_asking_what_exhibits_need_imports_no_numbers_and_no_drawing():
         "report_needs(Sources(load_config('config/test.yaml')));"
         "print({'numpy', 'scipy', 'matplotlib', 'torch', 'jinja2'} & set(sys.modules))"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert found.stdout.strip() == "set()"
 
 

@@ -300,7 +300,7 @@ def test_two_processes_share_the_encoding_and_train_as_one_does(trained, tmp_pat
         [sys.executable, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
         check=False,
     )

@@ -130,7 +130,7 @@ def run_planned(words: list[str], folder: Path) -> None:
     """Run a command of the package that a dry run printed, without its redirection."""
     end = next(k for k, word in enumerate(words) if word.startswith("2>"))
     command = [sys.executable, *words[words.index("-m") : end]]
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 

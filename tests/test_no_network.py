@@ -40,7 +40,7 @@ def test_no_verb_opens_a_connection(tmp_path: Path) -> None:
     log = tmp_path / "asked.txt"
     env = os.environ | {"MEDSYN_NETWORK_LOG": str(log)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), env.get("PYTHONPATH", "")]))
-    run = subprocess.run([sys.executable, "-c", VERBS], cwd=tmp_path, env=env, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", VERBS], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr[-2000:]
     assert "guarded" in run.stdout
     assert log.read_text().split() == ["192.0.2.1", "example.org"], "only what the test itself asked for"

@@ -124,7 +124,7 @@ def test_the_workflow_asks_the_tool_whether_it_needs_a_network(tmp_path: Path) -
 def test_tools_are_listed_without_numpy_or_torch() -> None:
     code = "import sys, medsyn.config; from medsyn.mask_tools import tools_for; print(tools_for('lobes'))"
     code += "; assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert run.stdout == "['classical', 'lungmask', 'totalsegmentator']\n", run.stderr
     assert run.returncode == 0, run.stderr
 

@@ -233,7 +233,7 @@ def test_a_shard_with_the_real_command_line(total_root: Path, tmp_path: Path) ->
         write_volume(tmp_path / f"volumes/{name}/volume.nii.gz", volume)
     command = [sys.executable, "-m", "medsyn", "segment", "--volumes", str(tmp_path / "volumes")]
     command += ["--lobes", "totalsegmentator", "--weights", str(total_root), "--out", str(tmp_path / "masks")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=1200)
     assert run.returncode == 0, run.stderr
     assert run.stdout == ""
     inside = tiny.inside_plateaus(volume, (3.0, 3.0, 3.0))

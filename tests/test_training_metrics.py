@@ -90,7 +90,7 @@ def test_the_peak_memory_of_a_process_is_not_that_of_its_parent():
     )
     words = [sys.executable, "-c", measures]
     code = f"import os; block = b'x' * (3 << 29); os.execv({sys.executable!r}, {words!r})"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert 0.05 < float(run.stdout) < 1.3
 
 

@@ -120,7 +120,7 @@ def test_the_others_wait_for_the_main_process_beyond_the_time_out_of_a_collectiv
     folder = tmp_path / "run"
     folder.mkdir()
     words = [sys.executable, "-m", *LAUNCHER, str(script), str(folder)]
-    run = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     assert sorted(path.name for path in (folder / "state").glob("step_*")) == ["step_00000004", "step_00000006"]
 

@@ -30,7 +30,7 @@ def planned_jobs(output: str) -> dict[str, int]:
 
 def test_lint_is_clean():
     run = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
     assert run.returncode == 0, run.stderr + run.stdout
 
@@ -91,7 +91,7 @@ def test_the_slurm_profile_plans_the_papers_scale(tmp_path):
 
 def test_no_job_of_the_papers_scale_asks_for_more_than_eight_hours():
     run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/scale.py")], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, str(ROOT / "benchmarks/scale.py")], capture_output=True, encoding="utf-8", check=True, cwd=ROOT
     )
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines() if line[:2] == "| "]
     hours = {row[0]: float(row[5]) for row in rows[1:] if row[5]}
@@ -150,9 +150,8 @@ def test_an_unknown_key_stops_before_anything_runs(tmp_path):
 
 
 def test_a_key_that_stands_twice_stops_before_anything_runs(tmp_path):
-    (tmp_path / "twice.yaml").write_text(
-        (ROOT / "config/test.yaml").read_text(encoding="utf-8") + "sampling: {num_shards: 2}\n"
-    )
+    once = (ROOT / "config/test.yaml").read_text(encoding="utf-8")
+    (tmp_path / "twice.yaml").write_text(once + "sampling: {num_shards: 2}\n", encoding="utf-8")
     run = run_snakemake("-n", "all", directory=tmp_path, config=tmp_path / "twice.yaml")
     assert run.returncode != 0
     assert "twice.yaml: key 'sampling' stands twice" in run.stdout + run.stderr
@@ -282,7 +281,9 @@ def test_another_seed_trains_again_on_the_same_data(finished):
     ("given", "folder"), [((), "results"), (("SEED=0",), "results"), (("SEED=3",), "results/seed3")]
 )
 def test_make_demo_says_where_the_results_of_its_seed_are(given, folder):
-    said = subprocess.run(["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
     assert (f"--config seed=3 results_dir={folder}" in said) == (folder != "results")
     for path in ("report.html", "eval/table1.csv", "eval/figures/"):
         assert f" {folder}/{path}" in said

@@ -155,7 +155,7 @@ class Cluster:
 
     def call(self, *command: str, check: bool = True) -> str:
         """Output of one of SLURM's commands."""
-        run = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(command, env=self.environment, capture_output=True, encoding="utf-8", check=False)
         if check and run.returncode:
             raise RuntimeError(f"{' '.join(command)}: {run.stderr.strip()}")
         return run.stdout.strip()
@@ -203,7 +203,7 @@ class Cluster:
     def _daemon(self, name: str, *options: str) -> None:
         """All of SLURM's daemons put themselves into the background."""
         run = subprocess.run(
-            [_program(name) or name, *options], env=self.environment, capture_output=True, text=True, check=False
+            [_program(name) or name, *options], env=self.environment, capture_output=True, encoding="utf-8", check=False
         )
         if run.returncode:
             raise RuntimeError(f"{name} did not start: {run.stderr.strip()}")
