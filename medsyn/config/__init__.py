@@ -25,6 +25,7 @@ from medsyn.config.section import Section
 from medsyn.config.stages import (
     AugmentationStage,
     CohortStage,
+    DiagnosticsStage,
     FeaturesStage,
     MeasureStage,
     ModelStage,
@@ -46,6 +47,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "DenoiserTrainConfig",
+    "DiagnosticsStage",
     "EvaluationConfig",
     "FeaturesConfig",
     "FeaturesStage",

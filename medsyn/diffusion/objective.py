@@ -22,6 +22,11 @@ def denoising_loss(network: nn.Module, x0: Tensor, epsilon: Tensor, t: Tensor, *
     return F.mse_loss(prediction.float(), x0)
 
 
+def channel_errors(prediction: Tensor, x0: Tensor) -> Tensor:
+    """Return the mean squared error of each sample and channel [B, C] of predicted clean volumes."""
+    return (prediction.float() - x0).square().mean(dim=(2, 3, 4))
+
+
 def reduce_resolution(volume: Tensor, factor: int) -> Tensor:
     """Reduce by nearest neighbour: take indices 0, factor, 2 factor, ... of the last three axes."""
     return volume[..., ::factor, ::factor, ::factor]

@@ -108,7 +108,7 @@ def denoiser_training(
 
 def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) -> Tensor:
     """Return the denoising loss of a batch of TrainingData."""
-    return denoising_loss(network, batch["x0"], batch["epsilon"], batch["t"], **_conditions(batch, stage))
+    return denoising_loss(network, batch["x0"], batch["epsilon"], batch["t"], **network_conditions(batch, stage))
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
@@ -134,7 +134,7 @@ def _preview_volumes(
     if "drop_text" in batch:
         batch["drop_text"] = torch.zeros_like(batch["drop_text"])
     noisy = add_noise(batch["x0"], batch["epsilon"], t)
-    conditions = _conditions(batch, stage)
+    conditions = network_conditions(batch, stage)
 
     def denoiser(x: Tensor, tau: float) -> Tensor:
         return network(x, torch.full_like(t, tau), **conditions)
@@ -145,7 +145,8 @@ def _preview_volumes(
     return batch["x0"], noisy, predicted, sampled
 
 
-def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:
+def network_conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:
+    """Return what the network of `stage` is given of a batch of TrainingData beside the noisy volume and the time."""
     if "condition_noise" in batch:
         noise, level = batch["condition_noise"], batch["condition_level"]
         interpolation = stage.train.condition_interpolation
