@@ -344,7 +344,7 @@ def test_the_figure_has_a_panel_per_channel_and_says_which_area_is_missing(chann
     figure = diagnostic_panels(figure_rows(channels), phantom=True)
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
     assert titles[: 2 * len(channels)] == [*channels, *channels]
-    assert titles[2 * len(channels) :] == ["airway (ml), mean of the volumes", "area under ROC: finding from measure"]
+    assert titles[2 * len(channels) :] == ["airway (ml), mean of the volumes", "area under ROC: measure against prompt"]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert texts == ["one class\nonly"]
     assert sum("How to read:" in text.get_text() for text in figure.texts) == 3

@@ -21,10 +21,10 @@ Row = dict[str, str]
 TITLE = "Diagnostics: what each network has learned, and whether samples follow their prompts"
 NETWORKS = {
     "low_res": "Low-resolution network",
-    "super_res": "Super-resolution network, given the true low-resolution volume",
+    "super_res": "Super-resolution network",
 }
 LINES = {
-    "value": ("network, own text", "#2a6f97", "-", 2.0),
+    "value": ("network", "#2a6f97", "-", 2.0),
     "other_text": ("network, another's text", "#2a6f97", ":", 1.5),
     "no_text": ("network, no text", "#2a6f97", "--", 1.2),
     "mean_volume": ("mean training volume", "#6b7785", "-", 1.2),
@@ -35,8 +35,8 @@ LINES = {
 SOURCES = {"real": "real", "enlarged": "enlarged", "value": "super-res.", "sampled": "from text"}
 """Column of the table -> what the panels of amounts call it."""
 _NUM_PANELS = 4
-_ROW, _HEADING, _PANEL = 3.05, 0.97, 1.75
-"""Heights in inches: of a row, of its heading, of its panels."""
+_ROW, _HEADING, _PANEL, _FOOT = 3.1, 0.78, 1.75, 1.05
+"""Heights in inches: of a row, of its heading, of its panels, and below the last row."""
 
 
 def needs(sources: Sources) -> list[Need]:
@@ -60,23 +60,26 @@ def diagnostic_panels(rows: Sequence[Row], phantom: bool) -> Figure:
     """Draw a row of panels per network, error against t by channel, and one of measures, Dice and areas."""
     from medsyn.exhibits.panels import drawing
 
-    parts = {part: [row for row in rows if row["part"] == part] for part in READING}
+    parts = {
+        part: [row for row in rows if row["part"] == part] for part in ("denoising", "super_resolution", "prompts")
+    }
     networks = [name for name in NETWORKS if any(row["network"] == name for row in parts["denoising"])]
-    height = 0.75 + _ROW * (len(networks) + 1)
-    footer = "Lines, points and bands: mean over the volumes and its 95 % interval; of areas Newcombe's interval."
+    height = 0.45 + _ROW * len(networks) + _HEADING + _PANEL + _FOOT
+    footer = "Bands and bars: 95 % interval of the mean over the volumes; of areas under the ROC curve Newcombe's."
     footer += " All volumes are, or imitate, procedural phantoms." if phantom else ""
     with drawing(12, height, TITLE, footer) as figure:
         top = height - 0.45
         for name in networks:
             lines = [row for row in parts["denoising"] if row["network"] == name]
-            axes = _panels(figure, top, f"{NETWORKS[name]}: error of the predicted volume", READING["denoising"])
+            axes = _panels(figure, top, f"{NETWORKS[name]}: error of the predicted volume", READING[name])
             for panel, channel in zip(axes, dict.fromkeys(row["quantity"] for row in lines), strict=False):
                 _errors(panel, channel, [row for row in lines if row["quantity"] == channel])
+            axes[0].set_ylabel("mean squared error", fontsize=7.5)
             place = {"loc": "upper right", "bbox_to_anchor": (0.995, (top + 0.07) / height), "ncols": len(LINES)}
             figure.legend(*axes[0].get_legend_handles_labels(), **place, frameon=False, fontsize=7.5, columnspacing=1.2)
             top -= _ROW
         title = "Super-resolution of true low-resolution volumes, and samples of random reports"
-        axes = _panels(figure, top, title, f"{READING['super_resolution']} Area: {READING['prompts']}")
+        axes = _panels(figure, top, title, f"{READING['super_resolution']} {READING['prompts']}")
         measured = {row["quantity"]: row for row in parts["super_resolution"]}
         _amounts(axes[0], "airway (ml)", measured.get("airway_volume_ml"))
         _amounts(axes[1], "effusion (ml)", measured.get("effusion_volume_ml"))
@@ -123,6 +126,7 @@ def _number(row: Row, name: str) -> float:
 def _errors(panel: Axes, channel: str, rows: Sequence[Row]) -> None:
     """Draw the errors of a channel against t; the axis leaves out those of the noisy input at large t."""
     import numpy as np
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     _open(panel, channel)
     times = [float(row["t"]) for row in rows]
@@ -132,6 +136,7 @@ def _errors(panel: Axes, channel: str, rows: Sequence[Row]) -> None:
         if np.isnan(values).all():
             continue
         marker = "o" if name == "value" else None
+        label += ", own text" if name == "value" and rows[0].get("no_text") else ""
         panel.plot(times, values, style, color=colour, linewidth=width, marker=marker, markersize=3.5, label=label)
         shown += values[:1] if name == "noisy_input" else values
     low, high = ([_number(row, f"value_ci_{side}") for row in rows] for side in ("low", "high"))
@@ -139,6 +144,9 @@ def _errors(panel: Axes, channel: str, rows: Sequence[Row]) -> None:
     positive = [value for value in shown if value > 0]
     if positive:
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
         panel.set_ylim(min(positive) / 1.6, max(positive) * 1.6)
     panel.set_xlabel("noise level t", fontsize=7.5)
     panel.set_xticks(times)
@@ -179,7 +187,7 @@ def _overlaps(panel: Axes, rows: Sequence[Row]) -> None:
     panel.set_xticks(range(len(rows)), [row["quantity"].removesuffix("_dice") for row in rows])
     panel.set_xlim(-0.5, len(rows) - 0.5)
     panel.set_ylim(0, 1)
-    panel.legend(frameon=False, fontsize=7, loc="lower left")
+    panel.legend(frameon=False, fontsize=7, loc="upper right")
 
 
 def _areas(panel: Axes, rows: Sequence[Row]) -> None:
@@ -188,7 +196,7 @@ def _areas(panel: Axes, rows: Sequence[Row]) -> None:
 
     if not rows:
         return
-    _open(panel, "area under ROC: finding from measure")
+    _open(panel, "area under ROC: measure against prompt")
     panel.axhline(0.5, color=FAINT, linewidth=0.8, linestyle=":")
     ticks = []
     for x, row in enumerate(rows):
@@ -201,7 +209,7 @@ def _areas(panel: Axes, rows: Sequence[Row]) -> None:
     panel.set_xticks(range(len(rows)), ticks)
     panel.tick_params(axis="x", labelsize=6.5)
     panel.set_xlim(-0.5, len(rows) - 0.5)
-    panel.set_ylim(0, 1.02)
+    panel.set_ylim(0, 1.05)
     panel.legend(frameon=False, fontsize=7, loc="lower left")
 
 
@@ -211,11 +219,12 @@ DIAGNOSTIC_PANELS = Exhibit(
     title="Diagnostics. What each network has learned",
     caption=(
         "Upper rows: error of the clean volume that a network predicts from a validation volume noised to level t, by"
-        f" channel. {READING['denoising']} Last row, left: measures of the image and Dice of the masks when the second"
-        " network alone refines true low-resolution volumes; “enlarged”: these volumes enlarged without a network;"
-        f" “from text”: samples of both networks for random reports. {READING['super_resolution']} Right: how well a"
-        f" sample's measure tells whether its prompt states the finding. {READING['prompts']} The numbers are those of"
-        " the table of diagnostics."
+        f" channel. First network: {READING['low_res']} Second network: {READING['super_res']} Last row, left: measures"
+        " of the image and Dice of the masks when the second network alone refines true low-resolution volumes"
+        " (“super-res.”), of these volumes enlarged without a network (“enlarged”), and of the samples that both"
+        f" networks make for random reports (“from text”). {READING['super_resolution']} Right: how well a sample's"
+        f" measure tells whether its prompt states the finding. {READING['prompts']} The numbers are those of the table"
+        " of diagnostics."
     ),
     needs=needs,
     options=("file", "phantom"),

@@ -16,20 +16,25 @@ from medsyn.layout import REAL
 BOUNDED = ("value", "ratio", "text_share", "real", "sampled")
 """Columns with 95 % bounds."""
 READING = {
-    "denoising": (
-        "A network at or above the mean volume has not learned the channel; above the noisy input at small t it spoils"
-        " what it is given. The closer the lines of own text, another's text and no text, the less the text tells it."
+    "low_res": (
+        "A line at or above the mean training volume: the network has not learned this channel. Above the noisy input"
+        " at small t: it spoils what it is given. The closer own text, another's text and no text lie, the less the"
+        " text tells the network."
+    ),
+    "super_res": (
+        "This network is given the true low-resolution volume. A line at or above that volume enlarged: the network"
+        " adds nothing to it. Above the noisy input at small t: it spoils what it is given."
     ),
     "super_resolution": (
-        "What the super-resolution of a true low-resolution volume lacks, the second network loses; what only the"
-        " samples from text lack, the first one loses. No better than the enlarged volume: the network adds nothing."
+        "What “super-res.” lacks beside real, the second network loses; what only “from text” lacks, the first network"
+        " loses. No better than “enlarged”: the second network adds nothing."
     ),
     "prompts": (
-        "0.5: the measure says nothing of the prompt; at the real volumes' area, samples follow their prompts as"
+        "An area of 0.5: the samples do not follow the prompt; as large as that of the real volumes: they follow it as"
         " closely as this measure can show."
     ),
 }
-"""Part of the table -> how its panel is read."""
+"""Row of panels, or panel -> how it is read."""
 
 
 def needs(sources: Sources) -> list[Need]:
@@ -110,14 +115,15 @@ DIAGNOSTICS = Exhibit(
     caption=(
         "Denoising: squared error of the clean volume that a network of the reference predicts from validation volumes"
         " noised to level t (0 none, 1 all), per channel in units of [-1, 1], beside predictors that have learned"
-        " nothing: the mean training volume, the noisy input divided by its scale, and for super-resolution the"
-        " low-resolution volume enlarged. Model / best: the error over that of the best of these; below 1 the network"
-        " has learned the channel. Removed by the text: share of the error without text that the volume's own text"
-        f" removes. {READING['denoising']} Super-resolution: the second network alone, given the true low-resolution"
-        " volume, beside real volumes and the samples that both networks make from random reports; amounts are of the"
-        f" image, Dice of the masks. {READING['super_resolution']} Prompts: area under the ROC curve with which the"
-        " measure of a sample tells whether its prompt states the finding, and the same area of the real volumes."
-        f" {READING['prompts']} Intervals: bootstrap over volumes; of areas Newcombe's method 5."
+        " nothing: the mean training volume, the noisy input divided by its scale, and for super-resolution the true"
+        " low-resolution volume enlarged. Model / best of these: below 1 the network has learned the channel. Removed"
+        " by the text: share of the error without text that the volume's own text removes. Super resolution: the second"
+        " network alone, given true low-resolution volumes, beside real volumes and the samples that both networks make"
+        " from random reports; amounts are of the image, Dice of the masks; what the second network lacks beside real"
+        " volumes it loses itself, and what only the samples lack the first network loses. Prompts: area under the ROC"
+        " curve with which the measure of a sample tells whether its prompt states the finding (0.5: samples do not"
+        " follow the prompt), and the same area of the real volumes. Intervals: bootstrap over volumes; of areas"
+        " Newcombe's method 5."
     ),
     needs=needs,
     options=("cohort", "split", "file", "prompts", "measures"),
