@@ -18,7 +18,6 @@ from medsyn.evaluate.diagnosis import COLUMNS, denoising_rows, prompt_rows, read
 from medsyn.evaluate.statistics import area_under_roc, area_under_roc_interval, ratio_of_means
 from medsyn.exhibits.diagnostic_panels import diagnostic_panels
 from medsyn.files import read_csv, read_json, write_csv
-from medsyn.methods.base import Prompt
 from medsyn.methods.diagnose import TIMES, ExaminedNetwork, super_resolution
 from medsyn.methods.run import open_run, sampling_with
 from medsyn.models.channels import CHANNELS
@@ -143,12 +142,12 @@ def test_a_perfect_super_resolution_has_the_measures_and_masks_of_the_real_volum
     clean = TrainingData(stage("super_res", crop_size=None), Store(shards, "high", "validation"), None).clean(0)
     given = []
 
-    def perfect(low: Tensor, prompts: list[Prompt]) -> np.ndarray:
-        given.append((low, prompts))
+    def perfect(low: Tensor, seeds: list[int]) -> np.ndarray:
+        given.append((low, seeds))
         return clean[None].numpy()
 
     monkeypatch.setattr(run, "super_resolve", perfect)
-    rows = list(super_resolution(run, clean, Prompt("s4", None, 7), None))
+    rows = list(super_resolution(run, clean, 7, None))
     values = {(row["source"], row["quantity"]): row["value"] for row in rows}
     measured = {name for source, name in values if source == "real"}
     assert {"airway_volume_mm3", "effusion_volume_ml", "airway_found"} <= measured
@@ -157,14 +156,14 @@ def test_a_perfect_super_resolution_has_the_measures_and_masks_of_the_real_volum
     assert [values["network", name] for name in dice] == [1.0] * 3
     assert all(0 < values["enlarged", name] < 0.9 for name in dice)
     assert torch.equal(given[0][0], clean[None, :, ::4, ::4, ::4])
-    assert [prompt.seed for prompt in given[0][1]] == [7]
+    assert given[0][1] == [7]
 
 
 def test_an_image_alone_has_measures_and_no_dice(shards, tmp_path):
     run = open_run(make_run(tmp_path, ("image",)), sampling_with(tmp_path, None))
     settings = stage("super_res", ("image",), crop_size=None)
     clean = TrainingData(settings, Store(shards, "high", "validation"), None).clean(0)
-    names = {row["quantity"] for row in super_resolution(run, clean, Prompt("s4", None, 0), None)}
+    names = {row["quantity"] for row in super_resolution(run, clean, 0, None)}
     assert "airway_volume_mm3" in names
     assert not [name for name in names if name.endswith("_dice")]
 

@@ -32,7 +32,6 @@ from medsyn.evaluate.inputs import text_fields
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.mask_tools import Segmenter
 from medsyn.masks.labels import dice, mean_label_dice
-from medsyn.methods.base import Prompt
 from medsyn.methods.run import Run, open_run, run_files, sampling_with
 from medsyn.models.channels import STRUCTURE_OF
 from medsyn.models.weights import read_stage
@@ -70,8 +69,8 @@ def diagnose(
         rows += tested.errors()
     whole = tested.volumes  # of super-resolution, which came last
     for number, index in enumerate(track(tested.chosen, description="super-resolution of true volumes")):
-        prompt = Prompt(whole.store.subject_ids[index], None, config.seed + number)
-        rows += super_resolution(run, whole.clean(index), prompt, tool)
+        found = super_resolution(run, whole.clean(index), config.seed + number, tool)
+        rows += [{"subject_id": whole.store.subject_ids[index], **row} for row in found]
     write_csv(out, (text_fields(row, diagnosis.COLUMNS) for row in rows), diagnosis.COLUMNS)
     facts: dict[str, Any] = {"label": run.label, "weights": run.hashes, "channels": run.channels}
     facts |= {"device": run.device.type, "sampling": run.settings.model_dump(mode="json"), "store": whole.store.hash}
@@ -167,23 +166,20 @@ def _open_texts(embeddings: Path | None, files: dict[str, Path], stage: ModelSta
     return texts
 
 
-def super_resolution(run: Run, x0: Tensor, prompt: Prompt, tool: Segmenter | None) -> Iterator[Row]:
-    """Yield the rows of the second test for a clean volume (C, D, H, W) in [-1, 1].
-
-    prompt: its sample_id names the subject, its seed is that of the noise.
-    """
+def super_resolution(run: Run, x0: Tensor, seed: int, tool: Segmenter | None) -> Iterator[Row]:
+    """Yield the rows of the second test for a clean volume (C, D, H, W) in [-1, 1]; seed: of the noise."""
     low = reduce_resolution(x0[None], run.factor)
     real = run.to_volumes(x0.numpy())
     compared = {
-        diagnosis.NETWORK: run.to_volumes(run.super_resolve(low.to(run.device), [prompt])[0]),
+        diagnosis.NETWORK: run.to_volumes(run.super_resolve(low.to(run.device), [seed])[0]),
         diagnosis.ENLARGED: run.to_volumes(enlarge(low, run.factor, run.interpolation)[0].numpy()),
         diagnosis.REAL: real,
     }
     for source, volumes in compared.items():
-        common: Row = {"part": diagnosis.SUPER_RESOLUTION, "network": "super_res", "subject_id": prompt.sample_id}
+        common: Row = {"part": diagnosis.SUPER_RESOLUTION, "network": "super_res", "source": source}
         values = _measures(volumes, tool) | ({} if source == diagnosis.REAL else _overlaps(volumes, real))
         for quantity, value in values.items():
-            yield {**common, "source": source, "quantity": quantity, "value": value}
+            yield {**common, "quantity": quantity, "value": value}
 
 
 def _measures(volumes: Volumes, tool: Segmenter | None) -> dict[str, float | None]:

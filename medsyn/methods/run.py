@@ -133,22 +133,22 @@ class Run(Method):
             fixed_channels=channels,
             description="low resolution",
         )
-        return self.super_resolve(low, prompts, *((fixed, channels) if sampling.fix_super_res else ()))
+        return self.super_resolve(low, seeds, *((fixed, channels) if sampling.fix_super_res else ()))
 
     @torch.no_grad()
     def super_resolve(
-        self, low: Tensor, prompts: Sequence[Prompt], fixed: Tensor | None = None, channels: Sequence[int] = ()
+        self, low: Tensor, seeds: Sequence[int], fixed: Tensor | None = None, channels: Sequence[int] = ()
     ) -> NDArray:
         """Return (n, C, D, H, W) in [-1, 1], sampled by the super-resolution network.
 
-        low: clean low-resolution volumes [n, C, d, h, w]; prompts: whose seeds the noise has; fixed: volumes
-        [n, C, D, H, W] whose `channels` are kept.
+        low: clean low-resolution volumes [n, C, d, h, w]; seeds: of the noise; fixed: volumes [n, C, D, H, W] whose
+        `channels` are kept.
         """
         size = self.settings.preprocess.size
         volumes = []
-        for i, prompt in enumerate(prompts):  # one at a time: memory, and nothing depends on the batch
+        for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
             condition = enlarge(low[i : i + 1], self.factor, self.interpolation)
-            noise = volume_noise([prompt.seed], (len(self.channels), *size), "super_res").to(self.device)
+            noise = volume_noise([seed], (len(self.channels), *size), "super_res").to(self.device)
             volume = self._solve(
                 prepared_denoiser(self.super_res, condition=condition),
                 noise,
