@@ -307,7 +307,7 @@ def test_the_interval_of_an_area_holds_the_true_one_as_often_as_it_says():
 def test_the_interval_of_an_area_is_symmetric_and_open_at_the_ends():
     low, high = area_under_roc_interval(0.8, 10, 30)
     assert area_under_roc_interval(0.2, 10, 30) == pytest.approx((1 - high, 1 - low))
-    assert 0.6 < low < 0.8 < high < 0.95
+    assert 0.55 < low < 0.8 < high < 0.95
     low, high = area_under_roc_interval(1.0, 10, 10)
     assert 0.7 < low < 0.95
     assert high == 1
