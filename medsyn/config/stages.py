@@ -16,7 +16,7 @@ from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, Evaluation
 from medsyn.config.experiment import Config
 from medsyn.config.networks import DenoiserTrainConfig, UNetConfig
 from medsyn.config.sampling import SamplingConfig
-from medsyn.config.section import Count, PathText, Registered, Section, Seed
+from medsyn.config.section import Count, PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
 from medsyn.config.volumes import PreprocessConfig
 from medsyn.errors import InputError
@@ -44,7 +44,6 @@ class DiagnosticsStage(MeasureStage):
     """config/diagnostics.json"""
 
     num_volumes: Count = 16
-    seed: Seed = 0
 
 
 class TextEncoderStage(TextInputs):
@@ -105,9 +104,7 @@ def stage_configs(config: Config) -> dict[str, Section]:
         "preprocess": config.preprocess,
         "masks": config.masks,
         "measure": MeasureStage(**measuring),
-        "diagnostics": DiagnosticsStage(
-            **measuring, num_volumes=evaluation.num_diagnostic_volumes, seed=evaluation.seed
-        ),
+        "diagnostics": DiagnosticsStage(**measuring, num_volumes=evaluation.num_diagnostic_volumes),
         "features": FeaturesStage(features=evaluation.features, window_hu=window_hu),
         "augmentation": AugmentationStage(augmentation=evaluation.augmentation, window_hu=window_hu),
         "evaluation": evaluation,

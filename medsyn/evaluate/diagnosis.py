@@ -67,8 +67,9 @@ def denoising_rows(found: Mapping[Key, Values], config: EvaluationConfig) -> lis
             continue
         row: Row = {"part": part, "network": network, "quantity": quantity, "t": t}
         row |= _summary(values[NETWORK], "value", config)
-        means = {source: _mean(values[source]) for source in (*TRIVIAL, OTHER_TEXT, NO_TEXT) if source in values}
-        best = min((source for source in TRIVIAL if source in means), key=lambda source: means[source])
+        others = [source for source in (*TRIVIAL, OTHER_TEXT, NO_TEXT) if source in values]
+        means = {source: mean for source in others if (mean := _mean(values[source])) is not None}
+        best = min((source for source in TRIVIAL if source in means), key=means.__getitem__)
         row |= means | _ratio(values[NETWORK], values[best], "ratio", config)
         if NO_TEXT in values:
             row |= _removed(_ratio(values[NETWORK], values[NO_TEXT], "text_share", config))

@@ -75,8 +75,10 @@ def diagnostic_panels(rows: Sequence[Row], phantom: bool) -> Figure:
             for panel, channel in zip(axes, dict.fromkeys(row["quantity"] for row in lines), strict=False):
                 _errors(panel, channel, [row for row in lines if row["quantity"] == channel])
             axes[0].set_ylabel("mean squared error", fontsize=7.5)
-            place = {"loc": "upper right", "bbox_to_anchor": (0.995, (top + 0.07) / height), "ncols": len(LINES)}
-            figure.legend(*axes[0].get_legend_handles_labels(), **place, frameon=False, fontsize=7.5, columnspacing=1.2)
+            style = {"frameon": False, "fontsize": 7.5, "columnspacing": 1.2, "ncols": len(LINES)}
+            place = (0.995, (top + 0.07) / height)
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="upper right", bbox_to_anchor=place, **style)
             top -= _ROW
         title = "Super-resolution of true low-resolution volumes, and samples of random reports"
         axes = _panels(figure, top, title, f"{READING['super_resolution']} {READING['prompts']}")
@@ -95,10 +97,9 @@ def _panels(figure: Figure, top: float, title: str, reading: str) -> list[Axes]:
     from medsyn.exhibits.panels import FAINT, INK
 
     width, height = figure.get_size_inches()
-    left = {"x": 0.012, "ha": "left", "va": "top"}
-    figure.text(y=top / height, s=title, fontsize=9.5, color=INK, weight="bold", **left)
+    figure.text(0.012, top / height, title, va="top", fontsize=9.5, color=INK, weight="bold")
     lines = "\n".join(textwrap.wrap(f"How to read: {reading}", 190))
-    figure.text(y=(top - 0.22) / height, s=lines, fontsize=7.5, color=FAINT, linespacing=1.3, **left)
+    figure.text(0.012, (top - 0.22) / height, lines, va="top", fontsize=7.5, color=FAINT, linespacing=1.3)
     margin, gap = 0.65, 0.62
     each = (width - margin - 0.15 - gap * (_NUM_PANELS - 1)) / _NUM_PANELS
     bottom = (top - _HEADING - _PANEL) / height

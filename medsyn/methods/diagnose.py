@@ -44,7 +44,7 @@ from medsyn.training.denoiser import network_conditions
 from medsyn.volume import LOBE_NAMES, Volume
 
 TIMES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_KEY_DIAGNOSE = 5  # first part of the seeds of this module, apart from those of training and sampling
+_KEY_DIAGNOSE = 5  # first part of the seeds of this module, which are the same for every run
 Row = dict[str, Any]
 Volumes = dict[str, Volume]
 """Image and masks of one subject by file name: `volume`, `lobes`, `airway`, `vessels`."""
@@ -68,8 +68,8 @@ def diagnose(
         log.info("%s: %d of %d validation volumes", name, len(tested.chosen), len(tested.volumes.store))
         rows += tested.errors()
     whole = tested.volumes  # of super-resolution, which came last
-    for number, index in enumerate(track(tested.chosen, description="super-resolution of true volumes")):
-        found = super_resolution(run, whole.clean(index), config.seed + number, tool)
+    for index in track(tested.chosen, description="super-resolution of true volumes"):
+        found = super_resolution(run, whole.clean(index), index, tool)
         rows += [{"subject_id": whole.store.subject_ids[index], **row} for row in found]
     write_csv(out, (text_fields(row, diagnosis.COLUMNS) for row in rows), diagnosis.COLUMNS)
     facts: dict[str, Any] = {"label": run.label, "weights": run.hashes, "channels": run.channels}
@@ -98,8 +98,8 @@ class ExaminedNetwork:
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Places of the volumes in the validation split; the same for both networks."""
-        order = np.random.default_rng([_KEY_DIAGNOSE, self.config.seed]).permutation(len(self.volumes.store))
+        """Places of the volumes in the validation split; the same for both networks and for every run."""
+        order = np.random.default_rng(_KEY_DIAGNOSE).permutation(len(self.volumes.store))
         return sorted(order[: self.config.num_volumes].tolist())
 
     def _open(self, split: str, texts: Embeddings | None) -> TrainingData:
@@ -129,7 +129,7 @@ class ExaminedNetwork:
         """
         device = next(self.network.parameters()).device
         x0 = self.volumes.clean(index)[None]
-        epsilon = torch.randn(x0.shape, generator=seeded(_KEY_DIAGNOSE, self.config.seed, index))
+        epsilon = torch.randn(x0.shape, generator=seeded(_KEY_DIAGNOSE, index))
         times = torch.tensor([t], dtype=torch.float32)
         noisy = add_noise(x0, epsilon, times)
         own = {"x0": x0}
