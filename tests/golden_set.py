@@ -328,6 +328,9 @@ TRAINED = Tolerance(
     absolute=1e-4,
     columns={
         "airway_volume_mm3": (0.25, 4000),
+        "airway_volume_ml": (0.25, 4),
+        "(super_resolution.*_(dice|found) |^/prompts .*)/": (0.0, 0.1),
+        "text_share": (0.0, 0.01),
         "(p_value|p_paired)$": (0.0, 0.1),
         "effect_size": (0.1, 0.25),
         "(training_eflop|num_parameters)$": (1e-9, 0),
