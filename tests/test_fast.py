@@ -19,7 +19,7 @@ from medsyn.models.fast.blocks import conv_unit
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.normalization import SMALL_GRID
-from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
+from medsyn.models.fast.unet import FastUNet, PreparedText, set_activation_checkpointing
 from medsyn.models.unet import UNet
 from medsyn.training.loop import train
 from medsyn.training.task import Task
@@ -251,7 +251,8 @@ def test_masked_padding_is_not_attended_to():
         for block in [*network.bottom, *reference.bottom]:
             block.cross_attention.mask_padding = True
         masked = network(**inputs("low"), text=text)
-        keys = tuple((k[:, :, :20], v[:, :, :20], None) for k, v, _ in network.text_keys(text))
+        prepared = network.prepare_text(text)
+        keys = PreparedText(tuple((k[:, :, :20], v[:, :, :20], None) for k, v, _ in prepared.keys))
         short = network(**inputs("low"), text=keys)
         guided = prepared_denoiser(network, text=text, guidance_scale=2.0, one_batch=False)(inputs("low")["x"], TAU)
         plain = guided_denoiser(reference, text=text, guidance_scale=2.0)(inputs("low")["x"], TAU)

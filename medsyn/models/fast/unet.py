@@ -1,7 +1,7 @@
 """The U-Net that training and sampling run: `medsyn.models.unet.UNet`, weights and all, by faster operations.
 
 What is faster, and where it comes from, stands in docs/performance.md. Beside the arguments of the plain network, its
-forward pass takes what a sampled volume needs once (`prepare_condition`, `text_keys`) and both branches of guidance.
+forward pass takes what a sampled volume needs once (`prepare_condition`, `prepare_text`) and both branches of guidance.
 """
 
 from __future__ import annotations
