@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from medsyn.cli import main
 from medsyn.config import DiagnosticsStage, EvaluationConfig, PromptPairConfig
-from medsyn.diffusion.objective import enlarge
+from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.schedule import alpha_bar
 from medsyn.evaluate.diagnosis import COLUMNS, denoising_rows, prompt_rows, read_diagnosis, super_resolution_rows
 from medsyn.evaluate.statistics import area_under_roc, area_under_roc_interval, ratio_of_means
 from medsyn.exhibits.diagnostic_panels import diagnostic_panels
 from medsyn.files import read_csv, read_json, write_csv
 from medsyn.methods.diagnose import TIMES, ExaminedNetwork, super_resolution
-from medsyn.methods.run import open_run, sampling_with
+from medsyn.methods.run import Run, open_run, sampling_with
 from medsyn.models.channels import CHANNELS
 from medsyn.training.data import Embeddings, Store, TrainingData
 
@@ -70,7 +70,7 @@ def same(found: dict, first: str, second: str, tolerance: float = 0.0) -> bool:
 
 
 def test_a_network_that_returns_the_mean_volume_has_its_error(shards, texts):
-    mean = TrainingData(stage(), Store(shards, "low"), None).mean()
+    mean = TrainingData(stage(), Store(shards, "low"), None).mean
     found = errors(Known(lambda x, tau, **given: mean.expand_as(x)), shards, texts)
     assert len(found) == 2 * 5 * 4 * 5  # subjects, times, channels, sources: three texts and two trivial predictors
     assert same(found, "network", "mean_volume")
@@ -82,7 +82,7 @@ def test_a_network_that_returns_the_mean_volume_has_its_error(shards, texts):
 
 def test_the_mean_is_that_of_the_training_volumes_alone(shards):
     data = TrainingData(stage(), Store(shards, "low"), None)
-    assert torch.allclose(data.mean(), torch.stack([data.clean(i) for i in range(6)]).mean(0), atol=1e-6)
+    assert torch.allclose(data.mean, torch.stack([data.clean(i) for i in range(6)]).mean(0), atol=1e-6)
     validation = Store(shards, "low", "validation")
     assert validation.subject_ids == ["s4", "s2"]
     assert len(data.store) == 6
@@ -122,7 +122,7 @@ def test_super_resolution_is_given_the_clean_low_resolution(shards):
     assert {source for _, source, *_ in found} == {"network", "mean_volume", "noisy_input", "enlarged"}
     data = TrainingData(stage("super_res", crop_size=None), Store(shards, "high", "validation"), None)
     clean = data.clean(0)
-    low = enlarge(clean[None, :, ::4, ::4, ::4], 4)[0]
+    low = LowResolution(4).enlarge(clean[None, :, ::4, ::4, ::4])[0]
     assert found["s4", "enlarged", 0.25, "airway"] == pytest.approx(float((low - clean)[2].square().mean()), rel=1e-4)
 
 
@@ -143,8 +143,8 @@ def test_a_perfect_super_resolution_has_the_measures_and_masks_of_the_real_volum
     clean = TrainingData(stage("super_res", crop_size=None), Store(shards, "high", "validation"), None).clean(0)
     given = []
 
-    def perfect(low: Tensor, seeds: list[int]) -> np.ndarray:
-        given.append((low, seeds))
+    def perfect(low: Tensor, seeds: list[int], text: Tensor | None) -> np.ndarray:
+        given.append((low, seeds, text))
         return clean[None].numpy()
 
     monkeypatch.setattr(run, "super_resolve", perfect)
@@ -157,7 +157,7 @@ def test_a_perfect_super_resolution_has_the_measures_and_masks_of_the_real_volum
     assert [values["network", name] for name in dice] == [1.0] * 3
     assert all(0 < values["enlarged", name] < 0.9 for name in dice)
     assert torch.equal(given[0][0], clean[None, :, ::4, ::4, ::4])
-    assert given[0][1] == [7]
+    assert given[0][1:] == ([7], None)
 
 
 def test_an_image_alone_has_measures_and_no_dice(shards, tmp_path):
@@ -191,6 +191,28 @@ def test_the_verb_writes_both_tests_and_their_provenance(training_data, tmp_path
     before = (tmp_path / "d.csv").read_bytes()
     assert main(command(training_data, tmp_path, *embeddings, "--num-volumes", "2")) == 0
     assert (tmp_path / "d.csv").read_bytes() == before
+
+
+def test_a_super_resolution_with_text_is_given_the_text_and_a_mean_is_reduced_as_in_training(
+    training_data, tmp_path, monkeypatch
+):
+    make_run(tmp_path, text=True, reduction="mean")
+    monkeypatch.setattr("medsyn.methods.diagnose.encoder_identity", lambda folder: "tiny")
+    given, resolve = [], Run.super_resolve
+
+    def noted(run: Run, low: Tensor, seeds: list[int], text: Tensor) -> np.ndarray:
+        given.append((low, text))
+        return resolve(run, low, seeds, text=text)
+
+    monkeypatch.setattr(Run, "super_resolve", noted)
+    assert main(command(training_data, tmp_path, "--embeddings", str(training_data / "embeddings.json"))) == 0
+    sources = {row["source"] for row in read_csv(tmp_path / "d.csv") if row["network"] == "super_res"}
+    assert {"other_text", "no_text"} <= sources
+    texts = Embeddings(training_data / "embeddings.json", stage().sections)
+    assert all(torch.equal(text[0], texts.states(row, 0)) for (_, text), row in zip(given, (4, 2), strict=True))
+    settings = stage("super_res", crop_size=None)
+    clean = TrainingData(settings, Store([training_data / "store/0"], "high", "validation"), None).clean(0)
+    assert torch.allclose(given[0][0][0], torch.nn.functional.avg_pool3d(clean, 4), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import DiagnosticsStage, ModelStage
-from medsyn.diffusion.objective import channel_errors, enlarge, reduce_resolution
+from medsyn.diffusion.objective import channel_errors
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise, alpha_bar
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
@@ -39,7 +39,7 @@ from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.stages.measures import measure_volume, open_anatomy_tool
 from medsyn.text.embed import encoder_identity
-from medsyn.training.data import Embeddings, Store, TrainingData
+from medsyn.training.data import Embeddings, Store, TrainingData, reads_high
 from medsyn.training.denoiser import network_conditions
 from medsyn.volume import LOBE_NAMES, Volume
 
@@ -69,7 +69,8 @@ def diagnose(
         rows += tested.errors()
     whole = tested.volumes  # of super-resolution, which came last
     for index in track(tested.chosen, description="super-resolution of true volumes"):
-        found = super_resolution(run, whole.clean(index), index, tool)
+        text = None if whole.embeddings is None else whole.text(index)[None].to(run.device)
+        found = super_resolution(run, whole.clean(index), index, tool, text)
         rows += [{"subject_id": whole.store.subject_ids[index], **row} for row in found]
     write_csv(out, (text_fields(row, diagnosis.COLUMNS) for row in rows), diagnosis.COLUMNS)
     facts: dict[str, Any] = {"label": run.label, "weights": run.hashes, "channels": run.channels}
@@ -103,14 +104,14 @@ class ExaminedNetwork:
         return sorted(order[: self.config.num_volumes].tolist())
 
     def _open(self, split: str, texts: Embeddings | None) -> TrainingData:
-        store = Store(self.shards, "high" if self.stage.stage == "super_res" else "low", split)
+        store = Store(self.shards, "high" if reads_high(self.stage) else "low", split)
         whole = self.stage.train.model_copy(update={"crop_size": None})
         return TrainingData(self.stage.model_copy(update={"train": whole}), store, texts)
 
     @torch.no_grad()
     def errors(self) -> list[Row]:
         """Return the rows of the first test."""
-        mean = self._open("train", None).mean()
+        mean = self._open("train", None).mean
         rows: list[Row] = []
         for number, index in enumerate(track(self.chosen, description=f"errors of {self.stage.stage}")):
             other = self.chosen[(number + 1) % len(self.chosen)]
@@ -166,13 +167,18 @@ def _open_texts(embeddings: Path | None, files: dict[str, Path], stage: ModelSta
     return texts
 
 
-def super_resolution(run: Run, x0: Tensor, seed: int, tool: Segmenter | None) -> Iterator[Row]:
-    """Yield the rows of the second test for a clean volume (C, D, H, W) in [-1, 1]; seed: of the noise."""
-    low = reduce_resolution(x0[None], run.factor)
+def super_resolution(
+    run: Run, x0: Tensor, seed: int, tool: Segmenter | None, text: Tensor | None = None
+) -> Iterator[Row]:
+    """Yield the rows of the second test for a clean volume (C, D, H, W) in [-1, 1].
+
+    seed: of the noise; text: states (1, num_tokens, hidden) of its report, for a network that takes text.
+    """
+    low = run.low_resolution.reduce(x0[None])
     real = run.to_volumes(x0.numpy())
     compared = {
-        diagnosis.NETWORK: run.to_volumes(run.super_resolve(low.to(run.device), [seed])[0]),
-        diagnosis.ENLARGED: run.to_volumes(enlarge(low, run.factor, run.interpolation)[0].numpy()),
+        diagnosis.NETWORK: run.to_volumes(run.super_resolve(low.to(run.device), [seed], text=text)[0]),
+        diagnosis.ENLARGED: run.to_volumes(run.low_resolution.enlarge(low)[0].numpy()),
         diagnosis.REAL: real,
     }
     for source, volumes in compared.items():
