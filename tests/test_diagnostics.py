@@ -14,6 +14,7 @@ from medsyn.cli import main
 from medsyn.config import DiagnosticsStage, EvaluationConfig, PromptPairConfig
 from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.schedule import alpha_bar
+from medsyn.errors import InputError
 from medsyn.evaluate.diagnosis import COLUMNS, denoising_rows, prompt_rows, read_diagnosis, super_resolution_rows
 from medsyn.evaluate.statistics import area_under_roc, area_under_roc_interval, ratio_of_means
 from medsyn.exhibits.diagnostic_panels import diagnostic_panels
@@ -265,6 +266,11 @@ def test_the_error_is_compared_with_the_best_trivial_predictor_and_with_that_wit
     assert worse["ratio"] == pytest.approx(4)
     (plain,) = table_of(tmp_path / "d.csv", {name: errors[name] for name in ("network", "mean_volume")})
     assert "text_share" not in plain
+
+
+def test_a_table_without_the_network_is_refused(tmp_path):
+    with pytest.raises(InputError, match="d.csv: low_res image has no row of source 'network', expected one per"):
+        table_of(tmp_path / "d.csv", {"mean_volume": [1.0, 2.0]})
 
 
 def test_airways_are_in_ml_beside_those_of_the_samples_and_a_missing_value_is_counted(tmp_path):

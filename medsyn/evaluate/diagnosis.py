@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.config import EvaluationConfig
+from medsyn.errors import InputError
 from medsyn.evaluate.inputs import parse_number
 from medsyn.evaluate.measure_names import ANATOMIES, MEASURES
 from medsyn.evaluate.statistics import (
@@ -46,12 +47,19 @@ MeasureRows = Mapping[str, Mapping[str, float | None]]
 
 
 def read_diagnosis(path: str | Path) -> dict[Key, Values]:
-    """Return the values of a table of `medsyn diagnose`."""
+    """Return the values of a table of `medsyn diagnose`; one that lacks a network or its rival is an InputError."""
     found: dict[Key, Values] = {}
     for row in read_csv(path, COLUMNS):
         key = (row["part"], row["network"], row["quantity"], row["t"])
         value = parse_number(row["value"], row["quantity"], path)
         found.setdefault(key, {}).setdefault(row["source"], {})[row["subject_id"]] = value
+    for (part, network, quantity, _), values in found.items():
+        missing = {NETWORK, MEAN_VOLUME if part == DENOISING else ENLARGED} - values.keys()
+        if missing:
+            raise InputError(
+                f"{path}: {network} {quantity} has no row of source '{min(missing)}', expected one per volume; write the"
+                " table again with `medsyn diagnose`"
+            )
     return found
 
 
