@@ -269,7 +269,7 @@ def test_the_error_is_compared_with_the_best_trivial_predictor_and_with_that_wit
 
 
 def test_a_table_without_the_network_is_refused(tmp_path):
-    with pytest.raises(InputError, match="d.csv: low_res image has no row of source 'network', expected one per"):
+    with pytest.raises(InputError, match=r"d\.csv: low_res image has no row of source 'network', expected one per"):
         table_of(tmp_path / "d.csv", {"mean_volume": [1.0, 2.0]})
 
 

@@ -57,8 +57,8 @@ def read_diagnosis(path: str | Path) -> dict[Key, Values]:
         missing = {NETWORK, MEAN_VOLUME if part == DENOISING else ENLARGED} - values.keys()
         if missing:
             raise InputError(
-                f"{path}: {network} {quantity} has no row of source '{min(missing)}', expected one per volume; write the"
-                " table again with `medsyn diagnose`"
+                f"{path}: {network} {quantity} has no row of source '{min(missing)}', expected one per volume; write"
+                " it again with `medsyn diagnose`"
             )
     return found
 
