@@ -33,7 +33,7 @@ OPTIONS = [
     {"sigma_data": 0.3, "add_condition": True},
     {"mask_padding": True, "num_bottom_blocks": 3},
     {"pooled_text": True, "num_bottom_blocks": 2},
-    {"standardize": True},
+    {"mean_volume": True, "sigma_share": 0.5},
 ]
 
 
@@ -46,8 +46,7 @@ def pair(options, text, seed=0):
         torch.manual_seed(seed)
         network = build(config, **shape)
         torch.nn.init.normal_(network.to_volume.weight)
-        if config.standardize:
-            network.set_statistics(tensor((4, 8, 8, 8), 3), torch.tensor([0.3, 0.1, 0.01, 1.0]))
+        network.set_statistics(tensor((4, 8, 8, 8), 3), torch.tensor([0.3, 0.5, 0.2, 1.0]))
         networks.append(network)
     plain, fast = networks
     for name, value in plain.state_dict().items():

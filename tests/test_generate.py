@@ -13,6 +13,7 @@ import torch
 from tiny_models import HIDDEN, SIZE, install_text_encoder, make_run, stage
 
 from medsyn.cli import main
+from medsyn.errors import InputError
 from medsyn.files import read_csv, sha256, write_csv
 from medsyn.methods import run as runs
 from medsyn.methods import sampling
@@ -197,8 +198,8 @@ def test_text_reaches_the_super_resolution_of_a_network_that_takes_it(run_folder
         assert np.array_equal(alone, two)
 
 
-def test_a_standardised_network_keeps_its_mean_volume(run_folder, tmp_path):
-    settings = stage("low_res", unet={"standardize": True})
+def test_a_network_keeps_its_mean_volume_and_deviations(tmp_path):
+    settings = stage("low_res", unet={"mean_volume": True, "sigma_share": 0.5})
     network = build(settings, HIDDEN)
     network.set_statistics(torch.rand(4, 4, 4, 4), torch.rand(4))
     save(tmp_path / "low_res.safetensors", network.state_dict(), settings, {})
@@ -208,6 +209,16 @@ def test_a_standardised_network_keeps_its_mean_volume(run_folder, tmp_path):
         assert torch.equal(loaded(x, tau), network(x, tau))
     loaded.set_precision(torch.bfloat16)
     assert torch.equal(loaded.data_mean, network.data_mean)  # still float32
+    assert torch.equal(loaded.data_sigma, network.data_sigma)
+
+
+def test_a_mean_volume_of_another_grid_is_refused(run_folder):
+    settings = stage("low_res", unet={"mean_volume": True})
+    network = build(settings, HIDDEN)
+    network.set_statistics(torch.zeros(4, 8, 8, 8), None)
+    save(run_folder / "low_res.safetensors", network.state_dict(), settings, {})
+    with pytest.raises(InputError, match=r"mean volume of a grid \[8, 8, 8\], expected \[4, 4, 4\]"):
+        open_run(run_folder, sampling_with(run_folder, None))
 
 
 def test_a_row_keeps_its_own_guidance(run_folder, tmp_path):

@@ -114,9 +114,9 @@ def test_low_resolution_by_means_is_made_from_the_full_resolution(training_data)
     torch.testing.assert_close(data.clean(2)[:, 1, 2, 3], whole[:, 4:8, 8:12, 12:16].mean(dim=(1, 2, 3)))
 
 
-def test_deviations_are_from_the_mean_volume_or_from_the_enlarged_low_resolution(training_data):
+def test_deviations_are_from_what_is_known_without_the_network(training_data):
     shards = [training_data / "store" / "0"]
-    low = TrainingData(stage(balance_channels=1.0), Store(shards, "low"), None)
+    low = TrainingData(stage(unet={"mean_volume": True}, balance_channels=1.0), Store(shards, "low"), None)
     volumes = torch.stack([low.clean(i) for i in range(len(low.store))])
     torch.testing.assert_close(low.mean, volumes.mean(0))
     variance = (volumes - volumes.mean(0)).square().mean(dim=(0, 2, 3, 4))
@@ -124,7 +124,9 @@ def test_deviations_are_from_the_mean_volume_or_from_the_enlarged_low_resolution
     weights = low.channel_weights()
     torch.testing.assert_close(weights * variance, (weights * variance).mean().expand(4))
     assert weights.mean().item() == pytest.approx(1)
-    high = TrainingData(stage("super_res"), Store(shards, "high"), None)
+    plain = TrainingData(stage(), low.store, None)
+    torch.testing.assert_close(plain.deviations, volumes.square().mean(dim=(0, 2, 3, 4)).sqrt())
+    high = TrainingData(stage("super_res", unet={"add_condition": True}), Store(shards, "high"), None)
     crops = torch.stack([high.clean(i) for i in range(len(high.store))])
     rest = crops - crops[..., ::4, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
     torch.testing.assert_close(high.deviations, rest.square().mean(dim=(0, 2, 3, 4)).sqrt())

@@ -326,28 +326,23 @@ def test_sigma_data_keeps_what_the_noise_does_not_hide(add_condition):
     torch.testing.assert_close(predicted, expected, atol=0.02, rtol=0.01)
 
 
-def test_standardize_predicts_differences_from_the_mean_volume_in_standard_deviations():
-    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, standardize=True), cond_dim=6, num_tokens=3)
-    mean, std = torch.rand(4, 4, 8, 8), torch.tensor([0.3, 0.2, 0.1, 0.05])
-    network.set_statistics(mean, std)
-    torch.nn.init.zeros_(network.to_volume.weight)
-    x0, noise = mean + std[:, None, None, None] * torch.randn(2, 4, 4, 8, 8), torch.randn(2, 4, 4, 8, 8)
-    clean, hidden = torch.zeros(2), torch.ones(2)
+def test_with_the_mean_volume_training_starts_from_it_and_the_network_is_given_it():
+    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, mean_volume=True), cond_dim=6, num_tokens=3)
+    mean, noise, tau = torch.rand(4, 4, 8, 8), torch.randn(2, 4, 4, 8, 8), torch.tensor([900.0, 20.0])
+    network.set_statistics(mean, None)
+    assert network.init_conv.in_channels == 8
     with torch.no_grad():
-        network.to_volume.bias.fill_(0.0)
-        assert (network(add_noise(x0, noise, clean), 1000 * clean) - x0).abs().max() < 0.1
-        torch.testing.assert_close(network(noise, 1000 * hidden), mean.expand(2, -1, -1, -1, -1), atol=0.02, rtol=0)
-        network.to_volume.bias.fill_(1.0)
-        one_more = (mean + std[:, None, None, None]).expand(2, -1, -1, -1, -1)
-        torch.testing.assert_close(network(noise, 1000 * hidden), one_more, atol=0.02, rtol=0)
+        torch.testing.assert_close(network(noise, tau), mean.expand(2, -1, -1, -1, -1))
+        torch.nn.init.normal_(network.to_volume.weight)
+        first = network(noise, tau) - mean
+        network.set_statistics(mean + 0.5, None)
+        assert (network(noise, tau) - mean - 0.5 - first).abs().max() > 1e-3
 
 
-def test_without_a_network_standardize_is_the_best_linear_denoiser_of_each_channel():
-    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, standardize=True))
+def test_sigma_share_of_1_is_the_best_linear_denoiser_of_each_channel():
+    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, mean_volume=True, sigma_share=1.0))
     mean, std = torch.rand(4, 16, 16, 16), torch.tensor([0.5, 0.2, 0.1, 0.05])
     network.set_statistics(mean, std)
-    torch.nn.init.zeros_(network.to_volume.weight)
-    torch.nn.init.zeros_(network.to_volume.bias)
     t = torch.tensor([0.4])
     x0 = mean + std[:, None, None, None] * torch.randn(1, 4, 16, 16, 16)
     with torch.no_grad():

@@ -32,10 +32,15 @@ class UNetConfig(Section):
     add_condition: bool = Field(
         False, description="super-resolution: add the condition to the output, so that only the difference is learned"
     )
-    standardize: bool = Field(
+    sigma_share: PositiveFloat | None = Field(
+        None,
+        description="sigma_data of each channel as this share of its measured deviation from what is known: the mean"
+        " volume (mean_volume), the condition (add_condition), or 0",
+    )
+    mean_volume: bool = Field(
         False,
-        description="low_res: predict the difference from the mean training volume, in standard deviations of each"
-        " channel, and only what the noise hides; means and deviations are stored with the weights",
+        description="low_res: give the mean training volume to the network, which predicts the difference from it; the"
+        " mean is stored with the weights",
     )
     pooled_text: bool = Field(
         False,
@@ -49,8 +54,10 @@ class UNetConfig(Section):
         for width in (self.dim, *(self.dim * mult for mult in self.mults)):
             if width % self.num_groups:
                 raise ValueError(f"num_groups {self.num_groups} does not divide {width} channels (dim times mults)")
-        if self.standardize and (self.sigma_data is not None or self.add_condition):
-            raise ValueError("standardize excludes sigma_data and add_condition, which it takes the place of")
+        if self.mean_volume and self.add_condition:
+            raise ValueError("mean_volume is of low_res, add_condition of super_res: a network has one of them")
+        if self.sigma_share is not None and self.sigma_data is not None:
+            raise ValueError("sigma_share and sigma_data both say what the noise hides: give one of them")
         if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
             raise ValueError("dim must be even and at least 4, init_kernel odd")
         return self
@@ -101,8 +108,8 @@ class DenoiserTrainConfig(TrainConfig):
         0.0,
         ge=0,
         le=1,
-        description="weight of a channel's squared error: its variance over the training volumes to the power of minus"
-        " this, with mean 1 over the channels; 0 (paper): all channels weigh the same",
+        description="weight of a channel's squared error: the deviation of sigma_share to the power of -2 times this,"
+        " scaled to mean 1 over the channels; 0 (paper): all channels weigh the same",
     )
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"

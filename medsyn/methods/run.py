@@ -70,12 +70,23 @@ class Run(Method):
             raise InputError(
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
             )
+        self._check_grid()
         for network in (self.low_res, self.super_res):
             network.set_precision(_DTYPES[self.settings.sampling.precision])
         if self.settings.sampling.compile:  # "reduce-overhead" adds CUDA graphs; a CPU has none
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             for network in (self.low_res, self.super_res):
                 network.compile(mode=mode)
+
+    def _check_grid(self) -> None:
+        """Raise InputError if the mean volume of the low-resolution network lies on another grid than the settings'."""
+        mean = self.low_res.data_mean
+        wanted = [edge // self.low_resolution.factor for edge in self.settings.preprocess.size]
+        if mean is not None and list(mean.shape[1:]) != wanted:
+            raise InputError(
+                f"{self.label}: the low-resolution network has the mean volume of a grid {list(mean.shape[1:])}, expected"
+                f" {wanted} (preprocess.size over low_res_factor); sample at the size of its training"
+            )
 
     @property
     def _takes_text(self) -> bool:

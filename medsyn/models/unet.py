@@ -14,9 +14,10 @@ operations. The tests prove that both agree.
 Some options are ours, off by default, and let small networks learn in minutes: `patch_size` p works on p^3 voxels at
 a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p as well), `sigma_data` leaves the
 network what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
-variance-preserving schedule), `add_condition` makes it predict the difference from its condition, `standardize` the
-difference from the mean training volume in standard deviations, and `pooled_text` adds the mean state of the text to
-the time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first attention to the text.
+variance-preserving schedule; `sigma_share` sets it for each channel), `add_condition` makes it predict the difference
+from its condition, `mean_volume` the difference from the mean training volume, which it is given, and `pooled_text`
+adds the mean state of the text to the time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first
+attention to the text.
 """
 
 from __future__ import annotations
@@ -111,11 +112,10 @@ class UNet(nn.Module):
 
         self.null_cond_emb = nn.Parameter(torch.randn(1, num_tokens, cond_dim)) if cond_dim else None
         self.text_mlp = nn.Linear(cond_dim, time_dim) if cond_dim and config.pooled_text else None
-        statistics = (torch.zeros(channels, 1, 1, 1), torch.ones(channels)) if config.standardize else (None, None)
-        self.register_buffer("data_mean", statistics[0])  # [C, 1, 1, 1], or [C, D, H, W] after `set_statistics`
-        self.register_buffer("data_std", statistics[1])  # [C]
+        self.register_buffer("data_mean", torch.zeros(channels, 1, 1, 1) if config.mean_volume else None)
+        self.register_buffer("data_sigma", torch.ones(channels) if config.sigma_share is not None else None)
         voxels = config.patch_size**3
-        self.init_conv = nn.Conv3d((channels + condition_channels) * voxels, dim, kernel, padding=kernel // 2)
+        self.init_conv = nn.Conv3d((channels + self.given_channels) * voxels, dim, kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(
             TimeEmbedding(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
         )
@@ -136,7 +136,7 @@ class UNet(nn.Module):
         )
         self.head = ResBlock(2 * dim, dim, KERNEL_2D, groups, None)
         self.to_volume = nn.Conv3d(dim, channels * voxels, 1)
-        if config.add_condition:  # training starts from the condition itself
+        if config.add_condition or config.mean_volume:  # training starts from what is known
             nn.init.zeros_(self.to_volume.weight)
             nn.init.zeros_(self.to_volume.bias)  # type: ignore[arg-type]
 
@@ -156,7 +156,7 @@ class UNet(nn.Module):
         text = self.text_of_samples(len(x), text, drop_text)
         time = self.time_mlp(tau)
         pooled = self.pooled_text(text)
-        first = self.init_conv(to_patches(join_condition(condition, x), self.config.patch_size))
+        first = self.init_conv(to_patches(join_condition(self.given(x, condition), x), self.config.patch_size))
         hidden, skips = first, []
         for level in self.downs:
             hidden, skip = level.down(hidden, time)  # type: ignore[operator]
@@ -200,28 +200,42 @@ class UNet(nn.Module):
         num_tokens = text.any(dim=-1).sum(dim=1, keepdim=True).clamp(min=1)
         return self.text_mlp(text.sum(dim=1) / num_tokens)
 
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set what `standardize` knows of the training volumes: their mean [C, D, H, W], deviations from it [C]."""
-        self.data_mean, self.data_std = mean, std
+    @property
+    def given_channels(self) -> int:
+        """Number of channels before those of the volume: of the mean volume and of the condition."""
+        return self.condition_channels + (self.channels if self.config.mean_volume else 0)
+
+    def given(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
+        """Return what stands before the volume x on the channel axis: mean volume and condition, None without both."""
+        if self.data_mean is None:
+            return condition
+        mean = self.data_mean.to(x.dtype).expand(len(x), -1, *x.shape[2:])
+        return mean if condition is None else torch.cat([mean, condition], dim=1)
+
+    def set_statistics(self, mean: Tensor | None, deviations: Tensor | None) -> None:
+        """Set what the options need of the training volumes, None for those that are off.
+
+        mean [C, D, H, W] for `mean_volume`; deviations [C] from what is known, for `sigma_share`.
+        """
+        if self.config.mean_volume:
+            self.data_mean = mean
+        if self.config.sigma_share is not None and deviations is not None:
+            self.data_sigma = self.config.sigma_share * deviations
 
     def precondition(self, x: Tensor, tau: Tensor, condition: Tensor | None, output: Tensor) -> Tensor:
-        """Return x0, given the network's output, by the options `add_condition`, `sigma_data` and `standardize`.
+        """Return x0 from the network's output, by `add_condition`, `mean_volume`, `sigma_data` and `sigma_share`.
 
         With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the best linear guess of the rest
-        is a s^2 / (a^2 s^2 + b^2) (x - a known), and its error over s is e = b / (a^2 s^2 + b^2)^(1/2): 1 where the
-        noise hides everything, 0 where nothing is hidden. The output is weighted with e. With `standardize` known is
-        the mean training volume, s belongs to a channel, and the output is weighted with s e.
+        is a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that guess over s: 1 where
+        the noise hides everything, 0 where nothing is hidden. s belongs to a channel with `sigma_share`.
         """
-        known = condition if self.config.add_condition else None
-        std, unit = self.config.sigma_data, 1.0
-        if self.data_mean is not None:
-            known = self.data_mean.float()
-            std = unit = self.data_std.float()[:, None, None, None]  # type: ignore[assignment]
-        if std is not None:
+        known = condition if self.config.add_condition else self.data_mean
+        sigma = self.config.sigma_data if self.data_sigma is None else self.data_sigma[:, None, None, None]
+        if sigma is not None:
             signal = alpha_bar(tau / TAU_PER_T)[:, None, None, None, None]
-            total = signal * std**2 + 1 - signal
+            total = signal * sigma**2 + 1 - signal
             rest = x if known is None else x - signal.sqrt() * known
-            output = signal.sqrt() * std**2 / total * rest + unit * ((1 - signal) / total).sqrt() * output
+            output = signal.sqrt() * sigma**2 / total * rest + ((1 - signal) / total).sqrt() * output
         return output if known is None else known + output
 
 

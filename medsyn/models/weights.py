@@ -73,8 +73,8 @@ def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
     null = state.get("null_cond_emb")
     with torch.device("meta"):
         network = build(stage, None if null is None else null.shape[2])
-        if stage.unet.standardize and "data_mean" in state:
-            network.set_statistics(torch.empty_like(state["data_mean"]), network.data_std)
+        if "data_mean" in state:
+            network.set_statistics(torch.empty(state["data_mean"].shape), None)
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:

@@ -252,18 +252,22 @@ class TrainingData:
 
     @cached_property
     def deviations(self) -> Tensor:
-        """Root mean square [C] of what a network has to find: the difference of x0 from what is known before.
+        """Root mean square [C] of the difference of x0 from what is known without the network, 0.001 or more.
 
-        Known is the mean training volume at low resolution, and the enlarged low resolution at super-resolution, where
-        the central crops of at most 64 volumes are read. A channel that is known exactly has 0.001.
+        Known is the mean training volume with `unet.mean_volume`, the enlarged low resolution with
+        `unet.add_condition`, else 0. At super-resolution the central crops of at most 64 volumes are read.
         """
         count = min(len(self.store), _MOST_CROPS) if self.high else len(self.store)
         squares = torch.zeros(len(self.stage.channels), dtype=torch.float64)
         for index in range(count):
             x0 = self.clean(index)
-            known = self.low_resolution.enlarge(self.low_resolution.reduce(x0)[None])[0] if self.high else self.mean
-            squares += (x0 - known).double().square().mean(dim=(1, 2, 3))
+            squares += (x0 - self._known(x0)).double().square().mean(dim=(1, 2, 3))
         return (squares / count).sqrt().clamp(min=_LEAST_DEVIATION).float()
+
+    def _known(self, x0: Tensor) -> Tensor | float:
+        if self.stage.unet.add_condition:
+            return self.low_resolution.enlarge(self.low_resolution.reduce(x0)[None])[0]
+        return self.mean if self.stage.unet.mean_volume else 0.0
 
     def channel_weights(self) -> Tensor | None:
         """Return the weights [C] of the channels' squared errors, with mean 1; None if all are the same."""

@@ -69,8 +69,10 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
 
     def network() -> FastUNet:
         built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
-        if stage.unet.standardize:
-            built.set_statistics(data.mean, data.deviations)
+        built.set_statistics(
+            data.mean if stage.unet.mean_volume else None,
+            data.deviations if stage.unet.sigma_share is not None else None,
+        )
         return built
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -110,7 +110,9 @@ class FastUNet(UNet):
 
     def prepare_condition(self, condition: Tensor) -> PreparedCondition:
         """Return what `forward` needs of a condition [B, condition_channels, D, H, W]."""
-        return PreparedCondition(condition, convolve_first(self.init_conv, self._patches(condition)))
+        given = self.given(condition, condition)
+        assert given is not None
+        return PreparedCondition(condition, convolve_first(self.init_conv, self._patches(given)))
 
     def _patches(self, x: Tensor) -> Tensor:
         x = to_patches(x, self.config.patch_size).to(self.to_volume.weight.dtype)
@@ -123,7 +125,7 @@ class FastUNet(UNet):
         if isinstance(condition, PreparedCondition):
             x = convolve_last(self.init_conv, self._patches(x)) + condition.features
         else:
-            x = convolve(self.init_conv, self._patches(join_condition(condition, x)))
+            x = convolve(self.init_conv, self._patches(join_condition(self.given(x, condition), x)))
         first, skips = x, []
         for level in self.downs:
             assert isinstance(level, Level)
@@ -178,10 +180,10 @@ class FastUNet(UNet):
         return res_block(block, x, time, skip)
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Convert the weights for sampling; the statistics of `standardize` stay float32."""
-        mean, std = self.data_mean, self.data_std
+        """Convert the weights for sampling; the mean volume and the deviations stay float32."""
+        mean, sigma = self.data_mean, self.data_sigma
         self.to(dtype)
-        self.data_mean, self.data_std = mean, std
+        self.data_mean, self.data_sigma = mean, sigma
 
 
 def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:
