@@ -84,7 +84,7 @@ class Run(Method):
         wanted = [edge // self.low_resolution.factor for edge in self.settings.preprocess.size]
         if mean is not None and list(mean.shape[1:]) != wanted:
             raise InputError(
-                f"{self.label}: the low-resolution network has the mean volume of a grid {list(mean.shape[1:])}, expected"
+                f"{self.label}: low_res has the mean volume of a grid {list(mean.shape[1:])}, expected"
                 f" {wanted} (preprocess.size over low_res_factor); sample at the size of its training"
             )
 
