@@ -280,7 +280,7 @@ def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, Model
 def sampling_with(weights: Path, config: Path | None, **changes: Any) -> SamplingStage:
     """Return the settings of `config`, or of the file that run.json names, with `changes` that are not None."""
     if config is None:
-        source, record = _run_record(weights)
+        source, record = run_record(weights)
         config = source.parent / record["sampling"]
     given = {name: value for name, value in changes.items() if value is not None}
     values = load_stage(SamplingStage, config).model_dump(mode="json")
@@ -294,7 +294,7 @@ def sampling_with(weights: Path, config: Path | None, **changes: Any) -> Samplin
 def open_run(weights: Path, settings: SamplingStage) -> Run:
     """Load the networks of run.json (or of the folder that holds it) onto the GPU if there is one."""
     keep_freed_memory()
-    source, record = _run_record(weights)
+    source, record = run_record(weights)
     folder = source.parent
     paths = {name: folder / record[name] for name in ("low_res", "super_res")}
     low, high, stage = load_pair(paths["low_res"], paths["super_res"])
@@ -314,7 +314,8 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
     )
 
 
-def _run_record(weights: Path) -> tuple[Path, dict[str, Any]]:
+def run_record(weights: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the content of run.json, named itself or by its folder; another file is an InputError."""
     source = weights / "run.json" if weights.is_dir() else weights
     record = read_json(source)
     missing = [key for key in _RUN_KEYS if not isinstance(record, dict) or key not in record]

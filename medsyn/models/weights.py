@@ -45,7 +45,8 @@ def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, prove
 def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
     """Load the network of a file, in evaluation mode, and its settings; a file of another kind is an InputError.
 
-    Settings of the training that this version does not know are dropped: they do not concern the trained network.
+    The network is float32, also if the file holds 16-bit numbers, as that of a packaged model does. Settings of
+    the training that this version does not know are dropped: they do not concern the trained network.
     """
     check_tensors(path)
     try:
@@ -55,7 +56,8 @@ def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
             stage = ModelStage(**settings)
             # Copied: in the file a tensor's place in memory depends on the length of the provenance before it, and the
             # last bits of matrix products on a CPU depend on that place.
-            state = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
+            names = handle.keys()
+            state = {name: handle.get_tensor(name).to(torch.float32, copy=True) for name in names}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:
