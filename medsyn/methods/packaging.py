@@ -6,9 +6,11 @@ SHA256SUMS, in at most MAX_MB.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from medsyn.config import CohortStage, PhantomConfig, SamplingStage, load_stage
 from medsyn.errors import InputError
@@ -35,13 +37,13 @@ def package_model(weights: Path, settings: Path, out: Path) -> float:
     cohort = settings / "cohort.json"
     if (found := load_stage(CohortStage, cohort).source) != "phantom":
         raise InputError(f"{cohort}: source is {found}, expected phantom; only a model of phantoms is packaged")
-    load_pair(parts["low_res"], parts["super_res"])
+    low_res, super_res, _ = load_pair(parts["low_res"], parts["super_res"])
     TextEncoder.from_folder(parts["text_encoder"])
     sampling = load_stage(SamplingStage, parts["sampling"])
     phantoms = load_stage(PhantomConfig, settings / "phantom.json")
     with atomic_dir(out) as folder:
-        for name in ("low_res", "super_res"):
-            _write_halves(parts[name], folder / f"{name}.safetensors")
+        for name, network in (("low_res", low_res), ("super_res", super_res)):
+            _write_network(network, read_metadata(parts[name]), folder / f"{name}.safetensors")
             _copy_table(parts[name].with_name(f"{parts[name].stem}_metrics.csv"), folder / f"{name}_metrics.csv")
         _write_text_encoder(parts["text_encoder"], folder / "text")
         write_json(folder / "sampling.json", sampling.model_dump(mode="json"))
@@ -71,10 +73,10 @@ def _close(folder: Path, out: Path) -> float:
     return size
 
 
-def _write_halves(source: Path, out: Path) -> None:
-    """Write the tensors of a network as bfloat16, with the same metadata."""
-    halves = {name: value.to(torch.bfloat16) for name, value in load_checkpoint(source).items()}
-    save_tensors(out, halves, read_metadata(source))
+def _write_network(network: nn.Module, metadata: Mapping[str, str], out: Path) -> None:
+    """Write the parameters of a network as bfloat16; its buffers stay as they are."""
+    halves = {name: parameter.to(torch.bfloat16) for name, parameter in network.named_parameters()}
+    save_tensors(out, network.state_dict() | halves, metadata)
 
 
 def _write_text_encoder(source: Path, out: Path) -> None:
