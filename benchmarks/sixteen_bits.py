@@ -43,9 +43,8 @@ def main() -> None:
         difference = np.abs(first["volume"].array.astype(float) - second["volume"].array)
         labels = [first[name].array != second[name].array for name in first if name != "volume"]
         share = 100 * float(np.mean(labels)) if labels else 0.0
-        print(
-            f"{difference.mean():7.2f} {difference.max():6.0f} {100 * (difference > 10).mean():6.2f}% {share:6.2f}%  {text}"
-        )
+        far = 100 * float((difference > 10).mean())
+        print(f"{difference.mean():7.2f} {difference.max():6.0f} {far:6.2f}% {share:6.2f}%  {text}")
 
 
 if __name__ == "__main__":

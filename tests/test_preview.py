@@ -54,4 +54,4 @@ def test_letters_stand_at_the_sides(picture):
     rows, columns = np.nonzero(marked)
     assert rows.min() > HEIGHT // 2 - 8 and rows.max() < HEIGHT // 2 + 8
     groups = np.split(np.unique(columns), np.nonzero(np.diff(np.unique(columns)) > 10)[0] + 1)
-    assert len(groups) == 4, "R; L and R side by side; L and A; P"
+    assert len(groups) == 6, "R and L, R and L, A and P"

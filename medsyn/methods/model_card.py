@@ -34,8 +34,8 @@ phantoms have, in the words of their reports: {findings}.
 
 ## How it was made
 
-Training data: {num_volumes} phantoms of a cohort of {num_subjects}, whose others are held out, and {num_reports}
-reports without images. The seed of the phantoms is {seed}. A phantom has {voxels} voxels along each axis.
+The networks learned from {num_volumes} phantoms of a cohort of {num_subjects} (seed {seed}, {voxels} voxels along each
+axis), the text encoder from the reports of these and {num_reports} reports without images.
 
 | part | parameters | steps | loss at the last step | seed | commit | hours |
 | --- | --- | --- | --- | --- | --- | --- |

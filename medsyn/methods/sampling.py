@@ -58,7 +58,9 @@ def sample_one(method: Method, text: str, seed: int, fix: Sequence[str], out: Pa
         path = out if name == "volume" else out.with_name(f"{stem}_{name}{suffix}")
         write_volume(path, volume)
         log.info("wrote %s", path)
-    write_png(out.with_name(f"{stem}.png"), two_windows(answer["volume"]))
+    picture = out.with_name(f"{stem}.png")
+    write_png(picture, two_windows(answer["volume"]))
+    log.info("wrote %s", picture)
     write_json(out.with_name(f"{stem}.json"), record(method, prompt))
 
 
