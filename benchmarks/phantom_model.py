@@ -167,9 +167,10 @@ class Runner:
         self._running.add(process)
         _, said = process.communicate()
         self._running.discard(process)
-        print(f"{time.monotonic() - began:8.1f} s  {step.out}", flush=True)
         sys.stderr.write(said)
-        if process.returncode and not self._stopped:
+        if process.returncode == 0:
+            print(f"{time.monotonic() - began:8.1f} s  {step.out}", flush=True)
+        elif not self._stopped:
             self._stopped = True
             raise InputError(f"{step.out}: `medsyn {step.words[0]}` ended with status {process.returncode}")
 
