@@ -47,7 +47,7 @@ phantom-model: env
 	@$(BIN)/medsyn package-model --weights $(PHANTOM)/models/medsyn --settings $(PHANTOM)/config --out medsyn/phantom_model --force
 
 test: env
-	@$(RUN) $(BIN)/pytest
+	@$(RUN) $(BIN)/pytest -n 2 --dist loadgroup
 
 check: env
 	@$(BIN)/ruff check .
