@@ -7,8 +7,8 @@ output that is there is not made again, so it goes on after it was stopped, with
 what Snakemake has made, and Snakemake goes on with its results. SIGTERM and Ctrl-C stop the training runs after they
 have written a checkpoint. A GPU is used if there is one; phantoms, preprocessing, masks and store use `--jobs` cores.
 
-Needs accelerate, matplotlib, numpy, packaging, pandas, pydantic, pydicom, pyyaml, safetensors, scikit-image, scipy,
-SimpleITK, tensorstore, tokenizers, torch, tqdm and transformers, and no network.
+Needs accelerate, matplotlib, numpy, packaging, pydantic, pyyaml, safetensors, scikit-image, scipy, SimpleITK,
+tensorstore, tokenizers, torch, tqdm and transformers, and no network.
 """
 
 from __future__ import annotations
