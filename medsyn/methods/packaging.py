@@ -17,7 +17,7 @@ from medsyn.errors import InputError
 from medsyn.files import atomic_dir, read_csv, read_json, sha256, write_csv, write_json, write_text
 from medsyn.methods.model_card import model_card
 from medsyn.methods.phantom_model import SUMS
-from medsyn.methods.run import assemble, load_pair, run_record
+from medsyn.methods.run import assemble, load_pair, run_files
 from medsyn.tensors import load_checkpoint, read_metadata, save_tensors
 from medsyn.text.encoder import MODEL_FILE, SETTINGS_FILE, TextEncoder
 
@@ -32,8 +32,7 @@ def package_model(weights: Path, settings: Path, out: Path) -> float:
     settings: results/config of the run. Raises InputError if it was not trained on the embedded phantoms, or if it is
     larger than MAX_MB; then nothing is written.
     """
-    source, record = run_record(weights)
-    parts = {name: source.parent / record[name] for name in ("low_res", "super_res", "text_encoder", "sampling")}
+    parts = run_files(weights)
     cohort = settings / "cohort.json"
     if (found := load_stage(CohortStage, cohort).source) != "phantom":
         raise InputError(f"{cohort}: source is {found}, expected phantom; only a model of phantoms is packaged")
