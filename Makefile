@@ -8,12 +8,17 @@ RESULTS := results$(OTHER_SEED:%=/seed%)
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
 
-.PHONY: env demo test check scale schema lock clean help
+PHANTOM := results/phantom_model
+
+.PHONY: env demo phantom-model test check scale schema lock clean help
 
 help:
 	@echo "make env    set up .venv from envs/requirements.lock"
 	@echo "make demo   run the embedded experiment (2 cores: half an hour; CORES=N for more;"
 	@echo "            SEED=n trains and samples with another seed, into results/seed<n>)"
+	@echo "make phantom-model"
+	@echo "            train the model of config/phantom.yaml into medsyn/phantom_model, for \`medsyn generate\`"
+	@echo "            without --weights (2 cores: about six hours; go on after a stop with the same command)"
 	@echo "make test   run the tests"
 	@echo "make check  style, types and workflow lint, as CI does"
 	@echo "make scale  plan the paper's cohort: jobs and hours per rule"
@@ -36,6 +41,10 @@ demo: env
 	@echo "report:  $(RESULTS)/report.html"
 	@echo "tables:  $(RESULTS)/eval/table1.csv ... table7.csv"
 	@echo "figures: $(RESULTS)/eval/figures/"
+
+phantom-model: env
+	@$(RUN) $(BIN)/snakemake $(PHANTOM)/models/medsyn/run.json --cores $(CORES) --configfile config/phantom.yaml --rerun-incomplete --show-failed-logs --quiet host reason
+	@$(BIN)/medsyn package-model --weights $(PHANTOM)/models/medsyn --settings $(PHANTOM)/config --out medsyn/phantom_model --force
 
 test: env
 	@$(RUN) $(BIN)/pytest -n 2 --dist loadgroup

@@ -11,7 +11,7 @@ from medsyn.config import Config, ModelStage, load_config, load_stage, stage_con
 from medsyn.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ("config", "paper", "ct_rate", "rad_chest", "test")
+CONFIGS = ("config", "phantom", "paper", "ct_rate", "rad_chest", "test")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -26,6 +26,7 @@ OF_THE_USER = (
     "config/reports.csv",
     "config/ct_rate*.csv",
     "config/rad_chest.csv",
+    "medsyn/phantom_model*",
 )
 """Paths that a page tells the reader to make."""
 FILE_ENDINGS = {"py", "json", "csv", "yaml", "md", "safetensors", "html", "smk"}

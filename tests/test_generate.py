@@ -55,7 +55,7 @@ def test_one_volume_same_seed_same_bytes(run_folder, tmp_path):
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         assert main([*command, "--seed", str(seed), "--out", str(tmp_path / name / "ct.nii.gz")]) == 0
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {"ct.nii.gz", "ct_lobes.nii.gz", "ct_airway.nii.gz", "ct_vessels.nii.gz", "ct.json"}
+    assert names == {"ct.nii.gz", "ct_lobes.nii.gz", "ct_airway.nii.gz", "ct_vessels.nii.gz", "ct.json", "ct.png"}
     assert all(sha256(tmp_path / "a" / name) == sha256(tmp_path / "b" / name) for name in names)
     assert sha256(tmp_path / "a" / "ct.nii.gz") != sha256(tmp_path / "c" / "ct.nii.gz")
     volume = read_volume(tmp_path / "a" / "ct.nii.gz")

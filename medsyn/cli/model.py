@@ -1,4 +1,4 @@
-"""Verbs of the methods: train, import-checkpoint, assemble, generate, sample."""
+"""Verbs of the methods: train, import-checkpoint, assemble, package-model, generate, sample."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from medsyn.registry import SOLVERS
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add train, import-checkpoint, assemble, generate and sample."""
+    """Add train, import-checkpoint, assemble, package-model, generate and sample."""
     _add_train(verbs)
     _add_import(verbs)
     _add_assemble(verbs)
+    _add_package(verbs)
     _add_generate(verbs)
     _add_sample(verbs)
 
@@ -91,6 +92,21 @@ def _add_assemble(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, type=Path, help="run.json; it stores paths relative to itself")
 
 
+def _add_package(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "package-model",
+        _package_model,
+        summary="Write a run that was trained on phantoms as the small folder that `generate` uses without --weights.",
+        example="medsyn package-model --weights results/models/medsyn --settings results/config --out phantom_model",
+        outputs=one_folder,
+    )
+    parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
+    parser.add_argument(
+        "--settings", required=True, type=Path, help="folder results/config of the run: what it was trained on"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder; the package looks for medsyn/phantom_model")
+
+
 def _add_generate(verbs: Verbs) -> None:
     parser = verbs.add(
         "generate",
@@ -100,8 +116,12 @@ def _add_generate(verbs: Verbs) -> None:
         " --seed 7 --out effusion.nii.gz",
         outputs=_generate_outputs,
     )
-    parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
-    parser.add_argument("--out", required=True, type=Path, help="FILE.nii.gz with --text, a folder with --prompts")
+    parser.add_argument(
+        "--weights", type=Path, help="run.json, or the folder that holds it (default: the package's phantom model)"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, help="FILE.nii.gz with --text (and FILE.png), a folder with --prompts"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="radiology text; an empty string samples without text")
     what.add_argument("--prompts", type=Path, help="CSV: sample_id, text, seed, text_mode, guidance_scale, fix_*, ...")
@@ -159,7 +179,7 @@ def _generate_outputs(args: argparse.Namespace) -> Outputs:
         return Outputs(folders=[out])
     stem, suffix = volume_name(out)
     masks = (out.with_name(f"{stem}_{name}{suffix}") for name in ("lobes", "airway", "vessels"))
-    return Outputs(files=[out, out.with_name(f"{stem}.json"), *masks])
+    return Outputs(files=[out, *(out.with_name(f"{stem}.{end}") for end in ("json", "png")), *masks])
 
 
 def _batch_size(value: str) -> int | str:
@@ -204,17 +224,27 @@ def _assemble(args: argparse.Namespace) -> None:
     )
 
 
-def _generate(args: argparse.Namespace) -> None:
-    from medsyn.methods.prompts import Roots
-    from medsyn.methods.run import open_run, sampling_with
-    from medsyn.methods.sampling import sample_one, sample_shard
+def _package_model(args: argparse.Namespace) -> None:
+    from medsyn.methods.packaging import package_model
+    from medsyn.progress import log
 
+    size = package_model(args.weights, args.settings, args.out)
+    log.info("wrote %s (%.1f MB)", args.out, size)
+
+
+def _generate(args: argparse.Namespace) -> None:
     if args.prompts is not None and (args.seed is not None or args.fix):
         raise InputError("--seed and --fix go with --text; with --prompts they are columns of the table")
     if args.prompts is None:
         refuse_options(args, ("shard", "state", "masks_root", "volumes_root"), chosen="--text", other="--prompts")
+    weights = _weights(args.weights)
+
+    from medsyn.methods.prompts import Roots
+    from medsyn.methods.run import open_run, sampling_with
+    from medsyn.methods.sampling import sample_one, sample_shard
+
     sampling = sampling_with(
-        args.weights,
+        weights,
         args.config,
         solver=args.solver,
         guidance_scale=args.guidance,
@@ -223,12 +253,24 @@ def _generate(args: argparse.Namespace) -> None:
         num_steps_low_res=args.steps_low_res,
         num_steps_super_res=args.steps_super_res,
     )
-    run = open_run(args.weights, sampling)
+    run = open_run(weights, sampling)
     if args.prompts is None:
         sample_one(run, args.text, sampling.sampling.seed if args.seed is None else args.seed, args.fix, args.out)
     else:
         roots = Roots.below(args.volumes_root, args.masks_root)
         sample_shard(run, args.prompts, "0/1" if args.shard is None else args.shard, roots, args.out, args.state)
+
+
+def _weights(given: Path | None) -> Path:
+    """Return the run to sample with: the given one, else the package's phantom model, which is then named."""
+    if given is not None:
+        return given
+    from medsyn.methods.phantom_model import phantom_model
+    from medsyn.progress import log
+
+    folder = phantom_model()
+    log.info("model: the phantom model of this package, trained on phantoms, not on patients (%s)", folder / "card.md")
+    return folder
 
 
 def _sample(args: argparse.Namespace) -> None:

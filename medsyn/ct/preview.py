@@ -1,5 +1,5 @@
 """Pictures to look at without a viewer: three orthogonal views of a volume, masks painted over it, contact sheets of
-many subjects.
+many subjects, a generated volume in two windows.
 
 Takes volumes in model orientation; writes PNG through SimpleITK (no matplotlib, it takes a second to import). Views are
 drawn as radiologists read them: patient's right on the left of the picture, head up, in the axial view anterior up;
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,6 +20,18 @@ from medsyn.files import atomic_path
 from medsyn.volume import Volume
 
 WINDOW_HU = (-1150.0, 350.0)
+"""Window of the lungs."""
+SOFT_TISSUE_WINDOW_HU = (-160.0, 240.0)
+LEVELS = (0.5, 0.52, 0.3)
+"""Where `two_windows` cuts, as fractions of the field of view (z, y, x); the levels of the figures."""
+LETTER_COLOUR = (232, 216, 160)
+LETTERS = {
+    "R": ("1110", "1001", "1001", "1110", "1010", "1001", "1001"),
+    "L": ("1000", "1000", "1000", "1000", "1000", "1000", "1111"),
+    "A": ("0110", "1001", "1001", "1111", "1001", "1001", "1001"),
+    "P": ("1110", "1001", "1001", "1110", "1000", "1000", "1000"),
+}
+"""Pixels of the letters that mark the sides of a picture."""
 PALETTE = {
     1: (230, 90, 80),
     2: (245, 170, 70),
@@ -41,20 +54,44 @@ def three_views(
     labels: (D, H, W) values of PALETTE painted over the slices; at: indices (z, y, x) of the slices, none: `middle_of`
     the labels.
     """
-    array, (dz, dy, dx) = volume.array, volume.spacing_mm
-    z, y, x = at or middle_of(np.zeros(array.shape, bool) if labels is None else labels > 0)
     panels = []
-    for index, steps, flips in (
-        ((z, slice(None), slice(None)), (dy, dx), (True, False)),
-        ((slice(None), y, slice(None)), (dz, dx), (True, False)),
-        ((slice(None), slice(None), x), (dz, dy), (True, True)),
+    for index, steps, flips in _views(
+        volume, at or middle_of(np.zeros(volume.array.shape, bool) if labels is None else labels > 0)
     ):
-        grey = _grey(array[index])
-        picture = np.repeat(grey[..., None], 3, axis=2)
+        picture = _rgb(_grey(volume.array[index]))
         if labels is not None:
             picture = _paint(picture, labels[index])
         panels.append(_scaled(_flipped(picture, flips), steps, height))
     return np.concatenate(panels, axis=1)
+
+
+def two_windows(volume: Volume, height: int = 320) -> NDArray[np.uint8]:
+    """Return an axial, a coronal and a sagittal slice at LEVELS, RGB: above in the window of the lungs, below of soft
+    tissue.
+
+    A row has `height` pixels. Slices are interpolated linearly. Letters mark the patient's right and left, anterior and
+    posterior.
+    """
+    at = tuple(int(level * length) for level, length in zip(LEVELS, volume.array.shape, strict=True))
+    slices = [
+        (_interpolated(_flipped(volume.array[index], flips), steps, height), "AP" if flips[1] else "RL")
+        for index, steps, flips in _views(volume, at)
+    ]
+    rows = [
+        np.concatenate([_lettered(_rgb(_grey(hu, window)), sides) for hu, sides in slices], axis=1)
+        for window in (WINDOW_HU, SOFT_TISSUE_WINDOW_HU)
+    ]
+    return np.concatenate(rows)
+
+
+def _views(volume: Volume, at: tuple[int, ...]) -> list[tuple[tuple[Any, ...], tuple[float, float], tuple[bool, bool]]]:
+    """Return index, spacing (rows, columns; mm) and flips of the axial, coronal and sagittal slices at `at`."""
+    (z, y, x), (dz, dy, dx), every = at, volume.spacing_mm, slice(None)
+    return [
+        ((z, every, every), (dy, dx), (True, False)),
+        ((every, y, every), (dz, dx), (True, False)),
+        ((every, every, x), (dz, dy), (True, True)),
+    ]
 
 
 def middle_of(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
@@ -72,7 +109,7 @@ def middle_of(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
 def coronal_view(volume: Volume, height: int = 128) -> NDArray[np.uint8]:
     """Return the middle coronal slice, RGB (height, width, 3)."""
     grey = _grey(volume.array[:, volume.array.shape[1] // 2])
-    picture = _flipped(np.repeat(grey[..., None], 3, axis=2), (True, False))
+    picture = _flipped(_rgb(grey), (True, False))
     return _scaled(picture, (volume.spacing_mm[0], volume.spacing_mm[2]), height)
 
 
@@ -107,9 +144,25 @@ def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True), str(temporary))
 
 
-def _grey(slice_: NDArray) -> NDArray[np.uint8]:
-    low, high = WINDOW_HU
+def _grey(slice_: NDArray, window_hu: tuple[float, float] = WINDOW_HU) -> NDArray[np.uint8]:
+    low, high = window_hu
     return np.asarray((np.clip((slice_.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8))
+
+
+def _rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _lettered(picture: NDArray[np.uint8], sides: str, scale: int = 2, margin: int = 6) -> NDArray[np.uint8]:
+    """Draw the letters of `sides` at the left and at the right edge of an RGB picture, which is changed."""
+    for letter, place in zip(sides, (slice(margin, None), slice(None, -margin)), strict=True):
+        pixels = np.array([[mark == "1" for mark in row] for row in LETTERS[letter]])
+        mask = np.kron(pixels, np.ones((scale, scale), bool))
+        top, width = (picture.shape[0] - mask.shape[0]) // 2, mask.shape[1]
+        columns = picture[top : top + mask.shape[0], place]
+        part = columns[:, :width] if place.start else columns[:, -width:]
+        part[mask] = LETTER_COLOUR
+    return picture
 
 
 def _paint(picture: NDArray[np.uint8], labels: NDArray) -> NDArray[np.uint8]:
@@ -127,7 +180,26 @@ def _flipped(picture: NDArray[np.uint8], flips: tuple[bool, bool]) -> NDArray[np
 def _scaled(picture: NDArray[np.uint8], steps: tuple[float, float], height: int) -> NDArray[np.uint8]:
     """Scale a picture to `height` rows with square pixels by nearest neighbour."""
     rows, columns = picture.shape[:2]
-    width = max(1, round(height * columns * steps[1] / (rows * steps[0])))
+    width = _width(picture, steps, height)
     y = np.minimum((np.arange(height) + 0.5) * rows / height, rows - 1).astype(int)
     x = np.minimum((np.arange(width) + 0.5) * columns / width, columns - 1).astype(int)
     return picture[y][:, x]
+
+
+def _interpolated(picture: NDArray, steps: tuple[float, float], height: int) -> NDArray[np.float32]:
+    """Scale HU (rows, columns) to `height` rows with square pixels by linear interpolation."""
+    out = picture.astype(np.float32)
+    for axis, count in enumerate((height, _width(picture, steps, height))):
+        length = picture.shape[axis]
+        place = np.clip((np.arange(count) + 0.5) * length / count - 0.5, 0, length - 1)
+        low = place.astype(int)
+        share = (place - low).astype(np.float32).reshape(-1, *[1] * (1 - axis))
+        high = np.minimum(low + 1, length - 1)
+        out = out.take(low, axis) * (1 - share) + out.take(high, axis) * share
+    return out
+
+
+def _width(picture: NDArray, steps: tuple[float, float], height: int) -> int:
+    """Return the columns of a picture that has `height` rows and square pixels."""
+    rows, columns = picture.shape[:2]
+    return max(1, round(height * columns * steps[1] / (rows * steps[0])))

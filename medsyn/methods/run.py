@@ -369,6 +369,7 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
 
 
 def _run_record(weights: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the content of run.json, named itself or by its folder; another file is an InputError."""
     source = weights / "run.json" if weights.is_dir() else weights
     record = read_json(source)
     missing = [key for key in _RUN_KEYS if not isinstance(record, dict) or key not in record]

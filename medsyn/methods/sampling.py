@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medsyn.ct.preview import two_windows, write_png
 from medsyn.errors import InputError
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.methods.base import Answer, Method, Prompt, Rejected
@@ -35,7 +36,10 @@ NumberedRow = tuple[int, dict[str, str]]
 
 
 def sample_one(method: Method, text: str, seed: int, fix: Sequence[str], out: Path) -> None:
-    """Sample one volume; write `out`, <stem>_<structure>.nii.gz and <stem>.json. fix: NAME=FILE of kept channels."""
+    """Sample one volume; write `out`, <stem>_<structure>.nii.gz, <stem>.png (two_windows) and <stem>.json.
+
+    fix: NAME=FILE of kept channels.
+    """
     stem, suffix = volume_name(out)
     if seed < 0:
         raise InputError(f"--seed {seed}: give 0 or more")
@@ -54,6 +58,9 @@ def sample_one(method: Method, text: str, seed: int, fix: Sequence[str], out: Pa
         path = out if name == "volume" else out.with_name(f"{stem}_{name}{suffix}")
         write_volume(path, volume)
         log.info("wrote %s", path)
+    picture = out.with_name(f"{stem}.png")
+    write_png(picture, two_windows(answer["volume"]))
+    log.info("wrote %s", picture)
     write_json(out.with_name(f"{stem}.json"), record(method, prompt))
 
 

@@ -63,13 +63,17 @@ def read_stage(path: str | Path) -> ModelStage:
 
 
 def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
-    """Load the network of a file, in evaluation mode, and its settings; a file of another kind is an InputError."""
+    """Load the network of a file, in evaluation mode, and its settings; a file of another kind is an InputError.
+
+    The network is float32, also if the file holds 16-bit numbers, as that of a packaged model does.
+    """
     check_tensors(path)
     stage = read_stage(path)
     with safe_open(path, framework="pt") as handle:
         # Copied: in the file a tensor's place in memory depends on the length of the provenance before it, and the
         # last bits of matrix products on a CPU depend on that place.
-        state = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
+        names = handle.keys()
+        state = {name: handle.get_tensor(name).to(torch.float32, copy=True) for name in names}
     null = state.get("null_cond_emb")
     with torch.device("meta"):
         network = build(stage, None if null is None else null.shape[2])

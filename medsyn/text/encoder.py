@@ -49,7 +49,8 @@ class TextEncoder:
         self._tokenizer = load_tokenizer(folder)
         self._special = Special.of(self._tokenizer)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = BertModel.from_pretrained(str(folder), add_pooling_layer=False).eval().to(self._device)
+        model = BertModel.from_pretrained(str(folder), add_pooling_layer=False, dtype=torch.float32)
+        self._model = model.eval().to(self._device)
         positions = self._model.config.max_position_embeddings
         if positions < self.max_tokens:
             raise InputError(
