@@ -24,7 +24,7 @@ pytest_plugins = ["text_fixtures"]
 
 @pytest.fixture(autouse=True)
 def _locale() -> Iterator[None]:
-    """Set the first locale around a test: ITK leaves C where threads read DICOM, and Python reads ASCII then."""
+    """Restore the locale of the start: threads that read DICOM through ITK leave C, and Python then reads ASCII."""
     locale.setlocale(locale.LC_ALL, LOCALE)
     yield
     locale.setlocale(locale.LC_ALL, LOCALE)

@@ -197,6 +197,10 @@ IMPOSSIBLE = [
     ("super_res.train.crop_size", [16, 18, 16]),
     ("super_res.train.crop_size", [16, 16, 4]),
     ("low_res.train.crop_size", [4, 4, 4]),
+    ("low_res.unet.add_condition", True),
+    ("low_res.unet.sigma_share", 0),
+    ("super_res.unet.mean_volume", True),
+    ("low_res.train.balance_channels", 1.5),
     ("low_res.train.micro_batch_size", 3),
     ("compute.num_gpus_training", 3),
     ("low_res.train.learning_rate", float("nan")),
@@ -228,6 +232,19 @@ def test_an_impossible_setting_is_refused_with_its_key(key, value):
     assert message.startswith("mine.yaml: ")
     asked = {"compute.num_gpus_training": "batch_size", "phantom.num_subjects": "validation_fraction"}
     assert asked.get(key, key.split(".")[-1]) in message, message
+
+
+def test_settings_of_one_network_or_text_that_exclude_each_other():
+    values = changed("super_res", {"text": True, "unet": {"mask_padding": True}})
+    with pytest.raises(InputError, match=r"super_res\.unet\.mask_padding needs text\.mask_padding"):
+        validate(Config, values, "mine.yaml")
+    values = changed("low_res.unet", {"sigma_data": 0.5, "sigma_share": 0.3})
+    with pytest.raises(InputError, match=r"sigma_data 0\.5 and sigma_share 0\.3: both are set"):
+        validate(Config, values, "mine.yaml")
+    values = changed("super_res.text", True)
+    values["methods"]["generic_lm"]["super_res_from"] = "medsyn"
+    with pytest.raises(InputError, match=r"'medsyn' has text_encoder biomedical, this method has generic"):
+        validate(Config, values, "mine.yaml")
 
 
 def test_an_output_of_the_workflow_is_not_its_manifest(tmp_path, monkeypatch):

@@ -39,7 +39,9 @@ OPTIONS = [
 
 def pair(options, text, seed=0):
     """Build the plain and the fast network of one kind with the same random weights."""
-    config = UNetConfig(**{"dim": 8, "mults": (1, 2), "num_heads": 2, "num_groups": 4, "init_kernel": 3, **options})
+    small = {"dim": 8, "mults": (1, 2), "num_heads": 2, "num_groups": 4, "init_kernel": 3}
+    only_low_res = {} if text else {"mean_volume": False}
+    config = UNetConfig(**{**small, **options, **only_low_res})
     shape = {"cond_dim": 6, "num_tokens": 3} if text else {"condition_channels": 4}
     networks = []
     for build in (UNet, FastUNet):

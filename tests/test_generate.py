@@ -212,10 +212,17 @@ def test_a_network_keeps_its_mean_volume_and_deviations(tmp_path):
     assert torch.equal(loaded.data_sigma, network.data_sigma)
 
 
+def test_networks_that_read_other_texts_are_refused(run_folder):
+    settings = stage("super_res", text=True)
+    save(run_folder / "super_res.safetensors", build(settings, HIDDEN + 2).state_dict(), settings, {})
+    with pytest.raises(InputError, match=r"text states of shape \(5, 14\) .* those of \(5, 12\)"):
+        open_run(run_folder, sampling_with(run_folder, None))
+
+
 def test_a_mean_volume_of_another_grid_is_refused(run_folder):
     settings = stage("low_res", unet={"mean_volume": True})
     network = build(settings, HIDDEN)
-    network.set_statistics(torch.zeros(4, 8, 8, 8), None)
+    network.set_statistics(torch.zeros(4, 8, 8, 8))
     save(run_folder / "low_res.safetensors", network.state_dict(), settings, {})
     with pytest.raises(InputError, match=r"mean volume of a grid \[8, 8, 8\], expected \[4, 4, 4\]"):
         open_run(run_folder, sampling_with(run_folder, None))

@@ -329,13 +329,13 @@ def test_sigma_data_keeps_what_the_noise_does_not_hide(add_condition):
 def test_with_the_mean_volume_training_starts_from_it_and_the_network_is_given_it():
     network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, mean_volume=True), cond_dim=6, num_tokens=3)
     mean, noise, tau = torch.rand(4, 4, 8, 8), torch.randn(2, 4, 4, 8, 8), torch.tensor([900.0, 20.0])
-    network.set_statistics(mean, None)
+    network.set_statistics(mean)
     assert network.init_conv.in_channels == 8
     with torch.no_grad():
         torch.testing.assert_close(network(noise, tau), mean.expand(2, -1, -1, -1, -1))
         torch.nn.init.normal_(network.to_volume.weight)
         first = network(noise, tau) - mean
-        network.set_statistics(mean + 0.5, None)
+        network.set_statistics(mean + 0.5)
         assert (network(noise, tau) - mean - 0.5 - first).abs().max() > 1e-3
 
 

@@ -71,10 +71,12 @@ def _check_text(config: Config) -> None:
                 f"text.encoders.{name}.batch_size: {encoder.batch_size} is not a multiple of the {processes} processes"
                 " that compute asks for"
             )
-    if config.low_res.unet.mask_padding and not config.text.mask_padding:
-        raise ValueError("low_res.unet.mask_padding needs text.mask_padding, which marks the padding")
-    if config.low_res.unet.mask_padding and config.sampling.null_text == "zero":
-        raise ValueError("sampling.null_text: zero is all padding to low_res.unet.mask_padding; expected learned")
+    readers = {"low_res": config.low_res.unet} | ({"super_res": config.super_res.unet} if config.super_res.text else {})
+    for name, unet in readers.items():
+        if unet.mask_padding and not config.text.mask_padding:
+            raise ValueError(f"{name}.unet.mask_padding needs text.mask_padding, which marks the padding")
+        if unet.mask_padding and config.sampling.null_text == "zero":
+            raise ValueError(f"sampling.null_text: zero is all padding to {name}.unet.mask_padding; expected learned")
 
 
 def _check_methods(config: Config) -> None:
@@ -101,6 +103,12 @@ def _check_grids(config: Config) -> None:
     size, factor = config.preprocess.size, config.preprocess.low_res_factor
     if size[0] * size[1] * size[2] > MAX_VOXELS:
         raise ValueError(f"preprocess.size: {list(size)} is more than 2^30 voxels, expected [D, H, W] of a CT")
+    if config.super_res.unet.mean_volume:
+        raise ValueError("super_res.unet.mean_volume: true, expected false: it is an option of low_res; leave it out")
+    if config.low_res.unet.add_condition:
+        raise ValueError(
+            "low_res.unet.add_condition: true, expected false: only super_res has a condition; leave it out"
+        )
     _check_levels("preprocess.size", "low_res", [edge // factor for edge in size], config.low_res)
     crop = config.super_res.train.crop_size
     if config.low_res.train.crop_size is not None:

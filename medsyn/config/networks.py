@@ -44,8 +44,8 @@ class UNetConfig(Section):
     )
     pooled_text: bool = Field(
         False,
-        description="beside the cross-attention, add the mean state of the text to the time embedding of what follows"
-        " it (as Imagen does)",
+        description="beside the cross-attention, add the mean state of the text to the time embedding of all blocks"
+        " after the first cross-attention (as Imagen does)",
     )
     up_order: Literal["A", "B"] = Field("A", description="A: upsample early (training scripts), B: late (inference)")
 
@@ -54,10 +54,9 @@ class UNetConfig(Section):
         for width in (self.dim, *(self.dim * mult for mult in self.mults)):
             if width % self.num_groups:
                 raise ValueError(f"num_groups {self.num_groups} does not divide {width} channels (dim times mults)")
-        if self.mean_volume and self.add_condition:
-            raise ValueError("mean_volume is of low_res, add_condition of super_res: a network has one of them")
         if self.sigma_share is not None and self.sigma_data is not None:
-            raise ValueError("sigma_share and sigma_data both say what the noise hides: give one of them")
+            found = f"sigma_data {self.sigma_data} and sigma_share {self.sigma_share}"
+            raise ValueError(f"{found}: both are set, expected at most one; leave one out")
         if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
             raise ValueError("dim must be even and at least 4, init_kernel odd")
         return self
@@ -104,12 +103,10 @@ class DenoiserTrainConfig(TrainConfig):
         description="exponent of the timestep distribution, t = u^this, u uniform; values below 1 (paper: 1) sample"
         " noisier timesteps more often, which makes the text take effect earlier in training",
     )
-    balance_channels: float = Field(
+    balance_channels: Fraction = Field(
         0.0,
-        ge=0,
-        le=1,
-        description="weight of a channel's squared error: the deviation of sigma_share to the power of -2 times this,"
-        " scaled to mean 1 over the channels; 0 (paper): all channels weigh the same",
+        description="weight of a channel's squared error: the mean square of its difference from what is known without"
+        " the network, to the power of minus this, with mean 1 over the channels; 0 (paper): all weigh the same",
     )
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"

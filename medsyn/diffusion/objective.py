@@ -55,7 +55,7 @@ class LowResolution:
 
     @classmethod
     def of(cls, stage: ModelStage) -> LowResolution:
-        """Return that of a network's settings."""
+        """Return how a network with these settings is trained."""
         return cls(stage.low_res_factor, stage.low_res_reduction, stage.train.condition_interpolation)
 
     def reduce(self, volume: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ class Run(Method):
 
     def __post_init__(self) -> None:
         self.fixable = self.channels
-        if self.settings.sampling.null_text == "zero" and self.low_res.config.mask_padding:
+        readers = [network for network in (self.low_res, self.super_res) if network.null_cond_emb is not None]
+        if self.settings.sampling.null_text == "zero" and any(network.config.mask_padding for network in readers):
             raise InputError(
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
             )
@@ -324,6 +325,12 @@ def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, Model
     for name in ("channels", "window_hu", "low_res_factor", "low_res_reduction"):
         if getattr(low_stage, name) != getattr(high_stage, name):
             raise InputError(f"{super_res}: {name} differs from that of {low_res}; train both with the same settings")
+    texts = [net.null_cond_emb.shape[1:] for net in (low, high) if net.null_cond_emb is not None]
+    if len(set(texts)) > 1:
+        raise InputError(
+            f"{super_res}: takes text states of shape {tuple(texts[1])} (tokens, width), {low_res} those of"
+            f" {tuple(texts[0])}; train both with the same text encoder"
+        )
     return low, high, high_stage
 
 

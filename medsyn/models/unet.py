@@ -101,6 +101,8 @@ class UNet(nn.Module):
         num_tokens: int = 192,
     ) -> None:
         super().__init__()
+        if config.mean_volume and condition_channels:
+            raise ValueError("mean_volume is of a network without a condition")
         self.config = config
         self.channels = channels
         self.condition_channels = condition_channels
@@ -115,7 +117,7 @@ class UNet(nn.Module):
         self.register_buffer("data_mean", torch.zeros(channels, 1, 1, 1) if config.mean_volume else None)
         self.register_buffer("data_sigma", torch.ones(channels) if config.sigma_share is not None else None)
         voxels = config.patch_size**3
-        self.init_conv = nn.Conv3d((channels + self.given_channels) * voxels, dim, kernel, padding=kernel // 2)
+        self.init_conv = nn.Conv3d((channels + self.known_channels) * voxels, dim, kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(
             TimeEmbedding(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
         )
@@ -156,7 +158,7 @@ class UNet(nn.Module):
         text = self.text_of_samples(len(x), text, drop_text)
         time = self.time_mlp(tau)
         pooled = self.pooled_text(text)
-        first = self.init_conv(to_patches(join_condition(self.given(x, condition), x), self.config.patch_size))
+        first = self.init_conv(to_patches(join_condition(self.known_volume(x, condition), x), self.config.patch_size))
         hidden, skips = first, []
         for level in self.downs:
             hidden, skip = level.down(hidden, time)  # type: ignore[operator]
@@ -201,25 +203,22 @@ class UNet(nn.Module):
         return self.text_mlp(text.sum(dim=1) / num_tokens)
 
     @property
-    def given_channels(self) -> int:
-        """Number of channels before those of the volume: of the mean volume and of the condition."""
-        return self.condition_channels + (self.channels if self.config.mean_volume else 0)
+    def known_channels(self) -> int:
+        """Number of channels before those of the volume: of the mean volume, or of the condition."""
+        return self.channels if self.config.mean_volume else self.condition_channels
 
-    def given(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
-        """Return what stands before the volume x on the channel axis: mean volume and condition, None without both."""
-        if self.data_mean is None:
-            return condition
-        mean = self.data_mean.to(x.dtype).expand(len(x), -1, *x.shape[2:])
-        return mean if condition is None else torch.cat([mean, condition], dim=1)
+    def known_volume(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
+        """Return what stands before the volume x on the channel axis: the mean volume, or the condition, or nothing."""
+        return condition if self.data_mean is None else self.data_mean.to(x.dtype).expand_as(x)
 
-    def set_statistics(self, mean: Tensor | None, deviations: Tensor | None) -> None:
-        """Set what the options need of the training volumes, None for those that are off.
+    def set_statistics(self, mean: Tensor | None = None, deviations: Tensor | None = None) -> None:
+        """Set what the options need of the training volumes; None keeps what there is.
 
         mean [C, D, H, W] for `mean_volume`; deviations [C] from what is known, for `sigma_share`.
         """
-        if self.config.mean_volume:
+        if mean is not None and self.config.mean_volume:
             self.data_mean = mean
-        if self.config.sigma_share is not None and deviations is not None:
+        if deviations is not None and self.config.sigma_share is not None:
             self.data_sigma = self.config.sigma_share * deviations
 
     def precondition(self, x: Tensor, tau: Tensor, condition: Tensor | None, output: Tensor) -> Tensor:

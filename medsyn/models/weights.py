@@ -78,7 +78,7 @@ def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
     with torch.device("meta"):
         network = build(stage, None if null is None else null.shape[2])
         if "data_mean" in state:
-            network.set_statistics(torch.empty(state["data_mean"].shape), None)
+            network.set_statistics(mean=torch.empty(state["data_mean"].shape))
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:

@@ -255,7 +255,7 @@ class TrainingData:
         """Root mean square [C] of the difference of x0 from what is known without the network, 0.001 or more.
 
         Known is the mean training volume with `unet.mean_volume`, the enlarged low resolution with
-        `unet.add_condition`, else 0. At super-resolution the central crops of at most 64 volumes are read.
+        `unet.add_condition`, else 0. At super-resolution the central crops of the first 64 volumes are read.
         """
         count = min(len(self.store), _MOST_CROPS) if self.high else len(self.store)
         squares = torch.zeros(len(self.stage.channels), dtype=torch.float64)

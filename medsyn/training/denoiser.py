@@ -69,10 +69,10 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
 
     def network() -> FastUNet:
         built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
-        built.set_statistics(
-            data.mean if stage.unet.mean_volume else None,
-            data.deviations if stage.unet.sigma_share is not None else None,
-        )
+        if stage.unet.mean_volume:
+            built.set_statistics(mean=data.mean)
+        if stage.unet.sigma_share is not None:
+            built.set_statistics(deviations=data.deviations)
         return built
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -158,7 +158,10 @@ def _preview_volumes(
 
 
 def network_conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:
-    """Return what the network of `stage` is given of a batch of TrainingData beside the noisy volume and the time."""
+    """Return the arguments of a network beside the noisy volume and the time, made from a batch of TrainingData.
+
+    They are text and drop_text of a network that takes text, and the condition of super-resolution.
+    """
     given: dict[str, Tensor] = {key: batch[key] for key in ("text", "drop_text") if key in batch}
     if "condition_noise" in batch:
         noise, level = batch["condition_noise"], batch["condition_level"]

@@ -29,5 +29,5 @@ def forward_bytes(network: UNet, size: Sequence[int], element_bytes: int) -> int
         peak = max(peak, widths[0] * voxels + skips + block)
     keys = 0 if network.null_cond_emb is None else 2 * network.null_cond_emb.shape[1] * HEAD_DIM * config.num_heads
     peak += keys * config.num_bottom_blocks
-    outer = 4 * (network.channels + network.given_channels) * math.prod(size)
+    outer = 4 * (network.channels + network.known_channels) * math.prod(size)
     return int(_MARGIN * (peak * element_bytes + 3 * outer))

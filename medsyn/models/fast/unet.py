@@ -110,9 +110,7 @@ class FastUNet(UNet):
 
     def prepare_condition(self, condition: Tensor) -> PreparedCondition:
         """Return what `forward` needs of a condition [B, condition_channels, D, H, W]."""
-        given = self.given(condition, condition)
-        assert given is not None
-        return PreparedCondition(condition, convolve_first(self.init_conv, self._patches(given)))
+        return PreparedCondition(condition, convolve_first(self.init_conv, self._patches(condition)))
 
     def _patches(self, x: Tensor) -> Tensor:
         x = to_patches(x, self.config.patch_size).to(self.to_volume.weight.dtype)
@@ -125,7 +123,7 @@ class FastUNet(UNet):
         if isinstance(condition, PreparedCondition):
             x = convolve_last(self.init_conv, self._patches(x)) + condition.features
         else:
-            x = convolve(self.init_conv, self._patches(join_condition(self.given(x, condition), x)))
+            x = convolve(self.init_conv, self._patches(join_condition(self.known_volume(x, condition), x)))
         first, skips = x, []
         for level in self.downs:
             assert isinstance(level, Level)
