@@ -44,7 +44,7 @@ demo: env
 
 phantom-model: env
 	@$(RUN) $(BIN)/snakemake $(PHANTOM)/models/medsyn/run.json --cores $(CORES) --configfile config/phantom.yaml --rerun-incomplete --show-failed-logs --quiet host reason
-	@$(BIN)/medsyn package-model --weights $(PHANTOM)/models/medsyn --settings $(PHANTOM)/config --out medsyn/phantom_model --force
+	@$(BIN)/medsyn package-model --weights $(PHANTOM)/models/medsyn --results $(PHANTOM) --out medsyn/phantom_model --force
 
 test: env
 	@$(RUN) $(BIN)/pytest -n 2 --dist loadgroup

@@ -18,9 +18,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,10 +112,9 @@ def _model(config: Config, layout: Layout, package: str) -> Chain:
     method, run = config.reference, layout.run(config.reference)
     parts = METHODS["medsyn"].parts(config, method)  # type: ignore[attr-defined]
     joined = [word for name, path in parts.items() for word in (f"--{name.replace('_', '-')}", path)]
-    settings = str(Path(layout.config("sampling")).parent)
     return [
         Step(["assemble", "--label", method, *joined, "--sampling", layout.config("sampling"), "--out", run], run),
-        Step(["package-model", "--weights", run, "--settings", settings, "--out", package, "--force"], package, True),
+        Step(["package-model", "--weights", run, "--results", layout.root, "--out", package, "--force"], package, True),
     ]
 
 
@@ -138,6 +138,7 @@ class Runner:
     def __init__(self, jobs: int, environment: dict[str, str]) -> None:
         self._pool = ThreadPoolExecutor(jobs)
         self._environment = environment
+        self._lock = threading.Lock()  # of the two below
         self._running: set[subprocess.Popen] = set()
         self._stopped = False
 
@@ -145,33 +146,40 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        for process in list(self._running):
-            process.terminate()
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
         self._pool.shutdown()
 
     def stage(self, chains: Sequence[Chain]) -> None:
-        """Run all chains; the first step that fails is an InputError, once the others have ended."""
-        for done in [self._pool.submit(self._chain, chain) for chain in chains]:
-            done.result()
+        """Run all chains; the first step that fails is an InputError at once, and no other step is started."""
+        done, _ = wait([self._pool.submit(self._chain, chain) for chain in chains], return_when=FIRST_EXCEPTION)
+        for chain in done:
+            chain.result()
 
     def _chain(self, chain: Chain) -> None:
         for step in chain:
-            if not self._stopped and (step.always or not Path(step.out).exists()):
+            if step.always or not Path(step.out).exists():
                 self._step(step)
 
     def _step(self, step: Step) -> None:
         began = time.monotonic()
         command = [sys.executable, "-m", "medsyn", *step.words, "--quiet"]
-        process = subprocess.Popen(command, env=self._environment, stderr=subprocess.PIPE, encoding="utf-8")
-        self._running.add(process)
+        with self._lock:
+            if self._stopped:
+                return
+            process = subprocess.Popen(command, env=self._environment, stderr=subprocess.PIPE, encoding="utf-8")
+            self._running.add(process)
         _, said = process.communicate()
-        self._running.discard(process)
+        with self._lock:
+            self._running.discard(process)
+            failed = process.returncode != 0 and not self._stopped
+            self._stopped |= failed
         sys.stderr.write(said)
         if process.returncode == 0:
             print(f"{time.monotonic() - began:8.1f} s  {step.out}", flush=True)
-        elif not self._stopped:
-            self._stopped = True
+        elif failed:
             raise InputError(f"{step.out}: `medsyn {step.words[0]}` ended with status {process.returncode}")
 
 

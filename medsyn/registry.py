@@ -197,27 +197,31 @@ METHODS: Registry[Kind] = Registry(
 )
 """Kinds of methods (`medsyn.methods.base`): `kind` of an entry under `methods`."""
 
-_MODULES_OF_EXHIBITS: Mapping[str, tuple[str, ...]] = {
-    "table1": ("table1",),
-    "finding_tables": ("table2", "table3", "table4"),
-    "table5": ("table5",),
-    "table6": ("table6",),
-    "table7": ("table7",),
-    "diagnostics": ("diagnostics",),
-    "figure3": ("figure3",),
-    "figure4": ("figure4",),
-    "figure5": ("figure5",),
-    "figure6": ("figure6",),
-    "diagnostic_panels": ("diagnostic_panels",),
-    "hero": ("hero",),
+_MODULES_OF_EXHIBITS: Mapping[str, tuple[str, str]] = {
+    "table1": ("table", "table1"),
+    "table2": ("table", "finding_tables"),
+    "table3": ("table", "finding_tables"),
+    "table4": ("table", "finding_tables"),
+    "table5": ("table", "table5"),
+    "table6": ("table", "table6"),
+    "table7": ("table", "table7"),
+    "diagnostics": ("table", "diagnostics"),
+    "figure3": ("figure", "figure3"),
+    "figure4": ("figure", "figure4"),
+    "figure5": ("figure", "figure5"),
+    "figure6": ("figure", "figure6"),
+    "diagnostic_panels": ("figure", "diagnostic_panels"),
+    "hero": ("figure", "hero"),
 }
+"""Exhibit -> its kind and the module that holds it."""
 EXHIBITS: Registry[Exhibit] = Registry(
     "exhibit",
     "medsyn.exhibits",
-    {
-        name: f"medsyn.exhibits.{module}:{name.upper()}"
-        for module, names in _MODULES_OF_EXHIBITS.items()
-        for name in names
-    },
+    {name: f"medsyn.exhibits.{module}:{name.upper()}" for name, (_, module) in _MODULES_OF_EXHIBITS.items()},
 )
 """Tables and figures (`medsyn.exhibits.base`), in the order of the report."""
+
+
+def builtin_exhibits(kind: str) -> list[str]:
+    """Return the names of this package's exhibits of a kind, `table` or `figure`, without importing them."""
+    return [name for name, (found, _) in _MODULES_OF_EXHIBITS.items() if found == kind]

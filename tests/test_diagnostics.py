@@ -18,7 +18,9 @@ from medsyn.errors import InputError
 from medsyn.evaluate.diagnosis import COLUMNS, denoising_rows, prompt_rows, read_diagnosis, super_resolution_rows
 from medsyn.evaluate.statistics import area_under_roc, area_under_roc_interval, ratio_of_means
 from medsyn.exhibits.diagnostic_panels import diagnostic_panels
-from medsyn.files import read_csv, read_json, write_csv
+from medsyn.exhibits.diagnostics import labels_of_reports
+from medsyn.files import read_csv, read_json, write_csv, write_json
+from medsyn.methods import diagnose
 from medsyn.methods.diagnose import TIMES, ExaminedNetwork, super_resolution
 from medsyn.methods.run import Run, open_run, sampling_with
 from medsyn.models.channels import CHANNELS
@@ -87,6 +89,23 @@ def test_the_mean_is_that_of_the_training_volumes_alone(shards):
     validation = Store(shards, "low", "validation")
     assert validation.subject_ids == ["s4", "s2"]
     assert len(data.store) == 6
+
+
+def test_the_mean_is_of_some_training_volumes_where_there_are_many(shards, monkeypatch):
+    monkeypatch.setattr(diagnose, "MAX_MEAN_VOLUMES", 2)
+    data = TrainingData(stage(), Store(shards, "low"), None)
+    pairs = [(data.clean(a) + data.clean(b)) / 2 for a in range(6) for b in range(a)]
+    found = ExaminedNetwork(nn.Identity(), stage(), shards, None, DiagnosticsStage()).mean
+    assert any(torch.allclose(found, pair, atol=1e-6) for pair in pairs)
+
+
+def test_volume_and_condition_are_made_once_for_all_times(shards, monkeypatch):
+    read, reduced = [], []
+    clean, reduce = TrainingData.clean, LowResolution.reduce
+    monkeypatch.setattr(TrainingData, "clean", lambda self, *given: read.append(given) or clean(self, *given))
+    monkeypatch.setattr(LowResolution, "reduce", lambda self, x: reduced.append(x) or reduce(self, x))
+    errors(Known(lambda x, tau, condition: condition), shards, None, "super_res", num_volumes=2)
+    assert (len(read), len(reduced)) == (6 + 2, 2)
 
 
 def test_a_network_that_returns_its_input_has_the_error_of_the_noise(shards, texts):
@@ -238,6 +257,25 @@ def test_what_cannot_be_diagnosed_is_one_line_and_writes_nothing(
     assert not list(tmp_path.glob("d.*"))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"size": [32, 16, 16]}, "preprocess.size of this store is [16, 16, 16], expected [32, 16, 16]"),
+        ({"field_of_view_mm": [300.0, 316.0, 316.0]}, "is [292.0, 316.0, 316.0], expected [300.0, 316.0, 316.0]"),
+    ],
+)
+def test_a_store_on_another_grid_than_the_settings_is_refused(change, words, training_data, tmp_path, capsys):
+    make_run(tmp_path)
+    settings = read_json(tmp_path / "sampling.json")
+    write_json(tmp_path / "sampling.json", settings | {"preprocess": settings["preprocess"] | change})
+    assert main(command(training_data, tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"store/0: preprocess.{next(iter(change))}" in said
+    assert words in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.glob("d.*"))
+
+
 # --- the numbers of the table ---
 
 
@@ -271,6 +309,20 @@ def test_the_error_is_compared_with_the_best_trivial_predictor_and_with_that_wit
 def test_a_table_without_the_network_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"d\.csv: low_res image has no row of source 'network', expected one per"):
         table_of(tmp_path / "d.csv", {"mean_volume": [1.0, 2.0]})
+
+
+def test_a_table_without_a_value_of_the_mean_volume_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"d\.csv: low_res image has no value of source 'mean_volume', expected one per"
+    ):
+        table_of(tmp_path / "d.csv", {"network": [1.0], "mean_volume": [None]})
+
+
+def test_real_measures_of_a_subject_that_the_cohort_lacks_are_refused(tmp_path):
+    columns = ("subject_id", "findings", "impression")
+    write_csv(tmp_path / "cohort.csv", [dict.fromkeys(columns, "a")], columns)
+    with pytest.raises(InputError, match=r"cohort\.csv: no row for subject b of --measures real \(1 missing\)"):
+        labels_of_reports(str(tmp_path / "cohort.csv"), ["a", "b"], CONFIG)
 
 
 def test_airways_are_in_ml_beside_those_of_the_samples_and_a_missing_value_is_counted(tmp_path):

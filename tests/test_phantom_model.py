@@ -17,32 +17,39 @@ from conftest import ROOT
 from medsyn.cli import main
 from medsyn.config import CohortStage, PhantomConfig
 from medsyn.errors import InputError
-from medsyn.files import write_csv, write_json
+from medsyn.files import read_json, write_csv, write_json
 from medsyn.methods import packaging, phantom_model
-from medsyn.methods.run import assemble, open_run, sampling_with
+from medsyn.methods.run import assemble, open_run, run_files, sampling_with
 from medsyn.models.weights import build, load, save
 from medsyn.provenance import provenance
 from medsyn.tensors import load_checkpoint
+from medsyn.training.data import Store
 from medsyn.volume import read_volume
 
 TEXT = "There is a large left pleural effusion."
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory, text_model) -> Path:
-    """What the packaging reads of a results folder: models/run.json with its files, config/."""
+def results(tmp_path_factory, text_model, text_reports) -> Path:
+    """What the packaging reads of a results folder: models/run.json with its files, config/, store/, reports."""
     root = tmp_path_factory.mktemp("results")
     folder = root / "models"
+    store = tiny_models.make_store(root / "store/0", ids="phantom-{:05d}")
+    (root / "cohort").mkdir()
+    shutil.copy(text_reports, root / "cohort/reports.csv")
     torch.manual_seed(0)
     for name in ("low_res", "super_res"):
-        stage = tiny_models.stage(name).model_copy(update={"num_tokens": 48})
-        record = provenance(stage, num_volumes=4, seed=3)
-        network = build(stage, 32 if name == "low_res" else None)
+        low = name == "low_res"
+        stage = tiny_models.stage(name, unet={"mean_volume": low}).model_copy(update={"num_tokens": 48})
+        data = {"data.store": Store([store], "low" if low else "high").hash}
+        record = provenance(stage, num_volumes=4, seed=3, data=data)
+        network = build(stage, 32 if low else None)
+        network.set_statistics(torch.zeros(len(stage.channels), 4, 4, 4), None)
         save(folder / f"{name}.safetensors", network.state_dict(), stage, record)
         row = {"step": 12, "loss": 0.25, "training_hours": 1.5}
         write_csv(folder / f"{name}_metrics.csv", [row], list(row))
     write_json(root / "config/sampling.json", tiny_models.sampling_stage().model_dump(mode="json"))
-    write_json(root / "config/cohort.json", CohortStage().model_dump(mode="json"))
+    write_json(root / "config/cohort.json", CohortStage(num_shards=1).model_dump(mode="json"))
     write_json(root / "config/phantom.json", PhantomConfig(num_subjects=5, size=16, seed=9).model_dump(mode="json"))
     parts = {name: folder / f"{name}.safetensors" for name in ("low_res", "super_res")}
     sampling = root / "config/sampling.json"
@@ -50,8 +57,9 @@ def results(tmp_path_factory, text_model) -> Path:
     return root
 
 
-def package(results: Path, out: Path) -> int:
-    words = ["--weights", str(results / "models"), "--settings", str(results / "config"), "--out", str(out)]
+def package(results: Path, out: Path, models: Path | None = None) -> int:
+    """Package the run in `models`, by default that of the results folder."""
+    words = ["--weights", str(models or results / "models"), "--results", str(results), "--out", str(out)]
     return main(["package-model", *words])
 
 
@@ -94,7 +102,7 @@ def test_a_table_of_prompts_needs_no_weights_either(model, tmp_path):
 
 def test_rounding_to_16_bits_changes_weights_by_at_most_half_a_step_and_volumes_little(packaged, results):
     before, after = (load_checkpoint(folder / "low_res.safetensors") for folder in (results / "models", packaged))
-    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    assert {value.dtype for name, value in after.items() if name != "data_mean"} == {torch.bfloat16}
     assert all(((after[name].float() - value).abs() <= value.abs() / 256).all() for name, value in before.items())
     network, _ = load(packaged / "low_res.safetensors")
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
@@ -118,7 +126,8 @@ def test_the_card_states_what_the_files_say(packaged):
     assert "16 x 16 x 16 voxels over 292 x 316 x 316 mm" in card
     assert "4 phantoms of a cohort of 5 (seed 9, 16 voxels" in card
     row = next(line for line in card.splitlines() if line.startswith("| low_res |")).split(" | ")
-    numbers = sum(value.numel() for value in load_checkpoint(packaged / "low_res.safetensors").values())
+    tensors = load_checkpoint(packaged / "low_res.safetensors")
+    numbers = sum(value.numel() for name, value in tensors.items() if name != "data_mean")
     assert row[1:5] == [f"{numbers:,}", "12", "0.2500", "3"] and row[6] == "1.50 |"
 
 
@@ -179,13 +188,54 @@ def test_the_model_that_this_repository_holds_is_whole_and_small():
     assert sum(path.stat().st_size for path in files) <= 1e6 * packaging.MAX_MB + 10_000
 
 
-def test_a_model_of_patients_is_not_packaged(results, tmp_path, capsys):
-    settings = tmp_path / "config"
-    shutil.copytree(results / "config", settings)
-    write_json(settings / "cohort.json", CohortStage(source="manifest").model_dump(mode="json"))
-    words = ["--weights", str(results / "models"), "--settings", str(settings), "--out", str(tmp_path / "out")]
-    assert main(["package-model", *words]) == 2
-    assert "cohort.json: source is manifest, expected phantom" in capsys.readouterr().err
+def change_settings(root: Path) -> None:
+    write_json(root / "config/cohort.json", CohortStage(source="manifest", num_shards=1).model_dump(mode="json"))
+
+
+def change_store(root: Path) -> None:
+    shutil.rmtree(root / "store")
+    tiny_models.make_store(root / "store/0", ids="phantom-{:05d}", seed=1)
+
+
+def change_subjects(root: Path) -> None:
+    shutil.rmtree(root / "store")
+    tiny_models.make_store(root / "store/0", ids="patient-{}")
+
+
+def change_reports(root: Path) -> None:
+    table = root / "cohort/reports.csv"
+    table.write_text(table.read_text(encoding="utf-8") + "r9999,Clear lungs.,,train\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_settings, "cohort.json: source is manifest, expected phantom"),
+        (change_store, "low_res.safetensors: was trained on a store with the hash"),
+        (change_subjects, "store: subject patient-0 is not one of the 5 phantoms of this folder, expected ids such as"),
+        (change_reports, "was trained on reports with the SHA-256"),
+    ],
+)
+def test_a_run_of_other_data_than_the_phantoms_of_the_folder_is_not_packaged(change, words, results, tmp_path, capsys):
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    change(folder)
+    assert package(folder, tmp_path / "out", results / "models") == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1, said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("init", "org/model"), ("vocabulary", "english")])
+def test_a_text_encoder_with_data_of_others_is_not_packaged(name, value, results, tmp_path, capsys):
+    parts = run_files(results / "models")
+    shutil.copytree(parts["text_encoder"], tmp_path / "text")
+    record = read_json(tmp_path / "text/heldout.json")
+    record["provenance"]["config"]["encoder"][name] = value
+    write_json(tmp_path / "text/heldout.json", record)
+    assemble(tmp_path / "run.json", label="medsyn", **parts | {"text_encoder": tmp_path / "text"})
+    assert package(results, tmp_path / "out", tmp_path) == 2
+    assert f"text: was trained with {name} {value}, expected" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

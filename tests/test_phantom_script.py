@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,36 @@ def test_what_is_there_is_not_made_again_and_a_failure_is_one_line(tmp_path, cap
         with pytest.raises(InputError, match="label: `medsyn label` ended with status 2"):
             runner.stage([[failing, step("weights", "list", tmp_path, always=True)]])
     assert "--out" in capfd.readouterr().err
+
+
+@pytest.fixture
+def commands_of_another_package(tmp_path, monkeypatch) -> None:
+    """Let `python -m medsyn` wait for a minute, or fail with status 3 if its first word is `fail`."""
+    (tmp_path / "medsyn").mkdir()
+    (tmp_path / "medsyn/__main__.py").write_text(
+        "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\n"
+        "sys.exit(3) if sys.argv[1] == 'fail' else time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("commands_of_another_package")
+def test_a_failure_stops_a_chain_that_was_submitted_before(tmp_path):
+    began = time.monotonic()
+    with pytest.raises(InputError, match="`medsyn fail` ended with status 3"), SCRIPT["Runner"](2, {}) as runner:
+        runner.stage(
+            [[step("wait", "", tmp_path, always=True), step("next", "", tmp_path)], [step("fail", "", tmp_path)]]
+        )
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.usefixtures("commands_of_another_package")
+def test_no_step_is_started_after_the_end(tmp_path):
+    with SCRIPT["Runner"](1, {}) as runner:
+        pass
+    runner._step(step("fail", "", tmp_path))
+    assert not (tmp_path / "fail").exists()
 
 
 def test_settings_of_another_run_are_refused(tmp_path, monkeypatch):

@@ -49,6 +49,14 @@ def test_the_windows_are_those_of_lungs_and_of_soft_tissue(picture):
     assert dark == (int(150 / 1500 * 255), 0)
 
 
+def test_a_view_that_is_too_narrow_for_a_letter_has_none():
+    tall = Volume(np.full((200, 4, 4), 40, np.int16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    lungs = two_windows(tall, HEIGHT)[:HEIGHT]
+    marked = (lungs == LETTER_COLOUR).all(axis=2)
+    assert lungs.shape[1] == HEIGHT + 2 + 2
+    assert marked[:, :HEIGHT].any() and not marked[:, HEIGHT:].any()
+
+
 def test_letters_stand_at_the_sides(picture):
     marked = (picture[:HEIGHT] == LETTER_COLOUR).all(axis=2)
     rows, columns = np.nonzero(marked)

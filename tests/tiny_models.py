@@ -21,6 +21,7 @@ from medsyn.files import write_json
 from medsyn.methods.run import assemble
 from medsyn.models.channels import CHANNELS
 from medsyn.models.weights import build, save
+from medsyn.provenance import provenance
 from medsyn.tensors import save_tensors
 
 SIZE = (16, 16, 16)
@@ -56,17 +57,20 @@ def stage(
     )
 
 
-def make_store(folder: Path, num_subjects: int = 5, size: tuple[int, int, int] = SIZE, seed: int = 0) -> Path:
-    """One shard of random volumes; the last subject belongs to the validation split."""
+def make_store(
+    folder: Path, num_subjects: int = 5, size: tuple[int, int, int] = SIZE, seed: int = 0, ids: str = "s{}"
+) -> Path:
+    """One shard of random volumes; the last subject belongs to the validation split. ids: pattern of the subjects'."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     image = rng.integers(-1024, 600, (num_subjects, *size)).astype(np.int16)
     label = (rng.integers(0, 6, image.shape) + 8 * rng.integers(0, 4, image.shape)).astype(np.uint8)
     rows = [
-        {"subject_id": f"s{i}", "report_id": f"r{i}", "split": "validation" if i == num_subjects - 1 else "train"}
+        {"subject_id": ids.format(i), "report_id": f"r{i}", "split": "validation" if i == num_subjects - 1 else "train"}
         for i in range(num_subjects)
     ]
     write_shard(folder, rows, zip(image, label, strict=True), size, 4)
+    write_json(folder / "store.json", provenance(PreprocessConfig(size=size)))
     return folder
 
 

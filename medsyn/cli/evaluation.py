@@ -133,7 +133,9 @@ def _add_diagnose(verbs: Verbs) -> None:
     parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
     parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
     parser.add_argument("--embeddings", type=Path, help="text embeddings of the reports, for a network that takes text")
-    parser.add_argument("--config", help="diagnostics.json of the verb config (default: 16 volumes, classical anatomy)")
+    parser.add_argument(
+        "--config", help="diagnostics.json of the verb config (default: that of a configuration that sets nothing)"
+    )
     parser.add_argument("--num-volumes", type=int, metavar="N", help="validation volumes, instead of the settings'")
     parser.add_argument("--out", required=True, help="CSV file; the provenance goes to the same name with .json")
 

@@ -32,9 +32,8 @@ REPORT_ROLES = {
 
 def add_verbs(verbs: Verbs) -> None:
     """Add table, figure and report."""
-    from medsyn.registry import EXHIBITS
+    from medsyn.registry import builtin_exhibits
 
-    known = {kind: [name for name in EXHIBITS.builtin if _kind_of(name) == kind] for kind in ("table", "figure")}
     parser = verbs.add(
         "table",
         _exhibit,
@@ -43,7 +42,7 @@ def add_verbs(verbs: Verbs) -> None:
         " --measures medsyn results/measures/medsyn/pairs/0.csv --out results/eval/table2.csv",
         outputs=table_and_json,
     )
-    _add_exhibit_options(parser, known["table"], "CSV file; the provenance goes to the same name with .json")
+    _add_exhibit_options(parser, builtin_exhibits("table"), "CSV file; the provenance goes to the same name with .json")
     parser = verbs.add(
         "figure",
         _exhibit,
@@ -52,13 +51,8 @@ def add_verbs(verbs: Verbs) -> None:
         " results/samples/medsyn/reports/0 --out results/eval/figures/figure3.png",
         outputs=one_file,
     )
-    _add_exhibit_options(parser, known["figure"], "PNG file")
+    _add_exhibit_options(parser, builtin_exhibits("figure"), "PNG file")
     _add_report_verb(verbs)
-
-
-def _kind_of(name: str) -> str:
-    """Return the kind of an exhibit of this package without importing it."""
-    return "table" if name.startswith("table") or name == "diagnostics" else "figure"
 
 
 def _add_exhibit_options(parser: argparse.ArgumentParser, names: list[str], out: str) -> None:

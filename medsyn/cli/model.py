@@ -97,14 +97,22 @@ def _add_package(verbs: Verbs) -> None:
         "package-model",
         _package_model,
         summary="Write a run that was trained on phantoms as the small folder that `generate` uses without --weights.",
-        example="medsyn package-model --weights results/models/medsyn --settings results/config --out phantom_model",
+        example="medsyn package-model --weights results/models/medsyn --results results --out phantom_model",
         outputs=one_folder,
     )
     parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
     parser.add_argument(
-        "--settings", required=True, type=Path, help="folder results/config of the run: what it was trained on"
+        "--results",
+        required=True,
+        type=Path,
+        help="results folder of the training, whose settings, store and reports are compared with the weights",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder; the package looks for medsyn/phantom_model")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="folder to write; `medsyn generate` without --weights reads medsyn/phantom_model",
+    )
 
 
 def _add_generate(verbs: Verbs) -> None:
@@ -228,7 +236,7 @@ def _package_model(args: argparse.Namespace) -> None:
     from medsyn.methods.packaging import package_model
     from medsyn.progress import log
 
-    size = package_model(args.weights, args.settings, args.out)
+    size = package_model(args.weights, args.results, args.out)
     log.info("wrote %s (%.1f MB)", args.out, size)
 
 
@@ -262,7 +270,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _weights(given: Path | None) -> Path:
-    """Return the run to sample with: the given one, else the package's phantom model, which is then named."""
+    """Return the run to sample with: the given one, else the package's phantom model, whose folder is then logged."""
     if given is not None:
         return given
     from medsyn.methods.phantom_model import phantom_model

@@ -17,6 +17,11 @@ AnatomyTool = Annotated[str, ToolFor(MASK_TOOLS, "anatomy")]
 PromptSource = Literal["sentences", "reports"]
 
 
+NUM_DIAGNOSTIC_VOLUMES = 16
+MAX_MEAN_VOLUMES = 400
+"""Training volumes of which `medsyn diagnose` makes the mean volume at most, which bounds its time."""
+
+
 class PromptPairConfig(Section):
     """A prompt, its reversal, and the measure that must tell them apart (Tables II to IV)."""
 
@@ -112,7 +117,8 @@ class EvaluationConfig(PromptSettings):
         None, min_length=1, description="methods of Figure 3, in this order; null: those of Table I"
     )
     num_diagnostic_volumes: Count = Field(
-        16, description="validation volumes on which `medsyn diagnose` tests the networks of the reference"
+        NUM_DIAGNOSTIC_VOLUMES,
+        description="validation volumes on which `medsyn diagnose` tests the networks of the reference",
     )
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -12,7 +12,14 @@ from typing import Any, Literal, TypeVar
 from pydantic import PositiveInt
 
 from medsyn.config.cohort import CohortConfig, PhantomConfig
-from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, EvaluationConfig, FeaturesConfig, PromptSettings
+from medsyn.config.evaluation import (
+    NUM_DIAGNOSTIC_VOLUMES,
+    AnatomyTool,
+    AugmentationConfig,
+    EvaluationConfig,
+    FeaturesConfig,
+    PromptSettings,
+)
 from medsyn.config.experiment import Config
 from medsyn.config.networks import DenoiserTrainConfig, Reduction, UNetConfig
 from medsyn.config.sampling import SamplingConfig
@@ -43,7 +50,7 @@ class MeasureStage(Section):
 class DiagnosticsStage(MeasureStage):
     """config/diagnostics.json"""
 
-    num_volumes: Count = 16
+    num_volumes: Count = NUM_DIAGNOSTIC_VOLUMES
 
 
 class TextEncoderStage(TextInputs):

@@ -22,8 +22,8 @@ from medsyn.volume import Volume
 WINDOW_HU = (-1150.0, 350.0)
 """Window of the lungs."""
 SOFT_TISSUE_WINDOW_HU = (-160.0, 240.0)
-LEVELS = (0.5, 0.52, 0.3)
-"""Where `two_windows` cuts, as fractions of the field of view (z, y, x); the levels of the figures."""
+AXIAL_LEVEL, CORONAL_LEVEL, SAGITTAL_LEVEL = LEVELS = (0.5, 0.52, 0.3)
+"""Where `two_windows` and the figures cut, as fractions of the field of view (z, y, x)."""
 LETTER_COLOUR = (232, 216, 160)
 LETTERS = {
     "R": ("1110", "1001", "1001", "1110", "1010", "1001", "1001"),
@@ -154,11 +154,16 @@ def _rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _lettered(picture: NDArray[np.uint8], sides: str, scale: int = 2, margin: int = 6) -> NDArray[np.uint8]:
-    """Draw the letters of `sides` at the left and at the right edge of an RGB picture, which is changed."""
+    """Draw the letters of `sides` at the left and at the right edge of an RGB picture, which is changed.
+
+    A picture that is smaller than a letter and its margin is left without.
+    """
     for letter, place in zip(sides, (slice(margin, None), slice(None, -margin)), strict=True):
         pixels = np.array([[mark == "1" for mark in row] for row in LETTERS[letter]])
         mask = np.kron(pixels, np.ones((scale, scale), bool))
         top, width = (picture.shape[0] - mask.shape[0]) // 2, mask.shape[1]
+        if top < 0 or picture.shape[1] < margin + width:
+            break
         columns = picture[top : top + mask.shape[0], place]
         part = columns[:, :width] if place.start else columns[:, -width:]
         part[mask] = LETTER_COLOUR

@@ -60,6 +60,11 @@ def read_diagnosis(path: str | Path) -> dict[Key, Values]:
                 f"{path}: {network} {quantity} has no row of source '{min(missing)}', expected one per volume; write"
                 " it again with `medsyn diagnose`"
             )
+        if part == DENOISING and _mean(values[MEAN_VOLUME]) is None:
+            raise InputError(
+                f"{path}: {network} {quantity} has no value of source '{MEAN_VOLUME}', expected one per volume; write"
+                " it again with `medsyn diagnose`"
+            )
     return found
 
 
@@ -121,7 +126,7 @@ def prompt_rows(
     for finding, pair in config.prompt_pairs.items():
         row: Row = {"part": PROMPTS, "quantity": finding}
         notes = []
-        for name, labels, measures, what in (
+        for name, labels, measures, labelled in (
             ("value", prompted, sampled, "prompts"),
             ("real", reported, real, "reports of real volumes"),
         ):
@@ -137,7 +142,9 @@ def prompt_rows(
             if name == "value":
                 row |= {"n": len(known), "num_missing": len(labels) - len(known)}
             if area is None:
-                notes.append(f"no area for {what}: {positive} positive and {negative} negative, expected some of both")
+                notes.append(
+                    f"no area for {labelled}: {positive} positive and {negative} negative, expected some of both"
+                )
         rows.append(row | {"note": f"{finding}: {'; '.join(notes)}" if notes else ""})
     return rows
 
@@ -175,6 +182,6 @@ def _removed(ratio: Row) -> Row:
 
 
 def _in_ml(row: Row) -> Row:
-    """Return a row of a volume in cubic millimetres in millilitres."""
+    """Convert the volumes of a row from mm3 to ml."""
     scaled = {key: value / 1000 if isinstance(value, float) else value for key, value in row.items()}
     return scaled | {"quantity": row["quantity"].replace("mm3", "ml")}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
 from medsyn.exhibits.base import Exhibit
-from medsyn.exhibits.diagnostics import READING, is_diagnosed
+from medsyn.exhibits.diagnostics import HOW_TO_READ
+from medsyn.exhibits.finding_tables import reference_takes_text
 from medsyn.exhibits.inputs import Inputs
 from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
@@ -32,7 +33,7 @@ LINES = {
     "noisy_input": ("noisy input", "#c8553d", "-", 1.2),
 }
 """Column of the table -> label, colour, style and width of its line."""
-SOURCES = {"real": "real", "enlarged": "enlarged", "value": "super-res.", "sampled": "from text"}
+AMOUNT_LABELS = {"real": "real", "enlarged": "enlarged", "value": "super-res.", "sampled": "from text"}
 """Column of the table -> what the panels of amounts call it."""
 _NUM_PANELS = 4
 _ROW, _HEADING, _PANEL, _FOOT = 3.1, 0.78, 1.75, 1.05
@@ -71,7 +72,7 @@ def diagnostic_panels(rows: Sequence[Row], phantom: bool) -> Figure:
         top = height - 0.45
         for name in networks:
             lines = [row for row in parts["denoising"] if row["network"] == name]
-            axes = _panels(figure, top, f"{NETWORKS[name]}: error of the predicted volume", READING[name])
+            axes = _panels(figure, top, f"{NETWORKS[name]}: error of the predicted volume", HOW_TO_READ[name])
             for panel, channel in zip(axes, dict.fromkeys(row["quantity"] for row in lines), strict=False):
                 _errors(panel, channel, [row for row in lines if row["quantity"] == channel])
             axes[0].set_ylabel("mean squared error", fontsize=7.5)
@@ -81,7 +82,7 @@ def diagnostic_panels(rows: Sequence[Row], phantom: bool) -> Figure:
             figure.legend(handles, labels, loc="upper right", bbox_to_anchor=place, **style)
             top -= _ROW
         title = "Super-resolution of true low-resolution volumes, and samples of random reports"
-        axes = _panels(figure, top, title, f"{READING['super_resolution']} {READING['prompts']}")
+        axes = _panels(figure, top, title, f"{HOW_TO_READ['super_resolution']} {HOW_TO_READ['prompts']}")
         measured = {row["quantity"]: row for row in parts["super_resolution"]}
         _amounts(axes[0], "airway (ml)", measured.get("airway_volume_ml"))
         _amounts(axes[1], "effusion (ml)", measured.get("effusion_volume_ml"))
@@ -168,10 +169,10 @@ def _amounts(panel: Axes, title: str, row: Row | None) -> None:
         return
     _open(panel, f"{title}, mean of the volumes")
     panel.axhline(_number(row, "real"), color=INK, linewidth=0.7, linestyle=":")
-    for x, (name, colour) in enumerate(zip(SOURCES, (INK, ACCENTS[2], ACCENTS[0], ACCENTS[1]), strict=True)):
+    for x, (name, colour) in enumerate(zip(AMOUNT_LABELS, (INK, ACCENTS[2], ACCENTS[0], ACCENTS[1]), strict=True)):
         _point(panel, x, row, name, colour)
-    panel.set_xticks(range(len(SOURCES)), list(SOURCES.values()))
-    panel.set_xlim(-0.5, len(SOURCES) - 0.5)
+    panel.set_xticks(range(len(AMOUNT_LABELS)), list(AMOUNT_LABELS.values()))
+    panel.set_xlim(-0.5, len(AMOUNT_LABELS) - 0.5)
     panel.set_ylim(bottom=0)
 
 
@@ -220,16 +221,16 @@ DIAGNOSTIC_PANELS = Exhibit(
     title="Diagnostics. What each network has learned",
     caption=(
         "Upper rows: error of the clean volume that a network predicts from a validation volume noised to level t, by"
-        f" channel. First network: {READING['low_res']} Second network: {READING['super_res']} Last row, left: measures"
-        " of the image and Dice of the masks when the second network alone refines true low-resolution volumes"
+        f" channel. First network: {HOW_TO_READ['low_res']} Second network: {HOW_TO_READ['super_res']} Last row, left:"
+        " measures of the image and Dice of the masks when the second network alone refines true low-resolution volumes"
         " (“super-res.”), of these volumes enlarged without a network (“enlarged”), and of the samples that both"
-        f" networks make for random reports (“from text”). {READING['super_resolution']} Right: how well a sample's"
-        f" measure tells whether its prompt states the finding. {READING['prompts']} The numbers are those of the table"
-        " of diagnostics."
+        f" networks make for random reports (“from text”). {HOW_TO_READ['super_resolution']} Right: how well a sample's"
+        f" measure tells whether its prompt states the finding. {HOW_TO_READ['prompts']} The numbers are those of the"
+        " table of diagnostics."
     ),
     needs=needs,
     options=("file", "phantom"),
     make=make,
     uses_settings=False,
-    in_all=is_diagnosed,
+    in_all=reference_takes_text,
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medsyn.config import Config, EvaluationConfig
+from medsyn.config import EvaluationConfig
+from medsyn.config.evaluation import MAX_MEAN_VOLUMES
 from medsyn.errors import InputError
 from medsyn.exhibits.base import Exhibit, Table
-from medsyn.exhibits.finding_tables import reference_takes_text
+from medsyn.exhibits.finding_tables import measures_of_one, reference_takes_text
 from medsyn.exhibits.inputs import Inputs
 from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
@@ -15,7 +16,7 @@ from medsyn.layout import REAL
 
 BOUNDED = ("value", "ratio", "text_share", "real", "sampled")
 """Columns with 95 % bounds."""
-READING = {
+HOW_TO_READ = {
     "low_res": (
         "A line at or above the mean training volume: the network has not learned this channel. Above the noisy input"
         " at small t: it spoils what it is given. The closer own text, another's text and no text lie, the less the"
@@ -42,35 +43,24 @@ def needs(sources: Sources) -> list[Need]:
     reference = sources.reference
     return [
         *sources.validation(),
-        *sources.diagnostics(reference),
+        sources.diagnostics(reference),
         sources.prompts("reports"),
         sources.real("measures"),
         sources.made("measures", reference, "reports"),
     ]
 
 
-def is_diagnosed(config: Config) -> bool:
-    """Return whether the reference is a model of this package that takes text."""
-    return reference_takes_text(config) and Sources(config).is_diagnosed(config.reference)
-
-
 def make(inputs: Inputs, config: EvaluationConfig) -> Table:
-    """Return the table of the files, prompts and measures that were given, of one method."""
+    """Return the table of the file, the prompts and the measures that were given, of one method."""
     from medsyn.evaluate.diagnosis import denoising_rows, prompt_rows, read_diagnosis, super_resolution_rows
 
-    measures = inputs.measures()
-    real = measures.pop(REAL, {})
-    files = [path for paths in inputs.group("file").values() for path in paths]
-    if len(measures) != 1 or len(files) > 1:
-        raise InputError(
-            f"{inputs.name}: --measures names {', '.join(measures) or 'no method'} and --file {len(files)} files,"
-            " expected one method and the file of `medsyn diagnose` about it"
-        )
-    (sampled,) = measures.values()
-    rows = []
-    for path in files:
-        found = read_diagnosis(path)
-        rows += [*denoising_rows(found, config), *super_resolution_rows(found, sampled, config)]
+    files = [path for paths in inputs.require_group("file").values() for path in paths]
+    if len(files) != 1:
+        raise InputError(f"{inputs.name}: --file names {len(files)} files, expected one: that of `medsyn diagnose`")
+    _, sampled = measures_of_one(inputs, beside=REAL)
+    real = inputs.measures().get(REAL, {})
+    found = read_diagnosis(files[0])
+    rows = [*denoising_rows(found, config), *super_resolution_rows(found, sampled, config)]
     prompted = {i: labels for i, labels in labels_of_prompts(inputs.require("prompts")).items() if i in sampled}
     reported = labels_of_reports(inputs.require("cohort")[0], list(real), config)
     return columns(), [*rows, *prompt_rows(prompted, sampled, reported, real, config)]
@@ -103,6 +93,11 @@ def labels_of_reports(cohort: str, subjects: Sequence[str], config: EvaluationCo
     from medsyn.text.sections import section_text
 
     rows = {row["subject_id"]: row for row in read_csv(cohort, ["subject_id", "findings", "impression"])}
+    if unknown := [i for i in subjects if i not in rows]:
+        raise InputError(
+            f"{cohort}: no row for subject {unknown[0]} of --measures real ({len(unknown)} missing), expected one per"
+            " subject; give the cohort of these measures, or --split"
+        )
     texts = {i: (rows[i]["findings"], rows[i]["impression"]) for i in subjects}
     said = {i: section_text(*text, config.prompt_section) or section_text(*text, "report") for i, text in texts.items()}
     return {i: default_labeler().label(text) for i, text in said.items()}
@@ -113,22 +108,22 @@ DIAGNOSTICS = Exhibit(
     kind="table",
     title="Diagnostics. What each network has learned",
     caption=(
-        "Denoising: squared error of the clean volume that a network of the reference predicts from validation volumes"
-        " noised to level t (0 none, 1 all), per channel in units of [-1, 1], beside predictors that have learned"
-        " nothing: the mean training volume, the noisy input divided by its scale, and for super-resolution the true"
-        " low-resolution volume enlarged. Model / best of these: below 1 the network has learned the channel. Removed"
-        " by the text: share of the error without text that the volume's own text removes. Super resolution: the second"
-        " network alone, given true low-resolution volumes, beside real volumes and the samples that both networks make"
-        " from random reports; amounts are of the image, Dice of the masks; what the second network lacks beside real"
-        " volumes it loses itself, and what only the samples lack the first network loses. Prompts: area under the ROC"
-        " curve with which the measure of a sample tells whether its prompt states the finding (0.5: samples do not"
-        " follow the prompt), and the same area of the real volumes. Intervals: bootstrap over volumes; of areas"
-        " Newcombe's method 5."
+        "Denoising: squared error of the clean volume that a network of the reference predicts from validation"
+        " volumes noised to level t (0 none, 1 all), per channel in units of [-1, 1], beside predictors that have"
+        f" learned nothing: the mean training volume (of at most {MAX_MEAN_VOLUMES} volumes), the noisy input"
+        " divided by its scale, and for super-resolution the true low-resolution volume enlarged. Model / best of"
+        " these: below 1 the network has learned the channel. Removed by the text: share of the error without text"
+        " that the volume's own text removes. Super resolution: the second network alone, given true low-resolution"
+        " volumes, beside real volumes and the samples that both networks make from random reports; amounts are of"
+        " the image, Dice of the masks; what the second network lacks beside real volumes it loses itself, and"
+        " what only the samples lack the first network loses. Prompts: area under the ROC curve with which the"
+        " measure of a sample tells whether its prompt states the finding (0.5: samples do not follow the prompt),"
+        " and the same area of the real volumes. Intervals: bootstrap over volumes; of areas Newcombe's method 5."
     ),
     needs=needs,
     options=("cohort", "split", "file", "prompts", "measures"),
     make=make,
-    in_all=is_diagnosed,
+    in_all=reference_takes_text,
     headers={
         "part": "Part",
         "network": "Network",

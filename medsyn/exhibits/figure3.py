@@ -41,9 +41,8 @@ def make(inputs: Inputs, _: EvaluationConfig) -> Figure:
 
 def figure3(groups: Mapping[str, Files], names: Mapping[str, str], num: int, phantom: bool) -> Figure:
     """Draw `num` volumes of each group: axial, coronal, and a zoom in the lung-detail window."""
+    from medsyn.ct.preview import AXIAL_LEVEL, CORONAL_LEVEL
     from medsyn.exhibits.panels import (
-        AXIAL_LEVEL,
-        CORONAL_LEVEL,
         FAINT,
         LUNG_DETAIL_WINDOW,
         drawing,

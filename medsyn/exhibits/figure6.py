@@ -100,7 +100,7 @@ def _level_of(mask: Volume) -> float:
     """Return the coronal level (fraction of the y axis) through the middle of the mask."""
     import numpy as np
 
-    from medsyn.exhibits.panels import CORONAL_LEVEL
+    from medsyn.ct.preview import CORONAL_LEVEL
 
     weights = (mask.array > 0).sum(axis=(0, 2))
     if weights.sum() == 0:

@@ -33,12 +33,16 @@ def reference_takes_text(config: Config) -> bool:
     return config.methods[config.reference].takes_text
 
 
-def measures_of_one(inputs: Inputs) -> tuple[str, MeasureRows]:
-    """Return the label and the measures of the one method that was given; several are an InputError."""
+def measures_of_one(inputs: Inputs, beside: str | None = None) -> tuple[str, MeasureRows]:
+    """Return the label and the measures of the one method that was given; several or none are an InputError.
+
+    beside: a label that may be given as well and is not a method.
+    """
     inputs.require_group("measures")
-    measures = inputs.measures()
+    measures = {label: rows for label, rows in inputs.measures().items() if label != beside}
     if len(measures) != 1:
-        raise InputError(f"{inputs.name}: is of one method, --measures names {', '.join(measures)}; give one")
+        names = ", ".join(measures) or "none"
+        raise InputError(f"{inputs.name}: is of one method, --measures names {names}; give one")
     return next(iter(measures.items()))
 
 

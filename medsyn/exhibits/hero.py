@@ -36,11 +36,9 @@ def make(inputs: Inputs, _: EvaluationConfig) -> Figure:
 
 def hero(groups: Mapping[str, Files], names: Mapping[str, str], phantom: bool) -> Figure:
     """Draw one volume of each group in three planes."""
+    from medsyn.ct.preview import AXIAL_LEVEL, CORONAL_LEVEL, SAGITTAL_LEVEL
     from medsyn.exhibits.panels import (
-        AXIAL_LEVEL,
-        CORONAL_LEVEL,
         FAINT,
-        SAGITTAL_LEVEL,
         drawing,
         first_volumes,
         grid,

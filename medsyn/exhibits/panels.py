@@ -29,8 +29,6 @@ Plane = Literal["axial", "coronal", "sagittal"]
 Box = tuple[float, float, float, float]
 """Part of a slice: top, bottom, left, right as fractions of its height and width."""
 FULL_WINDOW = (-1024.0, 600.0)
-AXIAL_LEVEL, CORONAL_LEVEL, SAGITTAL_LEVEL = 0.5, 0.52, 0.3
-"""Where a figure cuts if nothing else decides."""
 LUNG_DETAIL_WINDOW = (-1024.0, -250.0)
 PHANTOM_NOTE = "All volumes, also those marked real, are or imitate procedural phantoms; none is of a patient."
 INK, FAINT, ACCENTS = "#1f2933", "#6b7785", ("#2a6f97", "#c8553d", "#5b8e7d", "#8d6a9f")

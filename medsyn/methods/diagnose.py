@@ -3,9 +3,9 @@
 Two tests, each on the same volumes of the validation split (`medsyn.evaluate.diagnosis` has the columns of the table):
 
 - The error of the predicted clean volume at noise levels t, by network and channel, beside that of predictors that know
-  nothing: the mean volume of the training split, the noisy input divided by sqrt(alpha_bar), and for super-resolution
-  its condition, the enlarged low-resolution volume. A network that takes text is given the volume's own text, that of
-  another subject, and none.
+  nothing: the mean of at most MAX_MEAN_VOLUMES of the training split, the noisy input divided by sqrt(alpha_bar), and
+  for super-resolution its condition, the enlarged low-resolution volume. A network that takes text is given the
+  volume's own text, that of another subject, and none.
 - Super-resolution of the true low-resolution volume, with the sampling settings of the run: anatomical measures of the
   image and Dice of the masks, beside those of the real volume and of the enlarged low-resolution volume.
 """
@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import DiagnosticsStage, ModelStage
+from medsyn.config.evaluation import MAX_MEAN_VOLUMES
 from medsyn.diffusion.objective import channel_errors
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise, alpha_bar
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
 from medsyn.evaluate import diagnosis
 from medsyn.evaluate.inputs import text_fields
-from medsyn.files import sha256, write_csv, write_json
+from medsyn.files import read_json, sha256, write_csv, write_json
 from medsyn.mask_tools import Segmenter
 from medsyn.masks.labels import dice, mean_label_dice
 from medsyn.methods.run import Run, open_run, run_files, sampling_with
@@ -59,6 +60,7 @@ def diagnose(
     network that takes text needs.
     """
     run, files = open_run(weights, sampling_with(weights, None)), run_files(weights)
+    _check_grid(run, shards)
     tool = open_anatomy_tool(config)
     rows: list[Row] = []
     for name, network in (("low_res", run.low_res), ("super_res", run.super_res)):
@@ -108,48 +110,78 @@ class ExaminedNetwork:
         whole = self.stage.train.model_copy(update={"crop_size": None})
         return TrainingData(self.stage.model_copy(update={"train": whole}), store, texts)
 
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean [C, D, H, W] of the training volumes, of MAX_MEAN_VOLUMES chosen at random where there are more."""
+        data = self._open("train", None)
+        order = np.random.default_rng(_KEY_DIAGNOSE).permutation(len(data.store))
+        chosen = sorted(order[:MAX_MEAN_VOLUMES].tolist())
+        total = torch.zeros(len(self.stage.channels), *data.size, dtype=torch.float64)
+        for index in track(chosen, description=f"mean volume of {self.stage.stage}"):
+            total += data.clean(index)
+        return (total / len(chosen)).float()
+
     @torch.no_grad()
     def errors(self) -> list[Row]:
         """Return the rows of the first test."""
-        mean = self._open("train", None).mean
         rows: list[Row] = []
         for number, index in enumerate(track(self.chosen, description=f"errors of {self.stage.stage}")):
             other = self.chosen[(number + 1) % len(self.chosen)]
             common: Row = {"part": diagnosis.DENOISING, "network": self.stage.stage}
             common["subject_id"] = self.volumes.store.subject_ids[index]
-            for t in TIMES:
-                for source, prediction, x0 in self._predictions(index, other, t, mean):
-                    values = zip(self.stage.channels, channel_errors(prediction, x0)[0].tolist(), strict=True)
-                    rows += [{**common, "source": source, "t": t, "quantity": c, "value": v} for c, v in values]
+            x0 = self.volumes.clean(index)[None]
+            for t, source, prediction in self._predictions(x0, index, other):
+                values = zip(self.stage.channels, channel_errors(prediction, x0)[0].tolist(), strict=True)
+                rows += [{**common, "source": source, "t": t, "quantity": c, "value": v} for c, v in values]
         return rows
 
-    def _predictions(self, index: int, other: int, t: float, mean: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield source, predicted and clean volume [1, C, D, H, W] of volume `index` at time t.
+    def _predictions(self, x0: Tensor, index: int, other: int) -> Iterator[tuple[float, str, Tensor]]:
+        """Yield time, source and predicted volume [1, C, D, H, W] of x0, the clean volume `index`, at all TIMES.
 
-        other: the volume whose text is the other one; a volume that is alone has none.
+        other: the volume whose text stands for that of another subject; a single volume has none.
         """
         device = next(self.network.parameters()).device
-        x0 = self.volumes.clean(index)[None]
         epsilon = torch.randn(x0.shape, generator=seeded(_KEY_DIAGNOSE, index))
-        times = torch.tensor([t], dtype=torch.float32)
-        noisy = add_noise(x0, epsilon, times)
-        own = {"x0": x0}
+        given = self._conditions(x0, index, other)
+        for t in TIMES:
+            times = torch.tensor([t], dtype=torch.float32)
+            noisy = add_noise(x0, epsilon, times)
+            for source, conditions in given.items():
+                prediction = self.network(noisy.to(device), TAU_PER_T * times.to(device), **conditions)
+                yield t, source, prediction.cpu()
+            yield t, diagnosis.MEAN_VOLUME, self.mean[None]
+            yield t, diagnosis.NOISY_INPUT, noisy / alpha_bar(times).sqrt()
+            if "condition" in given[diagnosis.NETWORK]:
+                yield t, diagnosis.ENLARGED, given[diagnosis.NETWORK]["condition"].cpu()
+
+    def _conditions(self, x0: Tensor, index: int, other: int) -> dict[str, dict[str, Tensor]]:
+        """Return what the network is given beside noisy volume and time, by source, on the device of the network."""
+        batch = {"x0": x0}
         if self.stage.stage == "super_res":
-            own |= {"condition_noise": torch.zeros_like(x0), "condition_level": torch.zeros(1)}
+            batch |= {"condition_noise": torch.zeros_like(x0), "condition_level": torch.zeros(1)}
         if self.texts is not None:
-            own |= {"text": self.volumes.text(index)[None], "drop_text": torch.tensor([False])}
-        batches = {diagnosis.NETWORK: own}
+            batch |= {"text": self.volumes.text(index)[None], "drop_text": torch.tensor([False])}
+        device = next(self.network.parameters()).device
+        own = {key: value.to(device) for key, value in network_conditions(batch, self.stage).items()}
+        given = {diagnosis.NETWORK: own}
         if self.texts is not None:
-            batches[diagnosis.NO_TEXT] = own | {"drop_text": torch.tensor([True])}
+            given[diagnosis.NO_TEXT] = own | {"drop_text": torch.tensor([True], device=device)}
             if other != index:
-                batches[diagnosis.OTHER_TEXT] = own | {"text": self.volumes.text(other)[None]}
-        for source, batch in batches.items():
-            conditions = {key: value.to(device) for key, value in network_conditions(batch, self.stage).items()}
-            yield source, self.network(noisy.to(device), TAU_PER_T * times.to(device), **conditions).cpu(), x0
-        yield diagnosis.MEAN_VOLUME, mean[None], x0
-        yield diagnosis.NOISY_INPUT, noisy / alpha_bar(times).sqrt(), x0
-        if "condition" in conditions:
-            yield diagnosis.ENLARGED, conditions["condition"].cpu(), x0
+                given[diagnosis.OTHER_TEXT] = own | {"text": self.volumes.text(other)[None].to(device)}
+        return given
+
+
+def _check_grid(run: Run, shards: Sequence[Path]) -> None:
+    """Raise InputError if a shard has another grid than the sampling settings of the run."""
+    expected = run.settings.preprocess.model_dump(mode="json")
+    for shard in shards:
+        found = read_json(shard / "store.json").get("config", {})
+        for name in ("size", "field_of_view_mm"):
+            if found.get(name) != expected[name]:
+                raise InputError(
+                    f"{shard}: preprocess.{name} of this store is {found.get(name)}, expected {expected[name]} of the"
+                    f" sampling settings of {run.label}; give the store of the run's training"
+                )
 
 
 def _open_texts(embeddings: Path | None, files: dict[str, Path], stage: ModelStage) -> Embeddings:

@@ -9,6 +9,7 @@ from typing import Any
 from medsyn.config import PhantomConfig, PreprocessConfig
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json
+from medsyn.models.weights import load
 from medsyn.phantom.findings import UNITS
 from medsyn.tensors import count_numbers, read_metadata
 
@@ -54,16 +55,16 @@ MIT, as the repository. No data of others went into the model.
 
 def model_card(folder: Path, label: str, phantoms: PhantomConfig, grid: PreprocessConfig) -> str:
     """Return the text of card.md for the packaged model in `folder`."""
-    low_res, super_res = (_origin(folder / f"{name}.safetensors") for name in ("low_res", "super_res"))
+    low_res, super_res = (read_provenance(folder / f"{name}.safetensors") for name in ("low_res", "super_res"))
     held_out = read_json(folder / "text/heldout.json")
     text = held_out["provenance"] | {"seed": held_out["provenance"]["config"]["encoder"]["seed"]}
+    num_text = count_numbers(folder / "text/model.safetensors")
     rows = [
-        _row(name, folder / weights, folder / metrics, origin)
-        for name, weights, metrics, origin in (
-            ("low_res", "low_res.safetensors", "low_res_metrics.csv", low_res),
-            ("super_res", "super_res.safetensors", "super_res_metrics.csv", super_res),
-            ("text encoder", "text/model.safetensors", "text/metrics.csv", text),
-        )
+        _row("low_res", _num_parameters(folder / "low_res.safetensors"), folder / "low_res_metrics.csv", low_res),
+        _row(
+            "super_res", _num_parameters(folder / "super_res.safetensors"), folder / "super_res_metrics.csv", super_res
+        ),
+        _row("text encoder", num_text, folder / "text/metrics.csv", text),
     ]
     return CARD.format(
         label=label,
@@ -80,20 +81,26 @@ def model_card(folder: Path, label: str, phantoms: PhantomConfig, grid: Preproce
     )
 
 
-def _origin(path: Path) -> dict[str, Any]:
+def read_provenance(path: Path) -> dict[str, Any]:
     """Return the provenance of a denoiser's file; one that `medsyn train` did not write is an InputError."""
     origin: dict[str, Any] = json.loads(read_metadata(path).get("provenance", "{}"))
-    if "num_volumes" not in origin:
+    if missing := [name for name in ("num_volumes", "data") if name not in origin]:
         raise InputError(
-            f"{path.name}: does not say on how many volumes it was trained; expected one of `medsyn train`"
+            f"{path}: its provenance has no {missing[0]}, expected that of `medsyn train`; give a run that it trained"
         )
     return origin
 
 
-def _row(name: str, weights: Path, metrics: Path, origin: dict[str, Any]) -> str:
+def _num_parameters(path: Path) -> int:
+    """Return how many parameters the network of a file has, without its buffers."""
+    network, _ = load(path)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _row(name: str, num_parameters: int, metrics: Path, origin: dict[str, Any]) -> str:
     """Return a row of the card's table."""
     last = read_csv(metrics)[-1]
     loss = last.get("loss", last.get("train_loss", ""))
-    cells = [name, f"{count_numbers(weights):,}", last["step"], f"{float(loss):.4f}"]
+    cells = [name, f"{num_parameters:,}", last["step"], f"{float(loss):.4f}"]
     cells += [origin["seed"], origin["commit"], f"{float(last['training_hours']):.2f}"]
     return f"| {' | '.join(map(str, cells))} |"

@@ -36,7 +36,7 @@ NumberedRow = tuple[int, dict[str, str]]
 
 
 def sample_one(method: Method, text: str, seed: int, fix: Sequence[str], out: Path) -> None:
-    """Sample one volume; write `out`, <stem>_<structure>.nii.gz, <stem>.png (two_windows) and <stem>.json.
+    """Sample one volume; write `out`, <stem>_<structure>.nii.gz, <stem>.json and <stem>.png (two_windows).
 
     fix: NAME=FILE of kept channels.
     """
@@ -58,10 +58,10 @@ def sample_one(method: Method, text: str, seed: int, fix: Sequence[str], out: Pa
         path = out if name == "volume" else out.with_name(f"{stem}_{name}{suffix}")
         write_volume(path, volume)
         log.info("wrote %s", path)
+    write_json(out.with_name(f"{stem}.json"), record(method, prompt))
     picture = out.with_name(f"{stem}.png")
     write_png(picture, two_windows(answer["volume"]))
     log.info("wrote %s", picture)
-    write_json(out.with_name(f"{stem}.json"), record(method, prompt))
 
 
 def sample_shard(method: Method, prompts: Path, shard: str, roots: Roots, out: Path, state: Path | None = None) -> None:

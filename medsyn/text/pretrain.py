@@ -125,7 +125,7 @@ def read_corpus(config: TextEncoderConfig, reports_path: str | Path) -> Corpus:
     for rows, what in ((training, "train or text_only"), (held_out, "validation")):
         if not rows:
             raise InputError(f"{reports_path}: no report of split {what}; the text encoder needs both")
-    hashes = {"reports_sha256": _sha256([f"{r.report_id} {r.split} {r.text('report')}" for r in reports])}
+    hashes = {"reports_sha256": hash_reports(reports)}
     if config.init != "scratch":
         tokenizer = load_tokenizer(config.init)
     elif config.vocabulary == "english":
@@ -245,6 +245,11 @@ def _sum(last: Mapping[str, Any], before: Mapping[str, float | None]) -> dict[st
     """Return the cost of a training run and of what came before it; None where one of them is unknown."""
     pairs = {name: (last[name], before[name]) for name in COST_COLUMNS}
     return {name: None if a is None or b is None else a + b for name, (a, b) in pairs.items()}
+
+
+def hash_reports(reports: Sequence[ReportRow]) -> str:
+    """Return the SHA-256 of ids, splits and texts of reports, which the provenance of a text encoder names."""
+    return _sha256([f"{report.report_id} {report.split} {report.text('report')}" for report in reports])
 
 
 def _sha256(texts: Sequence[str]) -> str:
