@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -186,6 +187,25 @@ def test_a_sample_keeps_fixed_channels_and_is_clipped(steps, solver):
     free = sample(solver, denoiser, noise, steps)
     assert (free[:, 0] - result[:, 0]).abs().max() > 0.01  # the fixed channels are seen by the others
     assert sample(solver, lambda x, tau: 3 * plain(x, tau), noise, steps).abs().max() == 1
+
+
+@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])
+def test_a_sample_can_end_before_the_noise_does(solver):
+    """On Gaussian data the last prediction is the exact mean of x0 given x_t, so its spread is known."""
+    spread, seen = 0.25, []
+
+    def gaussian(x, tau):
+        seen.append(tau)
+        alpha = alpha_bar_at(tau / 1000)
+        return math.sqrt(alpha) * spread**2 / (alpha * spread**2 + 1 - alpha) * x
+
+    noise = tensor(SMALL, 8, math.sqrt(3))
+    result = sample(solver, gaussian, noise, 50, end_time=0.4)
+    assert (seen[0], seen[-1]) == (1000, 400) and len(seen) == sum(tau > 400 for tau in solver.times(50)) + 1
+    assert all(before > after for before, after in pairwise(seen))
+    alpha = alpha_bar_at(0.4)
+    left = math.sqrt(alpha * spread**2 / (alpha * spread**2 + 1 - alpha)) * spread
+    assert result.std().item() == pytest.approx(left * noise.std().item(), rel=0.03)
 
 
 @pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])

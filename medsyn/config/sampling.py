@@ -6,8 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from medsyn.config.section import Count, Name, OwnSeed, Precision, Registered, Section, Shards, Steps
+from medsyn.config.section import Count, Name, OwnSeed, Precision, Registered, Section, Shards, Share, Steps
 from medsyn.registry import SOLVERS
+
+EndTime = Annotated[
+    Share,
+    Field(
+        description="time t of the last call of the network, whose prediction is the volume: above 0 for a network that"
+        " learned little at low noise"
+    ),
+]
 
 
 class SamplingConfig(Section):
@@ -18,6 +26,8 @@ class SamplingConfig(Section):
     )
     num_steps_low_res: Steps = 50
     num_steps_super_res: Steps = 20
+    end_time_low_res: EndTime = 0.0
+    end_time_super_res: EndTime = 0.0
     guidance_scale: float = Field(1.0, description="x0_null + w (x0_text - x0_null); 1 is no guidance")
     null_text: Literal["learned", "zero"] = Field(
         "learned",

@@ -27,7 +27,8 @@ class Solver:
 
     label: its name on pages. times(num_steps): the times tau of a run with that many steps, falling from about 1000 to
     0; a number of steps that it cannot take is a ValueError. solve(denoiser, x, times): the clean volumes for the noise
-    x [B, C, D, H, W] at times[0]; each volume depends on its own noise only, and the result is the denoiser's at tau 0.
+    x [B, C, D, H, W] at times[0], for any falling times; each volume depends on its own noise only, and the result is
+    the denoiser's at times[-1].
     """
 
     label: str

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.diffusion.base import Denoiser, Solver
+from medsyn.diffusion.schedule import TAU_PER_T
 from medsyn.progress import track
 
 
@@ -22,18 +23,26 @@ def sample(
     *,
     fixed: Tensor | None = None,
     fixed_channels: Sequence[int] = (),
+    end_time: float = 0.0,
     description: str = "sampling",
 ) -> Tensor:
     """Return volumes in [-1, 1] for `noise` [B, C, D, H, W].
 
     Every prediction is clipped to [-1, 1]; before that the `fixed_channels` of `fixed` (clean volumes of the same
     shape) replace its own, so that the other channels are sampled given them and the result holds them exactly.
+    end_time: t in [0, 1) of the last prediction, which is the result; the solver's times below it are left out.
     description: of the progress bar.
     """
-    times = solver.times(num_steps)
+    times = times_until(solver.times(num_steps), end_time)
     if fixed is not None and fixed_channels:
         denoiser = with_fixed_channels(denoiser, fixed, fixed_channels)
     return solver.solve(with_progress(clipped(denoiser), times, description), noise, times)
+
+
+def times_until(times: Sequence[float], end_time: float) -> list[float]:
+    """Return the falling times tau in 0..1000 as far as 1000 end_time, which becomes the last one."""
+    end = TAU_PER_T * end_time
+    return [*(tau for tau in times if tau > end), end]
 
 
 def clipped(denoiser: Denoiser) -> Denoiser:

@@ -1,6 +1,6 @@
 """The deterministic solvers of the package: DDIM, as in the authors' release, and DPM-Solver++(2M) for few steps.
 
-Both call the denoiser once per time of their grid; the last call, at tau = 0, gives the result.
+Both call the denoiser once per time of their grid; the last call, at tau = 0 or where sampling ends, gives the result.
 """
 
 from __future__ import annotations
