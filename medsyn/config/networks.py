@@ -42,6 +42,14 @@ class UNetConfig(Section):
         description="low_res: give the mean training volume to the network, which predicts the difference from it; the"
         " mean is stored with the weights",
     )
+    num_components: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="low_res, with mean_volume: the network predicts the difference from the best linear guess of the"
+        " clean volume by so many principal components of the training volumes, and is given that guess; they are"
+        " stored with the weights",
+    )
     pooled_text: bool = Field(
         False,
         description="beside the cross-attention, add the mean state of the text to the time embedding of all blocks"
@@ -57,6 +65,10 @@ class UNetConfig(Section):
         if self.sigma_share is not None and self.sigma_data is not None:
             found = f"sigma_data {self.sigma_data} and sigma_share {self.sigma_share}"
             raise ValueError(f"{found}: both are set, expected at most one; leave one out")
+        sigma = self.sigma_share if self.sigma_data is None else self.sigma_data
+        if self.num_components and not (self.mean_volume and sigma is None):
+            found = f"num_components {self.num_components} with mean_volume {self.mean_volume} and a sigma of {sigma}"
+            raise ValueError(f"{found}: expected mean_volume true, and no sigma_data or sigma_share")
         if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
             raise ValueError("dim must be even and at least 4, init_kernel odd")
         return self

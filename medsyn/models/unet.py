@@ -15,7 +15,8 @@ Some options are ours, off by default, and let small networks learn in minutes: 
 a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p as well), `sigma_data` leaves the
 network what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
 variance-preserving schedule; `sigma_share` sets it for each channel), `add_condition` makes it predict the difference
-from its condition, `mean_volume` the difference from the mean training volume, which it is given, and `pooled_text`
+from its condition, `mean_volume` the difference from the mean training volume, which it is given, `num_components` the
+difference from the best linear guess by the principal components of the training volumes, and `pooled_text`
 adds the mean state of the text to the time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first
 attention to the text.
 """
@@ -38,6 +39,7 @@ from medsyn.models.blocks import (
     downsample,
     upsample,
 )
+from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate
 
 KERNEL_2D = (1, 3, 3)
 KERNEL_3D = (3, 3, 3)
@@ -116,6 +118,10 @@ class UNet(nn.Module):
         self.text_mlp = nn.Linear(cond_dim, time_dim) if cond_dim and config.pooled_text else None
         self.register_buffer("data_mean", torch.zeros(channels, 1, 1, 1) if config.mean_volume else None)
         self.register_buffer("data_sigma", torch.ones(channels) if config.sigma_share is not None else None)
+        count = config.num_components
+        self.register_buffer("data_components", torch.zeros(count, channels, 1, 1, 1) if count else None)
+        self.register_buffer("data_variances", torch.ones(count) if count else None)
+        self.register_buffer("data_rest", torch.ones(channels) if count else None)
         voxels = config.patch_size**3
         self.init_conv = nn.Conv3d((channels + self.known_channels) * voxels, dim, kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(
@@ -158,7 +164,9 @@ class UNet(nn.Module):
         text = self.text_of_samples(len(x), text, drop_text)
         time = self.time_mlp(tau)
         pooled = self.pooled_text(text)
-        first = self.init_conv(to_patches(join_condition(self.known_volume(x, condition), x), self.config.patch_size))
+        known, scale = self.estimate(x, tau, condition)
+        given = join_condition(condition if condition is not None else self.given_volume(known), x)
+        first = self.init_conv(to_patches(given, self.config.patch_size))
         hidden, skips = first, []
         for level in self.downs:
             hidden, skip = level.down(hidden, time)  # type: ignore[operator]
@@ -172,7 +180,7 @@ class UNet(nn.Module):
         for level in self.ups:
             hidden = level.up(torch.cat([hidden, skips.pop()], dim=1), time, self.config.up_order)  # type: ignore[operator]
         hidden = self.to_volume(self.head(torch.cat([hidden, first], dim=1)))
-        return self.precondition(x, tau, condition, from_patches(hidden, self.config.patch_size))
+        return add_known(known, scale, from_patches(hidden, self.config.patch_size))
 
     def check_condition(self, condition: object | None) -> None:
         """Raise a ValueError unless a condition is given to a network that takes one, and to no other."""
@@ -207,35 +215,62 @@ class UNet(nn.Module):
         """Number of channels before those of the volume: of the mean volume, or of the condition."""
         return self.channels if self.config.mean_volume else self.condition_channels
 
-    def known_volume(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
-        """Return what stands before the volume x on the channel axis: the mean volume, or the condition, or nothing."""
-        return condition if self.data_mean is None else self.data_mean.to(x.dtype).expand_as(x)
+    def given_volume(self, known: Tensor | None) -> Tensor | None:
+        """Return what the network is given of the known [B, C, D, H, W] where there is no condition, or None."""
+        if self.data_mean is None or known is None:
+            return None
+        return known if self.data_components is not None else self.data_mean.to(known.dtype).expand_as(known)
 
-    def set_statistics(self, mean: Tensor | None = None, deviations: Tensor | None = None) -> None:
+    def set_statistics(
+        self,
+        mean: Tensor | None = None,
+        deviations: Tensor | None = None,
+        components: PrincipalComponents | None = None,
+    ) -> None:
         """Set what the options need of the training volumes; None keeps what there is.
 
-        mean [C, D, H, W] for `mean_volume`; deviations [C] from what is known, for `sigma_share`.
+        mean [C, D, H, W] for `mean_volume`; deviations [C] from what is known, for `sigma_share`; components of the
+        differences from the mean, for `num_components`.
         """
         if mean is not None and self.config.mean_volume:
             self.data_mean = mean
         if deviations is not None and self.config.sigma_share is not None:
             self.data_sigma = self.config.sigma_share * deviations
+        if components is not None and self.config.num_components:
+            self.data_components = components.vectors
+            self.data_variances, self.data_rest = components.variances, components.rest
 
-    def precondition(self, x: Tensor, tau: Tensor, condition: Tensor | None, output: Tensor) -> Tensor:
-        """Return x0 from the network's output, by `add_condition`, `mean_volume`, `sigma_data` and `sigma_share`.
+    def estimate(self, x: Tensor, tau: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return what is known of x0 before the network, and what its output is multiplied with; None: 0 and 1.
 
         With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the best linear guess of the rest
         is a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that guess over s: 1 where
-        the noise hides everything, 0 where nothing is hidden. s belongs to a channel with `sigma_share`.
+        the noise hides everything, 0 where nothing is hidden. Known is the condition with `add_condition`, the mean
+        volume with `mean_volume`; s is given by `sigma_data`, or by `sigma_share` for each channel, or is a covariance
+        matrix with `num_components` (medsyn.models.linear_estimate).
         """
+        signal = alpha_bar(tau / TAU_PER_T)
+        if self.data_components is not None:
+            components = PrincipalComponents(self.data_components, self.data_variances, self.data_rest)
+            return linear_estimate(x, signal.expand(len(x)), self.data_mean, components)
         known = condition if self.config.add_condition else self.data_mean
+        if known is not None:
+            known = known.to(x.dtype).expand_as(x)
         sigma = self.config.sigma_data if self.data_sigma is None else self.data_sigma[:, None, None, None]
-        if sigma is not None:
-            signal = alpha_bar(tau / TAU_PER_T)[:, None, None, None, None]
-            total = signal * sigma**2 + 1 - signal
-            rest = x if known is None else x - signal.sqrt() * known
-            output = signal.sqrt() * sigma**2 / total * rest + ((1 - signal) / total).sqrt() * output
-        return output if known is None else known + output
+        if sigma is None:
+            return known, None
+        signal = signal[:, None, None, None, None]
+        total = signal * sigma**2 + 1 - signal
+        rest = x if known is None else x - signal.sqrt() * known
+        guess = signal.sqrt() * sigma**2 / total * rest
+        return guess if known is None else known + guess, ((1 - signal) / total).sqrt()
+
+
+def add_known(known: Tensor | None, scale: Tensor | None, output: Tensor) -> Tensor:
+    """Return x0 from a network's output and what its `estimate` gave."""
+    if scale is not None:
+        output = scale * output
+    return output if known is None else known + output
 
 
 def join_condition(condition: Tensor | None, x: Tensor) -> Tensor:

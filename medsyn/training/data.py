@@ -30,6 +30,7 @@ from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel
+from medsyn.models.linear_estimate import PrincipalComponents, principal_components
 from medsyn.provenance import hash_json
 from medsyn.tensors import check_tensors, read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
@@ -37,6 +38,7 @@ from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 _IN_MEMORY_BYTES = 2 << 30
 _VOXEL_BYTES = 3  # HU and label
 _MOST_CROPS = 64  # of super-resolution volumes whose deviations are measured
+_MOST_OF_COMPONENTS = 1000  # volumes whose components are found
 _LEAST_DEVIATION = 1e-3
 _KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of sampling
 
@@ -249,6 +251,19 @@ class TrainingData:
         for index in range(len(self.store)):
             total += self.clean(index)
         return (total / len(self.store)).float()
+
+    @cached_property
+    def components(self) -> PrincipalComponents:
+        """Principal components of the whole volumes of the split, of at most 1,000 evenly chosen ones."""
+        count, wanted = min(len(self.store), _MOST_OF_COMPONENTS), self.stage.unet.num_components
+        if wanted > count - 2:
+            raise InputError(
+                f"{self.stage.stage}.unet.num_components: {wanted}, expected at most {max(count - 2, 0)}, the number of"
+                " training volumes less 2; lower it"
+            )
+        chosen = [index * len(self.store) // count for index in range(count)]
+        volumes = torch.stack([self.clean(index) for index in chosen])
+        return principal_components(volumes - volumes.mean(dim=0), wanted)
 
     @cached_property
     def deviations(self) -> Tensor:

@@ -73,6 +73,8 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
             built.set_statistics(mean=data.mean)
         if stage.unet.sigma_share is not None:
             built.set_statistics(deviations=data.deviations)
+        if stage.unet.num_components:
+            built.set_statistics(components=data.components)
         return built
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:

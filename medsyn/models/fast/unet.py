@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from medsyn.models.blocks import KeysValues, ResBlock
 from medsyn.models.fast.blocks import repeated, res_block
 from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
-from medsyn.models.unet import Level, UNet, from_patches, join_condition, to_patches
+from medsyn.models.unet import Level, UNet, add_known, from_patches, join_condition, to_patches
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ class FastUNet(UNet):
         given = (
             text if isinstance(text, PreparedText) else self.prepare_text(self.text_of_samples(len(x), text, drop_text))
         )
-        trunk = self._read(x, tau, condition)
+        volume = condition.volume if isinstance(condition, PreparedCondition) else condition
+        known, scale = self.estimate(x, tau, volume)
+        trunk = self._read(x, tau, condition if condition is not None else self.given_volume(known))
         if guidance_scale is None:
             output = self._write(trunk, given)
         else:
@@ -97,8 +99,7 @@ class FastUNet(UNet):
                 with_text = self._write(trunk, given.rows(slice(len(x))), keep=True)
                 null = self._write(trunk, given.rows(slice(len(x), None)))
             output = null + guidance_scale * (with_text - null)
-        volume = condition.volume if isinstance(condition, PreparedCondition) else condition
-        return self.precondition(x, tau, volume, output)
+        return add_known(known, scale, output)
 
     def prepare_text(self, text: Tensor | None) -> PreparedText:
         """Return what `forward` needs of text [B, num_tokens, cond_dim]; nothing without text modules."""
@@ -123,7 +124,7 @@ class FastUNet(UNet):
         if isinstance(condition, PreparedCondition):
             x = convolve_last(self.init_conv, self._patches(x)) + condition.features
         else:
-            x = convolve(self.init_conv, self._patches(join_condition(self.known_volume(x, condition), x)))
+            x = convolve(self.init_conv, self._patches(join_condition(condition, x)))
         first, skips = x, []
         for level in self.downs:
             assert isinstance(level, Level)
@@ -178,10 +179,11 @@ class FastUNet(UNet):
         return res_block(block, x, time, skip)
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Convert the weights for sampling; the mean volume and the deviations stay float32."""
-        mean, sigma = self.data_mean, self.data_sigma
+        """Convert the weights for sampling; what is known of the training volumes stays float32."""
+        statistics = {name: buffer for name, buffer in self.named_buffers() if name.startswith("data_")}
         self.to(dtype)
-        self.data_mean, self.data_sigma = mean, sigma
+        for name, buffer in statistics.items():
+            setattr(self, name, buffer)
 
 
 def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:
