@@ -14,6 +14,7 @@ from training_runs import SETTINGS, quadratic
 
 from medsyn.cli import main
 from medsyn.ct.store import pack_labels
+from medsyn.errors import InputError
 from medsyn.files import write_json
 from medsyn.models.channels import CHANNELS, from_channel
 from medsyn.training.augment import random_affine
@@ -112,6 +113,16 @@ def test_low_resolution_by_means_is_made_from_the_full_resolution(training_data)
     whole = TrainingData(stage("super_res", crop_size=SIZE), data.store, None).clean(2)
     assert data.size == (4, 4, 4)
     torch.testing.assert_close(data.clean(2)[:, 1, 2, 3], whole[:, 4:8, 8:12, 12:16].mean(dim=(1, 2, 3)))
+
+
+def test_components_need_more_training_volumes(training_data):
+    store = Store([training_data / "store" / "0"], "low")
+    most = len(store) - 2
+    data = TrainingData(stage(unet={"mean_volume": True, "num_components": most}), store, None)
+    assert data.components.vectors.shape == (most, 4, *data.size)
+    too_many = TrainingData(stage(unet={"mean_volume": True, "num_components": most + 1}), store, None)
+    with pytest.raises(InputError, match=rf"num_components: {most + 1}, expected at most {most}, .* lower it"):
+        _ = too_many.components
 
 
 def test_deviations_are_from_what_is_known_without_the_network(training_data):
