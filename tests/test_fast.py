@@ -50,6 +50,8 @@ def pair(options, text, seed=0):
         torch.manual_seed(seed)
         network = build(config, **shape)
         torch.nn.init.normal_(network.to_volume.weight)
+        if network.text_components is not None:
+            torch.nn.init.normal_(network.text_components.weight)
         deviations = torch.tensor([0.3, 0.5, 0.2, 1.0])
         components = PrincipalComponents(tensor((3, 4, 8, 8, 8), 4) / 45, torch.tensor([9.0, 4.0, 1.0]), deviations)
         network.set_statistics(tensor((4, 8, 8, 8), 3), deviations, components)

@@ -119,6 +119,7 @@ class UNet(nn.Module):
         self.register_buffer("data_mean", torch.zeros(channels, 1, 1, 1) if config.mean_volume else None)
         self.register_buffer("data_sigma", torch.ones(channels) if config.sigma_share is not None else None)
         count = config.num_components
+        self.text_components = nn.Linear(cond_dim, count) if cond_dim and count else None
         self.register_buffer("data_components", torch.zeros(count, channels, 1, 1, 1) if count else None)
         self.register_buffer("data_variances", torch.ones(count) if count else None)
         self.register_buffer("data_rest", torch.ones(channels) if count else None)
@@ -147,6 +148,9 @@ class UNet(nn.Module):
         if config.add_condition or config.mean_volume:  # training starts from what is known
             nn.init.zeros_(self.to_volume.weight)
             nn.init.zeros_(self.to_volume.bias)  # type: ignore[arg-type]
+        if self.text_components is not None:
+            nn.init.zeros_(self.text_components.weight)
+            nn.init.zeros_(self.text_components.bias)
 
     def forward(
         self,
@@ -180,7 +184,8 @@ class UNet(nn.Module):
         for level in self.ups:
             hidden = level.up(torch.cat([hidden, skips.pop()], dim=1), time, self.config.up_order)  # type: ignore[operator]
         hidden = self.to_volume(self.head(torch.cat([hidden, first], dim=1)))
-        return add_known(known, scale, from_patches(hidden, self.config.patch_size))
+        shift = self.text_shift(self.text_coefficients(text), tau)
+        return add(known, add(shift, from_patches(hidden, self.config.patch_size), scale))
 
     def check_condition(self, condition: object | None) -> None:
         """Raise a ValueError unless a condition is given to a network that takes one, and to no other."""
@@ -203,12 +208,24 @@ class UNet(nn.Module):
     def pooled_text(self, text: Tensor | None) -> Tensor | None:
         """Return what `pooled_text` adds to the time embedding, [B, time_dim], for text [B, num_tokens, cond_dim].
 
-        Tokens whose states are all zero, which mark padding, are left out of the mean. None without the option.
+        None without the option.
         """
-        if self.text_mlp is None or text is None:
+        return None if self.text_mlp is None or text is None else self.text_mlp(mean_state(text))
+
+    def text_coefficients(self, text: Tensor | None) -> Tensor | None:
+        """Return by how many standard deviations a text moves the mean along each principal component, [B, K].
+
+        text [B, num_tokens, cond_dim]; None without components.
+        """
+        return None if self.text_components is None or text is None else self.text_components(mean_state(text))
+
+    def text_shift(self, coefficients: Tensor | None, tau: Tensor) -> Tensor | None:
+        """Return how far such a move of the mean moves the linear guess [B, C, D, H, W] at times tau [B] or [1]."""
+        if coefficients is None:
             return None
-        num_tokens = text.any(dim=-1).sum(dim=1, keepdim=True).clamp(min=1)
-        return self.text_mlp(text.sum(dim=1) / num_tokens)
+        signal = alpha_bar(tau / TAU_PER_T)[:, None]
+        hidden = (1 - signal) / (signal * self.data_variances + 1 - signal)
+        return torch.einsum("bk,kcdhw->bcdhw", hidden * self.data_variances.sqrt() * coefficients, self.data_components)
 
     @property
     def known_channels(self) -> int:
@@ -252,7 +269,7 @@ class UNet(nn.Module):
         signal = alpha_bar(tau / TAU_PER_T)
         if self.data_components is not None:
             components = PrincipalComponents(self.data_components, self.data_variances, self.data_rest)
-            return linear_estimate(x, signal.expand(len(x)), self.data_mean, components)
+            return linear_estimate(x, signal, self.data_mean, components)
         known = condition if self.config.add_condition else self.data_mean
         if known is not None:
             known = known.to(x.dtype).expand_as(x)
@@ -266,11 +283,18 @@ class UNet(nn.Module):
         return guess if known is None else known + guess, ((1 - signal) / total).sqrt()
 
 
-def add_known(known: Tensor | None, scale: Tensor | None, output: Tensor) -> Tensor:
-    """Return x0 from a network's output and what its `estimate` gave."""
-    if scale is not None:
-        output = scale * output
+def add(known: Tensor | None, output: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return known + scale output, without what is None."""
+    output = output if scale is None else scale * output
     return output if known is None else known + output
+
+
+def mean_state(text: Tensor) -> Tensor:
+    """Return the mean state [B, cond_dim] of text [B, num_tokens, cond_dim].
+
+    Tokens whose states are all zero, which mark padding, are left out of the mean.
+    """
+    return text.sum(dim=1) / text.any(dim=-1).sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def join_condition(condition: Tensor | None, x: Tensor) -> Tensor:
