@@ -20,7 +20,7 @@ from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.normalization import SMALL_GRID
 from medsyn.models.fast.unet import FastUNet, PreparedText, set_activation_checkpointing
-from medsyn.models.linear_estimate import PrincipalComponents
+from medsyn.models.linear_estimate import PrincipalComponents, TextRegression
 from medsyn.models.unet import UNet
 from medsyn.training.loop import train
 from medsyn.training.task import Task
@@ -50,10 +50,13 @@ def pair(options, text, seed=0):
         torch.manual_seed(seed)
         network = build(config, **shape)
         torch.nn.init.normal_(network.to_volume.weight)
-        if network.text_components is not None:
-            torch.nn.init.normal_(network.text_components.weight)
         deviations = torch.tensor([0.3, 0.5, 0.2, 1.0])
-        components = PrincipalComponents(tensor((3, 4, 8, 8, 8), 4) / 45, torch.tensor([9.0, 4.0, 1.0]), deviations)
+        components = PrincipalComponents(
+            tensor((3, 4, 8, 8, 8), 4) / 45,
+            torch.tensor([9.0, 4.0, 1.0]),
+            deviations,
+            TextRegression(tensor((3, 6), 5), tensor((3,), 6)) if text else None,
+        )
         network.set_statistics(tensor((4, 8, 8, 8), 3), deviations, components)
         networks.append(network)
     plain, fast = networks

@@ -26,6 +26,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsyn.config import UNetConfig
@@ -119,10 +120,12 @@ class UNet(nn.Module):
         self.register_buffer("data_mean", torch.zeros(channels, 1, 1, 1) if config.mean_volume else None)
         self.register_buffer("data_sigma", torch.ones(channels) if config.sigma_share is not None else None)
         count = config.num_components
-        self.text_components = nn.Linear(cond_dim, count) if cond_dim and count else None
         self.register_buffer("data_components", torch.zeros(count, channels, 1, 1, 1) if count else None)
         self.register_buffer("data_variances", torch.ones(count) if count else None)
         self.register_buffer("data_rest", torch.ones(channels) if count else None)
+        reads = cond_dim if count else None
+        self.register_buffer("data_text_weight", torch.zeros(count, reads) if reads else None)
+        self.register_buffer("data_text_offset", torch.zeros(count) if reads else None)
         voxels = config.patch_size**3
         self.init_conv = nn.Conv3d((channels + self.known_channels) * voxels, dim, kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(
@@ -148,9 +151,6 @@ class UNet(nn.Module):
         if config.add_condition or config.mean_volume:  # training starts from what is known
             nn.init.zeros_(self.to_volume.weight)
             nn.init.zeros_(self.to_volume.bias)  # type: ignore[arg-type]
-        if self.text_components is not None:
-            nn.init.zeros_(self.text_components.weight)
-            nn.init.zeros_(self.text_components.bias)
 
     def forward(
         self,
@@ -217,7 +217,9 @@ class UNet(nn.Module):
 
         text [B, num_tokens, cond_dim]; None without components.
         """
-        return None if self.text_components is None or text is None else self.text_components(mean_state(text))
+        if self.data_text_weight is None or text is None:
+            return None
+        return F.linear(mean_state(text).to(self.data_text_weight.dtype), self.data_text_weight, self.data_text_offset)
 
     def text_shift(self, coefficients: Tensor | None, tau: Tensor) -> Tensor | None:
         """Return how far such a move of the mean moves the linear guess [B, C, D, H, W] at times tau [B] or [1]."""
@@ -256,6 +258,8 @@ class UNet(nn.Module):
         if components is not None and self.config.num_components:
             self.data_components = components.vectors
             self.data_variances, self.data_rest = components.variances, components.rest
+            if components.text is not None:
+                self.data_text_weight, self.data_text_offset = components.text.weight, components.text.offset
 
     def estimate(self, x: Tensor, tau: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return what is known of x0 before the network, and what its output is multiplied with; None: 0 and 1.

@@ -31,6 +31,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel
 from medsyn.models.linear_estimate import PrincipalComponents, principal_components
+from medsyn.models.unet import mean_state
 from medsyn.provenance import hash_json
 from medsyn.tensors import check_tensors, read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
@@ -263,7 +264,18 @@ class TrainingData:
             )
         chosen = [index * len(self.store) // count for index in range(count)]
         volumes = torch.stack([self.clean(index) for index in chosen])
-        return principal_components(volumes - volumes.mean(dim=0), wanted)
+        states = None if self.embeddings is None else self.mean_states[chosen]
+        return principal_components(volumes - volumes.mean(dim=0), wanted, states)
+
+    @cached_property
+    def mean_states(self) -> Tensor:
+        """Mean states [n, hidden] of all volumes' texts, each a mean over the sections of the report."""
+        return torch.stack([self._mean_state(row) for row in self.rows])
+
+    def _mean_state(self, row: int) -> Tensor:
+        assert self.embeddings is not None
+        sections = range(self.embeddings.num_sections(row))
+        return mean_state(torch.stack([self.embeddings.states(row, k) for k in sections])).mean(dim=0)
 
     @cached_property
     def deviations(self) -> Tensor:

@@ -75,6 +75,8 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
             built.set_statistics(deviations=data.deviations)
         if stage.unet.num_components:
             built.set_statistics(components=data.components)
+            if built.null_cond_emb is not None:  # no text begins as the mean text
+                built.null_cond_emb.data[:] = data.mean_states.mean(dim=0)
         return built
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -114,9 +114,10 @@ class FastUNet(UNet):
         """Return what `forward` needs of text [B, num_tokens, cond_dim]; nothing without text modules."""
         if text is None:
             return PreparedText()
+        coefficients = self.text_coefficients(text)
         text = text.to(self.to_volume.weight.dtype)
         keys = tuple(block.cross_attention.keys_values(text) for block in self.bottom)  # type: ignore[operator, union-attr]
-        return PreparedText(keys, self.pooled_text(text), self.text_coefficients(text))
+        return PreparedText(keys, self.pooled_text(text), coefficients)
 
     def prepare_condition(self, condition: Tensor) -> PreparedCondition:
         """Return what `forward` needs of a condition [B, condition_channels, D, H, W]."""
