@@ -7,7 +7,12 @@ import torch
 
 from medsyn.config import UNetConfig
 from medsyn.diffusion.schedule import alpha_bar
-from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate, principal_components
+from medsyn.models.linear_estimate import (
+    PrincipalComponents,
+    linear_estimate,
+    principal_components,
+    ridge_regression,
+)
 from medsyn.models.unet import UNet
 
 SHAPE = (2, 4, 4, 4)
@@ -48,6 +53,42 @@ def test_the_rest_of_few_volumes_is_that_of_others(basis):
     assert 0.4 < found.rest.mean() / left < 2.5  # without the correction a quarter
 
 
+def test_errors_of_the_regression_are_those_of_volumes_left_out():
+    generator = torch.Generator().manual_seed(9)
+    states = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    targets = states @ torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    targets = targets + torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    states, targets = states - states.mean(dim=0), targets - targets.mean(dim=0)
+    weights, errors = ridge_regression(states, targets)
+    singular = torch.linalg.svdvals(states)
+    gram, right = states.T @ states, states.T @ targets
+    penalty = ((right - gram @ weights) * weights).sum() / weights.square().sum()  # (gram + penalty) weights = right
+    assert 1e-3 < penalty / singular.square().mean() < 1
+    for left_out in (0, 17):
+        others = [row for row in range(40) if row != left_out]
+        x, y = states[others], targets[others]
+        x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+        x, y = x - x_mean, y - y_mean
+        fitted = torch.linalg.solve(x.T @ x + penalty * torch.eye(6, dtype=torch.float64), x.T @ y)
+        expected = targets[left_out] - y_mean - (states[left_out] - x_mean) @ fitted
+        torch.testing.assert_close(errors[left_out], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_text_that_tells_nothing_moves_little_and_one_that_tells_all_leaves_little(basis):
+    generator = torch.Generator().manual_seed(10)
+    volumes = gaussian_volumes(basis, 400, 11)
+    differences = volumes - volumes.mean(dim=0)
+    silent = principal_components(differences, 5, torch.randn(400, 8, generator=generator))
+    told = principal_components(differences, 5, (differences.reshape(400, -1) @ basis.T)[:, :3] + 4)
+    alone = principal_components(differences, 5).variances
+    torch.testing.assert_close(silent.variances.sort(descending=True)[0], alone, rtol=0.05, atol=0)
+    assert silent.text.weight.norm() < 0.5
+    left = told.variances.sort(descending=True)[0]
+    torch.testing.assert_close(left[:2].sqrt(), DEVIATIONS[3:], rtol=0.15, atol=0)  # the two it does not tell
+    assert left[2] < 0.01
+    assert told.text.weight @ torch.full((3,), 4.0) + told.text.offset == pytest.approx(torch.zeros(5), abs=1)
+
+
 @pytest.mark.parametrize("t", [0.02, 0.3, 0.6, 0.95])
 def test_the_guess_has_the_least_error_and_states_it(basis, t):
     volumes = gaussian_volumes(basis, 2000, 5)
@@ -74,6 +115,12 @@ def test_an_untrained_network_with_components_is_the_guess(basis):
     guess, share = linear_estimate(x, alpha_bar(tau / 1000), torch.full(SHAPE, 0.5), known)
     with torch.no_grad():
         torch.testing.assert_close(network(x, tau), guess)
+        network.data_text_offset = torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0])  # two deviations along the first component
+        moved = network(x, tau, text=torch.zeros(2, 3, 6))
+        torch.testing.assert_close(
+            moved, linear_estimate(x, alpha_bar(tau / 1000), torch.full(SHAPE, 0.5) + 18 * known.vectors[0], known)[0]
+        )
+        network.data_text_offset = torch.zeros(5)
         torch.nn.init.normal_(network.to_volume.weight)
         difference = (network(x, tau) - guess).abs().mean(dim=(2, 3, 4))
     assert (share[0] < share[1]).all() and (difference[0] < difference[1]).all()  # less is left where less is hidden
