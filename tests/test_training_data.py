@@ -17,6 +17,7 @@ from medsyn.ct.store import pack_labels
 from medsyn.errors import InputError
 from medsyn.files import write_json
 from medsyn.models.channels import CHANNELS, from_channel
+from medsyn.models.weights import build
 from medsyn.training.augment import random_affine
 from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
 from medsyn.training.loop import train
@@ -123,6 +124,20 @@ def test_components_need_more_training_volumes(training_data):
     too_many = TrainingData(stage(unet={"mean_volume": True, "num_components": most + 1}), store, None)
     with pytest.raises(InputError, match=rf"num_components: {most + 1}, expected at most {most}, .* lower it"):
         _ = too_many.components
+
+
+@pytest.mark.parametrize("option", [{"sigma_data": 0.4}, {"sigma_share": 0.5}, {"num_components": 2}])
+def test_balanced_noise_weighs_each_time_by_what_the_linear_guess_leaves(training_data, option):
+    unet = {"mean_volume": True, **option}
+    store = Store([training_data / "store" / "0"], "low")
+    data = TrainingData(stage(unet=unet, balance_noise=True, balance_channels=1.0), store, None)
+    network = build(data.stage, None)
+    network.set_statistics(data.mean, data.deviations, data.components if "num_components" in option else None)
+    sample = data.sample(3)
+    _, share = network.estimate(sample["x0"][None], 1000 * sample["t"][None], None)
+    expected = data.channel_weights() / share.expand(1, 4, 1, 1, 1)[0, :, 0, 0, 0].square()
+    torch.testing.assert_close(sample["weights"], expected)
+    assert "weights" not in TrainingData(stage(unet=unet), store, None).sample(3)
 
 
 def test_deviations_are_from_what_is_known_without_the_network(training_data):

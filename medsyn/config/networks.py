@@ -120,6 +120,11 @@ class DenoiserTrainConfig(TrainConfig):
         description="weight of a channel's squared error: the mean square of its difference from what is known without"
         " the network, to the power of minus this, with mean 1 over the channels; 0 (paper): all weigh the same",
     )
+    balance_noise: bool = Field(
+        False,
+        description="divide the squared error by that which the linear guess of the clean volume leaves at the time, as"
+        " Karras et al. 2022 do; needs sigma_data, sigma_share or num_components",
+    )
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
     )
@@ -130,6 +135,16 @@ class StageModelConfig(Section):
 
     unet: UNetConfig = UNetConfig()
     train: DenoiserTrainConfig = DenoiserTrainConfig()
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> StageModelConfig:
+        unet = self.unet
+        if self.train.balance_noise and not (unet.num_components or unet.sigma_data or unet.sigma_share):
+            raise ValueError(
+                "train.balance_noise: true without a linear guess, expected unet.sigma_data, sigma_share or"
+                " num_components; set one of them"
+            )
+        return self
 
 
 class LowResConfig(StageModelConfig):

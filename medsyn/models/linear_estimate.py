@@ -92,9 +92,16 @@ def linear_estimate(x: Tensor, signal: Tensor, mean: Tensor, components: Princip
     inside = torch.einsum("bcdhw,kcdhw->bk", difference, vectors)
     beyond_them = difference - torch.einsum("bk,kcdhw->bcdhw", inside, vectors)
     guess = mean + torch.einsum("bk,kcdhw->bcdhw", along * inside, vectors) + _wide(beyond) * beyond_them
-    shares = vectors.square().mean(dim=(2, 3, 4))  # [K, C]
-    error = (variances * (1 - along)) @ shares + rest * (1 - beyond)
-    return guess, _wide((error / (variances @ shares + rest)).sqrt())
+    return guess, _wide(error_share(signal, components))
+
+
+def error_share(signal: Tensor, components: PrincipalComponents) -> Tensor:
+    """Return the expected error of the guess as a share of the volumes' deviation [B, C], for signal [B]."""
+    noise = ((1 - signal) / signal)[:, None]
+    shares = components.vectors.square().mean(dim=(2, 3, 4))  # [K, C]
+    variances, rest = components.variances, components.rest
+    error = (variances * noise / (variances + noise)) @ shares + rest * noise / (rest + noise)
+    return (error / (variances @ shares + rest)).sqrt()
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -26,11 +26,12 @@ from torch import Tensor
 from medsyn.config import ModelStage
 from medsyn.ct.store import Chunked, open_high, read_index, read_low, unpack_labels
 from medsyn.diffusion.objective import LowResolution
+from medsyn.diffusion.schedule import alpha_bar
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel
-from medsyn.models.linear_estimate import PrincipalComponents, principal_components
+from medsyn.models.linear_estimate import PrincipalComponents, error_share, principal_components
 from medsyn.models.unet import mean_state
 from medsyn.provenance import hash_json
 from medsyn.tensors import check_tensors, read_metadata
@@ -221,6 +222,9 @@ class TrainingData:
             "epsilon": torch.randn(x0.shape, generator=generator),
             "t": torch.tensor(uniform[4] ** train.timestep_power, dtype=torch.float32),
         }
+        weights = self.loss_weights(sample["t"])
+        if weights is not None:
+            sample["weights"] = weights
         if self.high:
             sample["condition_noise"] = torch.randn(x0.shape, generator=generator)
             sample["condition_level"] = torch.tensor(uniform[5] * train.max_low_res_noise, dtype=torch.float32)
@@ -303,6 +307,28 @@ class TrainingData:
             return None
         weights = self.deviations ** (-2 * power)
         return weights / weights.mean()
+
+    def loss_weights(self, t: Tensor) -> Tensor | None:
+        """Return the weights [C] of the channels' squared errors at time t; None if they are the same at all times."""
+        weights = self._channel_weights
+        if not self.stage.train.balance_noise:
+            return weights
+        share = self._error_share(alpha_bar(t)[None])[0].square()
+        return 1 / share if weights is None else weights / share
+
+    @cached_property
+    def _channel_weights(self) -> Tensor | None:
+        return self.channel_weights()
+
+    def _error_share(self, signal: Tensor) -> Tensor:
+        """Return the expected error [B, C] of the network's linear guess, as a share of the deviation."""
+        unet = self.stage.unet
+        if unet.num_components:
+            return error_share(signal, self.components)
+        sigma = unet.sigma_data if unet.sigma_share is None else unet.sigma_share * self.deviations
+        assert sigma is not None
+        noise = (1 - signal)[:, None]
+        return (noise / (signal[:, None] * sigma**2 + noise)).sqrt().expand(-1, len(self.stage.channels))
 
     def text(self, index: int, where: float = 0.0) -> Tensor:
         """Return the states (num_tokens, hidden) of a section of volume `index`'s report.

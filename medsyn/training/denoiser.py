@@ -65,8 +65,6 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
 
-    weights = data.channel_weights()
-
     def network() -> FastUNet:
         built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
         if stage.unet.mean_volume:
@@ -80,7 +78,7 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
         return built
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return batch_loss(network, batch, stage, weights)
+        return batch_loss(network, batch, stage)
 
     def preview(network: nn.Module, step: int) -> None:
         if out is not None:
@@ -117,14 +115,12 @@ def denoiser_training(
     return TrainingShapes(network, lambda network, given: batch_loss(network, given, stage), batch, preview=preview)
 
 
-def batch_loss(
-    network: nn.Module, batch: dict[str, Tensor], stage: ModelStage, channel_weights: Tensor | None = None
-) -> Tensor:
-    """Return the denoising loss of a batch of TrainingData; channel_weights [C] as in `denoising_loss`."""
-    x0 = batch["x0"]
-    weights = None if channel_weights is None else channel_weights.to(x0.device)
+def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) -> Tensor:
+    """Return the denoising loss of a batch of TrainingData."""
     conditions = network_conditions(batch, stage)
-    return denoising_loss(network, x0, batch["epsilon"], batch["t"], channel_weights=weights, **conditions)
+    return denoising_loss(
+        network, batch["x0"], batch["epsilon"], batch["t"], weights=batch.get("weights"), **conditions
+    )
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
