@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medsyn.phantom.anatomy import Anatomy
 from medsyn.phantom.fields import RIB_PITCH, Shell
+from medsyn.phantom.tubes import Tubes
 
 Array = NDArray[np.float32]
 _SPONGY, _CORTEX, _CARTILAGE, _DISC, _CANAL = 210.0, 680.0, 120.0, 85.0, 20.0
@@ -27,8 +28,31 @@ def _bone_hu(distance: Array, a: Anatomy, width: float, cortex_mm: float) -> Arr
     return (np.float32(a.bone_hu) * (_CORTEX + (_SPONGY - _CORTEX) * inner)).astype(np.float32)
 
 
-def paint_bones(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
-    """Paint the skeleton over `hu` in place; `width` is the voxel edge in mm."""
+_SHOULDER = (  # points (z, y, x) of the mean adult with raised arms, and radii
+    (((90, 60, 22), (97, 50, 48), (106, 30, 84), (113, 6, 120), (118, -12, 142)), (8, 6, 5.5, 6, 6)),  # clavicle
+    (((112, -16, 152), (126, -10, 168), (170, 10, 205)), (23, 20, 12)),  # humerus
+    (((96, -36, 118), (106, -24, 130)), (8, 13)),  # neck of the scapula with the glenoid
+    (((108, -14, 122), (108, 14, 110)), (7, 5)),  # coracoid process
+    (((100, -66, 74), (112, -50, 108), (124, -34, 136), (126, -14, 144)), (3.5, 5, 6, 6)),  # spine and acromion
+)
+
+
+def shoulder_bones(a: Anatomy) -> Tubes:
+    """Return clavicles, upper ends of the humeri, and the processes of the scapulae."""
+    tubes = Tubes.empty()
+    for points, radii in _SHOULDER:
+        for side in (-1, 1):
+            tubes = tubes + Tubes.path([a.point(z, y, side * x) for z, y, x in points], [r * a.scale for r in radii])
+    return tubes
+
+
+def paint_bones(a: Anatomy, s: Shell, girdle: Array, hu: Array, width: float) -> None:
+    """Paint the skeleton over `hu` in place; `girdle` is the distance to `shoulder_bones`, `width` the voxel edge."""
+    near = np.nonzero((girdle < width) & (s.cavity > 8))
+    if near[0].size:
+        value, distance = hu[near], girdle[near]
+        value += cover(distance, width) * (_bone_hu(distance, a, width, 1.3) - value)
+        hu[near] = value
     _ribs(a, s, hu, width)
     _sternum(a, s, hu, width)
     _scapulae(a, s, hu, width)
@@ -74,7 +98,9 @@ def _sternum(a: Anatomy, s: Shell, hu: Array, width: float) -> None:
     through = np.abs(s.cavity[near] - np.float32(8.5)) - np.float32(5.2)
     along = np.maximum(t - np.float32(0.845), np.float32(0.27) - t) * np.float32(a.height)
     gap = (np.abs(t - np.float32(0.70)) - np.float32(0.006)) * np.float32(a.height)
-    distance = np.maximum(np.maximum(across, through), np.maximum(along, -gap))
+    round_mm = np.float32(3.5)
+    corner = np.hypot(np.maximum(across + round_mm, 0), np.maximum(through + round_mm, 0)) - round_mm
+    distance = np.maximum(np.maximum(corner, np.maximum(across, through)), np.maximum(along, -gap))
     value = hu[near]
     value += cover(distance, width) * (_bone_hu(distance, a, width, 1.3) * np.float32(0.8) - value)
     hu[near] = value

@@ -25,7 +25,7 @@ _SHARE, _LAST_SHARE = 0.42, 0.85
 _MAX_ANGLE_COS = np.cos(np.radians(65.0))
 _UNEVEN, _SHIFT = 12, 0.4
 """Points of a group that is split unevenly, and how far from its middle, in standard deviations."""
-_ROUNDS, _COST_EXPONENT, _SHORTEST_MM = 10, 0.9, 2.0
+_ROUNDS, _COST_EXPONENT, _SHORTEST_MM = 6, 0.9, 2.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _halves(points: NDArray, owner: NDArray, heads: NDArray) -> NDArray[np.int64
 
 def _longest(spread: NDArray) -> NDArray[np.float64]:
     """Return the direction (n, 3) of the longest spread: the largest column of a high power of the matrices."""
-    for _ in range(5):
+    for _ in range(3):
         spread = spread / np.maximum(np.trace(spread, axis1=1, axis2=2), 1e-12)[:, None, None]
         spread = spread @ spread
     rows = np.arange(len(spread))
