@@ -243,8 +243,8 @@ def _by_side(left: NDArray[np.bool_], on_left: float, on_right: float) -> NDArra
 
 def _waves(u: NDArray, v: NDArray, across: NDArray | np.float32, along: NDArray | np.float32) -> NDArray:
     """Return waves of a fissure, mm: `u` is the position across and `v` along the chest, the others are phases."""
-    waves = np.float32(4.0) * np.sin(np.float32(4.0) * u + across)
-    return waves + np.float32(3.5) * np.sin(np.float32(3.4) * v + along)
+    waves = np.float32(2.0) * np.sin(np.float32(4.0) * u + across)
+    return waves + np.float32(1.5) * np.sin(np.float32(3.4) * v + along)
 
 
 def lobe_labels(s: Shell, fissures: tuple[Array, Array], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
