@@ -38,7 +38,7 @@ demo: env
 	@echo "figures: $(RESULTS)/eval/figures/"
 
 test: env
-	@$(RUN) $(BIN)/pytest
+	@$(RUN) $(BIN)/pytest -n 2 --dist loadgroup
 
 check: env
 	@$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medsyn.config import Config, ModelStage, TrainConfig, load_config, stage_configs
 from medsyn.diffusion.base import SOLVERS
 from medsyn.diffusion.discrete import cosine_alpha_bar, sample_ancestral
-from medsyn.diffusion.objective import enlarge
+from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.seeds import volume_noise
 from medsyn.models.fast.denoiser import prepared_denoiser
@@ -286,7 +286,7 @@ def sample_cases(sizes: Sizes) -> list[Sample]:
 
 def _generator_sample(method: str, build: Callable[[], nn.Module], latent_dim: int, factor: int) -> Sample:
     def volume(networks: Built, device: torch.device) -> Tensor:
-        return enlarge(networks["generator"](torch.randn(1, latent_dim, device=device)), factor)
+        return LowResolution(factor).enlarge(networks["generator"](torch.randn(1, latent_dim, device=device)))
 
     return Sample(method, lambda: {"generator": build()}, volume, [Part("pass", 1, volume)])
 
@@ -336,7 +336,7 @@ def _medsyn_sample(sizes: Sizes) -> Sample:
     def volume(networks: Built, device: torch.device) -> Tensor:
         denoiser = prepared_denoiser(networks["low_res"], text=text(device), guidance_scale=scale)
         small = sample(solver, denoiser, volume_noise([0], low, "low_res").to(device), sampling.num_steps_low_res)
-        denoiser = prepared_denoiser(networks["super_res"], condition=enlarge(small, factor))
+        denoiser = prepared_denoiser(networks["super_res"], condition=LowResolution(factor).enlarge(small))
         noise = volume_noise([0], high, "super_res").to(device)
         return sample(solver, denoiser, noise, sampling.num_steps_super_res)
 

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medsyn.config import Config, load_config
 from medsyn.diffusion.base import SOLVERS, Denoiser
-from medsyn.diffusion.objective import denoising_loss, enlarge
+from medsyn.diffusion.objective import LowResolution, denoising_loss
 from medsyn.diffusion.sampling import guided_denoiser, sample
 from medsyn.diffusion.seeds import volume_noise
 from medsyn.memory import keep_freed_memory
@@ -264,7 +264,7 @@ def whole_volume(config: Config, device: torch.device, compiled: bool) -> None:
             denoiser = prepared_denoiser(networks[0], text=text, guidance_scale=sampling.guidance_scale)
             noise = volume_noise([0], low.infer[1:], "low_res").to(device)
             small = sample(solver, denoiser, noise, steps[0])
-            condition = enlarge(small, config.preprocess.low_res_factor)
+            condition = LowResolution(config.preprocess.low_res_factor).enlarge(small)
             noise = volume_noise([0], high.infer[1:], "super_res").to(device)
             return sample(solver, prepared_denoiser(networks[1], condition=condition), noise, steps[1])
 

@@ -38,6 +38,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests for `pytest -n 2 --dist loadgroup`: those of a module stay in one process.
+
+    One group holds all tests that use the finished experiment or the cluster, so that each exists once. It takes the
+    longest and comes first.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+
+    def is_long(item: pytest.Item) -> bool:
+        return not {"finished", "cluster"}.isdisjoint(getattr(item, "fixturenames", ()))
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("experiment" if is_long(item) else item.path.stem))
+    items.sort(key=lambda item: not is_long(item))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table that was asked for."""
     table = session.config.getoption("--parity-table")

@@ -10,7 +10,7 @@ import torch
 from parity import SHAPE, TAU, compare, filled_network, inputs, tensor, text_states
 from torch import nn
 
-from medsyn.diffusion.objective import denoising_loss, enlarge, reduce_resolution, super_res_condition
+from medsyn.diffusion.objective import LowResolution, denoising_loss, super_res_condition
 from medsyn.diffusion.sampling import clipped, guided_denoiser, sample, with_fixed_channels, with_progress
 from medsyn.diffusion.schedule import (
     add_noise,
@@ -259,20 +259,47 @@ def test_training_loss_of_the_parity_networks(kind, order, mean, std):
 
 def test_linear_enlargement_keeps_the_samples_and_interpolates_between_them():
     ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(1, 1, 16, 8, 8)
-    low = reduce_resolution(ramp, 4)
-    high = enlarge(low, 4, "linear")
+    low_resolution = LowResolution(4, interpolation="linear")
+    low = low_resolution.reduce(ramp)
+    high = low_resolution.enlarge(low)
     assert high.shape == ramp.shape
-    torch.testing.assert_close(reduce_resolution(high, 4), low)
+    torch.testing.assert_close(low_resolution.reduce(high), low)
     torch.testing.assert_close(high[:, :, :13], ramp[:, :, :13])
     assert (high[:, :, 12:] == 12).all()
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "linear"])
+def test_mean_reduction_takes_the_mean_of_each_cube_and_puts_it_at_the_centre(interpolation):
+    ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(1, 1, 16, 8, 8)
+    low_resolution = LowResolution(4, "mean", interpolation)
+    low = low_resolution.reduce(ramp)
+    assert low[0, 0, :, 0, 0].tolist() == [1.5, 5.5, 9.5, 13.5]
+    high = low_resolution.enlarge(low)
+    if interpolation == "nearest":
+        torch.testing.assert_close(low_resolution.reduce(high), low)
+    else:
+        torch.testing.assert_close(high[:, :, 2:14], ramp[:, :, 2:14])
+        assert (high[:, :, :2] == 1.5).all() and (high[:, :, 14:] == 13.5).all()
+
+
+def test_channel_weights_multiply_the_error_of_their_channels():
+    x0, epsilon, t = tensor((2, 2, 4, 4, 4), 1), tensor((2, 2, 4, 4, 4), 2), torch.tensor([0.2, 0.9])
+    one, two = x0[:, 0].square().mean(), x0[:, 1].square().mean()  # of a network that predicts 0
+    loss = denoising_loss(zeros, x0, epsilon, t, channel_weights=torch.tensor([0.5, 1.5]))
+    torch.testing.assert_close(loss, (0.5 * one + 1.5 * two) / 2)
+    torch.testing.assert_close(denoising_loss(zeros, x0, epsilon, t), (one + two) / 2)
+
+
+def zeros(x, tau):
+    return torch.zeros_like(x)
+
+
 def test_super_res_condition():
     x0, noise = tensor((2, 1, 8, 8, 8), 1), tensor((2, 1, 8, 8, 8), 2)
-    low = enlarge(reduce_resolution(x0, 4), 4)
+    low = LowResolution(4).enlarge(LowResolution(4).reduce(x0))
     assert torch.equal(low[0, 0, :4, :4, :4], x0[0, 0, 0, 0, 0].expand(4, 4, 4))
     assert torch.equal(low[0, 0, 4:, :4, 4:], x0[0, 0, 4, 0, 4].expand(4, 4, 4))
-    condition = super_res_condition(x0, 4, noise, torch.tensor([0.0, 0.25]))
+    condition = super_res_condition(x0, LowResolution(4), noise, torch.tensor([0.0, 0.25]))
     assert torch.equal(condition[0], low[0])
     assert torch.allclose(condition[1], 0.75 * low[1] + 0.25 * noise[1])
 

@@ -19,7 +19,7 @@ from medsyn.models.fast.blocks import conv_unit
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.normalization import SMALL_GRID
-from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
+from medsyn.models.fast.unet import FastUNet, PreparedText, set_activation_checkpointing
 from medsyn.models.unet import UNet
 from medsyn.training.loop import train
 from medsyn.training.task import Task
@@ -32,6 +32,8 @@ OPTIONS = [
     {"patch_size": 2},
     {"sigma_data": 0.3, "add_condition": True},
     {"mask_padding": True, "num_bottom_blocks": 3},
+    {"pooled_text": True, "num_bottom_blocks": 2},
+    {"standardize": True},
 ]
 
 
@@ -44,6 +46,8 @@ def pair(options, text, seed=0):
         torch.manual_seed(seed)
         network = build(config, **shape)
         torch.nn.init.normal_(network.to_volume.weight)
+        if config.standardize:
+            network.set_statistics(tensor((4, 8, 8, 8), 3), torch.tensor([0.3, 0.1, 0.01, 1.0]))
         networks.append(network)
     plain, fast = networks
     for name, value in plain.state_dict().items():
@@ -247,7 +251,8 @@ def test_masked_padding_is_not_attended_to():
         for block in [*network.bottom, *reference.bottom]:
             block.cross_attention.mask_padding = True
         masked = network(**inputs("low"), text=text)
-        keys = tuple((k[:, :, :20], v[:, :, :20], None) for k, v, _ in network.text_keys(text))
+        prepared = network.prepare_text(text)
+        keys = PreparedText(tuple((k[:, :, :20], v[:, :, :20], None) for k, v, _ in prepared.keys))
         short = network(**inputs("low"), text=keys)
         guided = prepared_denoiser(network, text=text, guidance_scale=2.0, one_batch=False)(inputs("low")["x"], TAU)
         plain = guided_denoiser(reference, text=text, guidance_scale=2.0)(inputs("low")["x"], TAU)

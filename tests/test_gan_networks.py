@@ -7,7 +7,7 @@ import torch
 from parity import compare_baseline, count, filled, summary, tensor
 from torch import Tensor
 
-from medsyn.diffusion.objective import enlarge
+from medsyn.diffusion.objective import LowResolution
 from medsyn.models.batch_norm import use_standing_statistics
 from medsyn.models.gan import (
     CodeDiscriminator,
@@ -124,7 +124,7 @@ def test_shapes_at_the_size_of_the_paper():
         for generator in (Generator(128, 1024), Generator(128, 1000)):
             made = generator(torch.empty(4, generator.latent_dim))
             assert made.shape == (4, 1, 128, 128, 128)
-            assert enlarge(made, 2).shape == (4, 1, 256, 256, 256)
+            assert LowResolution(2).enlarge(made).shape == (4, 1, 256, 256, 256)
         assert wgan_critic()(made).shape == (4, 16)
         assert alpha_discriminator()(made).shape == (4, 1)
         code = alpha_encoder()(made)

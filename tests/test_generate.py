@@ -182,6 +182,34 @@ def test_text_guidance_and_null_text_matter(run_folder):
     assert np.abs(null - null_again).max() < 1e-5
 
 
+def test_text_reaches_the_super_resolution_of_a_network_that_takes_it(run_folder, tmp_path):
+    """The same low resolution, by a network that is told nothing: volumes of two texts differ with the option only."""
+    for text, folder in ((True, tmp_path / "text"), (False, tmp_path / "none")):
+        folder.mkdir()
+        make_run(folder, unet={"pooled_text": True}, text=text)
+        settings = stage("low_res", text=False)
+        save(folder / "low_res.safetensors", build(settings, None).state_dict(), settings, {})
+        run = open_run(folder, sampling_with(folder, None))
+        prompts = [Prompt(name, name, 5) for name in ("Effusion.", "No effusion.")]
+        one, two = run.sample_arrays(prompts)
+        assert np.array_equal(one, two) != text
+        alone = run.sample_arrays(prompts[1:])[0]
+        assert np.array_equal(alone, two)
+
+
+def test_a_standardised_network_keeps_its_mean_volume(run_folder, tmp_path):
+    settings = stage("low_res", unet={"standardize": True})
+    network = build(settings, HIDDEN)
+    network.set_statistics(torch.rand(4, 4, 4, 4), torch.rand(4))
+    save(tmp_path / "low_res.safetensors", network.state_dict(), settings, {})
+    loaded, _ = load(tmp_path / "low_res.safetensors")
+    x, tau = torch.randn(1, 4, 4, 4, 4), torch.tensor([400.0])
+    with torch.no_grad():
+        assert torch.equal(loaded(x, tau), network(x, tau))
+    loaded.set_precision(torch.bfloat16)
+    assert torch.equal(loaded.data_mean, network.data_mean)  # still float32
+
+
 def test_a_row_keeps_its_own_guidance(run_folder, tmp_path):
     rows = [{"sample_id": f"w{scale}", "guidance_scale": scale} for scale in ("", "1", "1.0", "2", "3")]
     rows.append({"sample_id": "bad", "guidance_scale": "nan"})

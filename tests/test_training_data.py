@@ -105,6 +105,39 @@ def test_super_res_crops(training_data):
     assert torch.equal(volume, data.clean(0)[:, :8, 4:12, 8:])
 
 
+def test_low_resolution_by_means_is_made_from_the_full_resolution(training_data):
+    settings = stage(reduction="mean")
+    shards = [training_data / "store" / "0"]
+    data = TrainingData(settings, Store(shards, "high"), None)
+    whole = TrainingData(stage("super_res", crop_size=SIZE), data.store, None).clean(2)
+    assert data.size == (4, 4, 4)
+    torch.testing.assert_close(data.clean(2)[:, 1, 2, 3], whole[:, 4:8, 8:12, 12:16].mean(dim=(1, 2, 3)))
+
+
+def test_deviations_are_from_the_mean_volume_or_from_the_enlarged_low_resolution(training_data):
+    shards = [training_data / "store" / "0"]
+    low = TrainingData(stage(balance_channels=1.0), Store(shards, "low"), None)
+    volumes = torch.stack([low.clean(i) for i in range(len(low.store))])
+    torch.testing.assert_close(low.mean, volumes.mean(0))
+    variance = (volumes - volumes.mean(0)).square().mean(dim=(0, 2, 3, 4))
+    torch.testing.assert_close(low.deviations, variance.sqrt())
+    weights = low.channel_weights()
+    torch.testing.assert_close(weights * variance, (weights * variance).mean().expand(4))
+    assert weights.mean().item() == pytest.approx(1)
+    high = TrainingData(stage("super_res"), Store(shards, "high"), None)
+    crops = torch.stack([high.clean(i) for i in range(len(high.store))])
+    rest = crops - crops[..., ::4, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    torch.testing.assert_close(high.deviations, rest.square().mean(dim=(0, 2, 3, 4)).sqrt())
+    assert high.channel_weights() is None  # balance_channels 0
+
+
+def test_super_resolution_may_take_text(training_data):
+    settings = stage("super_res", text=True)
+    embeddings = Embeddings(training_data / "embeddings.json", settings.sections)
+    sample = TrainingData(settings, Store([training_data / "store" / "0"], "high"), embeddings).sample(3)
+    assert sample["text"].shape == (NUM_TOKENS, HIDDEN) and sample["condition_noise"].shape == (4, 8, 8, 8)
+
+
 def test_augmentation_moves_image_and_masks_together(training_data):
     """A crop of the augmented volume, read from a part of the source, against the whole volume moved by scipy."""
     settings = stage("super_res", augment=True)

@@ -11,7 +11,7 @@ import torch
 from parity import compare, filled_network, hashed, inputs, text_states
 
 from medsyn.config import UNetConfig, load_config, stage_configs
-from medsyn.diffusion.schedule import add_noise
+from medsyn.diffusion.schedule import add_noise, alpha_bar
 from medsyn.errors import InputError
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.medsyn_keys import from_medsyn_keys, medsyn_names, read_shape, strip_prefixes, to_medsyn_keys
@@ -324,3 +324,45 @@ def test_sigma_data_keeps_what_the_noise_does_not_hide(add_condition):
     assert (kept - x0).abs().max() < 0.03 * (1 + output.abs().max())  # sqrt((1 - alpha_bar(0)) / s^2) = 0.025
     expected = plain + condition if add_condition else plain
     torch.testing.assert_close(predicted, expected, atol=0.02, rtol=0.01)
+
+
+def test_standardize_predicts_differences_from_the_mean_volume_in_standard_deviations():
+    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, standardize=True), cond_dim=6, num_tokens=3)
+    mean, std = torch.rand(4, 4, 8, 8), torch.tensor([0.3, 0.2, 0.1, 0.05])
+    network.set_statistics(mean, std)
+    torch.nn.init.zeros_(network.to_volume.weight)
+    x0, noise = mean + std[:, None, None, None] * torch.randn(2, 4, 4, 8, 8), torch.randn(2, 4, 4, 8, 8)
+    clean, hidden = torch.zeros(2), torch.ones(2)
+    with torch.no_grad():
+        network.to_volume.bias.fill_(0.0)
+        assert (network(add_noise(x0, noise, clean), 1000 * clean) - x0).abs().max() < 0.1
+        torch.testing.assert_close(network(noise, 1000 * hidden), mean.expand(2, -1, -1, -1, -1), atol=0.02, rtol=0)
+        network.to_volume.bias.fill_(1.0)
+        one_more = (mean + std[:, None, None, None]).expand(2, -1, -1, -1, -1)
+        torch.testing.assert_close(network(noise, 1000 * hidden), one_more, atol=0.02, rtol=0)
+
+
+def test_without_a_network_standardize_is_the_best_linear_denoiser_of_each_channel():
+    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, standardize=True))
+    mean, std = torch.rand(4, 16, 16, 16), torch.tensor([0.5, 0.2, 0.1, 0.05])
+    network.set_statistics(mean, std)
+    torch.nn.init.zeros_(network.to_volume.weight)
+    torch.nn.init.zeros_(network.to_volume.bias)
+    t = torch.tensor([0.4])
+    x0 = mean + std[:, None, None, None] * torch.randn(1, 4, 16, 16, 16)
+    with torch.no_grad():
+        error = (network(add_noise(x0, torch.randn_like(x0), t), 1000 * t) - x0).square().mean(dim=(0, 2, 3, 4))
+    signal = alpha_bar(t)
+    least = std**2 * (1 - signal) / (signal * std**2 + 1 - signal)  # of jointly normal variables
+    torch.testing.assert_close(error, least, rtol=0.1, atol=0)
+
+
+def test_pooled_text_is_the_mean_over_the_tokens_that_are_not_padding():
+    network = UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3, pooled_text=True), cond_dim=6, num_tokens=3)
+    text = torch.randn(2, 3, 6)
+    text[1, 2] = 0
+    pooled = network.pooled_text(text)
+    torch.testing.assert_close(pooled[0], network.text_mlp(text[0].mean(0)))
+    torch.testing.assert_close(pooled[1], network.text_mlp(text[1, :2].mean(0)))
+    assert network.pooled_text(torch.zeros(1, 3, 6)).isfinite().all()
+    assert UNet(UNetConfig(dim=8, mults=(1, 2), init_kernel=3), cond_dim=6, num_tokens=3).pooled_text(text) is None

@@ -28,8 +28,18 @@ NUM_TOKENS, HIDDEN = 5, 12
 SECTIONS = ("report", "findings", "impression")
 
 
-def stage(name: str = "low_res", channels: tuple[str, ...] = CHANNELS, unet: dict | None = None, **train) -> ModelStage:
-    """A network of two levels and its training; keywords override DenoiserTrainConfig."""
+def stage(
+    name: str = "low_res",
+    channels: tuple[str, ...] = CHANNELS,
+    unet: dict | None = None,
+    text: bool | None = None,
+    reduction: str = "nearest",
+    **train,
+) -> ModelStage:
+    """A network of two levels and its training; keywords override DenoiserTrainConfig.
+
+    text: whether the network takes it, by default the low-resolution one alone.
+    """
     settings = {"num_steps": 12, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 4}
     if name == "super_res":
         settings["crop_size"] = (8, 8, 8)
@@ -41,8 +51,8 @@ def stage(name: str = "low_res", channels: tuple[str, ...] = CHANNELS, unet: dic
         train=DenoiserTrainConfig(**{**settings, "log_every": 5, **train}),
         window_hu=(-1024.0, 600.0),
         low_res_factor=4,
-        num_tokens=NUM_TOKENS,
-        sections=SECTIONS,
+        low_res_reduction=reduction,
+        **({"num_tokens": NUM_TOKENS, "sections": SECTIONS} if text or (text is None and name == "low_res") else {}),
     )
 
 
@@ -80,12 +90,13 @@ def sampling_stage(**sampling) -> SamplingStage:
     return SamplingStage(sampling=SamplingConfig(**settings), preprocess=PreprocessConfig(size=SIZE))
 
 
-def make_run(folder: Path, channels: tuple[str, ...] = CHANNELS) -> Path:
-    """An untrained run: folder/run.json with its weights."""
+def make_run(folder: Path, channels: tuple[str, ...] = CHANNELS, **options) -> Path:
+    """An untrained run: folder/run.json with its weights; options of both networks' `stage`."""
     torch.manual_seed(0)
     for name in ("low_res", "super_res"):
-        settings = stage(name, channels)
-        save(folder / f"{name}.safetensors", build(settings, HIDDEN).state_dict(), settings, {})
+        settings = stage(name, channels, **options)
+        network = build(settings, HIDDEN if settings.sections else None)
+        save(folder / f"{name}.safetensors", network.state_dict(), settings, {})
     (folder / "text").mkdir()
     write_json(folder / "sampling.json", sampling_stage().model_dump(mode="json"))
     assemble(

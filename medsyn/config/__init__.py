@@ -18,7 +18,16 @@ from medsyn.config.evaluation import (
 )
 from medsyn.config.experiment import Config
 from medsyn.config.methods import MedSynConfig, MethodConfig
-from medsyn.config.networks import DenoiserTrainConfig, StageModelConfig, TrainConfig, UNetConfig
+from medsyn.config.networks import (
+    DenoiserTrainConfig,
+    Interpolation,
+    LowResConfig,
+    Reduction,
+    StageModelConfig,
+    SuperResConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from medsyn.config.reading import check_keys, load_config, load_stage, validate
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import Section
@@ -50,7 +59,9 @@ __all__ = [
     "FeaturesConfig",
     "FeaturesStage",
     "Finding",
+    "Interpolation",
     "LongReports",
+    "LowResConfig",
     "MasksConfig",
     "Measure",
     "MeasureStage",
@@ -62,11 +73,13 @@ __all__ = [
     "PromptPairConfig",
     "PromptSettings",
     "PromptsStage",
+    "Reduction",
     "ReportSection",
     "SamplingConfig",
     "SamplingStage",
     "Section",
     "StageModelConfig",
+    "SuperResConfig",
     "TextConfig",
     "TextEncoderConfig",
     "TextEncoderStage",

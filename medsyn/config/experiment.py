@@ -11,7 +11,7 @@ from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.compute import ComputeConfig
 from medsyn.config.evaluation import EvaluationConfig
 from medsyn.config.methods import AnyKind, MethodConfig
-from medsyn.config.networks import StageModelConfig
+from medsyn.config.networks import LowResConfig, SuperResConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import Name, PathText, ResultsDir, Section, Seed
 from medsyn.config.text import TextConfig
@@ -36,8 +36,8 @@ class Config(Section):
     preprocess: PreprocessConfig = PreprocessConfig()
     masks: MasksConfig = MasksConfig()
     text: TextConfig = TextConfig()
-    low_res: StageModelConfig = StageModelConfig()
-    super_res: StageModelConfig = StageModelConfig()
+    low_res: LowResConfig = LowResConfig()
+    super_res: SuperResConfig = SuperResConfig()
     methods: dict[Name, Annotated[SerializeAsAny[MethodConfig], AnyKind()]] = Field(
         description="what is compared, by name: models of this package, and other systems"
     )

@@ -8,6 +8,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from medsyn.config.section import Count, Fraction, OwnSeed, Precision, Section, Share, Size3, Width
 
+Interpolation = Literal["nearest", "linear"]
+Reduction = Literal["nearest", "mean"]
+
 
 class UNetConfig(Section):
     """The one U-Net (the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
@@ -29,6 +32,16 @@ class UNetConfig(Section):
     add_condition: bool = Field(
         False, description="super-resolution: add the condition to the output, so that only the difference is learned"
     )
+    standardize: bool = Field(
+        False,
+        description="low_res: predict the difference from the mean training volume, in standard deviations of each"
+        " channel, and only what the noise hides; means and deviations are stored with the weights",
+    )
+    pooled_text: bool = Field(
+        False,
+        description="beside the cross-attention, add the mean state of the text to the time embedding of what follows"
+        " it (as Imagen does)",
+    )
     up_order: Literal["A", "B"] = Field("A", description="A: upsample early (training scripts), B: late (inference)")
 
     @model_validator(mode="after")
@@ -36,6 +49,8 @@ class UNetConfig(Section):
         for width in (self.dim, *(self.dim * mult for mult in self.mults)):
             if width % self.num_groups:
                 raise ValueError(f"num_groups {self.num_groups} does not divide {width} channels (dim times mults)")
+        if self.standardize and (self.sigma_data is not None or self.add_condition):
+            raise ValueError("standardize excludes sigma_data and add_condition, which it takes the place of")
         if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
             raise ValueError("dim must be even and at least 4, init_kernel odd")
         return self
@@ -73,7 +88,7 @@ class DenoiserTrainConfig(TrainConfig):
 
     text_dropout: Fraction = Field(0.1, description="share of samples that see the null text")
     max_low_res_noise: Fraction = Field(0.4, description="super-resolution: noise level of the condition, U[0, this)")
-    condition_interpolation: Literal["nearest", "linear"] = Field(
+    condition_interpolation: Interpolation = Field(
         "nearest", description="super-resolution: how the condition is enlarged; the authors take nearest"
     )
     crop_size: Size3 | None = Field(None, description="super-resolution: random crop (D, H, W)")
@@ -81,6 +96,13 @@ class DenoiserTrainConfig(TrainConfig):
         1.0,
         description="exponent of the timestep distribution, t = u^this, u uniform; values below 1 (paper: 1) sample"
         " noisier timesteps more often, which makes the text take effect earlier in training",
+    )
+    balance_channels: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="weight of a channel's squared error: its variance over the training volumes to the power of minus"
+        " this, with mean 1 over the channels; 0 (paper): all channels weigh the same",
     )
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
@@ -92,3 +114,21 @@ class StageModelConfig(Section):
 
     unet: UNetConfig = UNetConfig()
     train: DenoiserTrainConfig = DenoiserTrainConfig()
+
+
+class LowResConfig(StageModelConfig):
+    """The low-resolution network."""
+
+    reduction: Reduction = Field(
+        "nearest",
+        description="low resolution by every preprocess.low_res_factor-th voxel (paper), or by the mean of each cube of"
+        " voxels, which keeps thin structures",
+    )
+
+
+class SuperResConfig(StageModelConfig):
+    """The super-resolution network."""
+
+    text: bool = Field(
+        False, description="the text conditions this network too, without guidance (paper: the low resolution alone)"
+    )

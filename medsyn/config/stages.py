@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, EvaluationConfig, FeaturesConfig, PromptSettings
 from medsyn.config.experiment import Config
-from medsyn.config.networks import DenoiserTrainConfig, UNetConfig
+from medsyn.config.networks import DenoiserTrainConfig, Reduction, UNetConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
@@ -55,6 +55,7 @@ class ModelStage(Section):
     train: DenoiserTrainConfig
     window_hu: Window
     low_res_factor: PositiveInt
+    low_res_reduction: Reduction = "nearest"
     num_tokens: PositiveInt = 1
     sections: tuple[str, ...] = ()
 

@@ -6,47 +6,76 @@ function of its arguments.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medsyn.config import Interpolation, ModelStage, Reduction
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 
-Interpolation = Literal["nearest", "linear"]
 
-
-def denoising_loss(network: nn.Module, x0: Tensor, epsilon: Tensor, t: Tensor, **conditions: Tensor | None) -> Tensor:
-    """Return E || network(x_t, tau) - x0 ||^2 over all channels and voxels; `conditions` go to the network."""
-    prediction = network(add_noise(x0, epsilon, t), TAU_PER_T * t, **conditions)
-    return F.mse_loss(prediction.float(), x0)
-
-
-def reduce_resolution(volume: Tensor, factor: int) -> Tensor:
-    """Reduce by nearest neighbour: take indices 0, factor, 2 factor, ... of the last three axes."""
-    return volume[..., ::factor, ::factor, ::factor]
-
-
-def enlarge(volume: Tensor, factor: int, interpolation: Interpolation = "nearest") -> Tensor:
-    """Enlarge the last three axes of [B, C, D, H, W]: the inverse of `reduce_resolution` on the voxels that it keeps.
-
-    "nearest" is the authors'. "linear" puts each value where `reduce_resolution` took it (index 0, factor, ...),
-    interpolates in between and repeats the last value beyond.
-    """
-    if interpolation == "nearest":
-        return F.interpolate(volume, scale_factor=factor, mode="nearest")
-    size = [(count - 1) * factor + 1 for count in volume.shape[2:]]
-    between = F.interpolate(volume, size=size, mode="trilinear", align_corners=True)
-    return F.pad(between, (0, factor - 1) * 3, mode="replicate")
-
-
-def super_res_condition(
-    x0: Tensor, factor: int, noise: Tensor, level: Tensor, interpolation: Interpolation = "nearest"
+def denoising_loss(
+    network: nn.Module,
+    x0: Tensor,
+    epsilon: Tensor,
+    t: Tensor,
+    *,
+    channel_weights: Tensor | None = None,
+    **conditions: Tensor | None,
 ) -> Tensor:
-    """Return the low-resolution condition of a clean crop: nearest x1/factor, enlarged, then (1-a) lr + a noise.
+    """Return E || network(x_t, tau) - x0 ||^2 over all channels and voxels; `conditions` go to the network.
+
+    channel_weights [C] multiply the squared error of each channel; None: all are 1, as in the paper.
+    """
+    prediction = network(add_noise(x0, epsilon, t), TAU_PER_T * t, **conditions).float()
+    if channel_weights is None:
+        return F.mse_loss(prediction, x0)
+    return (channel_weights[:, None, None, None] * (prediction - x0).square()).mean()
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """How a volume is reduced by a factor along each axis, and enlarged again.
+
+    reduction "nearest" (the authors') keeps the voxels at indices 0, factor, 2 factor, ... and "mean" takes the mean of
+    each cube of factor^3 voxels. interpolation "nearest" (the authors') repeats every value, and "linear" puts it where
+    the reduction took it (at the kept voxel, or at the centre of the cube), interpolates in between and repeats the
+    outermost values beyond.
+    """
+
+    factor: int
+    reduction: Reduction = "nearest"
+    interpolation: Interpolation = "nearest"
+
+    @classmethod
+    def of(cls, stage: ModelStage) -> LowResolution:
+        """Return that of a network's settings."""
+        return cls(stage.low_res_factor, stage.low_res_reduction, stage.train.condition_interpolation)
+
+    def reduce(self, volume: Tensor) -> Tensor:
+        """Reduce the last three axes of [..., C, D, H, W]."""
+        if self.reduction == "mean":
+            return F.avg_pool3d(volume, self.factor)
+        return volume[..., :: self.factor, :: self.factor, :: self.factor]
+
+    def enlarge(self, volume: Tensor) -> Tensor:
+        """Enlarge the last three axes of [B, C, D, H, W]."""
+        factor = self.factor
+        if self.interpolation == "nearest":
+            return F.interpolate(volume, scale_factor=factor, mode="nearest")
+        if self.reduction == "mean":
+            return F.interpolate(volume, scale_factor=factor, mode="trilinear", align_corners=False)
+        size = [(count - 1) * factor + 1 for count in volume.shape[2:]]
+        between = F.interpolate(volume, size=size, mode="trilinear", align_corners=True)
+        return F.pad(between, (0, factor - 1) * 3, mode="replicate")
+
+
+def super_res_condition(x0: Tensor, low_resolution: LowResolution, noise: Tensor, level: Tensor) -> Tensor:
+    """Return the condition of a clean crop: reduced and enlarged to lr, then (1 - a) lr + a noise.
 
     noise has the shape of x0, level (a) is [B]; the network is not told a.
     """
     amount = level[:, None, None, None, None]
-    low = enlarge(reduce_resolution(x0, factor), factor, interpolation)
+    low = low_resolution.enlarge(low_resolution.reduce(x0))
     return (1 - amount) * low + amount * noise

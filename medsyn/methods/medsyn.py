@@ -25,11 +25,17 @@ class MedSyn(Kind):
         entry = medsyn_entry(config, name)
         if entry.text_encoder not in config.text.encoders:
             return f"methods.{name}.text_encoder: no encoder named '{entry.text_encoder}' in text"
-        donor = config.methods.get(entry.super_res_from or "")
-        trained = isinstance(donor, MedSynConfig) and donor.super_res_from is None and donor.channels == entry.channels
-        if entry.super_res_from is not None and not trained:
-            found = f"methods.{name}.super_res_from: '{entry.super_res_from}'"
+        if entry.super_res_from is None:
+            return None
+        found = f"methods.{name}.super_res_from: '{entry.super_res_from}'"
+        donor = config.methods.get(entry.super_res_from)
+        if not isinstance(donor, MedSynConfig) or donor.super_res_from is not None or donor.channels != entry.channels:
             return f"{found} must be a trained method with the same channels"
+        if config.super_res.text and donor.text_encoder != entry.text_encoder:
+            return (
+                f"{found} has text_encoder {donor.text_encoder}, this method has {entry.text_encoder}; with"
+                " super_res.text both must be the same: leave the key out"
+            )
         return None
 
     def networks(self, config: Config, name: str) -> dict[str, Network]:
@@ -37,7 +43,8 @@ class MedSyn(Kind):
         entry = medsyn_entry(config, name)
         found = {"low_res": Network(network_stage(config, "low_res", entry), text_encoder=entry.text_encoder)}
         if entry.super_res_from is None:
-            found["super_res"] = Network(network_stage(config, "super_res", entry))
+            encoder = entry.text_encoder if config.super_res.text else None
+            found["super_res"] = Network(network_stage(config, "super_res", entry), text_encoder=encoder)
         return found
 
     def train(self, training: Training) -> None:
@@ -102,7 +109,8 @@ def network_stage(config: Config, stage: Literal["low_res", "super_res"], entry:
         train=model.train,
         window_hu=config.preprocess.window_hu,
         low_res_factor=config.preprocess.low_res_factor,
-        **(text if stage == "low_res" else {}),
+        low_res_reduction=config.low_res.reduction,
+        **(text if stage == "low_res" or config.super_res.text else {}),
     )
 
 

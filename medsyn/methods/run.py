@@ -25,7 +25,7 @@ from torch import Tensor
 from medsyn.config import ModelStage, SamplingStage, load_stage, validate
 from medsyn.device import network_device
 from medsyn.diffusion.base import SOLVERS, Denoiser, Solver
-from medsyn.diffusion.objective import Interpolation, enlarge, reduce_resolution
+from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.seeds import volume_noise
 from medsyn.errors import InputError
@@ -58,8 +58,7 @@ class Run(Method):
     super_res: FastUNet
     channels: tuple[str, ...]
     window_hu: tuple[float, float]
-    factor: int
-    interpolation: Interpolation
+    low_resolution: LowResolution
     text_encoder: Path
     settings: SamplingStage
     hashes: dict[str, str]
@@ -72,19 +71,23 @@ class Run(Method):
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
             )
         for network in (self.low_res, self.super_res):
-            network.to(_DTYPES[self.settings.sampling.precision])
+            network.set_precision(_DTYPES[self.settings.sampling.precision])
         if self.settings.sampling.compile:  # "reduce-overhead" adds CUDA graphs; a CPU has none
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             for network in (self.low_res, self.super_res):
                 network.compile(mode=mode)
+
+    @property
+    def _takes_text(self) -> bool:
+        return any(network.null_cond_emb is not None for network in (self.low_res, self.super_res))
 
     @cached_property
     def _encoder(self) -> TextEncoder:
         return open_text_encoder(self.text_encoder)
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
-        """Open the language model if a prompt has a text and the network takes it."""
-        if self.low_res.null_cond_emb is not None and any(prompt.text is not None for prompt in prompts):
+        """Open the language model if a prompt has a text and a network takes it."""
+        if self._takes_text and any(prompt.text is not None for prompt in prompts):
             _ = self._encoder
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -120,12 +123,13 @@ class Run(Method):
         """Return (n, C, D, H, W) in [-1, 1] at full resolution; all prompts fix the same channels and share w."""
         sampling = self.settings.sampling
         size = self.settings.preprocess.size
-        low_size = [s // self.factor for s in size]
+        low_size = [s // self.low_resolution.factor for s in size]
+        states = self._states(prompts)
         seeds = [prompt.seed for prompt in prompts]
         fixed, channels = self._fixed(prompts)
         noise = volume_noise(seeds, (len(self.channels), *low_size), "low_res").to(self.device)
-        given = None if fixed is None else reduce_resolution(fixed, self.factor)
-        denoiser = self._low_res_denoiser(prompts)
+        given = None if fixed is None else self.low_resolution.reduce(fixed)
+        denoiser = self._low_res_denoiser(prompts, states)
         low = self._solve(
             denoiser,
             noise,
@@ -136,12 +140,14 @@ class Run(Method):
         )
         if not sampling.fix_super_res:
             fixed, channels = None, []
+        text, null = self._text(self.super_res, prompts, states)
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
-            condition = enlarge(low[i : i + 1], self.factor, self.interpolation)
+            condition = self.low_resolution.enlarge(low[i : i + 1])
+            own = None if text is None else text[i : i + 1]
             noise = volume_noise([seed], (len(self.channels), *size), "super_res").to(self.device)
             volume = self._solve(
-                prepared_denoiser(self.super_res, condition=condition),
+                prepared_denoiser(self.super_res, text=own, null=null, condition=condition),
                 noise,
                 sampling.num_steps_super_res,
                 fixed=None if fixed is None else fixed[i : i + 1],
@@ -175,22 +181,34 @@ class Run(Method):
             )
         return volumes
 
-    def _low_res_denoiser(self, prompts: Sequence[Prompt]) -> Denoiser:
-        texts = [prompt.text for prompt in prompts]
-        learned = self.low_res.null_cond_emb
+    def _states(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """Return the text states (n, num_tokens, hidden) of prompts, those without text as ''; None if none is read."""
+        if not self._takes_text or all(prompt.text is None for prompt in prompts):
+            return None
+        return self.encode([prompt.text or "" for prompt in prompts])
+
+    def _text(
+        self, network: FastUNet, prompts: Sequence[Prompt], states: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return a network's text states (n, num_tokens, hidden) or None, and what stands for no text (1, ...)."""
+        learned = network.null_cond_emb
         if learned is None:
-            return prepared_denoiser(self.low_res)
+            return None, None
         null = torch.zeros_like(learned) if self.settings.sampling.null_text == "zero" else learned
-        if all(text is None for text in texts):
+        if states is None:
+            return None, null
+        without = torch.tensor([prompt.text is None for prompt in prompts], device=self.device)[:, None, None]
+        return torch.where(without, null.to(states.dtype), states), null
+
+    def _low_res_denoiser(self, prompts: Sequence[Prompt], states: Tensor | None) -> Denoiser:
+        text, null = self._text(self.low_res, prompts, states)
+        if text is None:
             return prepared_denoiser(self.low_res, null=null)
-        states = self.encode([text or "" for text in texts])
-        without = torch.tensor([text is None for text in texts], device=self.device)[:, None, None]
-        states = torch.where(without, null.to(states.dtype), states)
         both = 2 * len(prompts) * self._low_res_bytes <= _SHARE_OF_MEMORY * available_bytes(self.device)
         scales = {self.guidance_scale(prompt) for prompt in prompts}
         if len(scales) > 1:
             raise ValueError(f"prompts of one batch need one guidance scale, got {sorted(scales)}")
-        return prepared_denoiser(self.low_res, text=states, guidance_scale=scales.pop(), one_batch=both, null=null)
+        return prepared_denoiser(self.low_res, text=text, guidance_scale=scales.pop(), one_batch=both, null=null)
 
     def guidance_scale(self, prompt: Prompt) -> float:
         """Return the guidance scale of a prompt: its own, or that of the sampling settings."""
@@ -216,12 +234,14 @@ class Run(Method):
     def _low_res_bytes(self) -> int:
         """Bytes of a forward pass for one volume, counted from the widths of the network; on a GPU measured as well."""
         element = _DTYPES[self.settings.sampling.precision].itemsize
-        each = forward_bytes(self.low_res, [s // self.factor for s in self.settings.preprocess.size], element)
+        each = forward_bytes(
+            self.low_res, [s // self.low_resolution.factor for s in self.settings.preprocess.size], element
+        )
         return max(each, peak_bytes(self._one_pass, self.device)) if self.device.type == "cuda" else each
 
     @torch.no_grad()
     def _one_pass(self) -> None:
-        size = [s // self.factor for s in self.settings.preprocess.size]
+        size = [s // self.low_resolution.factor for s in self.settings.preprocess.size]
         volume = torch.zeros(1, len(self.channels), *size, device=self.device)
         self.low_res(volume, torch.zeros(1, device=self.device))
 
@@ -271,7 +291,7 @@ def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, Model
     for path, stage, wanted in ((low_res, low_stage, "low_res"), (super_res, high_stage, "super_res")):
         if stage.stage != wanted:
             raise InputError(f"{path}: a {stage.stage} network, {wanted} is wanted here")
-    for name in ("channels", "window_hu", "low_res_factor"):
+    for name in ("channels", "window_hu", "low_res_factor", "low_res_reduction"):
         if getattr(low_stage, name) != getattr(high_stage, name):
             raise InputError(f"{super_res}: {name} differs from that of {low_res}; train both with the same settings")
     return low, high, high_stage
@@ -305,8 +325,7 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
         super_res=high.to(device),
         channels=stage.channels,
         window_hu=stage.window_hu,
-        factor=stage.low_res_factor,
-        interpolation=stage.train.condition_interpolation,
+        low_resolution=LowResolution.of(stage),
         text_encoder=folder / record["text_encoder"],
         settings=settings,
         hashes={name: sha256(path) for name, path in paths.items()},

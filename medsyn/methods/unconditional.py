@@ -133,7 +133,7 @@ class Unconditional(Method):
         """Yield the volume of each prompt's seed, one at a time, so that it does not depend on the others."""
         import torch
 
-        from medsyn.diffusion.objective import enlarge
+        from medsyn.diffusion.objective import LowResolution
         from medsyn.models.channels import from_channel
 
         for prompt in prompts:
@@ -141,7 +141,7 @@ class Unconditional(Method):
                 cube = self.cube(prompt.seed).float()
             if not cube.isfinite().all():
                 raise InputError(f"{self.label}: seed {prompt.seed} gave values that are not finite; train it again")
-            image = enlarge(cube, self.grid.size[0] // cube.shape[2])[0, 0].cpu().numpy()
+            image = LowResolution(self.grid.size[0] // cube.shape[2]).enlarge(cube)[0, 0].cpu().numpy()
             yield {"volume": self.on_grid(from_channel("image", image, self.window_hu))}
 
 

@@ -11,10 +11,12 @@ condition [B, condition_channels, D, H, W]. H and W must be divisible by 2^(leve
 Training and sampling run `medsyn.models.fast.unet.FastUNet`, the same network with the same weights by faster
 operations. The tests prove that both agree.
 
-Three options are ours, off by default, and let small networks learn in minutes: `patch_size` p works on p^3 voxels at
+Some options are ours, off by default, and let small networks learn in minutes: `patch_size` p works on p^3 voxels at
 a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p as well), `sigma_data` leaves the
 network what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
-variance-preserving schedule), `add_condition` makes it predict the difference from its condition.
+variance-preserving schedule), `add_condition` makes it predict the difference from its condition, `standardize` the
+difference from the mean training volume in standard deviations, and `pooled_text` adds the mean state of the text to
+the time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first attention to the text.
 """
 
 from __future__ import annotations
@@ -108,6 +110,10 @@ class UNet(nn.Module):
         kernel = config.init_kernel
 
         self.null_cond_emb = nn.Parameter(torch.randn(1, num_tokens, cond_dim)) if cond_dim else None
+        self.text_mlp = nn.Linear(cond_dim, time_dim) if cond_dim and config.pooled_text else None
+        statistics = (torch.zeros(channels, 1, 1, 1), torch.ones(channels)) if config.standardize else (None, None)
+        self.register_buffer("data_mean", statistics[0])  # [C, 1, 1, 1], or [C, D, H, W] after `set_statistics`
+        self.register_buffer("data_std", statistics[1])  # [C]
         voxels = config.patch_size**3
         self.init_conv = nn.Conv3d((channels + condition_channels) * voxels, dim, kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(
@@ -149,12 +155,15 @@ class UNet(nn.Module):
         self.check_condition(condition)
         text = self.text_of_samples(len(x), text, drop_text)
         time = self.time_mlp(tau)
+        pooled = self.pooled_text(text)
         first = self.init_conv(to_patches(join_condition(condition, x), self.config.patch_size))
         hidden, skips = first, []
         for level in self.downs:
             hidden, skip = level.down(hidden, time)  # type: ignore[operator]
             skips.append(skip)
         hidden = self.bottom_in(hidden, time)
+        if pooled is not None:
+            time = time + pooled
         for block in self.bottom:
             hidden = block(hidden, time, self.attention, text)
         hidden = self.bottom_out(hidden, time)
@@ -181,20 +190,38 @@ class UNet(nn.Module):
             )
         return text if drop_text is None else torch.where(drop_text[:, None, None], null, text)
 
+    def pooled_text(self, text: Tensor | None) -> Tensor | None:
+        """Return what `pooled_text` adds to the time embedding, [B, time_dim], for text [B, num_tokens, cond_dim].
+
+        Tokens whose states are all zero, which mark padding, are left out of the mean. None without the option.
+        """
+        if self.text_mlp is None or text is None:
+            return None
+        num_tokens = text.any(dim=-1).sum(dim=1, keepdim=True).clamp(min=1)
+        return self.text_mlp(text.sum(dim=1) / num_tokens)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set what `standardize` knows of the training volumes: their mean [C, D, H, W], deviations from it [C]."""
+        self.data_mean, self.data_std = mean, std
+
     def precondition(self, x: Tensor, tau: Tensor, condition: Tensor | None, output: Tensor) -> Tensor:
-        """Return x0, given the network's output, by the options `add_condition` and `sigma_data`.
+        """Return x0, given the network's output, by the options `add_condition`, `sigma_data` and `standardize`.
 
         With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the best linear guess of the rest
-        is a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that guess over s: 1 where
-        the noise hides everything, 0 where nothing is hidden.
+        is a s^2 / (a^2 s^2 + b^2) (x - a known), and its error over s is e = b / (a^2 s^2 + b^2)^(1/2): 1 where the
+        noise hides everything, 0 where nothing is hidden. The output is weighted with e. With `standardize` known is
+        the mean training volume, s belongs to a channel, and the output is weighted with s e.
         """
         known = condition if self.config.add_condition else None
-        if self.config.sigma_data is not None:
-            variance = self.config.sigma_data**2
+        std, unit = self.config.sigma_data, 1.0
+        if self.data_mean is not None:
+            known = self.data_mean.float()
+            std = unit = self.data_std.float()[:, None, None, None]  # type: ignore[assignment]
+        if std is not None:
             signal = alpha_bar(tau / TAU_PER_T)[:, None, None, None, None]
-            total = signal * variance + 1 - signal
+            total = signal * std**2 + 1 - signal
             rest = x if known is None else x - signal.sqrt() * known
-            output = signal.sqrt() * variance / total * rest + ((1 - signal) / total).sqrt() * output
+            output = signal.sqrt() * std**2 / total * rest + unit * ((1 - signal) / total).sqrt() * output
         return output if known is None else known + output
 
 

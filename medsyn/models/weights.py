@@ -24,13 +24,19 @@ from medsyn.tensors import check_tensors, save_tensors
 def build(stage: ModelStage, cond_dim: int | None) -> FastUNet:
     """Build the untrained network of a stage; cond_dim is the width of the text states (None: no text).
 
-    The super-resolution network takes its low-resolution condition, no text, and has one bottom block.
+    The super-resolution network takes its low-resolution condition and has one bottom block.
     """
-    channels = len(stage.channels)
+    config, channels = stage.unet, len(stage.channels)
+    condition_channels = 0
     if stage.stage == "super_res":
-        config = stage.unet.model_copy(update={"num_bottom_blocks": 1})
-        return FastUNet(config, channels=channels, condition_channels=channels)
-    return FastUNet(stage.unet, channels=channels, cond_dim=cond_dim, num_tokens=stage.num_tokens)
+        config, condition_channels = config.model_copy(update={"num_bottom_blocks": 1}), channels
+    return FastUNet(
+        config,
+        channels=channels,
+        condition_channels=condition_channels,
+        cond_dim=cond_dim,
+        num_tokens=stage.num_tokens,
+    )
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, provenance: Mapping[str, Any]) -> None:
@@ -63,6 +69,8 @@ def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
     null = state.get("null_cond_emb")
     with torch.device("meta"):
         network = build(stage, None if null is None else null.shape[2])
+        if stage.unet.standardize and "data_mean" in state:
+            network.set_statistics(torch.empty_like(state["data_mean"]), network.data_std)
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:

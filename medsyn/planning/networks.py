@@ -34,22 +34,23 @@ def training_of(config: Config, stage: ModelStage) -> TrainingShapes:
     """Describe the training of a denoiser on batches without data, shaped as `medsyn.training.data.TrainingData`."""
     width = text_width(config)
     shapes = partial(batch_of, config, stage, width)
-    return denoiser_training(stage, width if stage.stage == "low_res" else None, shapes)
+    return denoiser_training(stage, width if stage.sections else None, shapes)
 
 
 def batch_of(config: Config, stage: ModelStage, width: int, count: int) -> dict[str, Tensor]:
     """Make `count` samples of a stage on the meta device."""
     size = config.preprocess.size
     empty = partial(torch.empty, device=META)
-    extra: dict[str, Tensor]
+    extra: dict[str, Tensor] = {}
+    if stage.sections:
+        text = empty(count, stage.num_tokens, width)
+        extra |= {"text": text, "drop_text": empty(count, dtype=torch.bool)}
     shape: tuple[int, ...]
     if stage.stage == "super_res":
         shape = (count, len(stage.channels), *(stage.train.crop_size or size))
-        extra = {"condition_noise": empty(shape), "condition_level": empty(count)}
+        extra |= {"condition_noise": empty(shape), "condition_level": empty(count)}
     else:
         shape = (count, len(stage.channels), *(side // stage.low_res_factor for side in size))
-        text = empty(count, stage.num_tokens, width)
-        extra = {"text": text, "drop_text": empty(count, dtype=torch.bool)}
     return {"x0": empty(shape), "epsilon": empty(shape), "t": empty(count), **extra}
 
 
@@ -66,7 +67,7 @@ def sampling_of(config: Config) -> Sampling:
 
     return Sampling(
         low_res=lambda: build(low, width),
-        super_res=lambda: build(high, None),
+        super_res=lambda: build(high, width if high.sections else None),
         language=language,
         size=config.preprocess.size,
         factor=config.preprocess.low_res_factor,

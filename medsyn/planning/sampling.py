@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import SamplingConfig
-from medsyn.diffusion.objective import enlarge, reduce_resolution
+from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.sampling import sample
 from medsyn.live_bytes import META, CudaRules, LiveBytes, build_on_meta
 from medsyn.models.fast.denoiser import prepared_denoiser
@@ -78,14 +78,15 @@ def sample_both(
     low resolution (B volumes) and super-resolution (the first of them).
     """
     solver = SOLVERS[config.solver]
-    given = reduce_resolution(fixed, factor)
+    low_resolution = LowResolution(factor)
+    given = low_resolution.reduce(fixed)
     noise = torch.empty(given.shape, device=fixed.device).normal_()
     denoiser = prepared_denoiser(low_net, text=text, guidance_scale=config.guidance_scale)
     low = sample(solver, denoiser, noise, _SOLVER_STEPS, fixed=given, fixed_channels=[0])
     between()
-    condition = enlarge(low[:1], factor)
+    condition = low_resolution.enlarge(low[:1])
     noise = torch.empty(1, *fixed.shape[1:], device=fixed.device).normal_()
-    denoiser = prepared_denoiser(high_net, condition=condition)
+    denoiser = prepared_denoiser(high_net, text=None if text is None else text[:1], condition=condition)
     return sample(solver, denoiser, noise, _SOLVER_STEPS, fixed=fixed[:1], fixed_channels=[0])
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from medsyn.config import ModelStage
 from medsyn.ct.store import Chunked, open_high, read_index, read_low, unpack_labels
+from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
 from medsyn.files import read_json
@@ -35,6 +36,8 @@ from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 
 _IN_MEMORY_BYTES = 2 << 30
 _VOXEL_BYTES = 3  # HU and label
+_MOST_CROPS = 64  # of super-resolution volumes whose deviations are measured
+_LEAST_DEVIATION = 1e-3
 _KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of sampling
 
 
@@ -161,8 +164,8 @@ class Embeddings:
 class TrainingData:
     """Batches of one stage: x0 and epsilon [B, C, D, H, W] and t [B].
 
-    Low resolution adds text [B, num_tokens, hidden] and drop_text [B] (without embeddings: neither, the network is
-    unconditional); super-resolution adds condition_noise [B, C, D, H, W] and condition_level [B].
+    With embeddings: text [B, num_tokens, hidden] and drop_text [B]; without them the network is unconditional.
+    Super-resolution: condition_noise [B, C, D, H, W] and condition_level [B].
     """
 
     def __init__(self, stage: ModelStage, store: Store, embeddings: Embeddings | None) -> None:
@@ -181,6 +184,16 @@ class TrainingData:
                 f"train.crop_size {list(crop)}: must be divisible by {stage.low_res_factor} and fit in {store.size}"
             )
         self.crop = crop
+        self.low_resolution = LowResolution.of(stage)
+        self._reduced = reads_high(stage) and not self.high
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Grid (D, H, W) of x0."""
+        if self._reduced:
+            depth, height, width = (edge // self.stage.low_res_factor for edge in self.store.size)
+            return depth, height, width
+        return self.crop or self.store.size
 
     def batch(self, step: int, slots: Sequence[int]) -> dict[str, Tensor]:
         """Return the samples `slots` of 0-based optimiser step `step`, stacked."""
@@ -206,7 +219,7 @@ class TrainingData:
         if self.high:
             sample["condition_noise"] = torch.randn(x0.shape, generator=generator)
             sample["condition_level"] = torch.tensor(uniform[5] * train.max_low_res_noise, dtype=torch.float32)
-        elif self.embeddings is not None:
+        if self.embeddings is not None:
             row = self.rows[index]
             section = int(uniform[6] * self.embeddings.num_sections(row))
             sample["text"] = self.embeddings.states(row, section)
@@ -223,9 +236,42 @@ class TrainingData:
         starts = [int(u * (s - c + 1)) for u, s, c in zip(where, size, crop, strict=True)]
         if affine is not None:
             sampling = Sampling(affine, size, starts, crop)
-            return sampling.apply(self._channels(index, sampling.window))
-        window = tuple(slice(a, a + c) for a, c in zip(starts, crop, strict=True)) if self.crop else None
-        return self._channels(index, window)
+            volume = sampling.apply(self._channels(index, sampling.window))
+        else:
+            window = tuple(slice(a, a + c) for a, c in zip(starts, crop, strict=True)) if self.crop else None
+            volume = self._channels(index, window)
+        return self.low_resolution.reduce(volume) if self._reduced else volume
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean training volume [C, D, H, W] of whole volumes."""
+        total = torch.zeros(len(self.stage.channels), *self.size, dtype=torch.float64)
+        for index in range(len(self.store)):
+            total += self.clean(index)
+        return (total / len(self.store)).float()
+
+    @cached_property
+    def deviations(self) -> Tensor:
+        """Root mean square [C] of what a network has to find: the difference of x0 from what is known before.
+
+        Known is the mean training volume at low resolution, and the enlarged low resolution at super-resolution, where
+        the central crops of at most 64 volumes are read. A channel that is known exactly has 0.001.
+        """
+        count = min(len(self.store), _MOST_CROPS) if self.high else len(self.store)
+        squares = torch.zeros(len(self.stage.channels), dtype=torch.float64)
+        for index in range(count):
+            x0 = self.clean(index)
+            known = self.low_resolution.enlarge(self.low_resolution.reduce(x0)[None])[0] if self.high else self.mean
+            squares += (x0 - known).double().square().mean(dim=(1, 2, 3))
+        return (squares / count).sqrt().clamp(min=_LEAST_DEVIATION).float()
+
+    def channel_weights(self) -> Tensor | None:
+        """Return the weights [C] of the channels' squared errors, with mean 1; None if all are the same."""
+        power = self.stage.train.balance_channels
+        if power == 0:
+            return None
+        weights = self.deviations ** (-2 * power)
+        return weights / weights.mean()
 
     def _channels(self, index: int, window: tuple[slice, ...] | None) -> Tensor:
         image, label = self.store.volume(index, window)  # type: ignore[arg-type]
@@ -235,6 +281,11 @@ class TrainingData:
         """Return hashes of the data, for the identity of a run."""
         text = None if self.embeddings is None else self.embeddings.hash
         return {"data.store": self.store.hash, "data.embeddings": text}
+
+
+def reads_high(stage: ModelStage) -> bool:
+    """Return whether a network trains on the full resolution of the store, or on means of its voxels."""
+    return stage.stage == "super_res" or stage.low_res_reduction == "mean"
 
 
 def to_channels(channels: Sequence[str], image_hu: NDArray, packed: NDArray, window_hu: tuple[float, float]) -> NDArray:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medsyn.config import ModelStage, TrainConfig
-from medsyn.diffusion.objective import denoising_loss, super_res_condition
+from medsyn.diffusion.objective import LowResolution, denoising_loss, super_res_condition
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 from medsyn.diffusion.solvers import DDIM
@@ -28,7 +28,7 @@ from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.training.checkpoint import flatten
 from medsyn.training.cost import count_flops
-from medsyn.training.data import Embeddings, Store, TrainingData
+from medsyn.training.data import Embeddings, Store, TrainingData, reads_high
 from medsyn.training.driver import claim_training, previews_of, tiles, train_to_files, write_picture
 from medsyn.training.loop import TrainingResult
 from medsyn.training.need import Need, TrainingShapes, count_training
@@ -41,14 +41,14 @@ _NUM_PREVIEW_STEPS = 10
 
 def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path | None, state: Path, out: Path) -> None:
     """Train the network of `stage`; `state` holds its checkpoints and is removed when `out` is complete."""
-    if stage.stage == "super_res" and embeddings is not None:
-        raise InputError("--embeddings: the super-resolution network takes no text; leave the option out")
+    if embeddings is not None and not stage.sections:
+        raise InputError("--embeddings: this network takes no text (its sections are empty); leave the option out")
     claim_training(out, state, load)
-    store = Store(shards, "high" if stage.stage == "super_res" else "low")
+    store = Store(shards, "high" if reads_high(stage) else "low")
     texts = None if embeddings is None else Embeddings(embeddings, stage.sections)
     data = TrainingData(stage, store, texts)
     _check_grid(stage, data)
-    log.info("%s: %d volumes of %s, channels %s", stage.stage, len(store), store.size, ", ".join(stage.channels))
+    log.info("%s: %d volumes of %s, channels %s", stage.stage, len(store), data.size, ", ".join(stage.channels))
 
     def write(trained: TrainingResult) -> None:
         facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
@@ -65,11 +65,16 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
 
+    weights = data.channel_weights()
+
     def network() -> FastUNet:
-        return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+        built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+        if stage.unet.standardize:
+            built.set_statistics(data.mean, data.deviations)
+        return built
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return batch_loss(network, batch, stage)
+        return batch_loss(network, batch, stage, weights)
 
     def preview(network: nn.Module, step: int) -> None:
         if out is not None:
@@ -106,9 +111,14 @@ def denoiser_training(
     return TrainingShapes(network, lambda network, given: batch_loss(network, given, stage), batch, preview=preview)
 
 
-def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) -> Tensor:
-    """Return the denoising loss of a batch of TrainingData."""
-    return denoising_loss(network, batch["x0"], batch["epsilon"], batch["t"], **_conditions(batch, stage))
+def batch_loss(
+    network: nn.Module, batch: dict[str, Tensor], stage: ModelStage, channel_weights: Tensor | None = None
+) -> Tensor:
+    """Return the denoising loss of a batch of TrainingData; channel_weights [C] as in `denoising_loss`."""
+    x0 = batch["x0"]
+    weights = None if channel_weights is None else channel_weights.to(x0.device)
+    conditions = _conditions(batch, stage)
+    return denoising_loss(network, x0, batch["epsilon"], batch["t"], channel_weights=weights, **conditions)
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:
@@ -146,11 +156,11 @@ def _preview_volumes(
 
 
 def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:
+    given: dict[str, Tensor] = {key: batch[key] for key in ("text", "drop_text") if key in batch}
     if "condition_noise" in batch:
         noise, level = batch["condition_noise"], batch["condition_level"]
-        interpolation = stage.train.condition_interpolation
-        return {"condition": super_res_condition(batch["x0"], stage.low_res_factor, noise, level, interpolation)}
-    return {key: batch[key] for key in ("text", "drop_text") if key in batch}
+        given["condition"] = super_res_condition(batch["x0"], LowResolution.of(stage), noise, level)
+    return given
 
 
 def _row(sample: NDArray) -> NDArray:
@@ -162,7 +172,7 @@ def _row(sample: NDArray) -> NDArray:
 def _check_grid(stage: ModelStage, data: TrainingData) -> None:
     patch = stage.unet.patch_size
     multiple = patch * 2 ** (len(stage.unet.mults) - 1)
-    size = data.crop or data.store.size
+    size = data.size
     if size[1] % multiple or size[2] % multiple or size[0] % patch:
         raise InputError(
             f"{stage.stage}: a grid of {size} does not fit unet.patch_size {patch} and {len(stage.unet.mults)} levels"

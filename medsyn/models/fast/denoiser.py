@@ -34,11 +34,11 @@ def prepared_denoiser(
     if network.null_cond_emb is not None:
         null = network.null_cond_emb if null is None else null
         if text is None:
-            given["text"] = network.text_keys(null)
+            given["text"] = network.prepare_text(null)
         elif guidance_scale == 1.0:
-            given["text"] = network.text_keys(text)
+            given["text"] = network.prepare_text(text)
         else:
-            given["text"] = network.text_keys(torch.cat([text, null.expand(len(text), -1, -1).to(text.dtype)]))
+            given["text"] = network.prepare_text(torch.cat([text, null.expand(len(text), -1, -1).to(text.dtype)]))
             given |= {"guidance_scale": guidance_scale, "one_batch": one_batch}
 
     def denoise(x: Tensor, tau: float) -> Tensor:

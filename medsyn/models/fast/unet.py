@@ -1,7 +1,7 @@
 """The U-Net that training and sampling run: `medsyn.models.unet.UNet`, weights and all, by faster operations.
 
 What is faster, and where it comes from, stands in docs/performance.md. Beside the arguments of the plain network, its
-forward pass takes what a sampled volume needs once (`prepare_condition`, `text_keys`) and both branches of guidance.
+forward pass takes what a sampled volume needs once (`prepare_condition`, `prepare_text`) and both branches of guidance.
 """
 
 from __future__ import annotations
@@ -17,8 +17,21 @@ from medsyn.models.fast.blocks import repeated, res_block
 from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
 from medsyn.models.unet import Level, UNet, from_patches, join_condition, to_patches
 
-TextKeys = tuple[KeysValues, ...]
-"""Keys and values of the text, one pair for each bottom block; empty without text modules."""
+
+@dataclass(frozen=True)
+class PreparedText:
+    """Keys and values of the text for each bottom block, and what it adds to the time embedding [B, time_dim] or None.
+
+    Without text modules there are no keys.
+    """
+
+    keys: tuple[KeysValues, ...] = ()
+    pooled: Tensor | None = None
+
+    def rows(self, part: slice) -> PreparedText:
+        """Return the samples `part` of the batch."""
+        keys = ((k[part], v[part], None if tokens is None else tokens[part]) for k, v, tokens in self.keys)
+        return PreparedText(tuple(keys), None if self.pooled is None else self.pooled[part])
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class FastUNet(UNet):
         self,
         x: Tensor,
         tau: Tensor,
-        text: Tensor | TextKeys | None = None,
+        text: Tensor | PreparedText | None = None,
         drop_text: Tensor | None = None,
         condition: Tensor | PreparedCondition | None = None,
         guidance_scale: float | None = None,
@@ -65,32 +78,35 @@ class FastUNet(UNet):
     ) -> Tensor:
         """Predict x0 [B, C, D, H, W] as the plain network does.
 
-        For sampling: tau may be [1] (the same for all samples), text the result of `text_keys`, condition that of
-        `prepare_condition`. With a guidance_scale w, text holds the keys of 2 B samples, first with text and then
+        For sampling: tau may be [1] (the same for all samples), text the result of `prepare_text`, condition that of
+        `prepare_condition`. With a guidance_scale w, text is that of 2 B samples, first with text and then
         null, and the result is x0_null + w (x0_text - x0_null). What precedes the text is computed once, the rest as
         one batch of 2 B or, to save memory, as two batches of B.
         """
         self.check_condition(condition)
-        keys = text if isinstance(text, tuple) else self.text_keys(self.text_of_samples(len(x), text, drop_text))
+        given = (
+            text if isinstance(text, PreparedText) else self.prepare_text(self.text_of_samples(len(x), text, drop_text))
+        )
         trunk = self._read(x, tau, condition)
         if guidance_scale is None:
-            output = self._write(trunk, keys)
+            output = self._write(trunk, given)
         else:
             if one_batch:
-                with_text, null = self._write(trunk, keys, copies=2).chunk(2)
+                with_text, null = self._write(trunk, given, copies=2).chunk(2)
             else:
-                with_text = self._write(trunk, _rows(keys, slice(len(x))), keep=True)
-                null = self._write(trunk, _rows(keys, slice(len(x), None)))
+                with_text = self._write(trunk, given.rows(slice(len(x))), keep=True)
+                null = self._write(trunk, given.rows(slice(len(x), None)))
             output = null + guidance_scale * (with_text - null)
         volume = condition.volume if isinstance(condition, PreparedCondition) else condition
         return self.precondition(x, tau, volume, output)
 
-    def text_keys(self, text: Tensor | None) -> TextKeys:
+    def prepare_text(self, text: Tensor | None) -> PreparedText:
         """Return what `forward` needs of text [B, num_tokens, cond_dim]; nothing without text modules."""
         if text is None:
-            return ()
-        dtype = self.to_volume.weight.dtype
-        return tuple(block.cross_attention.keys_values(text.to(dtype)) for block in self.bottom)  # type: ignore[operator, union-attr]
+            return PreparedText()
+        text = text.to(self.to_volume.weight.dtype)
+        keys = tuple(block.cross_attention.keys_values(text) for block in self.bottom)  # type: ignore[operator, union-attr]
+        return PreparedText(keys, self.pooled_text(text))
 
     def prepare_condition(self, condition: Tensor) -> PreparedCondition:
         """Return what `forward` needs of a condition [B, condition_channels, D, H, W]."""
@@ -125,7 +141,7 @@ class FastUNet(UNet):
             x = module(x)
         return x
 
-    def _write(self, trunk: Trunk, keys: TextKeys, copies: int = 1, keep: bool = False) -> Tensor:
+    def _write(self, trunk: Trunk, text: PreparedText, copies: int = 1, keep: bool = False) -> Tensor:
         """Compute the rest of the bottom and the up path for `copies` batches that differ in their text only.
 
         The skips are dropped as they are read, which lowers the peak of memory, unless `keep`.
@@ -133,11 +149,13 @@ class FastUNet(UNet):
         skips = list(trunk.skips) if keep else trunk.skips
         x = repeated(trunk.bottom, copies)
         time = trunk.time if len(trunk.time) == 1 else repeated(trunk.time, copies)
+        if text.pooled is not None:
+            time = time + text.pooled
         for i, block in enumerate(self.bottom):
             if i > 0:
                 x = self.attention(x, block.norm)
-            if keys:
-                x = block.cross_attention.attend(x, keys[i])  # type: ignore[operator, union-attr]
+            if text.keys:
+                x = block.cross_attention.attend(x, text.keys[i])  # type: ignore[operator, union-attr]
             x = self._block(block.solid, x, time)  # type: ignore[arg-type]
         x = self._block(self.bottom_out, x, time)
         for level in self.ups:
@@ -159,13 +177,14 @@ class FastUNet(UNet):
             return result
         return res_block(block, x, time, skip)
 
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Convert the weights for sampling; the statistics of `standardize` stay float32."""
+        mean, std = self.data_mean, self.data_std
+        self.to(dtype)
+        self.data_mean, self.data_std = mean, std
+
 
 def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:
     """Switch activation checkpointing on or off, which changes memory and time but no gradient; return the network."""
     network.activation_checkpointing = enabled
     return network
-
-
-def _rows(keys: TextKeys, part: slice) -> TextKeys:
-    """Return the samples `part` of a batch."""
-    return tuple((k[part], v[part], None if tokens is None else tokens[part]) for k, v, tokens in keys)
