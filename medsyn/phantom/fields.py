@@ -64,9 +64,9 @@ class Shell:
     apex: Array
     """height above the pleural apex"""
 
-    def at(self, points: tuple[NDArray, ...]) -> Shell:
-        """Return the fields at some points of the slab, given as indices along its axes."""
-        return Shell(**{field.name: getattr(self, field.name)[points] for field in fields(self)})
+    def at(self, points: NDArray[np.int64]) -> Shell:
+        """Return the fields at some points of the slab, given as indices into its flat arrays."""
+        return Shell(**{field.name: getattr(self, field.name).take(points) for field in fields(self)})
 
 
 def smooth_max(a: Array, b: Array, k: float) -> Array:

@@ -22,10 +22,10 @@ def paint(hu: Array, share: Array, value: NDArray | np.floating | float) -> None
 
 def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array, lobular: Array) -> None:
     """Paint liver, stomach, colon and spleen below the diaphragm's 3 mm of muscle; the last two are noise fields."""
-    near = np.nonzero((s.dome < width) & (s.cavity < width))
-    if near[0].size == 0:
+    near = np.flatnonzero((s.dome < width) & (s.cavity < width))
+    if near.size == 0:
         return
-    value, s, mottle, lobular = hu[near], s.at(near), mottle[near], lobular[near]
+    value, s, mottle, lobular = hu.take(near), s.at(near), mottle.take(near), lobular.take(near)
     paint(value, cover(s.dome, width) * cover(s.cavity, width), MUSCLE)
     below = np.maximum(s.dome + np.float32(3.0), s.cavity + np.float32(2.5))
     spine_guard = 26 - np.hypot(s.x - s.spine_x, s.y - s.spine_y - 4)
@@ -40,7 +40,7 @@ def paint_abdomen(a: Anatomy, s: Shell, hu: Array, width: float, mottle: Array, 
     enhanced = max(a.blood_hu - 42, 0)
     paint(value, cover(spleen, width), SPLEEN + 3 * mottle + enhanced * (0.25 + 0.06 * lobular))
     _paint_stomach(a, s, value, np.maximum(stomach, space), width, mottle)
-    hu[near] = value
+    np.put(hu, near, value)
 
 
 def _paint_liver(a: Anatomy, s: Shell, hu: Array, space: Array, width: float, mottle: Array, lobular: Array) -> None:
@@ -74,7 +74,7 @@ def _paint_colon(a: Anatomy, s: Shell, hu: Array, space: Array, width: float, mo
     near = np.flatnonzero((s.x > -0.3 * w) & (s.z < top - 10) & (space < width))
     if near.size == 0:
         return
-    part, space, mottle, value = s.at((near,)), space[near], mottle[near], hu[near]
+    part, space, mottle, value = s.at(near), space.take(near), mottle.take(near), hu.take(near)
     bends = ((top - 112, 0.62 * d, -0.15 * w), (top - 84, 0.60 * d, 0.42 * w), (top - 44, 0.16 * d, 0.76 * w))
     points = np.array([*bends, (top - 100, -0.12 * d, 0.80 * w)], np.float32)
     distance = np.full(near.size, 99.0, np.float32)
@@ -93,7 +93,7 @@ def _paint_colon(a: Anatomy, s: Shell, hu: Array, space: Array, width: float, mo
     paint(value, cover(inner, width), STOOL + 60 * mottle)
     level = np.float32(0.30 * d * (1 + 1.6 * np.sin(a.phases[1])))
     paint(value, cover(np.maximum(inner, level - part.y), width), AIR + 10)
-    hu[near] = value
+    np.put(hu, near, value)
 
 
 def _ellipsoid(s: Shell, centre: tuple[float, float, float], semi: tuple[float, float, float]) -> Array:
@@ -108,12 +108,12 @@ _GROOVE_MM = 8.0
 
 def paint_heart(body: Body, s: Shell, hu: Array, heart: Array, mottle: Array, width: float) -> None:
     """Paint walls around the blood of four chambers, and the fat in the grooves between them."""
-    near = np.nonzero(heart < width)
-    if near[0].size == 0:
+    near = np.flatnonzero(heart < width)
+    if near.size == 0:
         return
-    value, heart, mottle = hu[near], heart[near], mottle[near]
+    value, heart, mottle = hu.take(near), heart.take(near), mottle.take(near)
     blood_hu = body.anatomy.blood_hu
-    chambers = [piece_distance(piece, s.z[near], s.y[near], s.x[near]) for piece in body.heart]
+    chambers = [piece_distance(piece, s.z.take(near), s.y.take(near), s.x.take(near)) for piece in body.heart]
     inside = cover(heart, width)
     paint(value, inside, np.float32(48.0 + 0.35 * max(blood_hu - 42, 0)))
     left, right, *atria = (cover(d + mm + mottle, width) for d, mm in zip(chambers, _WALLS_MM, strict=True))
@@ -124,4 +124,4 @@ def paint_heart(body: Body, s: Shell, hu: Array, heart: Array, mottle: Array, wi
     groove = np.clip((6 - (second - first)) * np.float32(0.25), 0, 1)
     groove *= np.clip((first + _GROOVE_MM) * np.float32(0.25), 0, 1)
     paint(value, inside * groove, FAT + 15.0)
-    hu[near] = value
+    np.put(hu, near, value)
