@@ -129,6 +129,14 @@ class Layout:
         """Return the Dice scores of generated masks."""
         return f"{self.root}/segmentation_scores.csv"
 
+    def diagnostics(self, method: str) -> str:
+        """Return what `medsyn diagnose` found in a method's networks, volume by volume."""
+        return f"{self.root}/diagnostics/{method}.csv"
+
+    def diagnostics_provenance(self, method: str) -> str:
+        """Return the provenance of that table."""
+        return f"{self.root}/diagnostics/{method}.json"
+
     # --- what people read ---
 
     def table(self, name: str) -> str:

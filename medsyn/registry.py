@@ -203,10 +203,12 @@ _MODULES_OF_EXHIBITS: Mapping[str, tuple[str, ...]] = {
     "table5": ("table5",),
     "table6": ("table6",),
     "table7": ("table7",),
+    "diagnostics": ("diagnostics",),
     "figure3": ("figure3",),
     "figure4": ("figure4",),
     "figure5": ("figure5",),
     "figure6": ("figure6",),
+    "diagnostic_panels": ("diagnostic_panels",),
     "hero": ("hero",),
 }
 EXHIBITS: Registry[Exhibit] = Registry(

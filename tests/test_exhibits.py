@@ -22,6 +22,7 @@ from pages import example, packaged
 from medsyn.cli import main
 from medsyn.config import Config, MedSynConfig, load_config, stage_texts, validate
 from medsyn.errors import InputError
+from medsyn.evaluate.diagnosis import COLUMNS as DIAGNOSED
 from medsyn.evaluate.measure_names import MEASURES
 from medsyn.exhibits.base import EXHIBITS, Exhibit
 from medsyn.exhibits.costs import cost_files, sampling_cost
@@ -66,7 +67,7 @@ def test_a_specification_is_complete(name):
     needs = exhibit.needs(sources)
     assert exhibit.name == name
     assert {need.option.replace("-", "_") for need in needs} <= set(exhibit.options)
-    assert (exhibit.paper is not None) == (exhibit.kind == "table")
+    assert (exhibit.paper is not None) == (exhibit.kind == "table" and exhibit.number.isdigit())
     assert exhibit.title
     assert exhibit.caption.endswith(".")
     assert all(path.startswith("results/test/") for paths in inputs_of(needs).values() for path in paths)
@@ -140,8 +141,11 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
     config = validate(Config, settings(names), "test")
     layout = Layout(str(folder / config.results_dir))
     random = np.random.default_rng(0)
-    subjects = [{"subject_id": f"s{k}", "split": "validation"} for k in range(8)]
-    write_csv(layout.cohort(), subjects, ["subject_id", "split"])
+    texts = ("Large right pleural effusion. Cardiomegaly.", "There is emphysema. No pleural effusion.")
+    subjects = [
+        {"subject_id": f"s{k}", "split": "validation", "findings": "", "impression": texts[k % 2]} for k in range(8)
+    ]
+    write_csv(layout.cohort(), subjects, list(subjects[0]))
     pairs = [
         {"sample_id": f"{finding}{sign}{k}", "prompt_type": f"{finding}/{sign}", "text": sign, "seed": k}
         for finding in ("pleural_effusion", "emphysema", "cardiomegaly")
@@ -151,6 +155,16 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
     for prompt_set in ("pairs", "effusion_pairs"):
         chosen = [row for row in pairs if prompt_set == "pairs" or row["prompt_type"].startswith("pleural")]
         write_csv(layout.prompts(prompt_set), chosen, list(pairs[0]))
+    reports = [row | {"prompt_type": "report", "text": texts[k % 2]} for k, row in enumerate(pairs)]
+    write_csv(layout.prompts("reports"), reports, list(pairs[0]))
+    diagnosed = [
+        {"part": part, "network": "super_res", "subject_id": k, "source": source, "t": t, "quantity": quantity}
+        | {"value": random.uniform(1, 9)}
+        for part, t, quantity in (("denoising", 0.5, "image"), ("super_resolution", "", "airway_volume_mm3"))
+        for source in ("network", "mean_volume", "noisy_input", "enlarged", "real")
+        for k in range(4)
+    ]
+    write_csv(layout.diagnostics(names.get("medsyn", "medsyn")), diagnosed, DIAGNOSED)
 
     def write_numbers(measures: str, features: str, ids: list[str]) -> None:
         rows = [{"subject_id": i} | {name: random.uniform(1, 9) for name in MEASURES} for i in ids]

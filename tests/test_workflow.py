@@ -221,7 +221,9 @@ def test_the_report_shows_every_row_of_every_table(finished):
 
 
 def test_the_figures_are_there(finished):
-    for name in EXHIBITS.builtin[7:]:
+    for name in EXHIBITS.builtin:
+        if EXHIBITS[name].kind == "table":
+            continue
         assert (finished / RESULTS / f"eval/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -236,8 +238,8 @@ def test_a_finished_run_has_nothing_to_do(finished):
 
 
 AFTER_TRAINING = {
-    "assemble_model", "sample", "measure_samples", "extract_sample_features", "classify", "score_segmentation",
-    "report", *(f"make_{name}" for name in EXHIBITS.builtin),
+    "assemble_model", "diagnose", "sample", "measure_samples", "extract_sample_features", "classify",
+    "score_segmentation", "report", *(f"make_{name}" for name in EXHIBITS.builtin),
 }  # fmt: skip
 
 

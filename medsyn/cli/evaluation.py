@@ -11,9 +11,10 @@ VOLUMES_HELP = "folders <id>/volume.nii.gz, one per shard"
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add train-features, features, classify, score-segmentation and evaluate."""
+    """Add train-features, features, classify, score-segmentation, diagnose and evaluate."""
     _add_feature_verbs(verbs)
     _add_score_verbs(verbs)
+    _add_diagnose(verbs)
     parser = verbs.add(
         "evaluate",
         _evaluate,
@@ -118,6 +119,25 @@ def _add_score_verbs(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, help="CSV, one row per sample")
 
 
+def _add_diagnose(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "diagnose",
+        _diagnose,
+        summary="Test the networks of a trained run one by one on validation volumes: error by noise level and channel,"
+        " and super-resolution of true low-resolution volumes.",
+        example="medsyn diagnose --weights results/models/medsyn --store results/store/0 results/store/1"
+        " --embeddings results/text/biomedical/embeddings.json --config results/config/diagnostics.json"
+        " --out results/diagnostics/medsyn.csv",
+        outputs=table_and_json,
+    )
+    parser.add_argument("--weights", required=True, type=Path, help="run.json, or the folder that holds it")
+    parser.add_argument("--store", required=True, type=Path, nargs="+", help="shard folders of the training store")
+    parser.add_argument("--embeddings", type=Path, help="text embeddings of the reports, for a network that takes text")
+    parser.add_argument("--config", help="diagnostics.json of the verb config (default: 16 volumes, classical anatomy)")
+    parser.add_argument("--num-volumes", type=int, metavar="N", help="validation volumes, instead of the settings'")
+    parser.add_argument("--out", required=True, help="CSV file; the provenance goes to the same name with .json")
+
+
 def _train_features(args: argparse.Namespace) -> None:
     from medsyn.config import FeaturesStage, load_stage
     from medsyn.evaluate.features import make_extractor
@@ -161,6 +181,16 @@ def _score_segmentation(args: argparse.Namespace) -> None:
     from medsyn.evaluate.segmentation import score_segmentation
 
     score_segmentation(Path(args.prompts), args.samples, args.masks, Path(args.out))
+
+
+def _diagnose(args: argparse.Namespace) -> None:
+    from medsyn.config import DiagnosticsStage, load_stage, validate
+    from medsyn.methods.diagnose import diagnose
+
+    config = load_stage(DiagnosticsStage, args.config) if args.config else DiagnosticsStage()
+    if args.num_volumes is not None:
+        config = validate(DiagnosticsStage, config.model_dump() | {"num_volumes": args.num_volumes}, "--num-volumes")
+    diagnose(args.weights, args.store, args.embeddings, config, Path(args.out))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _kind_of(name: str) -> str:
     """Return the kind of an exhibit of this package without importing it."""
-    return "table" if name.startswith("table") else "figure"
+    return "table" if name.startswith("table") or name == "diagnostics" else "figure"
 
 
 def _add_exhibit_options(parser: argparse.ArgumentParser, names: list[str], out: str) -> None:

@@ -34,6 +34,7 @@ from medsyn.config.section import Section
 from medsyn.config.stages import (
     AugmentationStage,
     CohortStage,
+    DiagnosticsStage,
     FeaturesStage,
     MeasureStage,
     ModelStage,
@@ -55,6 +56,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "DenoiserTrainConfig",
+    "DiagnosticsStage",
     "EvaluationConfig",
     "FeaturesConfig",
     "FeaturesStage",

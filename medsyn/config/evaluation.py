@@ -111,5 +111,8 @@ class EvaluationConfig(PromptSettings):
     figure3_methods: tuple[Name, ...] | None = Field(
         None, min_length=1, description="methods of Figure 3, in this order; null: those of Table I"
     )
+    num_diagnostic_volumes: Count = Field(
+        16, description="validation volumes on which `medsyn diagnose` tests the networks of the reference"
+    )
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -16,7 +16,7 @@ from medsyn.config.evaluation import AnatomyTool, AugmentationConfig, Evaluation
 from medsyn.config.experiment import Config
 from medsyn.config.networks import DenoiserTrainConfig, Reduction, UNetConfig
 from medsyn.config.sampling import SamplingConfig
-from medsyn.config.section import PathText, Registered, Section
+from medsyn.config.section import Count, PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
 from medsyn.config.volumes import PreprocessConfig
 from medsyn.errors import InputError
@@ -38,6 +38,12 @@ class MeasureStage(Section):
 
     anatomy_tool: AnatomyTool = "classical"
     weights_dir: PathText = "weights"
+
+
+class DiagnosticsStage(MeasureStage):
+    """config/diagnostics.json"""
+
+    num_volumes: Count = 16
 
 
 class TextEncoderStage(TextInputs):
@@ -92,12 +98,14 @@ def stage_configs(config: Config) -> dict[str, Section]:
     """Return the content of every results/config/<stage>.json."""
     config = _with_seed(config, config.seed, keep=(CohortConfig, PhantomConfig))
     evaluation, window_hu = config.evaluation, config.preprocess.window_hu
+    measuring = {"anatomy_tool": evaluation.anatomy_tool, "weights_dir": config.masks.weights_dir}
     stages: dict[str, Section] = {
         "cohort": CohortStage(**_fields(CohortConfig, config.cohort), sections=config.text.sections),
         "phantom": config.phantom,
         "preprocess": config.preprocess,
         "masks": config.masks,
-        "measure": MeasureStage(anatomy_tool=evaluation.anatomy_tool, weights_dir=config.masks.weights_dir),
+        "measure": MeasureStage(**measuring),
+        "diagnostics": DiagnosticsStage(**measuring, num_volumes=evaluation.num_diagnostic_volumes),
         "features": FeaturesStage(features=evaluation.features, window_hu=window_hu),
         "augmentation": AugmentationStage(augmentation=evaluation.augmentation, window_hu=window_hu),
         "evaluation": evaluation,

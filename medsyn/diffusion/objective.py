@@ -34,6 +34,11 @@ def denoising_loss(
     return (channel_weights[:, None, None, None] * (prediction - x0).square()).mean()
 
 
+def channel_errors(prediction: Tensor, x0: Tensor) -> Tensor:
+    """Return the mean squared error of each sample and channel [B, C] of predicted clean volumes."""
+    return (prediction.float() - x0).square().mean(dim=(2, 3, 4))
+
+
 @dataclass(frozen=True)
 class LowResolution:
     """How a volume is reduced by a factor along each axis, and enlarged again.

@@ -56,6 +56,26 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def ratio_of_means(
+    pairs: Sequence[tuple[float, float]], *, num_bootstrap: int, seed: int, level: float = 0.95
+) -> tuple[float | None, float | None, float | None]:
+    """Return the mean of the first values over the mean of the second ones, with percentile bootstrap bounds.
+
+    The bootstrap draws pairs. All are None without pairs or where the second mean is 0, the bounds for one pair alone.
+    """
+    array = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
+    if len(array) == 0 or array[:, 1].mean() == 0:
+        return None, None, None
+    ratio = float(array[:, 0].mean() / array[:, 1].mean())
+    if len(array) < 2:
+        return ratio, None, None
+    picks = np.random.default_rng(seed).integers(0, len(array), size=(num_bootstrap, len(array)))
+    means = array[picks].mean(axis=1)
+    ratios = means[:, 0] / np.where(means[:, 1] == 0, np.nan, means[:, 1])
+    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return ratio, float(low), float(high)
+
+
 def one_tailed_p_value(greater: Sequence[float | None], smaller: Sequence[float | None]) -> float | None:
     """Return p of Welch's t-test for "the mean of `greater` exceeds that of `smaller`", without missing values.
 
@@ -81,6 +101,30 @@ def area_under_roc(scores: ArrayLike, labels: ArrayLike) -> float | None:
         return None
     ranks = stats.rankdata(score)
     return float((ranks[label].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def area_under_roc_interval(
+    area: float, num_positive: int, num_negative: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the bounds of an area under the ROC curve by method 5 of Newcombe (Stat Med 2006; 25: 559-573).
+
+    The bounds are the areas A at which the observed one lies z standard deviations away. The variance is Hanley and
+    McNeil's at A, with N = (m + n) / 2 - 1 in place of both group sizes less one:
+    V(A) = A (1 - A) (1 + N (1 - A) / (2 - A) + N A / (1 + A)) / (m n). So observed areas of 0 and 1 have bounds too.
+    """
+    from scipy import optimize, stats
+
+    z = float(stats.norm.ppf((1 + level) / 2))
+    excess = (num_positive + num_negative) / 2 - 1
+
+    def lower(observed: float) -> float:
+        def beyond(a: float) -> float:
+            spread = 1 + excess * (1 - a) / (2 - a) + excess * a / (1 + a)
+            return float((observed - a) ** 2 - z**2 * a * (1 - a) * spread / (num_positive * num_negative))
+
+        return 0.0 if observed == 0 else float(optimize.brentq(beyond, 0.0, min(observed, 1 - 1e-9)))
+
+    return lower(area), 1.0 - lower(1.0 - area)
 
 
 def accuracy_and_f1(predicted: ArrayLike, actual: ArrayLike) -> tuple[float, float]:

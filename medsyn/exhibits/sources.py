@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from medsyn.config import Config
+from medsyn.config import Config, MedSynConfig
 from medsyn.exhibits.needs import Need
 from medsyn.layout import REAL, Layout
 from medsyn.registry import METHODS
@@ -52,6 +52,16 @@ class Sources:
         kind = METHODS[self.config.methods[method].kind]
         tables = kind.training_tables(self.config, method)
         return [Need("training", (method,), tuple(tables))] if tables else []
+
+    def diagnostics(self, method: str) -> list[Need]:
+        """Return what `medsyn diagnose` found in a method's networks; nothing for a method of another kind."""
+        if not self.is_diagnosed(method):
+            return []
+        return [Need("file", (method,), (self.layout.diagnostics(method),))]
+
+    def is_diagnosed(self, method: str) -> bool:
+        """Return whether `medsyn diagnose` knows the networks of a method: those of kind `medsyn`."""
+        return isinstance(self.config.methods[method], MedSynConfig)
 
     def sampling(self, method: str, prompt_set: str) -> Need:
         """Return the folders whose cost.json says what it cost to answer a set of prompts."""

@@ -122,8 +122,7 @@ class Run(Method):
     def sample_arrays(self, prompts: Sequence[Prompt]) -> NDArray:
         """Return (n, C, D, H, W) in [-1, 1] at full resolution; all prompts fix the same channels and share w."""
         sampling = self.settings.sampling
-        size = self.settings.preprocess.size
-        low_size = [s // self.low_resolution.factor for s in size]
+        low_size = [s // self.low_resolution.factor for s in self.settings.preprocess.size]
         states = self._states(prompts)
         seeds = [prompt.seed for prompt in prompts]
         fixed, channels = self._fixed(prompts)
@@ -138,9 +137,29 @@ class Run(Method):
             fixed_channels=channels,
             description="low resolution",
         )
+        text, null = self._text(self.super_res, prompts, states)
         if not sampling.fix_super_res:
             fixed, channels = None, []
-        text, null = self._text(self.super_res, prompts, states)
+        return self.super_resolve(low, seeds, text=text, null=null, fixed=fixed, channels=channels)
+
+    @torch.no_grad()
+    def super_resolve(
+        self,
+        low: Tensor,
+        seeds: Sequence[int],
+        *,
+        text: Tensor | None = None,
+        null: Tensor | None = None,
+        fixed: Tensor | None = None,
+        channels: Sequence[int] = (),
+    ) -> NDArray:
+        """Return (n, C, D, H, W) in [-1, 1], sampled by the super-resolution network.
+
+        low: clean low-resolution volumes [n, C, d, h, w]; seeds: of the noise; text: states (n, num_tokens, hidden) for
+        a network that takes text, None: no text; null: states (1, num_tokens, hidden) that stand for no text, None: the
+        learned ones; fixed: volumes [n, C, D, H, W] whose `channels` are kept.
+        """
+        size = self.settings.preprocess.size
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
             condition = self.low_resolution.enlarge(low[i : i + 1])
@@ -149,7 +168,7 @@ class Run(Method):
             volume = self._solve(
                 prepared_denoiser(self.super_res, text=own, null=null, condition=condition),
                 noise,
-                sampling.num_steps_super_res,
+                self.settings.sampling.num_steps_super_res,
                 fixed=None if fixed is None else fixed[i : i + 1],
                 fixed_channels=channels,
                 description="super-resolution",
@@ -300,8 +319,7 @@ def load_pair(low_res: Path, super_res: Path) -> tuple[FastUNet, FastUNet, Model
 def sampling_with(weights: Path, config: Path | None, **changes: Any) -> SamplingStage:
     """Return the settings of `config`, or of the file that run.json names, with `changes` that are not None."""
     if config is None:
-        source, record = _run_record(weights)
-        config = source.parent / record["sampling"]
+        config = run_files(weights)["sampling"]
     given = {name: value for name, value in changes.items() if value is not None}
     values = load_stage(SamplingStage, config).model_dump(mode="json")
     values["sampling"] |= given
@@ -309,6 +327,12 @@ def sampling_with(weights: Path, config: Path | None, **changes: Any) -> Samplin
     if max(stage.sampling.num_steps_low_res, stage.sampling.num_steps_super_res) > 1000:
         raise InputError(f"{config}: a solver takes at most 1000 steps")
     return stage
+
+
+def run_files(weights: Path) -> dict[str, Path]:
+    """Return the files that run.json, or that of a folder, names: low_res, super_res, text_encoder and sampling."""
+    source, record = _run_record(weights)
+    return {name: source.parent / record[name] for name in _RUN_KEYS if name != "label"}
 
 
 def open_run(weights: Path, settings: SamplingStage) -> Run:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from medsyn.config import DenoiserTrainConfig, ModelStage
 from medsyn.errors import InputError
 from medsyn.models.fast.unet import FastUNet
-from medsyn.tensors import check_tensors, save_tensors
+from medsyn.tensors import check_tensors, read_metadata, save_tensors
 
 
 def build(stage: ModelStage, cond_dim: int | None) -> FastUNet:
@@ -48,24 +48,28 @@ def save(path: str | Path, state: Mapping[str, Tensor], stage: ModelStage, prove
     save_tensors(path, state, metadata)
 
 
-def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
-    """Load the network of a file, in evaluation mode, and its settings; a file of another kind is an InputError.
+def read_stage(path: str | Path) -> ModelStage:
+    """Return the settings in a file, without its tensors; a file of another kind is an InputError.
 
     Settings of the training that this version does not know are dropped: they do not concern the trained network.
     """
-    check_tensors(path)
+    metadata = read_metadata(path)
     try:
-        with safe_open(path, framework="pt") as handle:
-            settings = json.loads((handle.metadata() or {})["config"])
-            settings["train"] = {k: v for k, v in settings["train"].items() if k in DenoiserTrainConfig.model_fields}
-            stage = ModelStage(**settings)
-            # Copied: in the file a tensor's place in memory depends on the length of the provenance before it, and the
-            # last bits of matrix products on a CPU depend on that place.
-            state = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:
+        settings = json.loads(metadata["config"])
+        settings["train"] = {k: v for k, v in settings["train"].items() if k in DenoiserTrainConfig.model_fields}
+        return ModelStage(**settings)
+    except (KeyError, ValidationError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a denoiser written by `medsyn train` ({error})") from None
+
+
+def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
+    """Load the network of a file, in evaluation mode, and its settings; a file of another kind is an InputError."""
+    check_tensors(path)
+    stage = read_stage(path)
+    with safe_open(path, framework="pt") as handle:
+        # Copied: in the file a tensor's place in memory depends on the length of the provenance before it, and the
+        # last bits of matrix products on a CPU depend on that place.
+        state = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
     null = state.get("null_cond_emb")
     with torch.device("meta"):
         network = build(stage, None if null is None else null.shape[2])

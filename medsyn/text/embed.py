@@ -62,7 +62,7 @@ def embed_reports(
         for key, section in zip(keys[report.report_id], stage.sections, strict=True)
         if key is not None
     }
-    identity = _identity(encoder_folder)
+    identity = encoder_identity(encoder_folder)
     folder = out.with_suffix("")
     shards = _usable_shards(folder, identity, places.keys())
     new = {key: places[key] for key in places.keys() - set().union(*shards.values())}
@@ -96,7 +96,7 @@ def text_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _identity(folder: Path) -> str:
+def encoder_identity(folder: Path) -> str:
     """Return the hash of all that the states of a text depend on: weights, tokenizer and how many states are kept."""
     return hash_json([sha256(folder / name) for name in ("model.safetensors", "tokenizer.json", SETTINGS_FILE)])
 

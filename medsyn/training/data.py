@@ -1,8 +1,8 @@
 """Training data of the denoisers: store shards and text embeddings; every batch is a function of (step, slots).
 
-`medsyn.ct.store` is the format of a shard. Only rows of the split `train` are read. Low resolution is mapped, so that
-the processes of a machine share one copy. Full resolution is held in memory when it is small; else each crop is read
-from disk.
+`medsyn.ct.store` is the format of a shard. Only rows of one split, `train` by default, are read. Low resolution is
+mapped, so that the processes of a machine share one copy. Full resolution is held in memory when it is small; else each
+crop is read from disk.
 Sample `slot` of step `s` is number k = s * batch_size + slot of a sequence that goes through a fresh permutation of the
 volumes in every epoch; its noise, time, text section, text drop and crop come from a generator seeded by (seed, k).
 """
@@ -42,12 +42,13 @@ _KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of s
 
 
 class Store:
-    """Volumes of the training split over several shard folders.
+    """Volumes of one split over several shard folders.
 
-    resolution is "low" or "high"; `volume(i)` gives HU (D, H, W) int16 and packed labels (D, H, W) uint8.
+    resolution is "low" or "high"; split is "train" or "validation". `volume(i)` gives HU (D, H, W) int16 and packed
+    labels (D, H, W) uint8.
     """
 
-    def __init__(self, shards: Sequence[Path], resolution: str) -> None:
+    def __init__(self, shards: Sequence[Path], resolution: str, split: str = "train") -> None:
         self.subject_ids: list[str] = []
         self.report_ids: list[str] = []
         self._rows: list[tuple[int, int]] = []
@@ -55,7 +56,7 @@ class Store:
         digest = hashlib.sha256()
         for number, shard in enumerate(shards):
             index = read_index(shard)
-            rows = [row for row, entry in enumerate(index) if entry["split"] == "train"]
+            rows = [row for row, entry in enumerate(index) if entry["split"] == split]
             image, label = open_high(shard) if resolution == "high" else read_low(shard, rows)
             digest.update(json.dumps([index, image.shape], sort_keys=True).encode())
             self._arrays.append((image, label))
@@ -63,7 +64,7 @@ class Store:
             self.report_ids += [index[row]["report_id"] for row in rows]
             self._rows += [(number, row) for row in rows]
         if not self._rows:
-            raise InputError(f"{shards[0] if shards else 'store'}: no volume of the split 'train'")
+            raise InputError(f"{shards[0] if shards else 'store'}: no volume of the split '{split}'")
         if len({image.shape[1:] for image, _ in self._arrays}) != 1:
             raise InputError(f"{shards[0]}: the shards have different grids; make the store again with one config")
         if resolution == "high" and len(self) * math.prod(self.size) * _VOXEL_BYTES < _IN_MEMORY_BYTES:
@@ -80,7 +81,7 @@ class Store:
         return depth, height, width
 
     def _load(self) -> None:
-        """Replace the arrays on disk by their training rows in memory."""
+        """Replace the arrays on disk by the rows of the split in memory."""
         rows: list[list[int]] = [[] for _ in self._arrays]
         for place, (shard, row) in enumerate(self._rows):
             self._rows[place] = (shard, len(rows[shard]))
@@ -91,14 +92,14 @@ class Store:
         ]
 
     def volume(self, i: int, window: tuple[slice, slice, slice] | None = None) -> tuple[NDArray, NDArray]:
-        """Return HU and packed labels of training volume i, or of a crop of it."""
+        """Return HU and packed labels of volume i of the split, or of a crop of it."""
         shard, row = self._rows[i]
         image, label = self._arrays[shard]
         where = (row, *window) if window else (row,)
         return image[where], label[where]
 
     def image(self, i: int) -> NDArray:
-        """Return HU (D, H, W) int16 of training volume i."""
+        """Return HU (D, H, W) int16 of volume i of the split."""
         shard, row = self._rows[i]
         return self._arrays[shard][0][row]
 
@@ -118,6 +119,7 @@ class Embeddings:
             self._row = {report_id: row for row, report_id in enumerate(index["texts"])}
             self.num_tokens: int = index["num_tokens"]
             self.hidden_size: int = index["hidden_size"]
+            self.encoder: str = index["encoder"]
             self.hash = hash_json([index["encoder"], sections, index["texts"]])
             self._places = {
                 key: (shard, row)
@@ -220,14 +222,12 @@ class TrainingData:
             sample["condition_noise"] = torch.randn(x0.shape, generator=generator)
             sample["condition_level"] = torch.tensor(uniform[5] * train.max_low_res_noise, dtype=torch.float32)
         if self.embeddings is not None:
-            row = self.rows[index]
-            section = int(uniform[6] * self.embeddings.num_sections(row))
-            sample["text"] = self.embeddings.states(row, section)
+            sample["text"] = self.text(index, uniform[6])
             sample["drop_text"] = torch.tensor(uniform[7] < train.text_dropout)
         return sample
 
     def clean(self, index: int, where: Sequence[float] = (0.5, 0.5, 0.5), affine: Tensor | None = None) -> Tensor:
-        """Return the clean volume (C, D, H, W) in [-1, 1] of training volume `index`.
+        """Return the clean volume (C, D, H, W) in [-1, 1] of volume `index` of the store.
 
         `where` in [0, 1) places the crop, `affine` is a map of medsyn.training.augment.
         """
@@ -244,7 +244,7 @@ class TrainingData:
 
     @cached_property
     def mean(self) -> Tensor:
-        """Mean training volume [C, D, H, W] of whole volumes."""
+        """Mean [C, D, H, W] of the whole volumes of the split."""
         total = torch.zeros(len(self.stage.channels), *self.size, dtype=torch.float64)
         for index in range(len(self.store)):
             total += self.clean(index)
@@ -272,6 +272,15 @@ class TrainingData:
             return None
         weights = self.deviations ** (-2 * power)
         return weights / weights.mean()
+
+    def text(self, index: int, where: float = 0.0) -> Tensor:
+        """Return the states (num_tokens, hidden) of a section of volume `index`'s report.
+
+        `where` in [0, 1) chooses among the sections that the report has.
+        """
+        assert self.embeddings is not None
+        row = self.rows[index]
+        return self.embeddings.states(row, int(where * self.embeddings.num_sections(row)))
 
     def _channels(self, index: int, window: tuple[slice, ...] | None) -> Tensor:
         image, label = self.store.volume(index, window)  # type: ignore[arg-type]

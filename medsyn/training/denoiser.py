@@ -117,7 +117,7 @@ def batch_loss(
     """Return the denoising loss of a batch of TrainingData; channel_weights [C] as in `denoising_loss`."""
     x0 = batch["x0"]
     weights = None if channel_weights is None else channel_weights.to(x0.device)
-    conditions = _conditions(batch, stage)
+    conditions = network_conditions(batch, stage)
     return denoising_loss(network, x0, batch["epsilon"], batch["t"], channel_weights=weights, **conditions)
 
 
@@ -144,7 +144,7 @@ def _preview_volumes(
     if "drop_text" in batch:
         batch["drop_text"] = torch.zeros_like(batch["drop_text"])
     noisy = add_noise(batch["x0"], batch["epsilon"], t)
-    conditions = _conditions(batch, stage)
+    conditions = network_conditions(batch, stage)
 
     def denoiser(x: Tensor, tau: float) -> Tensor:
         return network(x, torch.full_like(t, tau), **conditions)
@@ -155,7 +155,8 @@ def _preview_volumes(
     return batch["x0"], noisy, predicted, sampled
 
 
-def _conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:
+def network_conditions(batch: dict[str, Tensor], stage: ModelStage) -> dict[str, Tensor]:
+    """Return what the network of `stage` is given of a batch of TrainingData beside the noisy volume and the time."""
     given: dict[str, Tensor] = {key: batch[key] for key in ("text", "drop_text") if key in batch}
     if "condition_noise" in batch:
         noise, level = batch["condition_noise"], batch["condition_level"]

@@ -52,6 +52,37 @@ rule measure_samples:
         " --out {output:q} 2> {log:q}"
 
 
+rule diagnose:
+    input:
+        run=LAYOUT.run("{method}"),
+        store=[LAYOUT.store(shard) for shard in SHARDS],
+        embeddings=lambda wildcards: LAYOUT.embeddings(
+            CONFIG.methods[wildcards.method].text_encoder
+        ),
+        sampling=LAYOUT.config("sampling"),
+        config=LAYOUT.config("diagnostics"),
+    output:
+        table=LAYOUT.diagnostics("{method}"),
+        provenance=LAYOUT.diagnostics_provenance("{method}"),
+    log:
+        LAYOUT.log("diagnose", "{method}"),
+    wildcard_constraints:
+        method="|".join(MODELS),
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory_mb(*((9000, 2000) if NETWORKS_MEASURE else (2000, 2000))),
+        runtime=minutes(240),
+        gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
+    message:
+        "testing the networks of {wildcards.method} one by one on validation volumes"
+    shell:
+        "python -m medsyn diagnose --weights {input.run:q} --store {input.store:q} --embeddings {input.embeddings:q}"
+        " --config {input.config:q} --out {output.table:q} 2> {log:q}"
+
+
 rule train_features:
     input:
         store=[LAYOUT.store(shard) for shard in SHARDS],
