@@ -33,9 +33,10 @@ from medsyn.files import read_csv
 COLUMNS = ("part", "network", "subject_id", "source", "t", "quantity", "value")
 DENOISING, SUPER_RESOLUTION, PROMPTS = "denoising", "super_resolution", "prompts"
 NETWORK, OTHER_TEXT, NO_TEXT = "network", "other_text", "no_text"
-MEAN_VOLUME, NOISY_INPUT, ENLARGED, REAL = "mean_volume", "noisy_input", "enlarged", "real"
-TRIVIAL = (MEAN_VOLUME, NOISY_INPUT, ENLARGED)
-"""Predictors that have learned nothing."""
+MEAN_VOLUME, LINEAR_GUESS, NOISY_INPUT, ENLARGED = "mean_volume", "linear_guess", "noisy_input", "enlarged"
+REAL = "real"
+TRIVIAL = (MEAN_VOLUME, LINEAR_GUESS, NOISY_INPUT, ENLARGED)
+"""Predictors without a network."""
 AIRWAY = "airway_volume_mm3"
 
 Row = dict[str, Any]

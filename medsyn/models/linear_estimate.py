@@ -95,6 +95,13 @@ def linear_estimate(x: Tensor, signal: Tensor, mean: Tensor, components: Princip
     return guess, _wide(error_share(signal, components))
 
 
+def moved_mean(mean: Tensor, components: PrincipalComponents, states: Tensor) -> Tensor:
+    """Return the mean [C, D, H, W] as the mean state of a text [S] moves it; components.text must be known."""
+    assert components.text is not None
+    moves = components.text.weight @ states + components.text.offset
+    return mean + torch.einsum("k,kcdhw->cdhw", moves * components.variances.sqrt(), components.vectors)
+
+
 def error_share(signal: Tensor, components: PrincipalComponents) -> Tensor:
     """Return the expected error of the guess as a share of the volumes' deviation [B, C], for signal [B]."""
     noise = ((1 - signal) / signal)[:, None]
