@@ -242,7 +242,7 @@ def test_settings_of_one_network_or_text_that_exclude_each_other():
     with pytest.raises(InputError, match=r"sigma_data 0\.5 and sigma_share 0\.3: both are set"):
         validate(Config, values, "mine.yaml")
     values = changed("low_res.unet", {"num_components": 8, "sigma_share": 0.3, "mean_volume": True})
-    with pytest.raises(InputError, match=r"num_components 8 with mean_volume True and a sigma of 0\.3: expected"):
+    with pytest.raises(InputError, match=r"num_components 8 and sigma_share 0\.3: both are set"):
         validate(Config, values, "mine.yaml")
     values = changed("super_res.text", True)
     values["methods"]["generic_lm"]["super_res_from"] = "medsyn"

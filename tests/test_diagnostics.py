@@ -84,15 +84,15 @@ def test_a_network_that_returns_the_mean_volume_has_its_error(shards, texts):
     assert [found["s4", "mean_volume", 0.5, channel] for channel in CHANNELS] == pytest.approx(by_hand)
 
 
-def test_an_untrained_network_with_components_is_the_linear_guess(shards, texts):
+def test_an_untrained_network_with_components_is_the_linear_estimate(shards, texts):
     settings = stage(unet={"mean_volume": True, "num_components": 4})  # two less than there are training volumes
     data = TrainingData(settings, Store(shards, "low"), texts)
     network = build(settings, texts.hidden_size)
     network.set_statistics(data.mean, components=data.components)
     tested = ExaminedNetwork(network, settings, shards, texts, DiagnosticsStage())
     found = {(r["subject_id"], r["source"], r["t"], r["quantity"]): r["value"] for r in tested.errors()}
-    assert same(found, "network", "linear_guess", 1e-3)
-    assert not same(found, "linear_guess", "mean_volume", 1e-3)
+    assert same(found, "network", "linear_estimate", 1e-3)
+    assert not same(found, "linear_estimate", "mean_volume", 1e-3)
 
 
 def test_the_mean_is_that_of_the_training_volumes_alone(shards):
@@ -303,7 +303,7 @@ def table_of(path: Path, errors: dict[str, list[float]]) -> list[dict]:
     return denoising_rows(read_diagnosis(path), CONFIG)
 
 
-def test_the_error_is_compared_with_the_best_trivial_predictor_and_with_that_without_text(tmp_path):
+def test_the_error_is_compared_with_the_best_predictor_without_a_network_and_with_that_without_text(tmp_path):
     errors = {"network": [0.1, 0.3], "mean_volume": [0.5, 0.3], "noisy_input": [2, 3], "no_text": [0.4, 0.4]}
     (row,) = table_of(tmp_path / "d.csv", errors | {"other_text": [0.3, 0.3]})
     assert (row["value"], row["n"], row["t"]) == (pytest.approx(0.2), 2, "0.5")

@@ -215,6 +215,15 @@ def test_a_network_keeps_its_statistics_of_the_training_volumes(tmp_path, option
     assert len(kept) in (2, 6) and all(torch.equal(loaded.get_buffer(name), value) for name, value in kept.items())
 
 
+def test_zero_null_text_has_no_mean_state(run_folder):
+    settings = stage("low_res", unet={"mean_volume": True, "num_components": 2})
+    network = build(settings, HIDDEN)
+    network.reserve_statistics((4, 4, 4))
+    save(run_folder / "low_res.safetensors", network.state_dict(), settings, {})
+    with pytest.raises(InputError, match="zero has no mean state, which num_components reads; expected learned"):
+        open_run(run_folder, sampling_with(run_folder, None, null_text="zero"))
+
+
 def test_networks_that_read_other_texts_are_refused(run_folder):
     settings = stage("super_res", text=True)
     save(run_folder / "super_res.safetensors", build(settings, HIDDEN + 2).state_dict(), settings, {})

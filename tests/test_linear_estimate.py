@@ -1,4 +1,4 @@
-"""The best linear guess of a clean volume by principal components."""
+"""The best linear estimate of a clean volume by principal components."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_components_of_gaussian_volumes_are_found(basis):
     torch.testing.assert_close(found.variances.sqrt(), DEVIATIONS, rtol=0.04, atol=0)
     overlap = (found.vectors.reshape(5, -1) @ basis.T).abs()
     torch.testing.assert_close(overlap, torch.eye(5), rtol=0, atol=0.05)
-    torch.testing.assert_close(found.rest.sqrt(), torch.full((2,), REST), rtol=0.03, atol=0)  # 123 of 128 directions
+    torch.testing.assert_close(
+        found.residual_variance.sqrt(), torch.full((2,), REST), rtol=0.03, atol=0
+    )  # 123 of 128 directions
 
 
 def test_the_rest_of_few_volumes_is_that_of_others(basis):
@@ -50,7 +52,37 @@ def test_the_rest_of_few_volumes_is_that_of_others(basis):
     rows = beyond.reshape(len(others), -1)
     vectors = found.vectors.reshape(5, -1)
     left = (rows - rows @ vectors.T @ vectors).square().mean()
-    assert 0.4 < found.rest.mean() / left < 2.5  # without the correction a quarter
+    assert 0.4 < found.residual_variance.mean() / left < 2.5  # without the correction a quarter
+
+
+def test_a_constant_channel_repeated_volumes_and_equal_texts_give_finite_estimates(basis):
+    volumes = gaussian_volumes(basis, 6, 7).repeat(3, 1, 1, 1, 1)
+    volumes[:, 1] = -1  # a structure that no training volume shows
+    mean = volumes.mean(dim=0)
+    found = principal_components(volumes - mean, 12, torch.ones(18, 4))
+    assert len(found.vectors) == 5  # six volumes span no more
+    torch.testing.assert_close(found.vectors.flatten(1).norm(dim=1), torch.ones(5))
+    assert not found.text.weight.any()
+    for t in (0.0, 0.5, 1.0):
+        estimate, share = linear_estimate(torch.randn(2, *SHAPE), alpha_bar(torch.full((2,), t)), mean, found)
+        assert estimate.isfinite().all() and share.isfinite().all() and (share > 0).all()
+
+
+def test_the_estimate_is_float32_under_autocast(basis):
+    config = UNetConfig(dim=8, mults=(1, 2), init_kernel=3, num_groups=4, mean_volume=True, num_components=5)
+    network = UNet(config, channels=2, cond_dim=6, num_tokens=3)
+    known = PrincipalComponents(basis.reshape(5, *SHAPE), DEVIATIONS**2, torch.full((2,), REST**2))
+    network.set_statistics(torch.full(SHAPE, 0.5), components=known)
+    x, tau, text = torch.randn(2, *SHAPE), torch.tensor([500.0, 990.0]), torch.randn(2, 3, 6)
+
+    def parts():
+        coefficients = network.text_coefficients(text)
+        return [*network.estimate(x, tau, None), coefficients, network.text_shift(coefficients, tau)]
+
+    network.data_text_weight = torch.randn(5, 6)
+    exact = parts()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(one, other) for one, other in zip(parts(), exact, strict=True))
 
 
 def test_errors_of_the_regression_are_those_of_volumes_left_out():
@@ -115,7 +147,7 @@ def test_an_untrained_network_with_components_is_the_guess(basis):
     guess, share = linear_estimate(x, alpha_bar(tau / 1000), torch.full(SHAPE, 0.5), known)
     with torch.no_grad():
         torch.testing.assert_close(network(x, tau), guess)
-        network.data_text_offset = torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0])  # two deviations along the first component
+        network.data_text_offset = torch.tensor([18.0, 0.0, 0.0, 0.0, 0.0])
         moved = network(x, tau, text=torch.zeros(2, 3, 6))
         torch.testing.assert_close(
             moved, linear_estimate(x, alpha_bar(tau / 1000), torch.full(SHAPE, 0.5) + 18 * known.vectors[0], known)[0]

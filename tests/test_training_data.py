@@ -127,7 +127,7 @@ def test_components_need_more_training_volumes(training_data):
 
 
 @pytest.mark.parametrize("option", [{"sigma_data": 0.4}, {"sigma_share": 0.5}, {"num_components": 2}])
-def test_balanced_noise_weighs_each_time_by_what_the_linear_guess_leaves(training_data, option):
+def test_balanced_noise_weighs_each_time_by_what_the_linear_estimate_leaves(training_data, option):
     unet = {"mean_volume": True, **option}
     store = Store([training_data / "store" / "0"], "low")
     data = TrainingData(stage(unet=unet, balance_noise=True, balance_channels=1.0), store, None)

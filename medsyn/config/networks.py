@@ -12,6 +12,9 @@ Interpolation = Literal["nearest", "linear"]
 Reduction = Literal["nearest", "mean"]
 
 
+MAX_COMPONENTS = 998
+
+
 class UNetConfig(Section):
     """The one U-Net (the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
 
@@ -45,10 +48,10 @@ class UNetConfig(Section):
     num_components: int = Field(
         0,
         ge=0,
-        le=10_000,
-        description="low_res, with mean_volume: the network predicts the difference from the best linear guess of the"
-        " clean volume by so many principal components of the training volumes, and is given that guess; they are"
-        " stored with the weights",
+        le=MAX_COMPONENTS,
+        description="low_res, with mean_volume: the network predicts the difference from the linear estimate of the"
+        " clean volume by so many principal components of the training volumes and the text, and is given that"
+        " estimate; the components are stored with the weights",
     )
     pooled_text: bool = Field(
         False,
@@ -65,10 +68,12 @@ class UNetConfig(Section):
         if self.sigma_share is not None and self.sigma_data is not None:
             found = f"sigma_data {self.sigma_data} and sigma_share {self.sigma_share}"
             raise ValueError(f"{found}: both are set, expected at most one; leave one out")
-        sigma = self.sigma_share if self.sigma_data is None else self.sigma_data
-        if self.num_components and not (self.mean_volume and sigma is None):
-            found = f"num_components {self.num_components} with mean_volume {self.mean_volume} and a sigma of {sigma}"
-            raise ValueError(f"{found}: expected mean_volume true, and no sigma_data or sigma_share")
+        if self.num_components and not self.mean_volume:
+            raise ValueError(f"num_components {self.num_components} with mean_volume false: expected true; set it")
+        for name in ("sigma_data", "sigma_share"):
+            if self.num_components and (value := getattr(self, name)) is not None:
+                found = f"num_components {self.num_components} and {name} {value}"
+                raise ValueError(f"{found}: both are set, expected at most one; leave one out")
         if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
             raise ValueError("dim must be even and at least 4, init_kernel odd")
         return self
@@ -122,12 +127,21 @@ class DenoiserTrainConfig(TrainConfig):
     )
     balance_noise: bool = Field(
         False,
-        description="divide the squared error by that which the linear guess of the clean volume leaves at the time, as"
-        " Karras et al. 2022 do; needs sigma_data, sigma_share or num_components",
+        description="divide the squared error by the share of the variance that the linear estimate leaves at that"
+        " time, as Karras et al. 2022 do; needs sigma_data, sigma_share or num_components",
     )
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
     )
+
+
+def check_balance(unet: UNetConfig, train: DenoiserTrainConfig) -> None:
+    """Raise a ValueError for balance_noise of a network without a linear estimate."""
+    if train.balance_noise and not unet.num_components and unet.sigma_data is None and unet.sigma_share is None:
+        raise ValueError(
+            "train.balance_noise: true without a linear estimate, expected unet.sigma_data, sigma_share or"
+            " num_components; set one of them"
+        )
 
 
 class StageModelConfig(Section):
@@ -138,12 +152,7 @@ class StageModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_balance(self) -> StageModelConfig:
-        unet = self.unet
-        if self.train.balance_noise and not (unet.num_components or unet.sigma_data or unet.sigma_share):
-            raise ValueError(
-                "train.balance_noise: true without a linear guess, expected unet.sigma_data, sigma_share or"
-                " num_components; set one of them"
-            )
+        check_balance(self.unet, self.train)
         return self
 
 

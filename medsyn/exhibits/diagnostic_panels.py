@@ -29,7 +29,7 @@ LINES = {
     "other_text": ("network, another's text", "#2a6f97", ":", 1.5),
     "no_text": ("network, no text", "#2a6f97", "--", 1.2),
     "mean_volume": ("mean training volume", "#6b7785", "-", 1.2),
-    "linear_guess": ("best linear guess", "#e09f3e", "-", 1.2),
+    "linear_estimate": ("linear estimate", "#e09f3e", "-", 1.2),
     "enlarged": ("low resolution enlarged", "#5b8e7d", "-", 1.2),
     "noisy_input": ("noisy input", "#c8553d", "-", 1.2),
 }

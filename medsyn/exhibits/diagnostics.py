@@ -68,7 +68,7 @@ def make(inputs: Inputs, config: EvaluationConfig) -> Table:
 
 def columns() -> list[str]:
     """Return the columns of the table."""
-    names = ["part", "network", "quantity", "t", "n", "value", "mean_volume", "linear_guess"]
+    names = ["part", "network", "quantity", "t", "n", "value", "mean_volume", "linear_estimate"]
     names += [
         "noisy_input",
         "enlarged",
@@ -121,7 +121,7 @@ DIAGNOSTICS = Exhibit(
     caption=(
         "Denoising: squared error of the clean volume that a network of the reference predicts from validation"
         " volumes noised to level t (0 none, 1 all), per channel in units of [-1, 1], beside predictors without a"
-        f" network: the mean of at most {MAX_MEAN_VOLUMES} training volumes, the best linear guess by their principal"
+        f" network: the mean of at most {MAX_MEAN_VOLUMES} training volumes, the linear estimate by their principal"
         " components and the text (low resolution), the noisy input divided by its scale, and the true low-resolution"
         " volume enlarged (super-resolution). Model / best of these: below 1 the network has learned more of the"
         " channel than they know. Removed by the text: share of the error without text"
@@ -143,7 +143,7 @@ DIAGNOSTICS = Exhibit(
         "t": "Noise level t",
         "value": "Model",
         "mean_volume": "Mean volume",
-        "linear_guess": "Linear guess",
+        "linear_estimate": "Linear estimate",
         "noisy_input": "Noisy input",
         "enlarged": "Low resolution enlarged",
         "ratio": "Model / best of these",

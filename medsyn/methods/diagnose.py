@@ -3,7 +3,7 @@
 Two tests, each on the same volumes of the validation split (`medsyn.evaluate.diagnosis` has the columns of the table):
 
 - The error of the predicted clean volume at noise levels t, by network and channel, beside that of predictors without a
-  network: the mean of at most MAX_MEAN_VOLUMES of the training split, the best linear guess by their principal
+  network: the mean of at most MAX_MEAN_VOLUMES of the training split, the linear estimate by their principal
   components and the text (low resolution), the noisy input divided by sqrt(alpha_bar), and for super-resolution its
   condition, the enlarged low-resolution volume. A network that takes text is given the volume's own text, that of
   another subject, and none.
@@ -36,7 +36,7 @@ from medsyn.mask_tools import Segmenter
 from medsyn.masks.labels import dice, mean_label_dice
 from medsyn.methods.run import Run, open_run, run_files, sampling_with
 from medsyn.models.channels import STRUCTURE_OF
-from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate, moved_mean, principal_components
+from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate, mean_given_text
 from medsyn.models.unet import mean_state
 from medsyn.models.weights import read_stage
 from medsyn.progress import log, track
@@ -139,17 +139,15 @@ class ExaminedNetwork:
         count = len(self.chosen_training)
         if self.stage.stage == "super_res" or count < 3:
             return None
-        differences = torch.stack([self.training.clean(index) - self.mean for index in self.chosen_training])
-        states = None if self.texts is None else self.training.mean_states[self.chosen_training]
-        return principal_components(differences, min(_NUM_COMPONENTS, count - 2), states)
+        return self.training.components_of(self.chosen_training, min(_NUM_COMPONENTS, count - 2))
 
-    def _linear_guess(self, noisy: Tensor, times: Tensor, index: int) -> Tensor | None:
-        """Return the best linear guess of volume `index` by its own text, or None where there are no components."""
+    def _linear_estimate(self, noisy: Tensor, times: Tensor, index: int) -> Tensor | None:
+        """Return the linear estimate of volume `index` by its own text, or None where there are no components."""
         if self.components is None:
             return None
         mean = self.mean
         if self.texts is not None:
-            mean = moved_mean(mean, self.components, mean_state(self.volumes.text(index)[None])[0])
+            mean = mean_given_text(mean, self.components, mean_state(self.volumes.text(index)[None])[0])
         return linear_estimate(noisy, alpha_bar(times), mean, self.components)[0]
 
     @torch.no_grad()
@@ -181,8 +179,8 @@ class ExaminedNetwork:
                 prediction = self.network(noisy.to(device), TAU_PER_T * times.to(device), **conditions)
                 yield t, source, prediction.cpu()
             yield t, diagnosis.MEAN_VOLUME, self.mean[None]
-            if (guess := self._linear_guess(noisy, times, index)) is not None:
-                yield t, diagnosis.LINEAR_GUESS, guess
+            if (estimate := self._linear_estimate(noisy, times, index)) is not None:
+                yield t, diagnosis.LINEAR_ESTIMATE, estimate
             yield t, diagnosis.NOISY_INPUT, noisy / alpha_bar(times).sqrt()
             if "condition" in given[diagnosis.NETWORK]:
                 yield t, diagnosis.ENLARGED, given[diagnosis.NETWORK]["condition"].cpu()

@@ -16,13 +16,14 @@ a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p 
 network what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
 variance-preserving schedule; `sigma_share` sets it for each channel), `add_condition` makes it predict the difference
 from its condition, `mean_volume` the difference from the mean training volume, which it is given, `num_components` the
-difference from the best linear guess by the principal components of the training volumes, and `pooled_text`
+difference from a linear estimate by the principal components of the training volumes, and `pooled_text`
 adds the mean state of the text to the time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first
 attention to the text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -40,6 +41,7 @@ from medsyn.models.blocks import (
     downsample,
     upsample,
 )
+from medsyn.models.fast.context import autocast_off
 from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate
 
 KERNEL_2D = (1, 3, 3)
@@ -122,7 +124,7 @@ class UNet(nn.Module):
         count = config.num_components
         self.register_buffer("data_components", torch.zeros(count, channels, 1, 1, 1) if count else None)
         self.register_buffer("data_variances", torch.ones(count) if count else None)
-        self.register_buffer("data_rest", torch.ones(channels) if count else None)
+        self.register_buffer("data_residual_variance", torch.ones(channels) if count else None)
         reads = cond_dim if count else None
         self.register_buffer("data_text_weight", torch.zeros(count, reads) if reads else None)
         self.register_buffer("data_text_offset", torch.zeros(count) if reads else None)
@@ -213,21 +215,25 @@ class UNet(nn.Module):
         return None if self.text_mlp is None or text is None else self.text_mlp(mean_state(text))
 
     def text_coefficients(self, text: Tensor | None) -> Tensor | None:
-        """Return by how many standard deviations a text moves the mean along each principal component, [B, K].
+        """Return how far a text [B, num_tokens, cond_dim] moves the mean along each component [B, K].
 
-        text [B, num_tokens, cond_dim]; None without components.
+        None without components.
         """
         if self.data_text_weight is None or text is None:
             return None
-        return F.linear(mean_state(text).to(self.data_text_weight.dtype), self.data_text_weight, self.data_text_offset)
+        with autocast_off(text):
+            return F.linear(
+                mean_state(text).to(self.data_text_weight.dtype), self.data_text_weight, self.data_text_offset
+            )
 
     def text_shift(self, coefficients: Tensor | None, tau: Tensor) -> Tensor | None:
-        """Return how far such a move of the mean moves the linear guess [B, C, D, H, W] at times tau [B] or [1]."""
+        """Return how far such a shift of the mean moves the linear estimate [B, C, D, H, W] at times tau [B] or [1]."""
         if coefficients is None:
             return None
         signal = alpha_bar(tau / TAU_PER_T)[:, None]
         hidden = (1 - signal) / (signal * self.data_variances + 1 - signal)
-        return torch.einsum("bk,kcdhw->bcdhw", hidden * self.data_variances.sqrt() * coefficients, self.data_components)
+        with autocast_off(self.data_components):
+            return torch.einsum("bk,kcdhw->bcdhw", hidden * coefficients, self.data_components)
 
     @property
     def known_channels(self) -> int:
@@ -239,6 +245,12 @@ class UNet(nn.Module):
         if self.data_mean is None or known is None:
             return None
         return known if self.data_components is not None else self.data_mean.to(known.dtype).expand_as(known)
+
+    def reserve_statistics(self, size: Sequence[int]) -> None:
+        """Give mean volume and components, where there are any, the grid [D, H, W] of the volumes; values undefined."""
+        for name in ("data_mean", "data_components"):
+            if (buffer := getattr(self, name)) is not None:
+                setattr(self, name, buffer.new_empty(*buffer.shape[:-3], *size))
 
     def set_statistics(
         self,
@@ -257,23 +269,25 @@ class UNet(nn.Module):
             self.data_sigma = self.config.sigma_share * deviations
         if components is not None and self.config.num_components:
             self.data_components = components.vectors
-            self.data_variances, self.data_rest = components.variances, components.rest
+            self.data_variances, self.data_residual_variance = components.variances, components.residual_variance
             if components.text is not None:
                 self.data_text_weight, self.data_text_offset = components.text.weight, components.text.offset
 
     def estimate(self, x: Tensor, tau: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return what is known of x0 before the network, and what its output is multiplied with; None: 0 and 1.
+        """Return the estimate of x0 before the network [B, C, D, H, W], None: 0, and the factor of its output, None: 1.
 
-        With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the best linear guess of the rest
-        is a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that guess over s: 1 where
+        The factor is [B or 1, C or 1, 1, 1, 1].
+        With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the linear estimate of the rest is
+        a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that estimate over s: 1 where
         the noise hides everything, 0 where nothing is hidden. Known is the condition with `add_condition`, the mean
         volume with `mean_volume`; s is given by `sigma_data`, or by `sigma_share` for each channel, or is a covariance
         matrix with `num_components` (medsyn.models.linear_estimate).
         """
         signal = alpha_bar(tau / TAU_PER_T)
         if self.data_components is not None:
-            components = PrincipalComponents(self.data_components, self.data_variances, self.data_rest)
-            return linear_estimate(x, signal, self.data_mean, components)
+            components = PrincipalComponents(self.data_components, self.data_variances, self.data_residual_variance)
+            with autocast_off(x):
+                return linear_estimate(x, signal, self.data_mean, components)
         known = condition if self.config.add_condition else self.data_mean
         if known is not None:
             known = known.to(x.dtype).expand_as(x)

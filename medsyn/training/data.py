@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from medsyn.config import ModelStage
+from medsyn.config.networks import MAX_COMPONENTS
 from medsyn.ct.store import Chunked, open_high, read_index, read_low, unpack_labels
 from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.schedule import alpha_bar
@@ -40,7 +41,6 @@ from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
 _IN_MEMORY_BYTES = 2 << 30
 _VOXEL_BYTES = 3  # HU and label
 _MOST_CROPS = 64  # of super-resolution volumes whose deviations are measured
-_MOST_OF_COMPONENTS = 1000  # volumes whose components are found
 _LEAST_DEVIATION = 1e-3
 _KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of sampling
 
@@ -259,22 +259,39 @@ class TrainingData:
 
     @cached_property
     def components(self) -> PrincipalComponents:
-        """Principal components of the whole volumes of the split, of at most 1,000 evenly chosen ones."""
-        count, wanted = min(len(self.store), _MOST_OF_COMPONENTS), self.stage.unet.num_components
-        if wanted > count - 2:
+        """Principal components of the whole volumes of the split, of at most MAX_COMPONENTS + 2 evenly chosen ones."""
+        wanted, chosen = self.stage.unet.num_components, self._sample_of_volumes()
+        count = len(chosen)
+        found = self.components_of(chosen, min(wanted, count - 2)) if count > 2 else None
+        most = 0 if found is None else len(found.vectors)
+        if found is None or wanted > most:
             raise InputError(
-                f"{self.stage.stage}.unet.num_components: {wanted}, expected at most {max(count - 2, 0)}, the number of"
-                " training volumes less 2; lower it"
+                f"{self.stage.stage}.unet.num_components: {wanted}, expected at most {most}, which these {count}"
+                " training volumes allow; lower it"
             )
-        chosen = [index * len(self.store) // count for index in range(count)]
-        volumes = torch.stack([self.clean(index) for index in chosen])
-        states = None if self.embeddings is None else self.mean_states[chosen]
-        return principal_components(volumes - volumes.mean(dim=0), wanted, states)
+        return found
+
+    def components_of(self, indices: Sequence[int], num_components: int) -> PrincipalComponents:
+        """Return the principal components of some volumes, given their texts where there are embeddings."""
+        volumes = torch.empty(len(indices), len(self.stage.channels), *self.size)
+        for place, index in enumerate(indices):
+            volumes[place] = self.clean(index)
+        volumes -= volumes.mean(dim=0)
+        states = None if self.embeddings is None else self.mean_states(indices)
+        return principal_components(volumes, num_components, states)
+
+    def mean_states(self, indices: Sequence[int]) -> Tensor:
+        """Return the mean states [n, hidden] of some volumes' texts, each a mean over the sections of the report."""
+        return torch.stack([self._mean_state(self.rows[index]) for index in indices])
 
     @cached_property
-    def mean_states(self) -> Tensor:
-        """Mean states [n, hidden] of all volumes' texts, each a mean over the sections of the report."""
-        return torch.stack([self._mean_state(row) for row in self.rows])
+    def mean_state(self) -> Tensor:
+        """Mean state [hidden] of the texts of at most MAX_COMPONENTS + 2 evenly chosen volumes."""
+        return self.mean_states(self._sample_of_volumes()).mean(dim=0)
+
+    def _sample_of_volumes(self) -> list[int]:
+        count = min(len(self.store), MAX_COMPONENTS + 2)
+        return [index * len(self.store) // count for index in range(count)]
 
     def _mean_state(self, row: int) -> Tensor:
         assert self.embeddings is not None
@@ -309,7 +326,7 @@ class TrainingData:
         return weights / weights.mean()
 
     def loss_weights(self, t: Tensor) -> Tensor | None:
-        """Return the weights [C] of the channels' squared errors at time t; None if they are the same at all times."""
+        """Return the weights [C] of the channels' squared errors at time t; None: all are 1."""
         weights = self._channel_weights
         if not self.stage.train.balance_noise:
             return weights
@@ -321,7 +338,7 @@ class TrainingData:
         return self.channel_weights()
 
     def _error_share(self, signal: Tensor) -> Tensor:
-        """Return the expected error [B, C] of the network's linear guess, as a share of the deviation."""
+        """Return the expected error [B, C] of the network's linear estimate, as a share of the deviation."""
         unet = self.stage.unet
         if unet.num_components:
             return error_share(signal, self.components)

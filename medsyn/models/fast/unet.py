@@ -58,7 +58,7 @@ class Trunk:
 class FastUNet(UNet):
     """The denoiser of both resolutions.
 
-    The weights may be float32, with or without autocast, or for sampling bfloat16 or float16 (`network.to(dtype)`): the
+    The weights may be float32, with or without autocast, or for sampling bfloat16 or float16 (`set_precision`): the
     activations then take half the memory. Sinusoids, statistics of the norms and the last convolution stay float32,
     and so does the result.
     """
