@@ -19,8 +19,8 @@ BOUNDED = ("value", "ratio", "text_share", "real", "sampled")
 HOW_TO_READ = {
     "low_res": (
         "A line at or above the mean training volume: the network has not learned this channel. At the linear estimate:"
-        " it knows no more than a regression. Above the noisy input at small t: it spoils what it is given. The closer own text, another's text and no text lie, the less the"
-        " text tells the network."
+        " it knows no more than a regression. Above the noisy input at small t: it spoils what it is given. The closer"
+        " own text, another's text and no text lie, the less the text tells the network."
     ),
     "super_res": (
         "This network is given the true low-resolution volume. A line at or above that volume enlarged: the network"
