@@ -20,7 +20,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsyn.config import PreprocessConfig
+from medsyn.ct.preprocess import preprocess
+from medsyn.ct.reading import read_ct
 from medsyn.files import write_csv
+from medsyn.masks.lungs import segment_lungs
 from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.grid import FIELD_OF_VIEW_MM
 from medsyn.phantom.subject import RenderedSubject, render_subject
@@ -53,7 +57,7 @@ def main() -> None:
     examples(min(args.size, 192), args.out / "phantom_findings.png")
     trees(normal, args.data / "anatomy", args.out / "phantom_trees.png")
     sizes(args.out / "phantom_sizes.png", normal)
-    table(args.count, args.data / "anatomy", args.out / "phantom_table.csv")
+    table(args.count, args.data, args.out / "phantom_table.csv")
 
 
 def real_ct(path: Path) -> Volume:
@@ -170,20 +174,43 @@ def sizes(path: Path, fine: RenderedSubject) -> None:
     save(figure, path)
 
 
-def table(count: int, anatomy: Path, path: Path) -> None:
-    """Means of normal phantoms at 128^3 and values of the real anatomies, as CSV and on the terminal."""
+def lung_values(volume: Volume, lung: NDArray[np.bool_]) -> dict[str, float]:
+    """Median and spread of the HU inside the lungs, 10 mm off their border, share of vessels, and the local spread."""
+    inner = ndimage.binary_erosion(lung, iterations=round(10 / volume.spacing_mm[1]))
+    hu = volume.array.astype(np.float32)
+    square = ndimage.uniform_filter(hu * hu, 3) - ndimage.uniform_filter(hu, 3) ** 2
+    values = hu[inner]
+    return {
+        "lung_median_hu": float(np.median(values)),
+        "lung_sd_hu": float(values.std()),
+        "above_-700_percent": 100 * float((values > -700).mean()),
+        "local_sd_hu": float(np.sqrt(np.median(square[inner]))),
+    }
+
+
+def real_on_grid(path: Path) -> dict[str, float]:
+    """`lung_values` of the real CT, brought to the phantoms' grid of 128^3 as the package brings its scans."""
+    volume = preprocess(read_ct(path), PreprocessConfig(size=(128, 128, 128))).volume
+    return lung_values(volume, segment_lungs(volume.array, volume.spacing_mm).mask)
+
+
+def table(count: int, data: Path, path: Path) -> None:
+    """Means of normal phantoms at 128^3 and values of the real CT and anatomies, as CSV and on the terminal."""
     rows = []
     for index in range(count):
-        truth = render_subject(SEED, index, 128, ()).truth
+        subject = render_subject(SEED, index, 128, ())
+        truth = subject.truth
         volumes = truth["volumes_ml"]
         lung = volumes["lung"]
         row = {"subject": truth["subject_id"], "lung_l": lung / 1000}
         row |= {f"{name}_percent": 100 * volumes[name] / lung for name in list(volumes)[:5]}
         row |= {"airway_ml": volumes["airway"], "vessel_percent": 100 * volumes["vessels"] / lung}
         row |= {"laa950_percent": truth["laa950_percent"], "ctr": truth["cardiothoracic_ratio"]}
-        rows.append(row | {"heart_ml": volumes["heart"]})
+        lungs = (subject.masks["lobes"] > 0) | (subject.masks["airway"] > 0)
+        rows.append(row | {"heart_ml": volumes["heart"]} | lung_values(subject.volume, lungs))
     columns = list(rows[0])
-    for folder in sorted(anatomy.iterdir()):
+    rows.append({"subject": "real CT"} | real_on_grid(data / "ct" / "chest_real_5mm.nii.gz"))
+    for folder in sorted((data / "anatomy").iterdir()):
         lung, airway, vessels = (
             (lambda v: float(v.array.sum()) * v.voxel_mm3 / 1000)(real_mask(folder / f"{name}.nii.gz"))
             for name in ("pleuralBoundary", "bronchialTree", "vessels")

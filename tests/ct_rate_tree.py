@@ -42,7 +42,7 @@ class Scan:
 
     quirks: "" (as it should be), "padded" (-8192 outside of the circle), "no spacing", "truncated", "empty" (a download
     that was stopped), "no chest" (listed as such), "head" (not listed, shows no lungs), "mirrored" (left and right
-    exchanged), "clipped" (at 200 HU), "drifted" (air at -976 HU).
+    exchanged), "clipped" (at 200 HU), "drifted" (air at -975 HU).
     """
 
     name: str

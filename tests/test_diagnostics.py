@@ -24,6 +24,7 @@ from medsyn.methods import diagnose
 from medsyn.methods.diagnose import TIMES, ExaminedNetwork, super_resolution
 from medsyn.methods.run import Run, open_run, sampling_with
 from medsyn.models.channels import CHANNELS
+from medsyn.models.weights import build
 from medsyn.training.data import Embeddings, Store, TrainingData
 
 PAIRS = {
@@ -75,12 +76,23 @@ def same(found: dict, first: str, second: str, tolerance: float = 0.0) -> bool:
 def test_a_network_that_returns_the_mean_volume_has_its_error(shards, texts):
     mean = TrainingData(stage(), Store(shards, "low"), None).mean
     found = errors(Known(lambda x, tau, **given: mean.expand_as(x)), shards, texts)
-    assert len(found) == 2 * 5 * 4 * 5  # subjects, times, channels, sources: three texts and two trivial predictors
+    assert len(found) == 2 * 5 * 4 * 6  # subjects, times, channels, sources: three texts and three without a network
     assert same(found, "network", "mean_volume")
     assert not same(found, "network", "noisy_input")
     validation = TrainingData(stage(), Store(shards, "low", "validation"), None).clean(0)
     by_hand = (validation - mean).square().mean(dim=(1, 2, 3)).tolist()
     assert [found["s4", "mean_volume", 0.5, channel] for channel in CHANNELS] == pytest.approx(by_hand)
+
+
+def test_an_untrained_network_with_components_is_the_linear_estimate(shards, texts):
+    settings = stage(unet={"mean_volume": True, "num_components": 4})  # two less than there are training volumes
+    data = TrainingData(settings, Store(shards, "low"), texts)
+    network = build(settings, texts.hidden_size)
+    network.set_statistics(data.mean, components=data.components)
+    tested = ExaminedNetwork(network, settings, shards, texts, DiagnosticsStage())
+    found = {(r["subject_id"], r["source"], r["t"], r["quantity"]): r["value"] for r in tested.errors()}
+    assert same(found, "network", "linear_estimate", 1e-3)
+    assert not same(found, "linear_estimate", "mean_volume", 1e-3)
 
 
 def test_the_mean_is_that_of_the_training_volumes_alone(shards):
@@ -204,7 +216,7 @@ def test_the_verb_writes_both_tests_and_their_provenance(training_data, tmp_path
     assert main(command(training_data, tmp_path, *embeddings, "--num-volumes", "2")) == 0
     rows = read_csv(tmp_path / "d.csv", COLUMNS)
     counts = {name: sum(row["network"] == name and row["t"] != "" for row in rows) for name in ("low_res", "super_res")}
-    assert counts == {"low_res": 2 * 5 * 4 * 5, "super_res": 2 * 5 * 4 * 4}
+    assert counts == {"low_res": 2 * 5 * 4 * 6, "super_res": 2 * 5 * 4 * 4}
     assert {row["source"] for row in rows if row["part"] == "super_resolution"} == {"network", "enlarged", "real"}
     record = read_json(tmp_path / "d.json")
     assert (record["config"]["num_volumes"], set(record["weights"])) == (2, {"low_res", "super_res"})
@@ -291,7 +303,7 @@ def table_of(path: Path, errors: dict[str, list[float]]) -> list[dict]:
     return denoising_rows(read_diagnosis(path), CONFIG)
 
 
-def test_the_error_is_compared_with_the_best_trivial_predictor_and_with_that_without_text(tmp_path):
+def test_the_error_is_compared_with_the_best_predictor_without_a_network_and_with_that_without_text(tmp_path):
     errors = {"network": [0.1, 0.3], "mean_volume": [0.5, 0.3], "noisy_input": [2, 3], "no_text": [0.4, 0.4]}
     (row,) = table_of(tmp_path / "d.csv", errors | {"other_text": [0.3, 0.3]})
     assert (row["value"], row["n"], row["t"]) == (pytest.approx(0.2), 2, "0.5")

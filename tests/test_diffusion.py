@@ -305,7 +305,7 @@ def test_mean_reduction_takes_the_mean_of_each_cube_and_puts_it_at_the_centre(in
 def test_channel_weights_multiply_the_error_of_their_channels():
     x0, epsilon, t = tensor((2, 2, 4, 4, 4), 1), tensor((2, 2, 4, 4, 4), 2), torch.tensor([0.2, 0.9])
     one, two = x0[:, 0].square().mean(), x0[:, 1].square().mean()  # of a network that predicts 0
-    loss = denoising_loss(zeros, x0, epsilon, t, channel_weights=torch.tensor([0.5, 1.5]))
+    loss = denoising_loss(zeros, x0, epsilon, t, weights=torch.tensor([[0.5, 1.5]]))
     torch.testing.assert_close(loss, (0.5 * one + 1.5 * two) / 2)
     torch.testing.assert_close(denoising_loss(zeros, x0, epsilon, t), (one + two) / 2)
 

@@ -21,6 +21,7 @@ from medsyn.methods.base import Prompt
 from medsyn.methods.cost import read_cost
 from medsyn.methods.run import Run, open_run, sampling_with
 from medsyn.models.fast.unet import FastUNet
+from medsyn.models.linear_estimate import PrincipalComponents
 from medsyn.models.weights import build, load, save
 from medsyn.orientation import reorient
 from medsyn.tensors import save_tensors
@@ -198,18 +199,29 @@ def test_text_reaches_the_super_resolution_of_a_network_that_takes_it(run_folder
         assert np.array_equal(alone, two)
 
 
-def test_a_network_keeps_its_mean_volume_and_deviations(tmp_path):
-    settings = stage("low_res", unet={"mean_volume": True, "sigma_share": 0.5})
+@pytest.mark.parametrize("option", [{"sigma_share": 0.5}, {"num_components": 2}])
+def test_a_network_keeps_its_statistics_of_the_training_volumes(tmp_path, option):
+    settings = stage("low_res", unet={"mean_volume": True, **option})
     network = build(settings, HIDDEN)
-    network.set_statistics(torch.rand(4, 4, 4, 4), torch.rand(4))
+    components = PrincipalComponents(torch.rand(2, 4, 4, 4, 4), torch.rand(2), torch.rand(4))
+    network.set_statistics(torch.rand(4, 4, 4, 4), torch.rand(4), components)
     save(tmp_path / "low_res.safetensors", network.state_dict(), settings, {})
     loaded, _ = load(tmp_path / "low_res.safetensors")
     x, tau = torch.randn(1, 4, 4, 4, 4), torch.tensor([400.0])
     with torch.no_grad():
         assert torch.equal(loaded(x, tau), network(x, tau))
     loaded.set_precision(torch.bfloat16)
-    assert torch.equal(loaded.data_mean, network.data_mean)  # still float32
-    assert torch.equal(loaded.data_sigma, network.data_sigma)
+    kept = {name: value for name, value in network.named_buffers() if name.startswith("data_")}
+    assert len(kept) in (2, 6) and all(torch.equal(loaded.get_buffer(name), value) for name, value in kept.items())
+
+
+def test_zero_null_text_has_no_mean_state(run_folder):
+    settings = stage("low_res", unet={"mean_volume": True, "num_components": 2})
+    network = build(settings, HIDDEN)
+    network.reserve_statistics((4, 4, 4))
+    save(run_folder / "low_res.safetensors", network.state_dict(), settings, {})
+    with pytest.raises(InputError, match="zero has no mean state, which num_components reads; expected learned"):
+        open_run(run_folder, sampling_with(run_folder, None, null_text="zero"))
 
 
 def test_networks_that_read_other_texts_are_refused(run_folder):

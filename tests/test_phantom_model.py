@@ -20,6 +20,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_json, write_csv, write_json
 from medsyn.methods import packaging, phantom_model
 from medsyn.methods.run import assemble, open_run, run_files, sampling_with
+from medsyn.models.linear_estimate import PrincipalComponents
 from medsyn.models.weights import build, load, save
 from medsyn.provenance import provenance
 from medsyn.tensors import load_checkpoint
@@ -40,11 +41,13 @@ def results(tmp_path_factory, text_model, text_reports) -> Path:
     torch.manual_seed(0)
     for name in ("low_res", "super_res"):
         low = name == "low_res"
-        stage = tiny_models.stage(name, unet={"mean_volume": low}).model_copy(update={"num_tokens": 48})
+        unet = {"mean_volume": low, "num_components": 2 if low else 0}
+        stage = tiny_models.stage(name, unet=unet).model_copy(update={"num_tokens": 48})
         data = {"data.store": Store([store], "low" if low else "high").hash}
         record = provenance(stage, num_volumes=4, seed=3, data=data)
         network = build(stage, 32 if low else None)
-        network.set_statistics(torch.zeros(len(stage.channels), 4, 4, 4), None)
+        components = PrincipalComponents(torch.rand(2, 4, 4, 4, 4) / 8, torch.ones(2), torch.full((4,), 0.1))
+        network.set_statistics(torch.zeros(4, 4, 4, 4), components=components)
         save(folder / f"{name}.safetensors", network.state_dict(), stage, record)
         row = {"step": 12, "loss": 0.25, "training_hours": 1.5}
         write_csv(folder / f"{name}_metrics.csv", [row], list(row))
@@ -102,7 +105,8 @@ def test_a_table_of_prompts_needs_no_weights_either(model, tmp_path):
 
 def test_rounding_to_16_bits_changes_weights_by_at_most_half_a_step_and_volumes_little(packaged, results):
     before, after = (load_checkpoint(folder / "low_res.safetensors") for folder in (results / "models", packaged))
-    assert {value.dtype for name, value in after.items() if name != "data_mean"} == {torch.bfloat16}
+    assert {value.dtype for name, value in after.items() if not name.startswith("data_")} == {torch.bfloat16}
+    assert after["data_components"].dtype == torch.bfloat16 and after["data_mean"].dtype == torch.float32
     assert all(((after[name].float() - value).abs() <= value.abs() / 256).all() for name, value in before.items())
     network, _ = load(packaged / "low_res.safetensors")
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
@@ -127,7 +131,7 @@ def test_the_card_states_what_the_files_say(packaged):
     assert "4 phantoms of a cohort of 5 (seed 9, 16 voxels" in card
     row = next(line for line in card.splitlines() if line.startswith("| low_res |")).split(" | ")
     tensors = load_checkpoint(packaged / "low_res.safetensors")
-    numbers = sum(value.numel() for name, value in tensors.items() if name != "data_mean")
+    numbers = sum(value.numel() for name, value in tensors.items() if not name.startswith("data_"))
     assert row[1:5] == [f"{numbers:,}", "12", "0.2500", "3"] and row[6] == "1.50 |"
 
 

@@ -221,6 +221,20 @@ def test_sampling_holds_both_networks_and_grows_with_the_volumes():
     assert one[0].counted < eight[0].counted
 
 
+def test_components_are_counted_as_they_lie_in_the_file():
+    from medsyn.planning.networks import sampling_of
+
+    config = load_config(ROOT / "config/test.yaml")
+    sampling = config.sampling.model_copy(update={"precision": "bf16"})
+    unet = config.low_res.unet.model_copy(update={"mean_volume": True, "num_components": 6})
+    low_res = config.low_res.model_copy(update={"unet": unet})
+    given = (config, config.model_copy(update={"low_res": low_res}))
+    without, counted = (count_sampling(sampling_of(one), sampling, 1)[0].parts["weights"] for one in given)
+    counted -= without
+    volume = 4 * 16**3 * 4
+    assert 7 * volume <= counted < 8 * volume  # the mean, six components, and what their text and the first layer add
+
+
 def test_the_papers_configuration_fits_its_own_gpus():
     """48 GB: A6000, as in the paper; 40 GB: A100. Four processes; the batches are the paper's."""
     config = load_config(ROOT / "config/paper.yaml")

@@ -14,8 +14,10 @@ from training_runs import SETTINGS, quadratic
 
 from medsyn.cli import main
 from medsyn.ct.store import pack_labels
+from medsyn.errors import InputError
 from medsyn.files import write_json
 from medsyn.models.channels import CHANNELS, from_channel
+from medsyn.models.weights import build
 from medsyn.training.augment import random_affine
 from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
 from medsyn.training.loop import train
@@ -112,6 +114,30 @@ def test_low_resolution_by_means_is_made_from_the_full_resolution(training_data)
     whole = TrainingData(stage("super_res", crop_size=SIZE), data.store, None).clean(2)
     assert data.size == (4, 4, 4)
     torch.testing.assert_close(data.clean(2)[:, 1, 2, 3], whole[:, 4:8, 8:12, 12:16].mean(dim=(1, 2, 3)))
+
+
+def test_components_need_more_training_volumes(training_data):
+    store = Store([training_data / "store" / "0"], "low")
+    most = len(store) - 2
+    data = TrainingData(stage(unet={"mean_volume": True, "num_components": most}), store, None)
+    assert data.components.vectors.shape == (most, 4, *data.size)
+    too_many = TrainingData(stage(unet={"mean_volume": True, "num_components": most + 1}), store, None)
+    with pytest.raises(InputError, match=rf"num_components: {most + 1}, expected at most {most}, .* lower it"):
+        _ = too_many.components
+
+
+@pytest.mark.parametrize("option", [{"sigma_data": 0.4}, {"sigma_share": 0.5}, {"num_components": 2}])
+def test_balanced_noise_weighs_each_time_by_what_the_linear_estimate_leaves(training_data, option):
+    unet = {"mean_volume": True, **option}
+    store = Store([training_data / "store" / "0"], "low")
+    data = TrainingData(stage(unet=unet, balance_noise=True, balance_channels=1.0), store, None)
+    network = build(data.stage, None)
+    network.set_statistics(data.mean, data.deviations, data.components if "num_components" in option else None)
+    sample = data.sample(3)
+    _, share = network.estimate(sample["x0"][None], 1000 * sample["t"][None], None)
+    expected = data.channel_weights() / share.expand(1, 4, 1, 1, 1)[0, :, 0, 0, 0].square()
+    torch.testing.assert_close(sample["weights"], expected)
+    assert "weights" not in TrainingData(stage(unet=unet), store, None).sample(3)
 
 
 def test_deviations_are_from_what_is_known_without_the_network(training_data):

@@ -71,6 +71,10 @@ def _check_text(config: Config) -> None:
                 f"text.encoders.{name}.batch_size: {encoder.batch_size} is not a multiple of the {processes} processes"
                 " that compute asks for"
             )
+    if config.low_res.unet.num_components and config.sampling.null_text == "zero":
+        raise ValueError(
+            "sampling.null_text: zero has no mean state, which low_res.unet.num_components reads; expected learned"
+        )
     readers = {"low_res": config.low_res.unet} | ({"super_res": config.super_res.unet} if config.super_res.text else {})
     for name, unet in readers.items():
         if unet.mask_padding and not config.text.mask_padding:

@@ -12,6 +12,9 @@ Interpolation = Literal["nearest", "linear"]
 Reduction = Literal["nearest", "mean"]
 
 
+MAX_COMPONENTS = 998
+
+
 class UNetConfig(Section):
     """The one U-Net (the authors' release: dim 160 / 56, mults 1-2-4-8, heads 8 / 4)."""
 
@@ -42,6 +45,14 @@ class UNetConfig(Section):
         description="low_res: give the mean training volume to the network, which predicts the difference from it; the"
         " mean is stored with the weights",
     )
+    num_components: int = Field(
+        0,
+        ge=0,
+        le=MAX_COMPONENTS,
+        description="low_res, with mean_volume: the network predicts the difference from the linear estimate of the"
+        " clean volume by so many principal components of the training volumes and the text, and is given that"
+        " estimate; the components are stored with the weights",
+    )
     pooled_text: bool = Field(
         False,
         description="beside the cross-attention, add the mean state of the text to the time embedding of all blocks"
@@ -57,6 +68,12 @@ class UNetConfig(Section):
         if self.sigma_share is not None and self.sigma_data is not None:
             found = f"sigma_data {self.sigma_data} and sigma_share {self.sigma_share}"
             raise ValueError(f"{found}: both are set, expected at most one; leave one out")
+        if self.num_components and not self.mean_volume:
+            raise ValueError(f"num_components {self.num_components} with mean_volume false: expected true; set it")
+        for name in ("sigma_data", "sigma_share"):
+            if self.num_components and (value := getattr(self, name)) is not None:
+                found = f"num_components {self.num_components} and {name} {value}"
+                raise ValueError(f"{found}: both are set, expected at most one; leave one out")
         if self.dim % 2 or self.dim < 4 or not self.init_kernel % 2:
             raise ValueError("dim must be even and at least 4, init_kernel odd")
         return self
@@ -108,9 +125,23 @@ class DenoiserTrainConfig(TrainConfig):
         description="weight of a channel's squared error: the mean square of its difference from what is known without"
         " the network, to the power of minus this, with mean 1 over the channels; 0 (paper): all weigh the same",
     )
+    balance_noise: bool = Field(
+        False,
+        description="divide the squared error by the share of the variance that the linear estimate leaves at that"
+        " time, as Karras et al. 2022 do; needs sigma_data, sigma_share or num_components",
+    )
     augment: bool = Field(
         False, description="zoom and rotate image and masks together, each in half of the samples (authors: super_res)"
     )
+
+
+def check_balance(unet: UNetConfig, train: DenoiserTrainConfig) -> None:
+    """Raise a ValueError for balance_noise of a network without a linear estimate."""
+    if train.balance_noise and not unet.num_components and unet.sigma_data is None and unet.sigma_share is None:
+        raise ValueError(
+            "train.balance_noise: true without a linear estimate, expected unet.sigma_data, sigma_share or"
+            " num_components; set one of them"
+        )
 
 
 class StageModelConfig(Section):
@@ -118,6 +149,11 @@ class StageModelConfig(Section):
 
     unet: UNetConfig = UNetConfig()
     train: DenoiserTrainConfig = DenoiserTrainConfig()
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> StageModelConfig:
+        check_balance(self.unet, self.train)
+        return self
 
 
 class LowResConfig(StageModelConfig):

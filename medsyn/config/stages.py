@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.evaluation import (
@@ -21,7 +21,7 @@ from medsyn.config.evaluation import (
     PromptSettings,
 )
 from medsyn.config.experiment import Config
-from medsyn.config.networks import DenoiserTrainConfig, Reduction, UNetConfig
+from medsyn.config.networks import DenoiserTrainConfig, Reduction, UNetConfig, check_balance
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import Count, PathText, Registered, Section
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
@@ -71,6 +71,11 @@ class ModelStage(Section):
     low_res_reduction: Reduction = "nearest"
     num_tokens: PositiveInt = 1
     sections: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> ModelStage:
+        check_balance(self.unet, self.train)
+        return self
 
 
 class SamplingStage(Section):

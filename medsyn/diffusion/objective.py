@@ -21,17 +21,17 @@ def denoising_loss(
     epsilon: Tensor,
     t: Tensor,
     *,
-    channel_weights: Tensor | None = None,
+    weights: Tensor | None = None,
     **conditions: Tensor | None,
 ) -> Tensor:
     """Return E || network(x_t, tau) - x0 ||^2 over all channels and voxels; `conditions` go to the network.
 
-    channel_weights [C] multiply the squared error of each channel; None: all are 1, as in the paper.
+    weights [B, C] multiply the squared error of each sample's channels; None: all are 1, as in the paper.
     """
     prediction = network(add_noise(x0, epsilon, t), TAU_PER_T * t, **conditions).float()
-    if channel_weights is None:
+    if weights is None:
         return F.mse_loss(prediction, x0)
-    return (channel_weights[:, None, None, None] * (prediction - x0).square()).mean()
+    return (weights[:, :, None, None, None] * (prediction - x0).square()).mean()
 
 
 def channel_errors(prediction: Tensor, x0: Tensor) -> Tensor:

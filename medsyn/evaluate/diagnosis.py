@@ -33,9 +33,10 @@ from medsyn.files import read_csv
 COLUMNS = ("part", "network", "subject_id", "source", "t", "quantity", "value")
 DENOISING, SUPER_RESOLUTION, PROMPTS = "denoising", "super_resolution", "prompts"
 NETWORK, OTHER_TEXT, NO_TEXT = "network", "other_text", "no_text"
-MEAN_VOLUME, NOISY_INPUT, ENLARGED, REAL = "mean_volume", "noisy_input", "enlarged", "real"
-TRIVIAL = (MEAN_VOLUME, NOISY_INPUT, ENLARGED)
-"""Predictors that have learned nothing."""
+MEAN_VOLUME, LINEAR_ESTIMATE, NOISY_INPUT, ENLARGED = "mean_volume", "linear_estimate", "noisy_input", "enlarged"
+REAL = "real"
+WITHOUT_NETWORK = (MEAN_VOLUME, LINEAR_ESTIMATE, NOISY_INPUT, ENLARGED)
+"""Predictors without a network."""
 AIRWAY = "airway_volume_mm3"
 
 Row = dict[str, Any]
@@ -69,9 +70,11 @@ def read_diagnosis(path: str | Path) -> dict[Key, Values]:
 
 
 def denoising_rows(found: Mapping[Key, Values], config: EvaluationConfig) -> list[Row]:
-    """Return one row per network, channel and time: the network's error, those of trivial predictors, and the text's.
+    """Return one row per network, channel and time: the errors of the network and of predictors without one.
 
-    ratio: the network's error over that of the best trivial predictor. text_share: the share of the error without text
+    The last columns are about the text.
+
+    ratio: the network's error over that of the best of these. text_share: the share of the error without text
     that the volume's own text removes.
     """
     rows = []
@@ -80,9 +83,9 @@ def denoising_rows(found: Mapping[Key, Values], config: EvaluationConfig) -> lis
             continue
         row: Row = {"part": part, "network": network, "quantity": quantity, "t": t}
         row |= _summary(values[NETWORK], "value", config)
-        others = [source for source in (*TRIVIAL, OTHER_TEXT, NO_TEXT) if source in values]
+        others = [source for source in (*WITHOUT_NETWORK, OTHER_TEXT, NO_TEXT) if source in values]
         means = {source: mean for source in others if (mean := _mean(values[source])) is not None}
-        best = min((source for source in TRIVIAL if source in means), key=means.__getitem__)
+        best = min((source for source in WITHOUT_NETWORK if source in means), key=means.__getitem__)
         row |= means | _ratio(values[NETWORK], values[best], "ratio", config)
         if NO_TEXT in values:
             row |= _removed(_ratio(values[NETWORK], values[NO_TEXT], "text_share", config))

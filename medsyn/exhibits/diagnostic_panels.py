@@ -26,9 +26,10 @@ NETWORKS = {
 }
 LINES = {
     "value": ("network", "#2a6f97", "-", 2.0),
-    "other_text": ("network, another's text", "#2a6f97", ":", 1.5),
-    "no_text": ("network, no text", "#2a6f97", "--", 1.2),
-    "mean_volume": ("mean training volume", "#6b7785", "-", 1.2),
+    "other_text": ("another's text", "#2a6f97", ":", 1.5),
+    "no_text": ("no text", "#2a6f97", "--", 1.2),
+    "mean_volume": ("mean volume", "#6b7785", "-", 1.2),
+    "linear_estimate": ("linear estimate", "#e09f3e", "-", 1.2),
     "enlarged": ("low resolution enlarged", "#5b8e7d", "-", 1.2),
     "noisy_input": ("noisy input", "#c8553d", "-", 1.2),
 }

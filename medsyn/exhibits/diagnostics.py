@@ -18,9 +18,9 @@ BOUNDED = ("value", "ratio", "text_share", "real", "sampled")
 """Columns with 95 % bounds."""
 HOW_TO_READ = {
     "low_res": (
-        "A line at or above the mean training volume: the network has not learned this channel. Above the noisy input"
-        " at small t: it spoils what it is given. The closer own text, another's text and no text lie, the less the"
-        " text tells the network."
+        "A line at or above the mean training volume: the network has not learned this channel. At the linear estimate:"
+        " it knows no more than a regression. Above the noisy input at small t: it spoils what it is given. The closer"
+        " own text, another's text and no text lie, the less the text tells the network."
     ),
     "super_res": (
         "This network is given the true low-resolution volume. A line at or above that volume enlarged: the network"
@@ -68,8 +68,19 @@ def make(inputs: Inputs, config: EvaluationConfig) -> Table:
 
 def columns() -> list[str]:
     """Return the columns of the table."""
-    names = ["part", "network", "quantity", "t", "n", "value", "mean_volume", "noisy_input", "enlarged", "ratio"]
-    names += ["other_text", "no_text", "text_share", "real", "sampled", "n_positive", "n_negative"]
+    names = ["part", "network", "quantity", "t", "n", "value", "mean_volume", "linear_estimate"]
+    names += [
+        "noisy_input",
+        "enlarged",
+        "ratio",
+        "other_text",
+        "no_text",
+        "text_share",
+        "real",
+        "sampled",
+        "n_positive",
+        "n_negative",
+    ]
     names += ["n_positive_real", "n_negative_real", "num_missing", "note"]
     return [
         column
@@ -109,10 +120,11 @@ DIAGNOSTICS = Exhibit(
     title="Diagnostics. What each network has learned",
     caption=(
         "Denoising: squared error of the clean volume that a network of the reference predicts from validation"
-        " volumes noised to level t (0 none, 1 all), per channel in units of [-1, 1], beside predictors that have"
-        f" learned nothing: the mean training volume (of at most {MAX_MEAN_VOLUMES} volumes), the noisy input"
-        " divided by its scale, and for super-resolution the true low-resolution volume enlarged. Model / best of"
-        " these: below 1 the network has learned the channel. Removed by the text: share of the error without text"
+        " volumes noised to level t (0 none, 1 all), per channel in units of [-1, 1], beside predictors without a"
+        f" network: the mean of at most {MAX_MEAN_VOLUMES} training volumes, the linear estimate by their principal"
+        " components and the text (low resolution), the noisy input divided by its scale, and the true low-resolution"
+        " volume enlarged (super-resolution). Model / best of these: below 1 the network has learned more of the"
+        " channel than they know. Removed by the text: share of the error without text"
         " that the volume's own text removes. Super resolution: the second network alone, given true low-resolution"
         " volumes, beside real volumes and the samples that both networks make from random reports; amounts are of"
         " the image, Dice of the masks; what the second network lacks beside real volumes it loses itself, and"
@@ -131,6 +143,7 @@ DIAGNOSTICS = Exhibit(
         "t": "Noise level t",
         "value": "Model",
         "mean_volume": "Mean volume",
+        "linear_estimate": "Linear estimate",
         "noisy_input": "Noisy input",
         "enlarged": "Low resolution enlarged",
         "ratio": "Model / best of these",

@@ -2,10 +2,11 @@
 
 Two tests, each on the same volumes of the validation split (`medsyn.evaluate.diagnosis` has the columns of the table):
 
-- The error of the predicted clean volume at noise levels t, by network and channel, beside that of predictors that know
-  nothing: the mean of at most MAX_MEAN_VOLUMES of the training split, the noisy input divided by sqrt(alpha_bar), and
-  for super-resolution its condition, the enlarged low-resolution volume. A network that takes text is given the
-  volume's own text, that of another subject, and none.
+- The error of the predicted clean volume at noise levels t, by network and channel, beside that of predictors without a
+  network: the mean of at most MAX_MEAN_VOLUMES of the training split, the linear estimate by their principal
+  components and the text (low resolution), the noisy input divided by sqrt(alpha_bar), and for super-resolution its
+  condition, the enlarged low-resolution volume. A network that takes text is given the volume's own text, that of
+  another subject, and none.
 - Super-resolution of the true low-resolution volume, with the sampling settings of the run: anatomical measures of the
   image and Dice of the masks, beside those of the real volume and of the enlarged low-resolution volume.
 """
@@ -35,6 +36,8 @@ from medsyn.mask_tools import Segmenter
 from medsyn.masks.labels import dice, mean_label_dice
 from medsyn.methods.run import Run, open_run, run_files, sampling_with
 from medsyn.models.channels import STRUCTURE_OF
+from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate, mean_given_text
+from medsyn.models.unet import mean_state
 from medsyn.models.weights import read_stage
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
@@ -45,6 +48,7 @@ from medsyn.training.denoiser import network_conditions
 from medsyn.volume import LOBE_NAMES, Volume
 
 TIMES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_NUM_COMPONENTS = 64
 _KEY_DIAGNOSE = 5  # first part of the seeds of this module, which are the same for every run
 Row = dict[str, Any]
 Volumes = dict[str, Volume]
@@ -111,15 +115,40 @@ class ExaminedNetwork:
         return TrainingData(self.stage.model_copy(update={"train": whole}), store, texts)
 
     @cached_property
+    def training(self) -> TrainingData:
+        """The whole volumes of the training split, with their texts."""
+        return self._open("train", self.texts)
+
+    @cached_property
+    def chosen_training(self) -> list[int]:
+        """Places in the training split: all, or MAX_MEAN_VOLUMES at random where there are more."""
+        order = np.random.default_rng(_KEY_DIAGNOSE).permutation(len(self.training.store))
+        return sorted(order[:MAX_MEAN_VOLUMES].tolist())
+
+    @cached_property
     def mean(self) -> Tensor:
-        """Mean [C, D, H, W] of the training volumes, of MAX_MEAN_VOLUMES chosen at random where there are more."""
-        data = self._open("train", None)
-        order = np.random.default_rng(_KEY_DIAGNOSE).permutation(len(data.store))
-        chosen = sorted(order[:MAX_MEAN_VOLUMES].tolist())
-        total = torch.zeros(len(self.stage.channels), *data.size, dtype=torch.float64)
-        for index in track(chosen, description=f"mean volume of {self.stage.stage}"):
-            total += data.clean(index)
-        return (total / len(chosen)).float()
+        """Mean [C, D, H, W] of the chosen training volumes."""
+        total = torch.zeros(len(self.stage.channels), *self.training.size, dtype=torch.float64)
+        for index in track(self.chosen_training, description=f"mean volume of {self.stage.stage}"):
+            total += self.training.clean(index)
+        return (total / len(self.chosen_training)).float()
+
+    @cached_property
+    def components(self) -> PrincipalComponents | None:
+        """Components of the chosen training volumes; None at super-resolution and for fewer than three volumes."""
+        count = len(self.chosen_training)
+        if self.stage.stage == "super_res" or count < 3:
+            return None
+        return self.training.components_of(self.chosen_training, min(_NUM_COMPONENTS, count - 2))
+
+    def _linear_estimate(self, noisy: Tensor, times: Tensor, index: int) -> Tensor | None:
+        """Return the linear estimate of volume `index` by its own text, or None where there are no components."""
+        if self.components is None:
+            return None
+        mean = self.mean
+        if self.texts is not None:
+            mean = mean_given_text(mean, self.components, mean_state(self.volumes.text(index)[None])[0])
+        return linear_estimate(noisy, alpha_bar(times), mean, self.components)[0]
 
     @torch.no_grad()
     def errors(self) -> list[Row]:
@@ -150,6 +179,8 @@ class ExaminedNetwork:
                 prediction = self.network(noisy.to(device), TAU_PER_T * times.to(device), **conditions)
                 yield t, source, prediction.cpu()
             yield t, diagnosis.MEAN_VOLUME, self.mean[None]
+            if (estimate := self._linear_estimate(noisy, times, index)) is not None:
+                yield t, diagnosis.LINEAR_ESTIMATE, estimate
             yield t, diagnosis.NOISY_INPUT, noisy / alpha_bar(times).sqrt()
             if "condition" in given[diagnosis.NETWORK]:
                 yield t, diagnosis.ENLARGED, given[diagnosis.NETWORK]["condition"].cpu()

@@ -119,9 +119,10 @@ def _close(folder: Path, out: Path) -> float:
 
 
 def _write_network(network: nn.Module, metadata: Mapping[str, str], out: Path) -> None:
-    """Write the parameters of a network as bfloat16; its buffers stay as they are."""
-    halves = {name: parameter.to(torch.bfloat16) for name, parameter in network.named_parameters()}
-    save_tensors(out, network.state_dict() | halves, metadata)
+    """Write the parameters of a network and its principal components as bfloat16; other buffers stay as they are."""
+    state = network.state_dict()
+    halves = {name for name, _ in network.named_parameters()} | {"data_components"}
+    save_tensors(out, {k: v.to(torch.bfloat16) if k in halves else v for k, v in state.items()}, metadata)
 
 
 def _write_text_encoder(source: Path, out: Path) -> None:

@@ -71,6 +71,10 @@ class Run(Method):
             raise InputError(
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
             )
+        if self.settings.sampling.null_text == "zero" and self.low_res.config.num_components:
+            raise InputError(
+                f"{self.label}: null_text zero has no mean state, which num_components reads; expected learned"
+            )
         self._check_grid()
         for network in (self.low_res, self.super_res):
             network.set_precision(_DTYPES[self.settings.sampling.precision])

@@ -15,16 +15,19 @@ Some options are ours, off by default, and let small networks learn in minutes: 
 a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p as well), `sigma_data` leaves the
 network what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
 variance-preserving schedule; `sigma_share` sets it for each channel), `add_condition` makes it predict the difference
-from its condition, `mean_volume` the difference from the mean training volume, which it is given, and `pooled_text`
+from its condition, `mean_volume` the difference from the mean training volume, which it is given, `num_components` the
+difference from a linear estimate by the principal components of the training volumes, and `pooled_text`
 adds the mean state of the text to the time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first
 attention to the text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsyn.config import UNetConfig
@@ -38,6 +41,8 @@ from medsyn.models.blocks import (
     downsample,
     upsample,
 )
+from medsyn.models.fast.context import autocast_off
+from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate
 
 KERNEL_2D = (1, 3, 3)
 KERNEL_3D = (3, 3, 3)
@@ -116,6 +121,13 @@ class UNet(nn.Module):
         self.text_mlp = nn.Linear(cond_dim, time_dim) if cond_dim and config.pooled_text else None
         self.register_buffer("data_mean", torch.zeros(channels, 1, 1, 1) if config.mean_volume else None)
         self.register_buffer("data_sigma", torch.ones(channels) if config.sigma_share is not None else None)
+        count = config.num_components
+        self.register_buffer("data_components", torch.zeros(count, channels, 1, 1, 1) if count else None)
+        self.register_buffer("data_variances", torch.ones(count) if count else None)
+        self.register_buffer("data_residual_variance", torch.ones(channels) if count else None)
+        reads = cond_dim if count else None
+        self.register_buffer("data_text_weight", torch.zeros(count, reads) if reads else None)
+        self.register_buffer("data_text_offset", torch.zeros(count) if reads else None)
         voxels = config.patch_size**3
         self.init_conv = nn.Conv3d((channels + self.known_channels) * voxels, dim, kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(
@@ -158,7 +170,9 @@ class UNet(nn.Module):
         text = self.text_of_samples(len(x), text, drop_text)
         time = self.time_mlp(tau)
         pooled = self.pooled_text(text)
-        first = self.init_conv(to_patches(join_condition(self.known_volume(x, condition), x), self.config.patch_size))
+        known, scale = self.estimate(x, tau, condition)
+        given = join_condition(condition if condition is not None else self.given_volume(known), x)
+        first = self.init_conv(to_patches(given, self.config.patch_size))
         hidden, skips = first, []
         for level in self.downs:
             hidden, skip = level.down(hidden, time)  # type: ignore[operator]
@@ -172,7 +186,8 @@ class UNet(nn.Module):
         for level in self.ups:
             hidden = level.up(torch.cat([hidden, skips.pop()], dim=1), time, self.config.up_order)  # type: ignore[operator]
         hidden = self.to_volume(self.head(torch.cat([hidden, first], dim=1)))
-        return self.precondition(x, tau, condition, from_patches(hidden, self.config.patch_size))
+        shift = self.text_shift(self.text_coefficients(text), tau)
+        return add(known, add(shift, from_patches(hidden, self.config.patch_size), scale))
 
     def check_condition(self, condition: object | None) -> None:
         """Raise a ValueError unless a condition is given to a network that takes one, and to no other."""
@@ -195,47 +210,109 @@ class UNet(nn.Module):
     def pooled_text(self, text: Tensor | None) -> Tensor | None:
         """Return what `pooled_text` adds to the time embedding, [B, time_dim], for text [B, num_tokens, cond_dim].
 
-        Tokens whose states are all zero, which mark padding, are left out of the mean. None without the option.
+        None without the option.
         """
-        if self.text_mlp is None or text is None:
+        return None if self.text_mlp is None or text is None else self.text_mlp(mean_state(text))
+
+    def text_coefficients(self, text: Tensor | None) -> Tensor | None:
+        """Return how far a text [B, num_tokens, cond_dim] moves the mean along each component [B, K].
+
+        None without components.
+        """
+        if self.data_text_weight is None or text is None:
             return None
-        num_tokens = text.any(dim=-1).sum(dim=1, keepdim=True).clamp(min=1)
-        return self.text_mlp(text.sum(dim=1) / num_tokens)
+        with autocast_off(text):
+            return F.linear(
+                mean_state(text).to(self.data_text_weight.dtype), self.data_text_weight, self.data_text_offset
+            )
+
+    def text_shift(self, coefficients: Tensor | None, tau: Tensor) -> Tensor | None:
+        """Return how far such a shift of the mean moves the linear estimate [B, C, D, H, W] at times tau [B] or [1]."""
+        if coefficients is None:
+            return None
+        signal = alpha_bar(tau / TAU_PER_T)[:, None]
+        hidden = (1 - signal) / (signal * self.data_variances + 1 - signal)
+        with autocast_off(self.data_components):
+            return torch.einsum("bk,kcdhw->bcdhw", hidden * coefficients, self.data_components)
 
     @property
     def known_channels(self) -> int:
         """Number of channels before those of the volume: of the mean volume, or of the condition."""
         return self.channels if self.config.mean_volume else self.condition_channels
 
-    def known_volume(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
-        """Return what stands before the volume x on the channel axis: the mean volume, or the condition, or nothing."""
-        return condition if self.data_mean is None else self.data_mean.to(x.dtype).expand_as(x)
+    def given_volume(self, known: Tensor | None) -> Tensor | None:
+        """Return what the network is given of the known [B, C, D, H, W] where there is no condition, or None."""
+        if self.data_mean is None or known is None:
+            return None
+        return known if self.data_components is not None else self.data_mean.to(known.dtype).expand_as(known)
 
-    def set_statistics(self, mean: Tensor | None = None, deviations: Tensor | None = None) -> None:
+    def reserve_statistics(self, size: Sequence[int]) -> None:
+        """Give mean volume and components, where there are any, the grid [D, H, W] of the volumes; values undefined."""
+        for name in ("data_mean", "data_components"):
+            if (buffer := getattr(self, name)) is not None:
+                setattr(self, name, buffer.new_empty(*buffer.shape[:-3], *size))
+
+    def set_statistics(
+        self,
+        mean: Tensor | None = None,
+        deviations: Tensor | None = None,
+        components: PrincipalComponents | None = None,
+    ) -> None:
         """Set what the options need of the training volumes; None keeps what there is.
 
-        mean [C, D, H, W] for `mean_volume`; deviations [C] from what is known, for `sigma_share`.
+        mean [C, D, H, W] for `mean_volume`; deviations [C] from what is known, for `sigma_share`; components of the
+        differences from the mean, for `num_components`.
         """
         if mean is not None and self.config.mean_volume:
             self.data_mean = mean
         if deviations is not None and self.config.sigma_share is not None:
             self.data_sigma = self.config.sigma_share * deviations
+        if components is not None and self.config.num_components:
+            self.data_components = components.vectors
+            self.data_variances, self.data_residual_variance = components.variances, components.residual_variance
+            if components.text is not None:
+                self.data_text_weight, self.data_text_offset = components.text.weight, components.text.offset
 
-    def precondition(self, x: Tensor, tau: Tensor, condition: Tensor | None, output: Tensor) -> Tensor:
-        """Return x0 from the network's output, by `add_condition`, `mean_volume`, `sigma_data` and `sigma_share`.
+    def estimate(self, x: Tensor, tau: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the estimate of x0 before the network [B, C, D, H, W], None: 0, and the factor of its output, None: 1.
 
-        With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the best linear guess of the rest
-        is a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that guess over s: 1 where
-        the noise hides everything, 0 where nothing is hidden. s belongs to a channel with `sigma_share`.
+        The factor is [B or 1, C or 1, 1, 1, 1].
+        With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the linear estimate of the rest is
+        a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that estimate over s: 1 where
+        the noise hides everything, 0 where nothing is hidden. Known is the condition with `add_condition`, the mean
+        volume with `mean_volume`; s is given by `sigma_data`, or by `sigma_share` for each channel, or is a covariance
+        matrix with `num_components` (medsyn.models.linear_estimate).
         """
+        signal = alpha_bar(tau / TAU_PER_T)
+        if self.data_components is not None:
+            components = PrincipalComponents(self.data_components, self.data_variances, self.data_residual_variance)
+            with autocast_off(x):
+                return linear_estimate(x, signal, self.data_mean, components)
         known = condition if self.config.add_condition else self.data_mean
+        if known is not None:
+            known = known.to(x.dtype).expand_as(x)
         sigma = self.config.sigma_data if self.data_sigma is None else self.data_sigma[:, None, None, None]
-        if sigma is not None:
-            signal = alpha_bar(tau / TAU_PER_T)[:, None, None, None, None]
-            total = signal * sigma**2 + 1 - signal
-            rest = x if known is None else x - signal.sqrt() * known
-            output = signal.sqrt() * sigma**2 / total * rest + ((1 - signal) / total).sqrt() * output
-        return output if known is None else known + output
+        if sigma is None:
+            return known, None
+        signal = signal[:, None, None, None, None]
+        total = signal * sigma**2 + 1 - signal
+        rest = x if known is None else x - signal.sqrt() * known
+        guess = signal.sqrt() * sigma**2 / total * rest
+        return guess if known is None else known + guess, ((1 - signal) / total).sqrt()
+
+
+def add(known: Tensor | None, output: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return known + scale output, without what is None."""
+    output = output if scale is None else scale * output
+    return output if known is None else known + output
+
+
+def mean_state(text: Tensor) -> Tensor:
+    """Return the mean state [B, cond_dim] of text [B, num_tokens, cond_dim].
+
+    Tokens whose states are all zero, which mark padding, are left out of the mean.
+    """
+    return text.sum(dim=1) / text.any(dim=-1).sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def join_condition(condition: Tensor | None, x: Tensor) -> Tensor:

@@ -77,8 +77,9 @@ def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
     null = state.get("null_cond_emb")
     with torch.device("meta"):
         network = build(stage, None if null is None else null.shape[2])
-        if "data_mean" in state:
-            network.set_statistics(mean=torch.empty(state["data_mean"].shape))
+        for name, value in state.items():
+            if name.startswith("data_") and getattr(network, name, None) is not None:
+                setattr(network, name, torch.empty(value.shape))
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:

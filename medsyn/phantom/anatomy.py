@@ -33,6 +33,10 @@ class Ellipsoid:
     semi: NDArray[np.float64]
     axes: NDArray[np.float64]
 
+    def extent(self) -> NDArray[np.float64]:
+        """Return half the size (z, y, x) of the box around the ellipsoid."""
+        return np.sqrt(((self.axes * self.semi[:, None]) ** 2).sum(0))
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -65,6 +69,9 @@ class Anatomy:
     stomach_gas: float
     stomach_size: float
     scale: float
+    dependent_hu: float
+    phases: tuple[float, ...]
+    """Six angles that decide how fissures and bowel are bent."""
 
     @property
     def height(self) -> float:
@@ -131,17 +138,19 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         vessel_scale=float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)),
         normal_ctr=float(np.clip(rng.normal(0.445, 0.022), 0.405, 0.485)),
         blood_hu=float(rng.uniform(110, 190) if contrast else rng.normal(42, 4)),
-        lung_hu=float(np.clip(rng.normal(-865, 10), -885, -842)),
+        lung_hu=float(np.clip(rng.normal(-872, 11), -894, -848)),
         gravity_hu=float(np.clip(rng.normal(48, 12), 20, 75)),
         bone_hu=float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.3)),
         noise_hu=float(np.clip(rng.normal(15, 2.5), 10, 22)),
-        texture_hu=float(np.clip(rng.normal(32, 4), 23, 41)),
+        texture_hu=float(np.clip(rng.normal(29, 4), 20, 38)),
         lobe_shares=(upper, middle_lobe, float(np.clip(rng.normal(0.50, 0.025), 0.43, 0.56))),
         fissure_slope=float(np.clip(rng.normal(0.95, 0.08), 0.75, 1.15)),
         sway=float(rng.normal(0, 2.5)),
         stomach_gas=float(rng.uniform(-0.5, 0.55)),
         stomach_size=float(rng.uniform(0.7, 1.05)),
         scale=scale,
+        dependent_hu=float(rng.uniform(0, 90)),
+        phases=tuple(float(angle) for angle in rng.uniform(0, 2 * np.pi, 6)),
     )
 
 

@@ -15,6 +15,8 @@ from medsyn.phantom.anatomy import Anatomy, Ellipsoid
 from medsyn.phantom.grid import Grid
 
 Array = NDArray[np.float32]
+HEART_REACH_MM = 42.0
+"""Largest distance to the heart that is told from others."""
 RIB_PITCH = 21.0
 """Distance between neighbouring ribs and vertebrae in the mean adult, mm."""
 _LUT_STEP = 0.25
@@ -62,9 +64,9 @@ class Shell:
     apex: Array
     """height above the pleural apex"""
 
-    def at(self, points: tuple[NDArray, ...]) -> Shell:
-        """Return the fields at some points of the slab, given as indices along its axes."""
-        return Shell(**{field.name: getattr(self, field.name)[points] for field in fields(self)})
+    def at(self, points: NDArray[np.int64]) -> Shell:
+        """Return the fields at some points of the slab, given as indices into its flat arrays."""
+        return Shell(**{field.name: getattr(self, field.name).take(points) for field in fields(self)})
 
 
 def smooth_max(a: Array, b: Array, k: float) -> Array:
@@ -98,15 +100,34 @@ def shell(body: Body, grid: Grid, slab: slice) -> Shell:
     z, y, x = coordinates(a, grid, slab)
     width, centre, depth, spine_y = body.lookup(z)
     spine_x = np.float32(a.sway) * np.sin(z * np.float32(0.02))
-    groove = np.exp(-np.square((x - spine_x) * np.float32(1 / 35.0)))
-    posterior = sigmoid((spine_y + 38 - y) * np.float32(1 / 16.0))
-    push = (spine_y + np.float32(16.0) - (centre - depth)) * groove * posterior
-    yc = y - centre
-    inner_x, inner_y = x - spine_x * np.float32(0.5), yc - push
-    cavity = _wall(inner_x, inner_y, width, depth, a.squareness)
+    inner_x, inner_y = x - spine_x * np.float32(0.5), y - centre
+    outline = _wall(inner_x, inner_y, width, depth, a.squareness)
+    cavity = outline.copy()
+    box = box_between((z, y, x), np.array([-np.inf, -np.inf, -110.0]), np.array([np.inf, np.inf, 110.0]))
+    if box is not None:
+        across = x[box] - spine_x[box]
+        groove = np.exp(-np.square(across * np.float32(1 / 35.0))) * np.clip((100 - np.abs(across)) / 20, 0, 1)
+        posterior = sigmoid((spine_y[box] + 38 - y[box]) * np.float32(1 / 16.0))
+        inner_y[box] -= (spine_y[box] + np.float32(16.0) - (centre[box] - depth[box])) * groove * posterior
+        cavity[box] = _wall(inner_x[box], inner_y[box], width[box], depth[box], a.squareness)
     angle = np.arctan2(np.abs(inner_x / width), -(inner_y / depth))
-    outline = _wall(x, yc, width, depth, a.squareness)
     return Shell(z, y, x, spine_y, spine_x, cavity, outline, angle, _dome(a, z, y, x), _apex(a, z, y, x))
+
+
+def box_between(fields: tuple[Array, Array, Array], low: NDArray, high: NDArray) -> tuple[slice, ...] | None:
+    """Return the box of a slab that holds its points from `low` to `high` (z, y, x) mm; None where there are none.
+
+    fields: z, y and x on the slab, which grow evenly along each axis, so that a plane's corners have its extremes.
+    """
+    box = []
+    for axis, (position, first, last) in enumerate(zip(fields, low, high, strict=True)):
+        planes = np.moveaxis(position, axis, 0)
+        corners = planes[:, :: max(planes.shape[1] - 1, 1), :: max(planes.shape[2] - 1, 1)]
+        inside = np.flatnonzero((corners.min((1, 2)) < last) & (corners.max((1, 2)) > first))
+        if inside.size == 0:
+            return None
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)
 
 
 def _wall(x: Array, y: Array, width: Array, depth: Array, squareness: float) -> Array:
@@ -143,22 +164,35 @@ def _apex(a: Anatomy, z: Array, y: Array, x: Array) -> Array:
 
 
 def heart_distance(body: Body, z: Array, y: Array, x: Array) -> Array:
-    """Return the signed distance to the heart: its four chambers' ellipsoids, blended."""
-    best: Array | None = None
-    for piece in body.heart:
-        offset = (z - np.float32(piece.centre[0]), y - np.float32(piece.centre[1]), x - np.float32(piece.centre[2]))
-        square = np.zeros(z.shape, np.float32)
-        slope = np.zeros(z.shape, np.float32)
-        for direction, semi in zip(piece.axes.astype(np.float32), piece.semi.astype(np.float32), strict=True):
-            along = (direction[0] * offset[0] + direction[1] * offset[1] + direction[2] * offset[2]) / semi
-            along *= along
-            square += along
-            slope += along / (semi * semi)
-        k0 = np.sqrt(square)
-        distance = k0 * (k0 - 1) / np.sqrt(slope + np.float32(1e-9))
-        best = distance if best is None else smooth_min(best, distance, 5.0)
-    assert best is not None
+    """Return the signed distance to the heart: its four chambers' ellipsoids, blended, at most HEART_REACH_MM."""
+    distance = np.full(z.shape, HEART_REACH_MM, np.float32)
+    low = np.min([piece.centre - piece.extent() for piece in body.heart], 0) - HEART_REACH_MM - 6
+    high = np.max([piece.centre + piece.extent() for piece in body.heart], 0) + HEART_REACH_MM + 6
+    box = box_between((z, y, x), low, high)
+    if box is not None:
+        distance[box] = np.minimum(_blended(body, z[box], y[box], x[box]), np.float32(HEART_REACH_MM))
+    return distance
+
+
+def _blended(body: Body, z: Array, y: Array, x: Array) -> Array:
+    best, *others = (piece_distance(piece, z, y, x) for piece in body.heart)
+    for distance in others:
+        best = smooth_min(best, distance, 5.0)
     return best
+
+
+def piece_distance(piece: Ellipsoid, z: Array, y: Array, x: Array) -> Array:
+    """Return the signed distance to an ellipsoid of the heart."""
+    offset = (z - np.float32(piece.centre[0]), y - np.float32(piece.centre[1]), x - np.float32(piece.centre[2]))
+    square = np.zeros(z.shape, np.float32)
+    slope = np.zeros(z.shape, np.float32)
+    for direction, semi in zip(piece.axes.astype(np.float32), piece.semi.astype(np.float32), strict=True):
+        along = (direction[0] * offset[0] + direction[1] * offset[1] + direction[2] * offset[2]) / semi
+        along *= along
+        square += along
+        slope += along / (semi * semi)
+    k0 = np.sqrt(square)
+    return k0 * (k0 - 1) / np.sqrt(slope + np.float32(1e-9))
 
 
 def septum_distance(a: Anatomy, s: Shell) -> Array:
@@ -182,13 +216,14 @@ def thorax_distance(s: Shell) -> Array:
 
 def oblique_fissure(body: Body, s: Shell) -> Array:
     """Return the signed height above the oblique fissure, mm along its normal."""
-    a = body.anatomy
+    a, left = body.anatomy, s.x > 0
     v = s.y / np.float32(a.half_depth)
     u = np.abs(s.x) / np.float32(a.half_width)
     bow = np.float32(6.0) * np.sin(v * np.float32(2.6)) - np.float32(10.0) * (u - np.float32(0.5))
-    offset = np.where(s.x > 0, np.float32(body.oblique_offset["left"]), np.float32(body.oblique_offset["right"]))
-    slope = np.float32(a.fissure_slope)
-    return (s.z - offset + slope * s.y - bow) / np.float32(np.hypot(1, a.fissure_slope))
+    bow += _waves(u, v, _by_side(left, a.phases[0], a.phases[1]), _by_side(left, a.phases[2], a.phases[3]))
+    height = (s.z + np.float32(a.fissure_slope) * s.y - bow) / np.float32(np.hypot(1, a.fissure_slope))
+    height -= _by_side(left, body.oblique_offset["left"], body.oblique_offset["right"])
+    return height.astype(np.float32, copy=False)
 
 
 def horizontal_fissure(body: Body, s: Shell) -> Array:
@@ -196,8 +231,20 @@ def horizontal_fissure(body: Body, s: Shell) -> Array:
     a = body.anatomy
     v = s.y / np.float32(a.half_depth)
     u = np.abs(s.x) / np.float32(a.half_width)
-    height = s.z - np.float32(body.horizontal_offset) + np.float32(0.10) * s.y - np.float32(7.0) * (v * v - u)
+    height = s.z + np.float32(0.10) * s.y - np.float32(7.0) * (v * v - u)
+    height -= _waves(u, v, np.float32(a.phases[4]), np.float32(a.phases[5]))
+    height -= np.float32(body.horizontal_offset)
     return height.astype(np.float32, copy=False)
+
+
+def _by_side(left: NDArray[np.bool_], on_left: float, on_right: float) -> NDArray:
+    return np.where(left, np.float32(on_left), np.float32(on_right))
+
+
+def _waves(u: NDArray, v: NDArray, across: NDArray | np.float32, along: NDArray | np.float32) -> NDArray:
+    """Return waves of a fissure, mm: `u` is the position across and `v` along the chest, the others are phases."""
+    waves = np.float32(2.0) * np.sin(np.float32(4.0) * u + across)
+    return waves + np.float32(1.5) * np.sin(np.float32(3.4) * v + along)
 
 
 def lobe_labels(s: Shell, fissures: tuple[Array, Array], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -44,7 +44,7 @@ class Grid:
             for n, step in zip(self.size, self.spacing, strict=True)
         )
 
-    def slabs(self, voxels: int = 1 << 20) -> Iterator[slice]:
+    def slabs(self, voxels: int = 1 << 18) -> Iterator[slice]:
         """Return slices along z of about `voxels` voxels each: small enough to stay in cache."""
         step = max(1, voxels // (self.size[1] * self.size[2]))
         for start in range(0, self.size[0], step):
@@ -58,11 +58,15 @@ class Noise:
     """
 
     def __init__(self, rng: np.random.Generator, wavelength_mm: float) -> None:
-        self.step = wavelength_mm
-        count = [int(np.ceil(extent / wavelength_mm)) + 5 for extent in FIELD_OF_VIEW_MM]
-        self.nodes = rng.standard_normal(count, dtype=np.float32)
+        self.step, self._rng = wavelength_mm, rng
+
+    @cached_property
+    def nodes(self) -> NDArray[np.float32]:
+        """Return the nodes; they are drawn when they are first needed, and `rng` must serve no other purpose."""
+        count = [int(np.ceil(extent / self.step)) + 5 for extent in FIELD_OF_VIEW_MM]
+        nodes = self._rng.standard_normal(count, dtype=np.float32)
         # variance of a cubic B-spline mixture of white nodes, averaged over positions: (151/315)^3
-        self.nodes *= np.float32((315.0 / 151.0) ** 1.5)
+        return nodes * np.float32((315.0 / 151.0) ** 1.5)
 
     def _weights(self, coordinate: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
         position = (coordinate.astype(np.float64) + FIELD_OF_VIEW_MM[axis] / 2) / self.step + 1.5

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from medsyn.phantom.fields import Shell
+from medsyn.phantom.fields import Shell, box_between
 from medsyn.phantom.findings import FindingSpec
 from medsyn.phantom.grid import Grid, Noise
 from medsyn.volume import LOBE_NAMES
 
 Array = NDArray[np.float32]
+DENT = 0.22
+"""How far the surface of a bulla lies from a sphere, as a share of its radius (standard deviation)."""
 BULLA_HU, DESTROYED_HU, FLUID_HU, SOLID_HU, GROUND_GLASS_HU = -992.0, -985.0, 12.0, 35.0, -560.0
 
 
@@ -46,6 +48,7 @@ class Pathology:
 
     def __post_init__(self) -> None:
         self.patches = Noise(np.random.default_rng([*self.seed, 21]), 13.0)
+        self.holes = Noise(np.random.default_rng([*self.seed, 24]), 6.0)
         self.fringe = Noise(np.random.default_rng([*self.seed, 22]), 12.0)
 
 
@@ -55,30 +58,34 @@ def effusion_score(s: Shell) -> Array:
     return -s.y - np.float32(0.42) * s.z + np.float32(26.0) * np.exp(-wall * np.float32(1 / 11.0))
 
 
-def destruction_score(p: Pathology, s: Shell, grid: Grid, slab: slice) -> Array:
-    """Return where emphysema destroys the lung first: patches, more of them towards the apices."""
-    return p.patches.sample(grid, slab) + s.z * np.float32(1 / 55.0)
+def destruction(p: Pathology, s: Shell, grid: Grid, slab: slice) -> tuple[Array, Array]:
+    """Return where emphysema destroys the lung first, and the distance to bullae, on one slab.
+
+    The score has patches with holes as wide as the middle of a lobule, more of them towards the apices.
+    """
+    patches, holes = p.patches.sample(grid, slab), p.holes.sample(grid, slab)
+    score = np.float32(0.75) * patches + np.float32(0.65) * holes + s.z * np.float32(1 / 55.0)
+    return score, bullae_distance(p, s, patches)
 
 
-def bullae_distance(p: Pathology, s: Shell) -> Array:
-    """Return the signed distance to the nearest bulla, 99 mm without any."""
-    best = np.full(s.z.shape, 99.0, np.float32)
+def bullae_distance(p: Pathology, s: Shell, patches: Array) -> Array:
+    """Return the signed distance to the nearest bulla, 99 mm without any; zero on the wall between two that meet.
+
+    The field `patches` dents and swells each bulla by a part of its radius.
+    """
+    best, second = np.full(s.z.shape, 99.0, np.float32), np.full(s.z.shape, 99.0, np.float32)
     fields = (s.z, s.y, s.x)
-    others = ((1, 2), (0, 2), (0, 1))
-    ends = [(field.min(axes), field.max(axes)) for field, axes in zip(fields, others, strict=True)]
     for centre, radius in p.bullae:
-        c, reach = centre.astype(np.float32), radius + 6
-        planes = [
-            np.flatnonzero((low < m + reach) & (high > m - reach)) for (low, high), m in zip(ends, c, strict=True)
-        ]
-        if not all(plane.size for plane in planes):
+        reach = radius * 1.4 + 6
+        box = box_between(fields, centre - reach, centre + reach)
+        if box is None:
             continue
-        box = tuple(slice(plane[0], plane[-1] + 1) for plane in planes)
-        z, y, x = (field[box] - m for field, m in zip(fields, c, strict=True))
-        near = (np.abs(z) < reach) & (np.abs(y) < reach) & (np.abs(x) < reach)
-        d = np.sqrt(z**2 + y**2 + x**2) - np.float32(radius)
-        np.minimum(best[box], d, out=best[box], where=near)
-    return best
+        z, y, x = (field[box] - m for field, m in zip(fields, centre.astype(np.float32), strict=True))
+        d = np.sqrt(z * z + y * y + x * x) - np.float32(radius)
+        d += np.float32(DENT * radius) * np.clip(patches[box], -1.5, 1.5)
+        second[box] = np.minimum(second[box], np.maximum(best[box], d))
+        best[box] = np.minimum(best[box], d)
+    return np.maximum(best, (best - second) / 2)
 
 
 def opacity_score(p: Pathology, o: Opacity, s: Shell, fringe: Array) -> Array:
@@ -132,25 +139,34 @@ def _place_emphysema(
     z, y, x = (c[air] for c in (s.z, s.y, s.x))
     filled = np.zeros(z.shape, bool)
     anywhere = np.flatnonzero(air & (lung < -5))
-    upper = np.flatnonzero(air & ((labels == 1) | (labels == 3)) & (lung > -30) & (lung < -5))
+    upper = np.flatnonzero(air & ((labels == 1) | (labels == 3)) & (lung > -9) & (lung < -2))
     weight = rng.uniform(0.5, 0.7)
     typical = 12.0 + 12.0 * min(spec.amount / 40.0, 1.0)  # mm; giant bullae in severe disease only
     for _ in range(60):
         if filled.sum() >= weight * target or upper.size == 0 or anywhere.size == 0:
             break
         pool = upper if rng.random() < 0.85 else anywhere
-        pick = pool[int(rng.integers(pool.size))]
-        centre = np.array([float(c.flat[pick]) for c in (s.z, s.y, s.x)])
         radius = float(np.clip(rng.lognormal(np.log(typical), 0.42), 7.5, 45.0))
+        centre = _bulla_centre(p, s, pool, radius, rng)
         radius = min(radius, 7.5 + 1.1 * float(np.cbrt(max(target - filled.sum(), 1) * grid.voxel_ml * 120)))
         p.bullae.append((np.round(centre, 3), round(radius, 3)))
         filled |= (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < radius**2
     rest = air.copy()
     rest[air] = ~filled
     wanted = (target - filled.sum()) / max(rest.sum(), 1)
-    score = destruction_score(p, s, grid, slice(None))
+    score, _ = destruction(p, s, grid, slice(None))
     p.destroyed_level = float(np.round(np.quantile(score[rest], 1 - np.clip(wanted, 0.0, 0.9)), 4))
     p.diffuse_hu = -22.0 * min(spec.amount / 30.0, 1.0)
+
+
+def _bulla_centre(p: Pathology, s: Shell, pool: NDArray, radius: float, rng: np.random.Generator) -> NDArray:
+    """Return a point of `pool` (flat indices): often one beside an earlier bulla, since bullae lie in clusters."""
+    picks = pool[rng.integers(pool.size, size=40)]
+    points = np.stack([c.ravel()[picks] for c in (s.z, s.y, s.x)], 1).astype(float)
+    if not p.bullae or rng.random() < 0.35:
+        return points[0]
+    gaps = [np.linalg.norm(points - centre, axis=1) - 0.85 * (radius + other) for centre, other in p.bullae]
+    return points[int(np.argmin(np.abs(np.min(gaps, axis=0))))]
 
 
 def _place_opacity(

@@ -34,7 +34,7 @@ from medsyn.phantom.vessels import Vessels, build_oesophagus, build_vessels, gre
 Array = NDArray[np.float32]
 PLAN_GRID = Grid((64, 64, 64))
 _POINTS_PER_LITRE = 2600
-_SMALLEST_GROUP = 4
+_SMALLEST_GROUP = 2
 
 
 @dataclass
@@ -143,7 +143,7 @@ def make_plan(seed: Sequence[int], specs: tuple[FindingSpec, ...]) -> Plan:
     lungs = Lungs(chest.shell, chest.heart, lung, _place_fissures(body, chest.shell, lung))
     points = _scatter(lungs, [np.random.default_rng(s) for s in np.random.SeedSequence([*seed, 7]).spawn(2)])
     airways = build_airways(anatomy, points[0], _SMALLEST_GROUP)
-    vessels = build_vessels(anatomy, airways, points[1], _SMALLEST_GROUP + 1)
+    vessels = build_vessels(anatomy, airways, points[1], _SMALLEST_GROUP)
     labels = lobe_labels(lungs.shell, lungs.fissures, lung < 0)
     return Plan(body, airways, vessels, specs, tuple(seed), chest, lungs, labels)
 
@@ -157,14 +157,13 @@ def _place_fissures(body: Body, s: Shell, lung: Array) -> tuple[Array, Array]:
     upper, middle, left_upper = body.anatomy.lobe_shares
     inside, left = lung < 0, s.x > 0
     oblique, horizontal = _fissures(body, s)
-    scale = float(np.hypot(1, body.anatomy.fissure_slope))
     for side, share in (("left", left_upper), ("right", upper + middle)):
-        here = inside & (left == (side == "left"))
-        body.oblique_offset[side] = float(np.round(np.quantile(oblique[here], 1 - share) * scale, 3))
-    oblique = oblique_fissure(body, s)
+        here = left == (side == "left")
+        body.oblique_offset[side] = float(np.round(np.quantile(oblique[inside & here], 1 - share), 3))
+        oblique[here] -= np.float32(body.oblique_offset[side])
     front = inside & ~left & (oblique > 0)
     body.horizontal_offset = float(np.round(np.quantile(horizontal[front], middle / (upper + middle)), 3))
-    return oblique, horizontal_fissure(body, s)
+    return oblique, horizontal - np.float32(body.horizontal_offset)
 
 
 def _scatter(lungs: Lungs, rngs: Sequence[np.random.Generator]) -> list[dict[int, NDArray[np.float64]]]:

@@ -11,18 +11,22 @@ from scipy.special import ndtr
 
 from medsyn.phantom import pathology, soft
 from medsyn.phantom.airway import WALL_FACTOR, WALL_OFFSET_MM
-from medsyn.phantom.bones import cover, paint_bones
+from medsyn.phantom.bones import cover, paint_bones, shoulder_bones
 from medsyn.phantom.fields import Shell, lobe_labels
 from medsyn.phantom.grid import Grid, Noise
 from medsyn.phantom.pathology import Pathology
 from medsyn.phantom.plan import PLAN_GRID, Lungs, Plan, central_tubes, lungs_on, mediastinal_distance
-from medsyn.phantom.tubes import Tubes, coverage
+from medsyn.phantom.tissue import AIR
+from medsyn.phantom.tubes import Tubes, coverage, distance_around
+from medsyn.phantom.wall import Wall, build_wall, paint_table, paint_wall
 
 Array = NDArray[np.float32]
 PSF_SIGMA_MM = 0.75
 """Standard deviation of the scanner's point spread, about that of a soft reconstruction kernel (FWHM 1.8 mm)."""
 _WIDE_MM = 3.0
-FISSURE_MM, FISSURE_HU = 0.9, -350.0
+FISSURE_MM, FISSURE_HU = 0.35, -200.0
+SEPTUM_HU, SEPTUM_RIM_MM = 30.0, 30.0
+"""Most that a septum between lobules adds to the lung near the pleura, and how deep septa are seen."""
 BULLA_WALL_MM = 0.7
 WALL_HU = 10.0
 _VESSEL_SHARE = 90
@@ -41,9 +45,11 @@ class Rendering:
 
 @dataclass
 class Layers:
-    """Tubes of the subject on the grid, 0..255, and distance to the central ones."""
+    """Tubes of the subject on the grid, 0..255, distances to the central ones and to the bones of the shoulders."""
 
     around: Array
+    girdle: Array
+    wall_layers: Wall
     great: NDArray[np.uint8]
     oesophagus: NDArray[np.uint8]
     wall: NDArray[np.uint8]
@@ -73,7 +79,8 @@ def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, grid: G
     """
     every = slice(None)
     p.destroyed_level = None
-    base = _parenchyma(plan, p, PLAN_GRID, every, plan.lungs, layers)
+    texture = (layers.texture.sample(PLAN_GRID, every), layers.fine.sample(PLAN_GRID, every))
+    base = _parenchyma(plan, p, PLAN_GRID, plan.lungs, texture)
     opaque = base.copy()
     fluid = _paint_findings(p, opaque, PLAN_GRID, every, plan.lungs.shell, plan.labels)
     blur = 0.0 if grid.width > _WIDE_MM else PSF_SIGMA_MM
@@ -85,8 +92,8 @@ def calibrate_emphysema(plan: Plan, p: Pathology, target_percent: float, grid: G
     air = base[counted]
     vessel, wall = (_shares_at(grid, layer, counted, blur) for layer in (layers.lung_vessels, layers.wall))
     edge = 1 - cover(plan.lungs.lung[counted], width)
-    score = pathology.destruction_score(p, plan.lungs.shell, PLAN_GRID, every)[counted]
-    bullae = _bullae(pathology.bullae_distance(p, plan.lungs.shell)[counted], width)
+    score, bullae_mm = pathology.destruction(p, plan.lungs.shell, PLAN_GRID, every)
+    score, bullae = score[counted], _bullae(bullae_mm[counted], width)
     low, high = float(score.min()) - 1.0, float(score.max()) + 1.0
     for _ in range(12):
         level = (low + high) / 2
@@ -127,6 +134,8 @@ def tube_layers(plan: Plan, grid: Grid) -> Layers:
     seeds = np.random.SeedSequence([*plan.seed, 31]).spawn(3)
     return Layers(
         around=mediastinal_distance(grid, plan.body, central),
+        girdle=distance_around(grid, shoulder_bones(plan.anatomy).rotated(turn), 2 * grid.width),
+        wall_layers=build_wall(plan.anatomy),
         great=covered(plan.vessels.great),
         oesophagus=covered(plan.vessels.oesophagus),
         wall=covered(lumen.widened(WALL_FACTOR, WALL_OFFSET_MM)),
@@ -134,7 +143,7 @@ def tube_layers(plan: Plan, grid: Grid) -> Layers:
         lung_vessels=covered(plan.vessels.arteries + plan.vessels.veins),
         mottle=Noise(np.random.default_rng(seeds[0]), 14.0),
         texture=Noise(np.random.default_rng(seeds[1]), 9.0),
-        fine=Noise(np.random.default_rng(seeds[2]), 4.5),
+        fine=Noise(np.random.default_rng(seeds[2]), 3.6),
     )
 
 
@@ -149,16 +158,17 @@ def _paint(
 ) -> Array:
     a, s, width = plan.anatomy, lungs.shell, grid.width
     mottle = layers.mottle.sample(grid, slab)
-    hu = np.full(s.z.shape, soft.AIR, np.float32)
-    soft.paint_wall(a, s, hu, width, mottle)
-    paint_bones(a, s, hu, width)
-    soft.paint_abdomen(a, s, hu, width, mottle)
-    soft.paint_heart(a, hu, lungs.heart, mottle, width)
+    hu = np.repeat(paint_table(layers.wall_layers, grid)[None], s.z.shape[0], axis=0)
+    paint_wall(layers.wall_layers, s, hu, grid, mottle)
+    paint_bones(a, s, layers.girdle[slab], hu, width)
+    lobular = layers.texture.sample(grid, slab)
+    soft.paint_abdomen(a, s, hu, width, mottle, lobular)
+    soft.paint_heart(plan.body, s, hu, lungs.heart, mottle, width)
     soft.paint(hu, _share(layers.oesophagus[slab]), 40.0)
     soft.paint(hu, _share(layers.great[slab]), a.blood_hu)
     inside = lungs.lung < 0
     labels = lobe_labels(s, lungs.fissures, inside)
-    air = _parenchyma(plan, p, grid, slab, lungs, layers)
+    air = _parenchyma(plan, p, grid, lungs, (lobular, layers.fine.sample(grid, slab)))
     fluid = _paint_findings(p, air, grid, slab, s, labels)
     soft.paint(hu, cover(lungs.lung, width), air)
     # vessels and airways run on through consolidated lung (bronchograms), not through fluid or the heart
@@ -168,7 +178,7 @@ def _paint(
     soft.paint(hu, _share(layers.lung_vessels[slab]) * seen, a.blood_hu)
     soft.paint(hu, _share(layers.wall[slab]) * seen, WALL_HU)
     lumen = _share(layers.lumen[slab]) * seen
-    soft.paint(hu, lumen, soft.AIR)
+    soft.paint(hu, lumen, AIR)
     wet = (fluid > 0.5) & inside
     masks["lobes"][slab] = np.where(wet, 0, labels)
     masks["effusion"][slab] = wet
@@ -186,8 +196,8 @@ def _paint_findings(p: Pathology, air: Array, grid: Grid, slab: slice, s: Shell,
     """Paint the findings over lung, in place, and return the share of each voxel that is fluid."""
     width = grid.width
     if p.destroyed_level is not None:
-        score = pathology.destruction_score(p, s, grid, slab) - np.float32(p.destroyed_level)
-        _destroy(air, score, _bullae(pathology.bullae_distance(p, s), width))
+        score, bullae_mm = pathology.destruction(p, s, grid, slab)
+        _destroy(air, score - np.float32(p.destroyed_level), _bullae(bullae_mm, width))
     if p.opacities:
         fringe = p.fringe.sample(grid, slab)
         for opacity in p.opacities:
@@ -197,13 +207,19 @@ def _paint_findings(p: Pathology, air: Array, grid: Grid, slab: slice, s: Shell,
     return _paint_effusion(p, s, air, width)
 
 
-def _parenchyma(plan: Plan, p: Pathology, grid: Grid, slab: slice, lungs: Lungs, layers: Layers) -> Array:
-    """Return lung without vessels: density falls from back to front (gravity), texture, fissures."""
+def _parenchyma(plan: Plan, p: Pathology, grid: Grid, lungs: Lungs, texture: tuple[Array, Array]) -> Array:
+    """Return lung without vessels: density falls from back to front (gravity); texture, septa of lobules, fissures."""
     a, s, width = plan.anatomy, lungs.shell, grid.width
     down = -(s.y + np.float32(0.02 * a.half_depth)) * np.float32(1 / (2 * a.half_depth))
     air = np.float32(a.lung_hu + p.diffuse_hu) + np.float32(a.gravity_hu) * down
-    texture = np.float32(0.65) * layers.texture.sample(grid, slab) + np.float32(0.75) * layers.fine.sample(grid, slab)
-    air += np.float32(a.texture_hu) * texture
+    # lung that collapses a little where the patient lies on it
+    lowest = np.clip(-s.y * np.float32(1 / a.half_depth) - np.float32(0.35), 0, 0.4)
+    air += np.float32(2.5 * a.dependent_hu) * lowest / (1 + np.square(lungs.lung * np.float32(1 / 9.0)))
+    lobular, fine = texture
+    air += np.float32(a.texture_hu) * (np.float32(0.3) * lobular + np.float32(0.65) * fine)
+    # the lobules' borders are where the field of their size changes sign
+    rim = np.clip(1 + lungs.lung * np.float32(1 / SEPTUM_RIM_MM), 0, 1)
+    air += np.float32(SEPTUM_HU) * rim * np.maximum(1 - np.float32(5.0) * np.abs(lobular), 0)
     oblique, horizontal = lungs.fissures
     # the horizontal fissure exists in front of the oblique one on the right only
     minor = np.where((s.x < 0) & (oblique > 0), np.abs(horizontal), 99).astype(np.float32)

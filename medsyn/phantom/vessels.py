@@ -58,7 +58,7 @@ _VEIN_PATHS = {
     5: ((-14, -8, -16), (-26, -16, -32), (-40, -23, -44)),
 }
 
-_VEIN_MM = 8.2
+_VEIN_MM = 9.2
 """Radius of a vein that drained the whole lungs."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medsyn.config import AugmentationConfig, Config, FeaturesConfig, ModelStage, TextEncoderConfig, stage_configs
 from medsyn.live_bytes import META
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.resnet3d import ResNet3d, one_finding_classifier
 from medsyn.models.weights import build
 from medsyn.planning.sampling import Sampling
@@ -65,8 +66,13 @@ def sampling_of(config: Config) -> Sampling:
 
         return BertModel(BertConfig(**bert_sizes(widest)), add_pooling_layer=False)
 
+    def low_res() -> FastUNet:
+        network = build(low, width)
+        network.reserve_statistics([edge // config.preprocess.low_res_factor for edge in config.preprocess.size])
+        return network
+
     return Sampling(
-        low_res=lambda: build(low, width),
+        low_res=low_res,
         super_res=lambda: build(high, width if high.sections else None),
         language=language,
         size=config.preprocess.size,

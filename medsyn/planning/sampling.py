@@ -52,7 +52,8 @@ def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) 
 
     with live, CudaRules(), torch.no_grad():
         for network in (low_net, high_net):
-            network.eval().to(DTYPES[config.precision])
+            network.eval()
+            network.set_precision(DTYPES[config.precision])
         weights = live.restart()
         fixed = torch.empty(batch_size, low_net.channels, *sampling.size, device=META)
         text = None if sampling.text is None else torch.empty(batch_size, *sampling.text, device=META)

@@ -24,12 +24,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from medsyn.config import ModelStage
+from medsyn.config.networks import MAX_COMPONENTS
 from medsyn.ct.store import Chunked, open_high, read_index, read_low, unpack_labels
 from medsyn.diffusion.objective import LowResolution
+from medsyn.diffusion.schedule import alpha_bar
 from medsyn.diffusion.seeds import seeded
 from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel
+from medsyn.models.linear_estimate import PrincipalComponents, error_share, principal_components
+from medsyn.models.unet import mean_state
 from medsyn.provenance import hash_json
 from medsyn.tensors import check_tensors, read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
@@ -218,6 +222,9 @@ class TrainingData:
             "epsilon": torch.randn(x0.shape, generator=generator),
             "t": torch.tensor(uniform[4] ** train.timestep_power, dtype=torch.float32),
         }
+        weights = self.loss_weights(sample["t"])
+        if weights is not None:
+            sample["weights"] = weights
         if self.high:
             sample["condition_noise"] = torch.randn(x0.shape, generator=generator)
             sample["condition_level"] = torch.tensor(uniform[5] * train.max_low_res_noise, dtype=torch.float32)
@@ -251,6 +258,47 @@ class TrainingData:
         return (total / len(self.store)).float()
 
     @cached_property
+    def components(self) -> PrincipalComponents:
+        """Principal components of the whole volumes of the split, of at most MAX_COMPONENTS + 2 evenly chosen ones."""
+        wanted, chosen = self.stage.unet.num_components, self._sample_of_volumes()
+        count = len(chosen)
+        found = self.components_of(chosen, min(wanted, count - 2)) if count > 2 else None
+        most = 0 if found is None else len(found.vectors)
+        if found is None or wanted > most:
+            raise InputError(
+                f"{self.stage.stage}.unet.num_components: {wanted}, expected at most {most}, which these {count}"
+                " training volumes allow; lower it"
+            )
+        return found
+
+    def components_of(self, indices: Sequence[int], num_components: int) -> PrincipalComponents:
+        """Return the principal components of some volumes, given their texts where there are embeddings."""
+        volumes = torch.empty(len(indices), len(self.stage.channels), *self.size)
+        for place, index in enumerate(indices):
+            volumes[place] = self.clean(index)
+        volumes -= volumes.mean(dim=0)
+        states = None if self.embeddings is None else self.mean_states(indices)
+        return principal_components(volumes, num_components, states)
+
+    def mean_states(self, indices: Sequence[int]) -> Tensor:
+        """Return the mean states [n, hidden] of some volumes' texts, each a mean over the sections of the report."""
+        return torch.stack([self._mean_state(self.rows[index]) for index in indices])
+
+    @cached_property
+    def mean_state(self) -> Tensor:
+        """Mean state [hidden] of the texts of at most MAX_COMPONENTS + 2 evenly chosen volumes."""
+        return self.mean_states(self._sample_of_volumes()).mean(dim=0)
+
+    def _sample_of_volumes(self) -> list[int]:
+        count = min(len(self.store), MAX_COMPONENTS + 2)
+        return [index * len(self.store) // count for index in range(count)]
+
+    def _mean_state(self, row: int) -> Tensor:
+        assert self.embeddings is not None
+        sections = range(self.embeddings.num_sections(row))
+        return mean_state(torch.stack([self.embeddings.states(row, k) for k in sections])).mean(dim=0)
+
+    @cached_property
     def deviations(self) -> Tensor:
         """Root mean square [C] of the difference of x0 from what is known without the network, 0.001 or more.
 
@@ -276,6 +324,28 @@ class TrainingData:
             return None
         weights = self.deviations ** (-2 * power)
         return weights / weights.mean()
+
+    def loss_weights(self, t: Tensor) -> Tensor | None:
+        """Return the weights [C] of the channels' squared errors at time t; None: all are 1."""
+        weights = self._channel_weights
+        if not self.stage.train.balance_noise:
+            return weights
+        share = self._error_share(alpha_bar(t)[None])[0].square()
+        return 1 / share if weights is None else weights / share
+
+    @cached_property
+    def _channel_weights(self) -> Tensor | None:
+        return self.channel_weights()
+
+    def _error_share(self, signal: Tensor) -> Tensor:
+        """Return the expected error [B, C] of the network's linear estimate, as a share of the deviation."""
+        unet = self.stage.unet
+        if unet.num_components:
+            return error_share(signal, self.components)
+        sigma = unet.sigma_data if unet.sigma_share is None else unet.sigma_share * self.deviations
+        assert sigma is not None
+        noise = (1 - signal)[:, None]
+        return (noise / (signal[:, None] * sigma**2 + noise)).sqrt().expand(-1, len(self.stage.channels))
 
     def text(self, index: int, where: float = 0.0) -> Tensor:
         """Return the states (num_tokens, hidden) of a section of volume `index`'s report.

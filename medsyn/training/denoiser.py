@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from medsyn.config import ModelStage, TrainConfig
 from medsyn.diffusion.objective import LowResolution, denoising_loss, super_res_condition
@@ -64,8 +65,7 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
     """Return the training loop's task of one denoiser; pictures on the way go beside `out`, if it is given."""
     cond_dim = None if data.embeddings is None else data.embeddings.hidden_size
     settings = flatten(stage.model_dump(mode="json", exclude={"train"}))
-
-    weights = data.channel_weights()
+    data.loss_weights(torch.tensor(0.5))  # reads the statistics before threads ask for them
 
     def network() -> FastUNet:
         built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
@@ -73,10 +73,17 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
             built.set_statistics(mean=data.mean)
         if stage.unet.sigma_share is not None:
             built.set_statistics(deviations=data.deviations)
+        if stage.unet.num_components:
+            built.set_statistics(components=data.components)
+            if built.null_cond_emb is not None:  # no text begins as the mean text
+                built.null_cond_emb.data[:] = data.mean_state
+        # Every process has the same statistics: they need not be sent at every step.
+        statistics = [name for name, _ in built.named_buffers() if name.startswith("data_")]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(built, statistics)
         return built
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return batch_loss(network, batch, stage, weights)
+        return batch_loss(network, batch, stage)
 
     def preview(network: nn.Module, step: int) -> None:
         if out is not None:
@@ -105,7 +112,9 @@ def denoiser_training(
     """Describe the training of a denoiser for counting; batch(count) makes samples on the meta device."""
 
     def network() -> FastUNet:
-        return set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+        built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+        built.reserve_statistics(batch(1)["x0"].shape[2:])
+        return built
 
     def preview(network: nn.Module) -> object:
         return _preview_volumes(network, batch(_NUM_PREVIEWS), stage, num_steps=1)
@@ -113,14 +122,12 @@ def denoiser_training(
     return TrainingShapes(network, lambda network, given: batch_loss(network, given, stage), batch, preview=preview)
 
 
-def batch_loss(
-    network: nn.Module, batch: dict[str, Tensor], stage: ModelStage, channel_weights: Tensor | None = None
-) -> Tensor:
-    """Return the denoising loss of a batch of TrainingData; channel_weights [C] as in `denoising_loss`."""
-    x0 = batch["x0"]
-    weights = None if channel_weights is None else channel_weights.to(x0.device)
+def batch_loss(network: nn.Module, batch: dict[str, Tensor], stage: ModelStage) -> Tensor:
+    """Return the denoising loss of a batch of TrainingData."""
     conditions = network_conditions(batch, stage)
-    return denoising_loss(network, x0, batch["epsilon"], batch["t"], channel_weights=weights, **conditions)
+    return denoising_loss(
+        network, batch["x0"], batch["epsilon"], batch["t"], weights=batch.get("weights"), **conditions
+    )
 
 
 def write_preview(path: Path, network: nn.Module, data: TrainingData) -> None:

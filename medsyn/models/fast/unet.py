@@ -15,23 +15,26 @@ from torch.utils.checkpoint import checkpoint
 from medsyn.models.blocks import KeysValues, ResBlock
 from medsyn.models.fast.blocks import repeated, res_block
 from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
-from medsyn.models.unet import Level, UNet, from_patches, join_condition, to_patches
+from medsyn.models.unet import Level, UNet, add, from_patches, join_condition, to_patches
 
 
 @dataclass(frozen=True)
 class PreparedText:
-    """Keys and values of the text for each bottom block, and what it adds to the time embedding [B, time_dim] or None.
+    """Keys and values of the text for each bottom block, and what its mean state gives.
 
-    Without text modules there are no keys.
+    pooled: `UNet.pooled_text` [B, time_dim]; coefficients: `UNet.text_coefficients` [B, K]; each may be None. Without
+    text modules there are no keys.
     """
 
     keys: tuple[KeysValues, ...] = ()
     pooled: Tensor | None = None
+    coefficients: Tensor | None = None
 
     def rows(self, part: slice) -> PreparedText:
         """Return the samples `part` of the batch."""
         keys = ((k[part], v[part], None if tokens is None else tokens[part]) for k, v, tokens in self.keys)
-        return PreparedText(tuple(keys), None if self.pooled is None else self.pooled[part])
+        pooled, coefficients = (None if x is None else x[part] for x in (self.pooled, self.coefficients))
+        return PreparedText(tuple(keys), pooled, coefficients)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Trunk:
 class FastUNet(UNet):
     """The denoiser of both resolutions.
 
-    The weights may be float32, with or without autocast, or for sampling bfloat16 or float16 (`network.to(dtype)`): the
+    The weights may be float32, with or without autocast, or for sampling bfloat16 or float16 (`set_precision`): the
     activations then take half the memory. Sinusoids, statistics of the norms and the last convolution stay float32,
     and so does the result.
     """
@@ -87,26 +90,34 @@ class FastUNet(UNet):
         given = (
             text if isinstance(text, PreparedText) else self.prepare_text(self.text_of_samples(len(x), text, drop_text))
         )
-        trunk = self._read(x, tau, condition)
-        if guidance_scale is None:
-            output = self._write(trunk, given)
-        else:
-            if one_batch:
-                with_text, null = self._write(trunk, given, copies=2).chunk(2)
-            else:
-                with_text = self._write(trunk, given.rows(slice(len(x))), keep=True)
-                null = self._write(trunk, given.rows(slice(len(x), None)))
-            output = null + guidance_scale * (with_text - null)
         volume = condition.volume if isinstance(condition, PreparedCondition) else condition
-        return self.precondition(x, tau, volume, output)
+        known, scale = self.estimate(x, tau, volume)
+        trunk = self._read(x, tau, condition if condition is not None else self.given_volume(known))
+
+        def predict(text: PreparedText, copies: int = 1, keep: bool = False) -> Tensor:
+            """Return x0 less what is known without text."""
+            output = self._write(trunk, text, copies, keep)
+            factor = scale if scale is None or len(scale) == 1 else repeated(scale, copies)
+            times = tau if len(tau) == 1 else repeated(tau, copies)
+            return add(self.text_shift(text.coefficients, times), output, factor)
+
+        if guidance_scale is None:
+            return add(known, predict(given))
+        if one_batch:
+            with_text, null = predict(given, copies=2).chunk(2)
+        else:
+            with_text = predict(given.rows(slice(len(x))), keep=True)
+            null = predict(given.rows(slice(len(x), None)))
+        return add(known, null + guidance_scale * (with_text - null))
 
     def prepare_text(self, text: Tensor | None) -> PreparedText:
         """Return what `forward` needs of text [B, num_tokens, cond_dim]; nothing without text modules."""
         if text is None:
             return PreparedText()
+        coefficients = self.text_coefficients(text)
         text = text.to(self.to_volume.weight.dtype)
         keys = tuple(block.cross_attention.keys_values(text) for block in self.bottom)  # type: ignore[operator, union-attr]
-        return PreparedText(keys, self.pooled_text(text))
+        return PreparedText(keys, self.pooled_text(text), coefficients)
 
     def prepare_condition(self, condition: Tensor) -> PreparedCondition:
         """Return what `forward` needs of a condition [B, condition_channels, D, H, W]."""
@@ -123,7 +134,7 @@ class FastUNet(UNet):
         if isinstance(condition, PreparedCondition):
             x = convolve_last(self.init_conv, self._patches(x)) + condition.features
         else:
-            x = convolve(self.init_conv, self._patches(join_condition(self.known_volume(x, condition), x)))
+            x = convolve(self.init_conv, self._patches(join_condition(condition, x)))
         first, skips = x, []
         for level in self.downs:
             assert isinstance(level, Level)
@@ -178,10 +189,11 @@ class FastUNet(UNet):
         return res_block(block, x, time, skip)
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Convert the weights for sampling; the mean volume and the deviations stay float32."""
-        mean, sigma = self.data_mean, self.data_sigma
+        """Convert the weights for sampling; what is known of the training volumes stays float32."""
+        statistics = {name: buffer for name, buffer in self.named_buffers() if name.startswith("data_")}
         self.to(dtype)
-        self.data_mean, self.data_sigma = mean, sigma
+        for name, buffer in statistics.items():
+            setattr(self, name, buffer)
 
 
 def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:

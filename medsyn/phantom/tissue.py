@@ -1,0 +1,4 @@
+"""Hounsfield units of tissues."""
+
+AIR, FAT, MUSCLE, SKIN, LIVER, SPLEEN, STOMACH = -1000.0, -103.0, 61.0, 20.0, 58.0, 48.0, 25.0
+MEDIASTINAL_FAT, GLAND, STOOL = -95.0, 35.0, -20.0
