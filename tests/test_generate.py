@@ -215,12 +215,12 @@ def test_a_network_keeps_its_statistics_of_the_training_volumes(tmp_path, option
     assert len(kept) in (2, 6) and all(torch.equal(loaded.get_buffer(name), value) for name, value in kept.items())
 
 
-def test_zero_null_text_has_no_mean_state(run_folder):
+def test_zero_null_text_has_no_mean_of_its_own(run_folder):
     settings = stage("low_res", unet={"mean_volume": True, "num_components": 2})
     network = build(settings, HIDDEN)
     network.reserve_statistics((4, 4, 4))
     save(run_folder / "low_res.safetensors", network.state_dict(), settings, {})
-    with pytest.raises(InputError, match="zero has no mean state, which num_components reads; expected learned"):
+    with pytest.raises(InputError, match="zero is all padding, whose mean num_components would read; expected learned"):
         open_run(run_folder, sampling_with(run_folder, None, null_text="zero"))
 
 

@@ -122,7 +122,7 @@ def test_a_text_that_tells_nothing_moves_little_and_one_that_tells_all_leaves_li
 
 
 @pytest.mark.parametrize("t", [0.02, 0.3, 0.6, 0.95])
-def test_the_guess_has_the_least_error_and_states_it(basis, t):
+def test_the_estimate_has_the_least_error_and_states_it(basis, t):
     volumes = gaussian_volumes(basis, 2000, 5)
     known = PrincipalComponents(basis.reshape(5, *SHAPE), DEVIATIONS**2, torch.full((2,), REST**2))
     signal = alpha_bar(torch.full((2000,), t))
@@ -138,7 +138,7 @@ def test_the_guess_has_the_least_error_and_states_it(basis, t):
     torch.testing.assert_close(error.square().mean(), least / 128, rtol=0.08, atol=0)  # of jointly normal variables
 
 
-def test_an_untrained_network_with_components_is_the_guess(basis):
+def test_an_untrained_network_with_components_is_the_estimate(basis):
     config = UNetConfig(dim=8, mults=(1, 2), init_kernel=3, num_groups=4, mean_volume=True, num_components=5)
     network = UNet(config, channels=2, cond_dim=6, num_tokens=3)
     known = PrincipalComponents(basis.reshape(5, *SHAPE), DEVIATIONS**2, torch.full((2,), REST**2))

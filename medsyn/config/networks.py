@@ -13,6 +13,7 @@ Reduction = Literal["nearest", "mean"]
 
 
 MAX_COMPONENTS = 998
+"""Components are found from at most 1,000 volumes, which allow 2 fewer."""
 
 
 class UNetConfig(Section):
@@ -50,7 +51,7 @@ class UNetConfig(Section):
         ge=0,
         le=MAX_COMPONENTS,
         description="low_res, with mean_volume: the network predicts the difference from the linear estimate of the"
-        " clean volume by so many principal components of the training volumes and the text, and is given that"
+        " clean volume by this many principal components of the training volumes and the text, and is given that"
         " estimate; the components are stored with the weights",
     )
     pooled_text: bool = Field(

@@ -72,10 +72,8 @@ def read_diagnosis(path: str | Path) -> dict[Key, Values]:
 def denoising_rows(found: Mapping[Key, Values], config: EvaluationConfig) -> list[Row]:
     """Return one row per network, channel and time: the errors of the network and of predictors without one.
 
-    The last columns are about the text.
-
-    ratio: the network's error over that of the best of these. text_share: the share of the error without text
-    that the volume's own text removes.
+    ratio: the network's error over that of the best predictor without a network. text_share: the share of the error
+    without text that the volume's own text removes.
     """
     rows = []
     for (part, network, quantity, t), values in found.items():

@@ -71,9 +71,9 @@ class Run(Method):
             raise InputError(
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
             )
-        if self.settings.sampling.null_text == "zero" and self.low_res.config.num_components:
+        if self.settings.sampling.null_text == "zero" and self.low_res.data_text_weight is not None:
             raise InputError(
-                f"{self.label}: null_text zero has no mean state, which num_components reads; expected learned"
+                f"{self.label}: null_text zero is all padding, whose mean num_components would read; expected learned"
             )
         self._check_grid()
         for network in (self.low_res, self.super_res):

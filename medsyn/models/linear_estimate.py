@@ -33,9 +33,10 @@ class TextRegression:
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """vectors [K, C, D, H, W] of length 1, variances [K] along them given the text, if there is one, ...
+    """Hold principal components of volumes and the variances along and beyond them.
 
-    ... and residual_variance [C] of a voxel beyond them. Without text the variances fall, with it they rise.
+    vectors [K, C, D, H, W] have length 1. variances [K] are those along them, given the text if there is one: in
+    falling order without text, in rising order with it. residual_variance [C] is that of a voxel beyond them.
     """
 
     vectors: Tensor
@@ -61,7 +62,7 @@ def principal_components(differences: Tensor, num_components: int, states: Tenso
     values, vectors = values[:kept], vectors[:, :kept]
     basis = (vectors / values.sqrt()).T.to(rows.dtype) @ rows
     total = torch.linalg.vector_norm(differences.reshape(count, channels, -1), dim=2).double().square().sum(dim=0)
-    inside = values @ basis.reshape(kept, channels, -1).double().square().sum(dim=2)
+    inside = values @ basis.reshape(kept, channels, voxels).double().square().sum(dim=2)
     residual = (total - inside) / (voxels * (count - 1 - kept))
     variances, text = values / count, None
     if states is not None:
@@ -72,7 +73,7 @@ def principal_components(differences: Tensor, num_components: int, states: Tenso
         weight = (weight @ turn).T
         text = TextRegression(weight.to(rows.dtype), (-weight @ centre).to(rows.dtype))
     return PrincipalComponents(
-        basis.reshape(-1, *differences.shape[1:]),
+        basis.reshape(kept, *differences.shape[1:]),
         variances.clamp(min=0).to(rows.dtype),
         residual.clamp(min=_LEAST_VARIANCE).to(rows.dtype),
         text,

@@ -274,9 +274,9 @@ class UNet(nn.Module):
                 self.data_text_weight, self.data_text_offset = components.text.weight, components.text.offset
 
     def estimate(self, x: Tensor, tau: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the estimate of x0 before the network [B, C, D, H, W], None: 0, and the factor of its output, None: 1.
+        """Return the estimate of x0 before the network [B, C, D, H, W] and the factor of the network's output.
 
-        The factor is [B or 1, C or 1, 1, 1, 1].
+        An estimate of None stands for 0, a factor of None for 1. The factor is [B or 1, C or 1, 1, 1, 1].
         With x = a x0 + b noise and x0 = known + rest, rest of standard deviation s, the linear estimate of the rest is
         a s^2 / (a^2 s^2 + b^2) (x - a known); the output is weighted with the error of that estimate over s: 1 where
         the noise hides everything, 0 where nothing is hidden. Known is the condition with `add_condition`, the mean

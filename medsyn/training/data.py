@@ -285,7 +285,7 @@ class TrainingData:
         return torch.stack([self._mean_state(self.rows[index]) for index in indices])
 
     @cached_property
-    def mean_state(self) -> Tensor:
+    def mean_text_state(self) -> Tensor:
         """Mean state [hidden] of the texts of at most MAX_COMPONENTS + 2 evenly chosen volumes."""
         return self.mean_states(self._sample_of_volumes()).mean(dim=0)
 
