@@ -73,7 +73,8 @@ def _check_text(config: Config) -> None:
             )
     if config.low_res.unet.num_components and config.sampling.null_text == "zero":
         raise ValueError(
-            "sampling.null_text: zero is all padding, whose mean low_res.unet.num_components would read; expected learned"
+            "sampling.null_text: zero is all padding, whose mean low_res.unet.num_components would read; expected"
+            " learned"
         )
     readers = {"low_res": config.low_res.unet} | ({"super_res": config.super_res.unet} if config.super_res.text else {})
     for name, unet in readers.items():
