@@ -135,7 +135,7 @@ def test_balanced_noise_weighs_each_time_by_what_the_linear_estimate_leaves(trai
     network.set_statistics(data.mean, data.deviations, data.components if "num_components" in option else None)
     sample = data.sample(3)
     _, share = network.estimate(sample["x0"][None], 1000 * sample["t"][None], None)
-    expected = data.channel_weights() / share.expand(1, 4, 1, 1, 1)[0, :, 0, 0, 0].square()
+    expected = data.channel_weights / share.expand(1, 4, 1, 1, 1)[0, :, 0, 0, 0].square()
     torch.testing.assert_close(sample["weights"], expected)
     assert "weights" not in TrainingData(stage(unet=unet), store, None).sample(3)
 
@@ -147,7 +147,7 @@ def test_deviations_are_from_what_is_known_without_the_network(training_data):
     torch.testing.assert_close(low.mean, volumes.mean(0))
     variance = (volumes - volumes.mean(0)).square().mean(dim=(0, 2, 3, 4))
     torch.testing.assert_close(low.deviations, variance.sqrt())
-    weights = low.channel_weights()
+    weights = low.channel_weights
     torch.testing.assert_close(weights * variance, (weights * variance).mean().expand(4))
     assert weights.mean().item() == pytest.approx(1)
     plain = TrainingData(stage(), low.store, None)
@@ -156,7 +156,7 @@ def test_deviations_are_from_what_is_known_without_the_network(training_data):
     crops = torch.stack([high.clean(i) for i in range(len(high.store))])
     rest = crops - crops[..., ::4, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
     torch.testing.assert_close(high.deviations, rest.square().mean(dim=(0, 2, 3, 4)).sqrt())
-    assert high.channel_weights() is None  # balance_channels 0
+    assert high.channel_weights is None  # balance_channels 0
 
 
 def test_super_resolution_may_take_text(training_data):

@@ -101,7 +101,7 @@ class ExaminedNetwork:
     @cached_property
     def volumes(self) -> TrainingData:
         """The whole volumes of the validation split, with their texts."""
-        return self._open("validation", self.texts)
+        return self._open("validation")
 
     @cached_property
     def chosen(self) -> list[int]:
@@ -109,15 +109,15 @@ class ExaminedNetwork:
         order = np.random.default_rng(_KEY_DIAGNOSE).permutation(len(self.volumes.store))
         return sorted(order[: self.config.num_volumes].tolist())
 
-    def _open(self, split: str, texts: Embeddings | None) -> TrainingData:
+    def _open(self, split: str) -> TrainingData:
         store = Store(self.shards, "high" if reads_high(self.stage) else "low", split)
         whole = self.stage.train.model_copy(update={"crop_size": None})
-        return TrainingData(self.stage.model_copy(update={"train": whole}), store, texts)
+        return TrainingData(self.stage.model_copy(update={"train": whole}), store, self.texts)
 
     @cached_property
     def training(self) -> TrainingData:
         """The whole volumes of the training split, with their texts."""
-        return self._open("train", self.texts)
+        return self._open("train")
 
     @cached_property
     def chosen_training(self) -> list[int]:

@@ -317,8 +317,9 @@ class TrainingData:
             return self.low_resolution.enlarge(self.low_resolution.reduce(x0)[None])[0]
         return self.mean if self.stage.unet.mean_volume else 0.0
 
+    @cached_property
     def channel_weights(self) -> Tensor | None:
-        """Return the weights [C] of the channels' squared errors, with mean 1; None if all are the same."""
+        """Weights [C] of the channels' squared errors, with mean 1; None if all are the same."""
         power = self.stage.train.balance_channels
         if power == 0:
             return None
@@ -327,15 +328,11 @@ class TrainingData:
 
     def loss_weights(self, t: Tensor) -> Tensor | None:
         """Return the weights [C] of the channels' squared errors at time t; None: all are 1."""
-        weights = self._channel_weights
+        weights = self.channel_weights
         if not self.stage.train.balance_noise:
             return weights
         share = self._error_share(alpha_bar(t)[None])[0].square()
         return 1 / share if weights is None else weights / share
-
-    @cached_property
-    def _channel_weights(self) -> Tensor | None:
-        return self.channel_weights()
 
     def _error_share(self, signal: Tensor) -> Tensor:
         """Return the expected error [B, C] of the network's linear estimate, as a share of the deviation."""
