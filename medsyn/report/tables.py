@@ -18,8 +18,13 @@ HEADERS = {
     "finding": "Finding",
     "fid": "FID",
     "mmd": "MMD",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
     "fid_half": "FID, half",
     "mmd_half": "MMD, half",
+    "coverage_half": "Coverage, half",
     "n_fid": "n (FID)",
     "n_half": "n (half)",
     "n_airway": "n (airway)",
@@ -55,7 +60,7 @@ HEADERS = {
     "f1": "F1",
 }
 BELOW_TABLE = ("feature_extractor", "p_value_versus", "note", "prompt")
-HIDDEN = (*BELOW_TABLE, "label", "num_volumes", "num_failed")
+HIDDEN = (*BELOW_TABLE, "label", "num_volumes", "num_failed", "precision_half", "recall_half", "density_half")
 HIDDEN_ENDINGS = ("n_units", "num_unpaired", "_dice_n")
 FOUND = ("num_found", "airway_found")
 """Shown as "x of n", n being num_volumes."""
