@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from baseline_cases import PAPER, SMALL, Built, Case, Sample, Sizes, sample_cases, training_cases
 from baseline_costs import counted_memory, head, line, step_flops, tables
-from denoiser_step import hardware
+from gpu_report import hardware
 from torch import Tensor
 
 from medsyn.files import write_csv, write_text

@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import math
 
-from denoiser_step import ROOT, Case, cases, count_flops
+from denoiser_steps import ROOT, Case, cases, count_flops
 
 from medsyn.config import Config, StageModelConfig, load_config
 
 NUM_VOLUMES = 1000
+TEXT_WIDTH = 768  # BERT's
 SHARE = 0.3
 PEAK_TFLOPS = {"V100": 125.0, "A100": 312.0, "H100, H200": 989.0}
 
@@ -27,13 +28,13 @@ def hours(flops: float, share: float) -> dict[str, float]:
 
 def training_flops(case: Case, stage: StageModelConfig) -> float:
     """Operations of all optimiser steps of one network."""
-    return count_flops(case, case.train, True) / case.train[0] * stage.train.batch_size * stage.train.num_steps
+    return count_flops(case, True) / case.train[0] * stage.train.batch_size * stage.train.num_steps
 
 
 def sampling_flops(config: Config, built: dict[str, Case]) -> float:
     """Operations of one volume: every step of both networks, and a last evaluation."""
     steps = {"low_res": config.sampling.num_steps_low_res, "super_res": config.sampling.num_steps_super_res}
-    return sum(count_flops(case, case.infer, False) * (steps[name] + 1) for name, case in built.items())
+    return sum(count_flops(case, False) * (steps[name] + 1) for name, case in built.items())
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=SHARE, help="assumed share of the peak")
     share = parser.parse_args().share
     config = load_config(ROOT / "config/paper.yaml")
-    built = cases(config, full=True)
+    built = cases(config, width=TEXT_WIDTH)
     work = {
         "train_network low_res, one network": training_flops(built["low_res"], config.low_res),
         "train_network super_res, one network": training_flops(built["super_res"], config.super_res),

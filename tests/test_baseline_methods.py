@@ -275,6 +275,14 @@ def test_training_volumes_are_means_over_blocks_in_an_order_of_their_own_per_epo
     assert torch.equal(volumes(4, [1]), expected[1][None])
 
 
+def test_means_over_blocks_are_computed_once_if_all_are_small(store: Path, monkeypatch) -> None:
+    kept = image_volumes(store)
+    monkeypatch.setattr("medsyn.training.data._IN_MEMORY_BYTES", 0)
+    fresh = image_volumes(store)
+    assert kept.volume(1) is kept.volume(1) and fresh.volume(1) is not fresh.volume(1)
+    assert torch.equal(kept.volume(1), fresh.volume(1))
+
+
 def test_the_phases_of_a_step_read_a_volume_once_in_any_number_of_threads(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from scipy import stats
 from medsyn.config import EvaluationConfig, PromptPairConfig
 from medsyn.errors import InputError
 from medsyn.evaluate.measure_names import MEASURES
-from medsyn.evaluate.pairing import effect_size_bounds, pair_by_seed, paired_test
+from medsyn.evaluate.pairing import effect_size_bounds, pair_by_seed, paired_test, units_needed
 from medsyn.exhibits.finding_tables import prompt_pair_table
 from medsyn.exhibits.table1 import table1
 from medsyn.exhibits.table5 import table5
@@ -20,7 +20,7 @@ from medsyn.files import write_csv
 
 PAIR = PromptPairConfig(measure="effusion_volume_ml", with_finding="Large effusion.", without_finding="No effusion.")
 CONFIG = EvaluationConfig(num_fid_samples=4, num_bootstrap=20, prompt_pairs={"pleural_effusion": PAIR})
-PREFIXED = ("p_paired", "effect_size", "n_pairs", "n_units", "num_unpaired")
+PREFIXED = ("p_paired", "p_wilcoxon", "effect_size", "n_pairs", "n_units", "units_needed", "num_unpaired")
 
 
 def test_paired_test_by_hand() -> None:
@@ -31,7 +31,9 @@ def test_paired_test_by_hand() -> None:
     assert test.p_value == pytest.approx(stats.t.sf(2 * 3 / np.sqrt(14 / 3), 3))
     assert test.p_value == pytest.approx(stats.ttest_rel(greater, smaller, alternative="greater").pvalue)
     assert (test.n_pairs, test.n_units, test.num_unpaired) == (4, 4, 0)
+    assert test.p_wilcoxon == 1 / 2**4  # all four ranks are positive: one of 16 ways
     reverse = paired_test(zip("abcd", smaller, greater, strict=True))
+    assert (reverse.p_wilcoxon, reverse.units_needed) == (1.0, None)
     assert reverse.p_value == pytest.approx(1 - test.p_value)
     assert reverse.effect_size == -test.effect_size
 
@@ -57,6 +59,32 @@ def test_bounds_put_the_observed_t_at_the_quantiles(effect: float, n: int) -> No
     for bound, quantile in ((low, 0.975), (high, 0.025)):
         assert stats.nct.cdf(effect * np.sqrt(n), n - 1, bound * np.sqrt(n)) == pytest.approx(quantile, abs=1e-6)
     assert effect_size_bounds(1e9, 4) == (None, None)
+
+
+def test_signed_ranks_by_hand() -> None:
+    test = paired_test((place, d, 0.0) for place, d in enumerate([1.0, -2.0, 3.0, 4.0, 5.0]))
+    # rank sum of the negative one is 2; of 32 sign patterns, the negative sums 0, 1 and 2 occur once each
+    assert test.p_wilcoxon == pytest.approx(3 / 32)
+
+
+@pytest.mark.parametrize(("effect", "units"), [(0.2, 216), (0.5, 36), (0.8, 15), (1.2, 8)])
+def test_units_needed(effect: float, units: int) -> None:
+    assert units_needed(effect) == units
+
+    def power(n: int) -> float:
+        return float(stats.nct.sf(stats.t.isf(0.05, n - 1), n - 1, effect * np.sqrt(n)))
+
+    assert power(units - 1) < 0.9 <= power(units)
+    assert units_needed(-effect) is None and units_needed(0.001) is None
+
+
+def test_power_is_what_experiments_of_that_size_show() -> None:
+    generator = np.random.default_rng(0)
+    found = 0
+    for _ in range(400):
+        d = generator.normal(0.8, 1.0, size=15)
+        found += paired_test((place, value, 0.0) for place, value in enumerate(d)).p_value < 0.05
+    assert 0.85 < found / 400 < 0.95
 
 
 def prompt(name: str, seed: str) -> dict[str, str]:

@@ -96,6 +96,17 @@ def test_without_weights_the_model_of_the_package_is_used_and_named(model, tmp_p
     assert np.array_equal(read_volume(tmp_path / "given.nii.gz").array, read_volume(out).array)
 
 
+def test_a_picture_that_cannot_be_written_costs_neither_volume_nor_record(model, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medsyn.methods.sampling.write_png", full)
+    assert main(["generate", "--text", TEXT, "--out", str(tmp_path / "ct.nii.gz"), "--quiet"]) != 0
+    assert read_volume(tmp_path / "ct.nii.gz").array.any()
+    assert json.loads((tmp_path / "ct.json").read_text(encoding="utf-8"))["text"] == TEXT
+    assert not (tmp_path / "ct.png").exists()
+
+
 def test_a_table_of_prompts_needs_no_weights_either(model, tmp_path):
     prompts = tmp_path / "prompts.csv"
     prompts.write_text(f"sample_id,text,seed\na,{TEXT},1\nb,No bullae.,2\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from medsyn.errors import InputError
 from medsyn.files import write_json
 from medsyn.models.channels import CHANNELS, from_channel
 from medsyn.models.weights import build
-from medsyn.training.augment import random_affine
+from medsyn.training.augment import NUM_UNIFORM, random_affine
 from medsyn.training.data import Embeddings, Store, TrainingData, to_channels
 from medsyn.training.loop import train
 from medsyn.training.processes import prefetch
@@ -114,6 +114,25 @@ def test_low_resolution_by_means_is_made_from_the_full_resolution(training_data)
     whole = TrainingData(stage("super_res", crop_size=SIZE), data.store, None).clean(2)
     assert data.size == (4, 4, 4)
     torch.testing.assert_close(data.clean(2)[:, 1, 2, 3], whole[:, 4:8, 8:12, 12:16].mean(dim=(1, 2, 3)))
+
+
+def test_means_of_a_small_data_set_are_computed_once(training_data, monkeypatch):
+    settings, shards = stage(reduction="mean"), [training_data / "store" / "0"]
+    kept = TrainingData(settings, Store(shards, "high"), None)
+    with monkeypatch.context() as patch:
+        patch.setattr("medsyn.training.data._IN_MEMORY_BYTES", 0)
+        fresh = TrainingData(settings, Store(shards, "high"), None)
+    batch, means = kept.batch(0, range(3)), [kept.clean(index) for index in range(3)]
+    turned = random_affine([0.1] * NUM_UNIFORM)
+    assert torch.equal(kept.clean(1, affine=turned), fresh.clean(1, affine=turned))
+    assert not torch.equal(kept.clean(1, affine=turned), means[1])
+    monkeypatch.setattr(Store, "volume", lambda *_: pytest.fail("the volume is read again"))
+    for index, mean in enumerate(means):
+        assert torch.equal(kept.clean(index), mean)
+    assert torch.equal(kept.batch(0, range(3))["x0"], batch["x0"])
+    monkeypatch.undo()
+    assert torch.equal(fresh.batch(0, range(3))["x0"], batch["x0"])
+    assert torch.equal(torch.stack([fresh.clean(index) for index in range(3)]), torch.stack(means))
 
 
 def test_components_need_more_training_volumes(training_data):

@@ -59,15 +59,16 @@ class Verbs:
     def add(
         self,
         name: str,
-        run: Callable[[argparse.Namespace], None],
+        run: Callable[[argparse.Namespace], int | None],
         *,
         summary: str,
         example: str,
         outputs: Callable[[argparse.Namespace], Outputs] | None = one_file,
     ) -> argparse.ArgumentParser:
-        """Add verb `name`; `run` receives the parsed arguments. Returns the parser to add options to.
+        """Add verb `name`; `run` receives the parsed arguments and returns the exit status or None for 0.
 
-        outputs: what the verb writes, by default the file --out; None for a verb that writes nothing.
+        Returns the parser to add options to. outputs: what the verb writes, by default the file --out; None for a verb
+        that writes nothing.
         """
         parser: argparse.ArgumentParser = self._subparsers.add_parser(
             name,
@@ -203,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure(quiet=args.quiet, progress=args.progress)
     try:
         _check_outputs(args)
-        args.run(args)
+        status: int | None = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _is_stdout_closed():
@@ -227,4 +228,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"medsyn {args.verb}: interrupted", file=sys.stderr)
         return 1
-    return 0
+    return status or 0

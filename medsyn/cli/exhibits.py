@@ -52,6 +52,7 @@ def add_verbs(verbs: Verbs) -> None:
         outputs=one_file,
     )
     _add_exhibit_options(parser, builtin_exhibits("figure"), "PNG file")
+    _add_verify_verb(verbs)
     _add_report_verb(verbs)
 
 
@@ -120,11 +121,38 @@ def _exhibit(args: argparse.Namespace) -> None:
     if isinstance(made, tuple):
         from medsyn.exhibits.rows import write_table
 
-        write_table(args.out, made, exhibit, config, list(inputs.all_files()))
+        write_table(args.out, made, exhibit, config, inputs)
     else:
         from medsyn.exhibits.panels import write_figure
 
         write_figure(args.out, made)
+
+
+def _add_verify_verb(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "verify",
+        _verify,
+        summary="Make tables again from the files that they were made from, and say what differs (exit status 1).",
+        example="medsyn verify results/eval/table1.csv",
+        outputs=None,
+    )
+    parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="tables of `medsyn table`, .csv or .json")
+    parser.add_argument(
+        "--root", type=Path, default=Path(), help="folder to which the recorded paths are relative (default: here)"
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from medsyn.exhibits.verify import verify_table
+
+    differs = 0
+    for table in args.tables:
+        lines = verify_table(table, args.root)
+        differs |= bool(lines)
+        print(f"{table}: {'differs' if lines else 'equal'}")
+        for line in lines:
+            print(f"  {line}")
+    return int(differs)
 
 
 def _add_report_verb(verbs: Verbs) -> None:

@@ -1,20 +1,24 @@
 """Distances between two sets of features, rows of Table I: FID (Heusel et al. 2017) and MMD (Gretton et al. 2012).
 
-All functions take float arrays (n, F) and (m, F), one row a volume, and return numbers without unit. Both are computed
+Beside them stand precision, recall, density and coverage (`medsyn.evaluate.neighbours`). All functions take float
+arrays (n, F) and (m, F), one row a volume, and return numbers without unit. FID and MMD are computed
 as in HA-GAN's evaluation, on which the paper relies: covariances with N - 1; unbiased MMD^2 with a Gaussian kernel
 exp(-d^2 / sigma^2) whose sigma is the median of all pairwise distances, the zero diagonal included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from medsyn.evaluate.neighbours import NEIGHBOUR_MEASURES, neighbour_measures
+
 Features = NDArray[np.floating]
-Distance = Callable[[Features, Features], float]
+Distance = Callable[[Features, Features], float | NDArray[np.float64]]
+"""Of real and synthetic features; one number, or several as an array."""
 
 
 def frechet_distance(real: Features, synthetic: Features) -> float:
@@ -59,7 +63,7 @@ def maximum_mean_discrepancy(real: Features, synthetic: Features, sigma: float |
 
 def half_split(
     distance: Distance, real: Features, synthetic: Features | None, *, seed: int, num_draws: int = 10
-) -> float:
+) -> NDArray[np.float64]:
     """Return the mean `distance` over random draws of half of `real` against as many rows of something else.
 
     Against `synthetic`, or, where that is None, against the other half of `real`: the value that volumes of the very
@@ -78,22 +82,31 @@ def half_split(
         else:
             other = synthetic[generator.permutation(len(synthetic))[:half]]
         values.append(distance(real[order[:half]], other))
-    return float(np.mean(values))
+    return np.asarray(np.mean(np.array(values), axis=0))
 
 
 def jackknife_interval(
     distance: Distance, real: Features, synthetic: Features, *, seed: int, num_groups: int = 10
-) -> tuple[float, float]:
-    """Return 95 % interval distance +- 1.96 SE from a delete-a-group jackknife over both samples.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return 95 % interval distance +- 1.96 SE by `jackknife_variance`. The bounds are not cut at zero."""
+    width = 1.96 * np.sqrt(jackknife_variance(distance, real, synthetic, seed=seed, num_groups=num_groups))
+    centre = np.asarray(distance(real, synthetic))
+    return centre - width, centre + width
 
-    Resampling with replacement would repeat rows, which itself raises FID and MMD; leaving groups out does not. The
-    bounds are not cut at zero. Raises ValueError for fewer than four rows.
+
+def jackknife_variance(
+    distance: Distance, real: Features, synthetic: Features, *, seed: int, num_groups: int = 10
+) -> NDArray[np.float64]:
+    """Return the squared standard error of a distance from a delete-a-group jackknife over both samples.
+
+    Resampling with replacement would repeat rows, which itself raises FID and MMD and shrinks the balls of the nearest
+    neighbours; leaving groups out does neither. Raises ValueError for fewer than four rows.
     """
     a, b = _pair(real, synthetic)
     if min(len(a), len(b)) < 4:
         raise ValueError("an interval needs at least 4 rows in both samples")
     generator = np.random.default_rng(seed)
-    variance = 0.0
+    variance = np.zeros(())
     for which in (0, 1):
         rows = (a, b)[which]
         groups = np.array_split(generator.permutation(len(rows)), min(num_groups, len(rows) // 2))
@@ -101,9 +114,22 @@ def jackknife_interval(
         for group in groups:
             kept = np.delete(rows, group, axis=0)
             values.append(distance(kept, b) if which == 0 else distance(a, kept))
-        variance += (len(groups) - 1) * float(np.var(values))
-    centre, width = distance(a, b), 1.96 * float(np.sqrt(variance))
-    return centre - width, centre + width
+        variance = variance + (len(groups) - 1) * np.var(np.array(values), axis=0)
+    return variance
+
+
+def share_interval(share: float, variance: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share of `count` volumes whose squared standard error is `variance`.
+
+    Wilson 1927 takes independent volumes; as many of them as would have this variance stand in its formula, at most
+    `count`. Near 0 and 1 share +- 1.96 SE holds the truth too rarely.
+    """
+    spread = share * (1 - share)
+    number = min(spread / variance, count) if variance > 0 and spread > 0 else count
+    z2 = 1.96**2
+    centre = (share + z2 / (2 * number)) / (1 + z2 / number)
+    width = np.sqrt(z2) / (1 + z2 / number) * np.sqrt(spread / number + z2 / (4 * number**2))
+    return max(0.0, min(share, centre - width)), min(1.0, max(share, centre + width))
 
 
 def equal_numbers(real: Features, synthetic: Features, limit: int, seed: int) -> tuple[Features, Features]:
@@ -137,33 +163,64 @@ def _kernel_sum_off_diagonal(x: NDArray[np.float64], sigma: float) -> float:
     return float(np.exp(-(cdist(x, x) ** 2) / sigma**2).sum() - len(x))
 
 
+def checked_neighbour_measures(real: Features, synthetic: Features) -> NDArray[np.float64]:
+    """Return `medsyn.evaluate.neighbours.neighbour_measures` of features that are usable; others are a ValueError."""
+    return neighbour_measures(*_pair(real, synthetic))
+
+
+METRICS: tuple[tuple[tuple[str, ...], Distance], ...] = (
+    (("fid",), frechet_distance),
+    (("mmd",), maximum_mean_discrepancy),
+    (NEIGHBOUR_MEASURES, checked_neighbour_measures),
+)
+"""Names of numbers, and the function that returns them."""
+SHARES = ("precision", "recall", "coverage")
+METRIC_NAMES = tuple(name for names, _ in METRICS for name in names)
+
+
 def distance_columns(
     real: NDArray, synthetic: NDArray | None, *, max_volumes: int, seed: int
 ) -> dict[str, float | int | str | None]:
-    """Return FID and MMD of features (n, F) to the real ones, with jackknife bounds, under the names of Table I.
+    """Return all METRICS of features (n, F) to the real ones, with jackknife bounds, under the names of Table I.
 
-    Both are taken between equally many real and synthetic volumes (`n_fid`, at most `max_volumes`). `fid_half` and
-    `mmd_half` are taken at half of that number. Without `synthetic`: the mean distance of random halves of the real
-    volumes to each other. Where there are too few volumes, `note` says so instead.
+    They are taken between equally many real and synthetic volumes (`n_fid`, at most `max_volumes`), and `<name>_half`
+    at half of that number. Without `synthetic`: the mean over random halves of the real volumes against each other.
+    Where there are too few volumes for a metric, `note` says so instead.
     """
     half = len(real[:max_volumes]) // 2
     row: dict[str, float | int | str | None] = {"n_half": half}
-    metrics: tuple[tuple[str, Distance], ...] = (("fid", frechet_distance), ("mmd", maximum_mean_discrepancy))
-    try:
-        limited = real[np.sort(np.random.default_rng(seed).permutation(len(real))[:max_volumes])]
-        for name, distance in metrics:
-            row[f"{name}_half"] = half_split(distance, limited, synthetic, seed=seed)
+    limited = real[np.sort(np.random.default_rng(seed).permutation(len(real))[:max_volumes])]
+    notes = []
+    for names, distance in METRICS:
+        try:
+            if synthetic is not None:
+                a, b = equal_numbers(real, synthetic, max_volumes, seed)
+                row |= metric_columns(names, distance, a, b, seed) | {"n_fid": len(a)}
+            halves = np.atleast_1d(half_split(distance, limited, synthetic, seed=seed))
+            row |= {f"{name}_half": float(value) for name, value in zip(names, halves, strict=True)}
             if synthetic is None:
-                row |= {name: row[f"{name}_half"], "n_fid": half}
-                continue
-            a, b = equal_numbers(real, synthetic, max_volumes, seed)
-            row |= {name: distance(a, b), "n_fid": len(a)}
-            low, high = jackknife_interval(distance, a, b, seed=seed)
-            row |= {f"{name}_ci_low": max(0.0, low) if name == "fid" else low, f"{name}_ci_high": high}
-    except ValueError as error:
-        return row | {"note": f"no distance: {error}"}
-    if synthetic is None:
-        row["note"] = (
+                row |= {name: row[f"{name}_half"] for name in names} | {"n_fid": half}
+        except ValueError as error:
+            missing = [name for name in names if name not in row] or [f"{name}_half" for name in names]
+            notes.append(f"no {', '.join(missing)}: {error}")
+    if synthetic is None and "n_fid" in row:
+        notes.append(
             f"distance between random halves of the real volumes, {half} against {half}; compare with fid_half"
         )
+    return row | ({"note": "; ".join(notes)} if notes else {})
+
+
+def metric_columns(
+    names: Sequence[str], distance: Distance, real: Features, synthetic: Features, seed: int
+) -> dict[str, float]:
+    """Return each number with its bounds `<name>_ci_low` and `<name>_ci_high`, which stay where the number can be."""
+    values = np.atleast_1d(distance(real, synthetic))
+    variances = np.atleast_1d(jackknife_variance(distance, real, synthetic, seed=seed))
+    row: dict[str, float] = {}
+    for name, value, variance in zip(names, map(float, values), map(float, variances), strict=True):
+        if name in SHARES:
+            low, high = share_interval(value, variance, len(real))
+        else:
+            low, high = value - 1.96 * np.sqrt(variance), value + 1.96 * np.sqrt(variance)
+        row |= {name: value, f"{name}_ci_low": low if name == "mmd" else max(0.0, low), f"{name}_ci_high": high}
     return row

@@ -11,6 +11,7 @@ do not show. Folds share training volumes and are not independent: Table VI's p 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+POWER, POWER_LEVEL = 0.9, 0.05
+MOST_UNITS = 10_000
 Pair = tuple[Hashable, float | None, float | None]
 """Unit, the value that is expected to be larger, the other one; None: no value."""
 
@@ -28,7 +31,10 @@ class PairedTest:
 
     p_value: "the mean of d exceeds 0", with n_units - 1 degrees of freedom. effect_size: Cohen's d_z = mean(d) / sd(d)
     (sd with n - 1; Cohen 1988, section 2.3.5) with exact 95 % bounds. n_pairs: pairs with both values; num_unpaired:
-    pairs that lack one, left out of this test only. None: fewer than two units, or differences that do not vary.
+    pairs that lack one, left out of this test only. p_wilcoxon: the same claim by the signed-rank test (Wilcoxon 1945;
+    differences of 0 are dropped), which assumes symmetric differences only. units_needed: units with which the t-test
+    finds an effect of this size at POWER_LEVEL with probability POWER; None also for an effect that is not positive.
+    None: fewer than two units, or differences that do not vary.
     """
 
     n_pairs: int
@@ -38,16 +44,20 @@ class PairedTest:
     effect_size: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
+    p_wilcoxon: float | None = None
+    units_needed: int | None = None
 
     def columns(self, prefix: str = "") -> dict[str, Any]:
         """Return the fields under the names of the tables' columns."""
         return {
             f"{prefix}p_paired": self.p_value,
+            f"{prefix}p_wilcoxon": self.p_wilcoxon,
             f"{prefix}effect_size": self.effect_size,
             f"{prefix}effect_size_ci_low": self.ci_low,
             f"{prefix}effect_size_ci_high": self.ci_high,
             f"{prefix}n_pairs": self.n_pairs,
             f"{prefix}n_units": self.n_units,
+            f"{prefix}units_needed": self.units_needed,
             f"{prefix}num_unpaired": self.num_unpaired,
         }
 
@@ -77,7 +87,26 @@ def paired_test(pairs: Iterable[Pair]) -> PairedTest:
         return counts
     effect = float(d.mean() / d.std(ddof=1))
     p_value = float(stats.ttest_1samp(d, 0.0, alternative="greater").pvalue)
-    return PairedTest(n_pairs, len(d), num_unpaired, p_value, effect, *effect_size_bounds(effect, len(d)))
+    wilcoxon = float(stats.wilcoxon(d, alternative="greater").pvalue) if np.any(d) else None
+    bounds = effect_size_bounds(effect, len(d))
+    return PairedTest(n_pairs, len(d), num_unpaired, p_value, effect, *bounds, wilcoxon, units_needed(effect))
+
+
+def units_needed(effect: float) -> int | None:
+    """Return the least number of units whose one-tailed paired t-test finds d_z = `effect` with probability POWER.
+
+    The level is POWER_LEVEL, the distribution noncentral t (Cohen 1988, section 2.4). None for an effect of 0 or less,
+    or one that needs more than MOST_UNITS.
+    """
+    from scipy import stats
+
+    def power(n: int) -> float:
+        critical = stats.t.ppf(1 - POWER_LEVEL, n - 1)
+        return float(1 - stats.nct.cdf(critical, n - 1, effect * np.sqrt(n)))
+
+    if effect <= 0 or power(MOST_UNITS) < POWER:
+        return None
+    return bisect_left(range(2, MOST_UNITS), True, key=lambda n: power(n) >= POWER) + 2
 
 
 def effect_size_bounds(effect: float, n: int) -> tuple[float | None, float | None]:

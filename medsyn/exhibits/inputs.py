@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medsyn.errors import InputError
 from medsyn.layout import REAL
@@ -42,6 +42,26 @@ class Inputs:
     num: int | None = None
     split: str | None = None
     phantom: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return all fields as JSON holds them."""
+        return asdict(self) | {"without_text": sorted(self.without_text)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], root: Path) -> Inputs:
+        """Return the inputs that `record` described, whose paths are relative to `root`."""
+
+        def placed(paths: Sequence[str]) -> list[str]:
+            return [str(root / path) for path in paths]
+
+        values = {part.name: record[part.name] for part in fields(cls) if part.name in record}
+        groups = {
+            option: {label: placed(paths) for label, paths in labels.items()}
+            for option, labels in values.pop("groups", {}).items()
+        }
+        paths = {option: placed(files) for option, files in values.pop("paths", {}).items()}
+        without_text = frozenset(values.pop("without_text", ()))
+        return cls(**values, groups=groups, paths=paths, without_text=without_text)
 
     def get(self, option: str) -> list[str]:
         """Return the files of an option without labels; none where it was not given."""

@@ -22,6 +22,7 @@ from medsyn.evaluate.inputs import parse_number, text_fields
 from medsyn.evaluate.measure_names import NEEDS
 from medsyn.evaluate.statistics import summarise
 from medsyn.exhibits.base import Exhibit, Rows, Table
+from medsyn.exhibits.inputs import Inputs
 from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.provenance import provenance
 
@@ -76,17 +77,20 @@ def read_scores(paths: Sequence[str | Path], key: Sequence[str], numbers: Sequen
 
 
 def write_table(
-    out: str | Path, table: Table, exhibit: Exhibit, config: EvaluationConfig | None, inputs: Sequence[str | Path]
+    out: str | Path, table: Table, exhibit: Exhibit, config: EvaluationConfig | None, inputs: Inputs
 ) -> None:
-    """Write the table as CSV and, beside it with the suffix .json, where it comes from."""
+    """Write the table as CSV and, beside it with the suffix .json, where it comes from (for `medsyn verify`)."""
     columns, rows = table
     facts: dict[str, Any] = {}
     if "feature_extractor" in columns:
         facts["feature_extractor"] = next((r["feature_extractor"] for r in rows if "feature_extractor" in r), "none")
     number = int(exhibit.number) if exhibit.number.isdigit() else exhibit.number
-    hashes = {str(file): sha256(file) for path in inputs for file in _files(Path(path))}
+    hashes = {str(file): sha256(file) for path in inputs.all_files() for file in _files(Path(path))}
+    made_from = {"exhibit": exhibit.name, **inputs.record()}
     write_csv(out, (text_fields(row, columns) for row in rows), columns)
-    write_json(Path(out).with_suffix(".json"), provenance(config, table=number, inputs=hashes, **facts))
+    write_json(
+        Path(out).with_suffix(".json"), provenance(config, table=number, made_from=made_from, inputs=hashes, **facts)
+    )
 
 
 def _files(path: Path) -> list[Path]:

@@ -9,6 +9,10 @@ from typing import Any
 from medsyn.exhibits.numbers import number, p_value, with_prefix
 
 Cell = dict[str, str]
+WORDS_OF_TESTS = (
+    *(("p_value", "p"), ("p_paired", "p, paired"), ("p_wilcoxon", "p, Wilcoxon")),
+    *(("effect_size", "d_z"), ("n_pairs", "pairs"), ("units_needed", "units needed")),
+)
 HEADERS = {
     "method": "Method",
     "takes_text": "Takes text",
@@ -18,8 +22,13 @@ HEADERS = {
     "finding": "Finding",
     "fid": "FID",
     "mmd": "MMD",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
     "fid_half": "FID, half",
     "mmd_half": "MMD, half",
+    "coverage_half": "Coverage, half",
     "n_fid": "n (FID)",
     "n_half": "n (half)",
     "n_airway": "n (airway)",
@@ -29,7 +38,9 @@ HEADERS = {
     "num_missing": "missing",
     "p_value": "p",
     "p_paired": "p, paired",
+    "p_wilcoxon": "p, Wilcoxon",
     "effect_size": "d_z",
+    "units_needed": "units needed",
     "n_pairs": "pairs",
     "num_found": "found",
     "airway_found": "airway found",
@@ -43,7 +54,7 @@ HEADERS = {
     **{
         f"{stem}_{part}": f"{word} ({name})"
         for stem, name in (("airway_dice", "airway"), ("lobe_dice", "lobes"), ("accuracy", "accuracy"), ("f1", "F1"))
-        for part, word in (("p_value", "p"), ("p_paired", "p, paired"), ("effect_size", "d_z"), ("n_pairs", "pairs"))
+        for part, word in WORDS_OF_TESTS
     },
     "airway_volume_mm3": "Airway volume (mm³)",
     "effusion_volume_ml": "Effusion (ml)",
@@ -55,7 +66,7 @@ HEADERS = {
     "f1": "F1",
 }
 BELOW_TABLE = ("feature_extractor", "p_value_versus", "note", "prompt")
-HIDDEN = (*BELOW_TABLE, "label", "num_volumes", "num_failed")
+HIDDEN = (*BELOW_TABLE, "label", "num_volumes", "num_failed", "precision_half", "recall_half", "density_half")
 HIDDEN_ENDINGS = ("n_units", "num_unpaired", "_dice_n")
 FOUND = ("num_found", "airway_found")
 """Shown as "x of n", n being num_volumes."""
@@ -160,7 +171,7 @@ def _cell(row: Mapping[str, Any], name: str, is_summary: bool) -> Cell:
     if is_summary:
         mean, std = row[f"{name}_mean"], row.get(f"{name}_std", "")
         main = number(mean) + (f" ± {number(std)}" if std else "")
-    elif name.endswith(("p_value", "p_paired")):
+    elif name.endswith(("p_value", "p_paired", "p_wilcoxon")):
         main = p_value(row[name])
     elif name in FOUND and row[name]:
         main = f"{number(row[name])} of {number(row['num_volumes'])}"

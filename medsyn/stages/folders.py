@@ -12,7 +12,7 @@ refused volumes than a limit make the comparison an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from medsyn.ct.preprocess import preprocess
 from medsyn.ct.reading import read_ct
 from medsyn.ct.scan import Scan
 from medsyn.errors import InputError
-from medsyn.evaluate.distances import equal_numbers, frechet_distance, jackknife_interval, maximum_mean_discrepancy
+from medsyn.evaluate.distances import METRIC_NAMES, METRICS, equal_numbers, metric_columns
 from medsyn.evaluate.features import features_of, load_extractor
 from medsyn.evaluate.inputs import text_fields
 from medsyn.evaluate.measure_names import MEASURES, NEEDS
@@ -229,26 +229,24 @@ def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
 def _distance_rows(
     groups: Mapping[str, _Group], features: Mapping[str, NDArray], extractor: str | None, seed: int
 ) -> list[dict[str, Any]]:
-    metrics: dict[str, Callable[[NDArray, NDArray], float]] = {
-        "fid": frechet_distance,
-        "mmd": maximum_mean_discrepancy,
-    }
     if extractor is None:
         reason = "no feature extractor given (--weights)"
-        return [{"metric": name, "n_real": 0, "n_synthetic": 0, "note": reason} for name in metrics]
+        return [{"metric": name, "n_real": 0, "n_synthetic": 0, "note": reason} for name in METRIC_NAMES]
     a, b = equal_numbers(features["real"], features["synthetic"], 10**9, seed)
     rows = []
-    for name, distance in metrics.items():
-        row: dict[str, Any] = {"metric": name, "n_real": len(a), "n_synthetic": len(b)}
-        row |= {f"num_missing_{key}": len(group.entries) - len(features[key]) for key, group in groups.items()}
-        row["feature_extractor"] = extractor
+    for names, distance in METRICS:
+        values, note = {}, {}
         try:
-            row["value"] = distance(a, b)
-            low, high = jackknife_interval(distance, a, b, seed=seed)
-            row |= {"ci_low": max(0.0, low) if name == "fid" else low, "ci_high": high}
+            values = metric_columns(names, distance, a, b, seed)
         except ValueError as error:
-            row["note"] = str(error)
-        rows.append(row)
+            note = {"note": str(error)}
+        for name in names:
+            row: dict[str, Any] = {"metric": name, "n_real": len(a), "n_synthetic": len(b)}
+            row |= {f"num_missing_{key}": len(group.entries) - len(features[key]) for key, group in groups.items()}
+            row |= {"feature_extractor": extractor, **note}
+            if values:
+                row |= {"value": values[name], "ci_low": values[f"{name}_ci_low"], "ci_high": values[f"{name}_ci_high"]}
+            rows.append(row)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 `medsyn.ct.store` is the format of a shard. Only rows of one split, `train` by default, are read. Low resolution is
 mapped, so that the processes of a machine share one copy. Full resolution is held in memory when it is small; else each
-crop is read from disk.
+crop is read from disk. Means of it (`low_res.reduction: mean`) are kept as they are made, when they are small.
 Sample `slot` of step `s` is number k = s * batch_size + slot of a sequence that goes through a fresh permutation of the
 volumes in every epoch; its noise, time, text section, text drop and crop come from a generator seeded by (seed, k).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,8 @@ class TrainingData:
         self.crop = crop
         self.low_resolution = LowResolution.of(stage)
         self._reduced = reads_high(stage) and not self.high
+        voxels = len(stage.channels) * math.prod(self.size)
+        self._means = kept_in_memory(self._mean_of_cubes, len(store), 4 * voxels)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -238,6 +240,8 @@ class TrainingData:
 
         `where` in [0, 1) places the crop, `affine` is a map of medsyn.training.augment.
         """
+        if self._reduced and affine is None:
+            return self._means(index)
         size = self.store.size
         crop = self.crop or size
         starts = [int(u * (s - c + 1)) for u, s, c in zip(where, size, crop, strict=True)]
@@ -248,6 +252,9 @@ class TrainingData:
             window = tuple(slice(a, a + c) for a, c in zip(starts, crop, strict=True)) if self.crop else None
             volume = self._channels(index, window)
         return self.low_resolution.reduce(volume) if self._reduced else volume
+
+    def _mean_of_cubes(self, index: int) -> Tensor:
+        return self.low_resolution.reduce(self._channels(index, None))
 
     @cached_property
     def mean(self) -> Tensor:
@@ -366,6 +373,14 @@ class TrainingData:
 def reads_high(stage: ModelStage) -> bool:
     """Return whether a network trains on the full resolution of the store, or on means of its voxels."""
     return stage.stage == "super_res" or stage.low_res_reduction == "mean"
+
+
+def kept_in_memory(make: Callable[[int], Tensor], count: int, num_bytes: int) -> Callable[[int], Tensor]:
+    """Return `make`, whose tensors of `num_bytes` are made once and kept if all `count` of them are small.
+
+    They must not be changed.
+    """
+    return lru_cache(maxsize=None)(make) if count * num_bytes < _IN_MEMORY_BYTES else make
 
 
 def to_channels(channels: Sequence[str], image_hu: NDArray, packed: NDArray, window_hu: tuple[float, float]) -> NDArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from medsyn.errors import InputError
 from medsyn.models.channels import to_channel
-from medsyn.training.data import Store, permutation
+from medsyn.training.data import Store, kept_in_memory, permutation
 
 
 @dataclass
@@ -51,6 +52,7 @@ class ImageVolumes:
         self.factor, rest = (1, 0) if edge is None else divmod(size[0], edge)
         if edge is not None and (rest or len(set(size)) > 1):
             raise InputError(f"{shards[0]}: its grid is {list(size)}, expected a cube of {edge} voxels or a multiple")
+        self._means = kept_in_memory(self._mean_of_blocks, len(self), 4 * math.prod(self.size))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -79,9 +81,14 @@ class ImageVolumes:
         return int(permutation(self.seed, epoch, len(self))[position])
 
     def volume(self, index: int) -> Tensor:
-        """Return volume `index` of the split as [1, D, H, W] in [-1, 1]."""
-        image = torch.from_numpy(to_channel("image", np.asarray(self.store.image(index)), self.window_hu))[None]
-        return image if self.factor == 1 else F.avg_pool3d(image, self.factor)
+        """Return volume `index` of the split as [1, D, H, W] in [-1, 1], which must not be changed."""
+        return self._whole(index) if self.factor == 1 else self._means(index)
+
+    def _whole(self, index: int) -> Tensor:
+        return torch.from_numpy(to_channel("image", np.asarray(self.store.image(index)), self.window_hu))[None]
+
+    def _mean_of_blocks(self, index: int) -> Tensor:
+        return F.avg_pool3d(self._whole(index), self.factor)
 
     def first(self, count: int) -> Tensor:
         """Return the first `count` volumes of the split, or as many as there are: [n, 1, D, H, W]."""

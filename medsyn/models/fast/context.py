@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+NormForm = Literal["auto", "fused", "separate"]
+"""How group norm, affine by time and SiLU are computed outside of the CPU's own operations: "fused" is one operation
+(`medsyn.models.fast.fused_norm`) and "separate" PyTorch's, one after the other. "auto" is fused on CUDA and ROCm."""
+
+
+def is_fused(form: NormForm, x: Tensor) -> bool:
+    """Return whether norm, affine and SiLU of x are one operation.
+
+    On tensors without data "auto" is not: the planner counts the separate operations, which keep more, until the fused
+    one has been measured.
+    """
+    return form == "fused" or (form == "auto" and x.is_cuda)
 
 
 def is_channels_last(x: Tensor) -> bool:
     """Return whether x [B, C, D, H, W] lies in memory with its channels last."""
     return x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def is_only_channels_last(x: Tensor) -> bool:
+    """Return whether x [B, C, D, H, W] has its channels last and is not contiguous as well (one channel or voxel)."""
+    return is_channels_last(x) and not x.is_contiguous()
 
 
 def is_plain_cpu(x: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medsyn.models.blocks import KeysValues, ResBlock
 from medsyn.models.fast.blocks import repeated, res_block
+from medsyn.models.fast.context import NormForm
 from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
 from medsyn.models.unet import Level, UNet, add, from_patches, join_condition, to_patches
 
@@ -64,8 +65,12 @@ class FastUNet(UNet):
     """
 
     channels_last = True
-    """Memory layout of the activations on a CPU. (On a GPU every group norm returns a contiguous tensor, so that the
-    layout would change back and forth.)"""
+    """Memory layout of the activations on a CPU."""
+    channels_last_on_gpu = False
+    """The same on a GPU (`set_channels_last_on_gpu`), where it has not been measured with the fused norm, which keeps
+    it. Without the fused norm every group norm returns a contiguous tensor and the layout changes back and forth."""
+    norm: NormForm = "auto"
+    """How norms are computed; "fused" and "separate" are for comparisons."""
     activation_checkpointing = False
     """Keep only the inputs of the ResBlocks for the backward pass, which computes the rest again (Chen et al. 2016)."""
 
@@ -125,8 +130,8 @@ class FastUNet(UNet):
 
     def _patches(self, x: Tensor) -> Tensor:
         x = to_patches(x, self.config.patch_size).to(self.to_volume.weight.dtype)
-        on_cpu = x.device.type == "cpu"
-        return x.contiguous(memory_format=torch.channels_last_3d) if self.channels_last and on_cpu else x
+        last = self.channels_last if x.device.type == "cpu" else self.channels_last_on_gpu
+        return x.contiguous(memory_format=torch.channels_last_3d) if last else x
 
     def _read(self, x: Tensor, tau: Tensor, condition: Tensor | PreparedCondition | None) -> Trunk:
         """Compute the down path and the bottom as far as the first self-attention."""
@@ -184,9 +189,11 @@ class FastUNet(UNet):
 
     def _block(self, block: ResBlock, x: Tensor, time: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            result: Tensor = checkpoint(res_block, block, x, time, skip, use_reentrant=False, preserve_rng_state=False)
+            result: Tensor = checkpoint(
+                res_block, block, x, time, skip, self.norm, use_reentrant=False, preserve_rng_state=False
+            )
             return result
-        return res_block(block, x, time, skip)
+        return res_block(block, x, time, skip, self.norm)
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Convert the weights for sampling; what is known of the training volumes stays float32."""
@@ -199,4 +206,17 @@ class FastUNet(UNet):
 def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:
     """Switch activation checkpointing on or off, which changes memory and time but no gradient; return the network."""
     network.activation_checkpointing = enabled
+    return network
+
+
+def set_channels_last_on_gpu(network: FastUNet, enabled: bool) -> FastUNet:
+    """Choose the memory layout of activations and convolution weights on a GPU; return the network.
+
+    The weights keep their layout when they are converted to another type or device.
+    """
+    network.channels_last_on_gpu = enabled
+    layout = torch.channels_last_3d if enabled else torch.contiguous_format
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
     return network
