@@ -216,12 +216,14 @@ def _training_step(case: Case, network: Any, form: Form, given: dict[str, Tensor
     half, device = form.precision != "fp32", given["x"].device.type
 
     def train() -> Tensor:
+        """Return the loss and the norm of each parameter's gradient."""
         with torch.autocast(device, DTYPES[form.precision] if half else None, enabled=half):
             loss = loss_of(network, given)
         loss.backward()
+        norms = [part.grad.norm().float() for part in network.parameters() if part.grad is not None]
         optimizer.step()
         optimizer.zero_grad()
-        return loss.detach()
+        return torch.stack([loss.detach().float(), *norms])
 
     return train
 

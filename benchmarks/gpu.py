@@ -16,7 +16,8 @@ Columns: seconds is the shortest of the calls after the first; on a CPU the form
 ratio is the plain form's seconds per sample over this form's. TFLOP/s counts 2 per multiply-add of what the plain form
 computes, so work that ours saves raises it; peak is the share of the GPU's dense bfloat16 peak. GiB is the peak of
 allocated GPU memory, counted what the planner's rules count for it without data. diff is the largest difference from
-the plain result over its largest value. For the parts norm and convolution both are explained in the row.
+the plain result over its largest value; the result of a training step is the loss and the norm of each gradient. For
+the parts norm and convolution both are explained in the row.
 """
 
 from __future__ import annotations

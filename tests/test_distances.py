@@ -10,9 +10,9 @@ from medsyn.evaluate.distances import (
     equal_numbers,
     frechet_distance,
     half_split,
-    jackknife_interval,
     maximum_mean_discrepancy,
     median_distance,
+    metric_columns,
 )
 
 A = (1.3 * hashed(384, 400010)).reshape(64, 6)
@@ -82,9 +82,10 @@ def test_jackknife_interval_covers_and_narrows() -> None:
     for trial in range(40):
         for count in (20, 200):
             x, y = generator.normal(size=(count, 1)), generator.normal(2.0, 1.0, size=(count, 1))
-            low, high = jackknife_interval(frechet_distance, x, y, seed=trial)
-            widths[count].append(high - low)
-            covered += count == 200 and low <= 4.0 <= high
+            row, note = metric_columns(("fid",), frechet_distance, x, y, trial)
+            assert note is None
+            widths[count].append(row["fid_ci_high"] - row["fid_ci_low"])
+            covered += count == 200 and row["fid_ci_low"] <= 4.0 <= row["fid_ci_high"]
     assert covered >= 33
     assert np.mean(widths[200]) < np.mean(widths[20])
 

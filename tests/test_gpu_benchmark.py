@@ -121,13 +121,19 @@ def test_what_is_chosen_is_quick_and_right(benchmark):
     rows = [
         Row("denoising", "low_res", "plain", 1, seconds=0.1, ratio=1.0),
         Row("denoising", "low_res", "wrong", 1, seconds=0.2, diff=0.5),
+        Row("denoising", "low_res", "wrong", 4, seconds=0.4),
         Row("denoising", "low_res", "one", 1, seconds=0.4, diff=0.01, ratio=3.0),
         Row("denoising", "low_res", "four", 4, seconds=1.2, ratio=4.0),
         Row("denoising", "low_res", "failed", 1, note="does not fit the memory"),
     ]
     assert best(rows, "denoising", "low_res").form == "four"
-    assert best(rows[:2], "denoising", "low_res") is None
-    assert advice(rows)[2:] == ["- low_res, denoising: four, batch 4: 1.2 s, 4.0 times the plain form"]
+    assert best(rows[:3], "denoising", "low_res") is None
+    [line] = advice(rows)[2:]
+    assert line == (
+        "- low_res, denoising: four, batch 4: 1.2 s, 4.0 times the plain form; its difference was not measured"
+    )
+    [line] = advice([*rows, Row("denoising", "low_res", "four", 1, seconds=0.5, diff=0.02)])[2:]
+    assert line.endswith("4.0 times the plain form")
 
 
 @pytest.mark.parametrize("last", [False, True])

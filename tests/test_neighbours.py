@@ -92,6 +92,18 @@ def test_too_few_rows_cost_these_four_alone() -> None:
     assert "no precision, recall, density, coverage: precision to coverage need more than 5 rows" in str(row["note"])
 
 
+@pytest.mark.parametrize(
+    ("count", "metrics"), [(3, ("fid", "mmd")), (6, ("precision", "recall", "density", "coverage"))]
+)
+def test_values_stand_where_only_their_bounds_need_more_volumes(count: int, metrics: tuple[str, ...]) -> None:
+    generator = np.random.default_rng(4)
+    real, synthetic = generator.normal(size=(count, 2)), generator.normal(size=(count, 2))
+    row = distance_columns(real, synthetic, max_volumes=100, seed=0)
+    assert set(metrics) <= set(row) and not {f"{name}_ci_low" for name in metrics} & set(row)
+    assert f"no bounds of {', bounds of '.join(metrics)}" in str(row["note"])
+    assert "the intervals need more volumes" in str(row["note"])
+
+
 def test_columns_of_a_method_and_of_the_real_volumes() -> None:
     generator = np.random.default_rng(2)
     real, synthetic = generator.normal(size=(60, 3)), generator.normal(0.5, 1.0, size=(80, 3))
@@ -119,7 +131,7 @@ def test_bounds_hold_the_mean_of_other_samples_of_the_same_size(offset: float, s
     )
     held = dict.fromkeys(NEIGHBOUR_MEASURES, 0)
     for trial in range(100):
-        row = metric_columns(NEIGHBOUR_MEASURES, checked_neighbour_measures, *samples(), seed=trial)
+        row, _ = metric_columns(NEIGHBOUR_MEASURES, checked_neighbour_measures, *samples(), seed=trial)
         for name, value in truth.items():
             held[name] += row[f"{name}_ci_low"] - 1e-9 <= value <= row[f"{name}_ci_high"] + 1e-9
     assert min(held.values()) >= 88, held

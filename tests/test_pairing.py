@@ -67,6 +67,13 @@ def test_signed_ranks_by_hand() -> None:
     assert test.p_wilcoxon == pytest.approx(3 / 32)
 
 
+def test_differences_that_are_equal_but_for_rounding_are_ties() -> None:
+    rounded = [0.3 - 0.2, 0.4 - 0.3, 0.9 - 0.8, -(0.7 - 0.6), 0.5]
+    exact = [1.0, 1.0, 1.0, -1.0, 5.0]
+    tests = [paired_test((place, d, 0.0) for place, d in enumerate(part)) for part in (rounded, exact)]
+    assert len(set(map(abs, rounded))) > 2 and tests[0].p_wilcoxon == tests[1].p_wilcoxon
+
+
 @pytest.mark.parametrize(("effect", "units"), [(0.2, 216), (0.5, 36), (0.8, 15), (1.2, 8)])
 def test_units_needed(effect: float, units: int) -> None:
     assert units_needed(effect) == units
@@ -75,7 +82,7 @@ def test_units_needed(effect: float, units: int) -> None:
         return float(stats.nct.sf(stats.t.isf(0.05, n - 1), n - 1, effect * np.sqrt(n)))
 
     assert power(units - 1) < 0.9 <= power(units)
-    assert units_needed(-effect) is None and units_needed(0.001) is None
+    assert units_needed(-effect) is None and units_needed(0.001) is None and units_needed(1e9) == 2
 
 
 def test_power_is_what_experiments_of_that_size_show() -> None:

@@ -99,8 +99,8 @@ def test_activation_checkpointing_keeps_loss_and_gradients_and_frees_activations
         alive = []
         watched = network.downs[0].first.block1  # the second unit keeps its output for the backward pass
 
-        def note(unit, *given, watched=watched, alive=alive):
-            output = conv_unit(unit, *given)
+        def note(unit, *given, watched=watched, alive=alive, **options):
+            output = conv_unit(unit, *given, **options)
             if unit is watched:
                 alive.append(ref(output))
             return output

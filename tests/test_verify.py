@@ -12,6 +12,7 @@ import pytest
 from medsyn.cli import main
 from medsyn.config import EvaluationConfig, PromptPairConfig
 from medsyn.evaluate.measure_names import MEASURES
+from medsyn.exhibits.verify import _differences
 from medsyn.files import read_csv, write_csv, write_json
 
 PAIR = PromptPairConfig(measure="effusion_volume_ml", with_finding="Large effusion.", without_finding="No effusion.")
@@ -74,10 +75,20 @@ def test_every_cell_that_differs_is_named(made: Path, capsys: pytest.CaptureFixt
 def test_rounding_is_no_difference(made: Path) -> None:
     rows = read_csv(made / "eval/table2.csv")
     last_digit = f"{float(rows[1]['effusion_volume_ml_mean']) * (1 + 3e-6):.7g}"
-    assert last_digit != rows[1]["effusion_volume_ml_mean"]
-    rows[1]["effusion_volume_ml_mean"] = last_digit
-    write_csv(made / "eval/table2.csv", rows, list(rows[0]))
-    assert main(["verify", "eval/table2.csv"]) == 0
+    true = rows[1]["effusion_volume_ml_mean"]
+    assert last_digit != true
+    for value, status in ((last_digit, 0), (f"{float(true) * (1 + 1e-4):.7g}", 1)):
+        rows[1]["effusion_volume_ml_mean"] = value
+        write_csv(made / "eval/table2.csv", rows, list(rows[0]))
+        assert main(["verify", "eval/table2.csv"]) == status
+
+
+def test_zero_but_for_the_order_of_sums_is_no_difference_and_counts_have_no_rounding() -> None:
+    columns = ["name", "effect", "n"]
+    new = [{"name": "a", "effect": 2e-17, "n": 100_001}]
+    assert not list(_differences([{"name": "a", "effect": "-1e-17", "n": "100001"}], new, columns))
+    [line] = _differences([{"name": "a", "effect": "0", "n": "100000"}], new, columns)
+    assert line == "row 1 (a), n: 100000 in the file, 100001 now"
 
 
 @pytest.mark.parametrize("change", ["row", "column"])
@@ -108,7 +119,7 @@ def test_an_input_that_has_changed_is_named_before_anything_is_computed(made: Pa
         (lambda record: record.pop("made_from"), "does not say from what the table was made"),
         (
             lambda record: record["made_from"].update(exhibit="table99"),
-            "exhibit 'table99' is not known; name the module",
+            "exhibit 'table99' is not known; give --plugin MODULE before",
         ),
         (lambda record: record["config"].update(num_bootstrap=-1), "config.num_bootstrap: .* verify it with that one"),
     ],
@@ -130,3 +141,30 @@ def test_several_tables_are_all_verified(made: Path, capsys: pytest.CaptureFixtu
     write_csv(made / "eval/copy.csv", rows[:1], list(rows[0]))
     assert main(["verify", "eval/copy.csv", "eval/table2.csv"]) == 1
     assert "eval/table2.csv: equal" in capsys.readouterr().out
+    (made / "eval/copy.json").write_text("{}", encoding="utf-8")
+    assert main(["verify", "eval/copy.csv", "eval/table2.csv"]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["eval/copy.csv: cannot be verified", "eval/table2.csv: equal"]
+    assert [line[:15] for line in said.err.splitlines() if line.startswith("medsyn")] == ["medsyn verify: "]
+
+
+def test_a_table_of_another_suffix(made: Path) -> None:
+    shutil.copy(made / "eval/table2.csv", made / "eval/other.tsv")
+    shutil.copy(made / "eval/table2.json", made / "eval/other.json")
+    assert main(["verify", "eval/other.tsv"]) == 0
+
+
+def test_a_table_of_a_plugin_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ones.py").write_text(
+        "from medsyn.exhibits.base import Exhibit\n"
+        "from medsyn.registry import EXHIBITS\n"
+        "EXHIBITS.register('ones', Exhibit(name='ones', kind='table', title='Ones', caption='', needs=lambda _: [],"
+        " options=(), make=lambda *_: (['one'], [{'one': 1}]), uses_settings=False))\n",
+        encoding="utf-8",
+    )
+    assert main(["--plugin", "ones.py", "table", "ones", "--out", "ones.csv"]) == 0
+    record = json.loads((tmp_path / "ones.json").read_text(encoding="utf-8"))
+    assert "ones" in record["made_from"]["plugin"]
+    assert main(["--plugin", "ones.py", "verify", "ones.csv"]) == 0
+    assert capsys.readouterr().out == "ones.csv: equal\n"

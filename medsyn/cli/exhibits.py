@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from medsyn.cli import Verbs, add_split, one_file, table_and_json
@@ -145,14 +146,20 @@ def _add_verify_verb(verbs: Verbs) -> None:
 def _verify(args: argparse.Namespace) -> int:
     from medsyn.exhibits.verify import verify_table
 
-    differs = 0
+    status = 0
     for table in args.tables:
-        lines = verify_table(table, args.root)
-        differs |= bool(lines)
+        try:
+            lines = verify_table(table, args.root)
+        except InputError as error:
+            print(f"{table}: cannot be verified")
+            print(f"medsyn verify: {error}", file=sys.stderr)
+            status = 2
+            continue
+        status = max(status, int(bool(lines)))
         print(f"{table}: {'differs' if lines else 'equal'}")
         for line in lines:
             print(f"  {line}")
-    return int(differs)
+    return status
 
 
 def _add_report_verb(verbs: Verbs) -> None:

@@ -85,15 +85,6 @@ def half_split(
     return np.asarray(np.mean(np.array(values), axis=0))
 
 
-def jackknife_interval(
-    distance: Distance, real: Features, synthetic: Features, *, seed: int, num_groups: int = 10
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return 95 % interval distance +- 1.96 SE by `jackknife_variance`. The bounds are not cut at zero."""
-    width = 1.96 * np.sqrt(jackknife_variance(distance, real, synthetic, seed=seed, num_groups=num_groups))
-    centre = np.asarray(distance(real, synthetic))
-    return centre - width, centre + width
-
-
 def jackknife_variance(
     distance: Distance, real: Features, synthetic: Features, *, seed: int, num_groups: int = 10
 ) -> NDArray[np.float64]:
@@ -121,8 +112,8 @@ def jackknife_variance(
 def share_interval(share: float, variance: float, count: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a share of `count` volumes whose squared standard error is `variance`.
 
-    Wilson 1927 takes independent volumes; as many of them as would have this variance stand in its formula, at most
-    `count`. Near 0 and 1 share +- 1.96 SE holds the truth too rarely.
+    Wilson's formula (1927) is for independent volumes. It is used with the number of independent volumes that would
+    have this variance, at most `count`. Near 0 and 1 the interval share +- 1.96 SE misses the true value too often.
     """
     spread = share * (1 - share)
     number = min(spread / variance, count) if variance > 0 and spread > 0 else count
@@ -190,37 +181,48 @@ def distance_columns(
     half = len(real[:max_volumes]) // 2
     row: dict[str, float | int | str | None] = {"n_half": half}
     limited = real[np.sort(np.random.default_rng(seed).permutation(len(real))[:max_volumes])]
-    notes = []
+    reasons: dict[str, list[str]] = {}
     for names, distance in METRICS:
         try:
             if synthetic is not None:
                 a, b = equal_numbers(real, synthetic, max_volumes, seed)
-                row |= metric_columns(names, distance, a, b, seed) | {"n_fid": len(a)}
+                values, note = metric_columns(names, distance, a, b, seed)
+                row |= values | {"n_fid": len(a)}
+                if note:
+                    reasons.setdefault(note, []).extend(f"bounds of {name}" for name in names)
             halves = np.atleast_1d(half_split(distance, limited, synthetic, seed=seed))
             row |= {f"{name}_half": float(value) for name, value in zip(names, halves, strict=True)}
             if synthetic is None:
                 row |= {name: row[f"{name}_half"] for name in names} | {"n_fid": half}
         except ValueError as error:
             missing = [name for name in names if name not in row] or [f"{name}_half" for name in names]
-            notes.append(f"no {', '.join(missing)}: {error}")
+            reasons.setdefault(str(error), []).extend(missing)
+    notes = [f"no {', '.join(missing)}: {reason}" for reason, missing in reasons.items()]
     if synthetic is None and "n_fid" in row:
         notes.append(
-            f"distance between random halves of the real volumes, {half} against {half}; compare with fid_half"
+            f"distance between random halves of the real volumes, {half} against {half}; compare with the columns"
+            " *_half"
         )
     return row | ({"note": "; ".join(notes)} if notes else {})
 
 
 def metric_columns(
     names: Sequence[str], distance: Distance, real: Features, synthetic: Features, seed: int
-) -> dict[str, float]:
-    """Return each number with its bounds `<name>_ci_low` and `<name>_ci_high`, which stay where the number can be."""
-    values = np.atleast_1d(distance(real, synthetic))
-    variances = np.atleast_1d(jackknife_variance(distance, real, synthetic, seed=seed))
-    row: dict[str, float] = {}
-    for name, value, variance in zip(names, map(float, values), map(float, variances), strict=True):
+) -> tuple[dict[str, float], str | None]:
+    """Return each number with its bounds `<name>_ci_low` and `<name>_ci_high`, or without bounds and why.
+
+    Bounds below 0 are set to 0 (not those of MMD), and bounds of shares above 1 to 1.
+    """
+    values = list(map(float, np.atleast_1d(distance(real, synthetic))))
+    row: dict[str, float] = dict(zip(names, values, strict=True))
+    try:
+        variances = list(map(float, np.atleast_1d(jackknife_variance(distance, real, synthetic, seed=seed))))
+    except ValueError as error:
+        return row, f"the intervals need more volumes ({error})"
+    for name, value, variance in zip(names, values, variances, strict=True):
         if name in SHARES:
             low, high = share_interval(value, variance, len(real))
         else:
             low, high = value - 1.96 * np.sqrt(variance), value + 1.96 * np.sqrt(variance)
-        row |= {name: value, f"{name}_ci_low": low if name == "mmd" else max(0.0, low), f"{name}_ci_high": high}
-    return row
+        row |= {f"{name}_ci_low": low if name == "mmd" else max(0.0, low), f"{name}_ci_high": high}
+    return row, None

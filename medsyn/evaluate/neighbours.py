@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage of two sets of features: which of the two FID hides, quality or variety.
+"""Precision, recall, density and coverage of two sets of features: they tell quality from variety, which FID mixes.
 
 Precision and recall: Kynkäänniemi et al. 2019 (improved precision and recall), density and coverage: Naeem et al. 2020.
 All four compare a volume with balls around volumes of a set; the radius of a ball is the distance of its centre to its

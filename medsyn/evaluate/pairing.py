@@ -21,6 +21,7 @@ import numpy as np
 
 POWER, POWER_LEVEL = 0.9, 0.05
 MOST_UNITS = 10_000
+_LARGEST_EFFECT = 1e3
 Pair = tuple[Hashable, float | None, float | None]
 """Unit, the value that is expected to be larger, the other one; None: no value."""
 
@@ -33,8 +34,8 @@ class PairedTest:
     (sd with n - 1; Cohen 1988, section 2.3.5) with exact 95 % bounds. n_pairs: pairs with both values; num_unpaired:
     pairs that lack one, left out of this test only. p_wilcoxon: the same claim by the signed-rank test (Wilcoxon 1945;
     differences of 0 are dropped), which assumes symmetric differences only. units_needed: units with which the t-test
-    finds an effect of this size at POWER_LEVEL with probability POWER; None also for an effect that is not positive.
-    None: fewer than two units, or differences that do not vary.
+    finds an effect of this size at POWER_LEVEL with probability POWER; None also for an effect that is not positive or
+    needs more than MOST_UNITS. None: fewer than two units, or differences that do not vary.
     """
 
     n_pairs: int
@@ -87,7 +88,8 @@ def paired_test(pairs: Iterable[Pair]) -> PairedTest:
         return counts
     effect = float(d.mean() / d.std(ddof=1))
     p_value = float(stats.ttest_1samp(d, 0.0, alternative="greater").pvalue)
-    wilcoxon = float(stats.wilcoxon(d, alternative="greater").pvalue) if np.any(d) else None
+    ranked = np.round(d / (1e-9 * largest))  # differences that are equal but for rounding are ties
+    wilcoxon = float(stats.wilcoxon(ranked, alternative="greater").pvalue) if np.any(ranked) else None
     bounds = effect_size_bounds(effect, len(d))
     return PairedTest(n_pairs, len(d), num_unpaired, p_value, effect, *bounds, wilcoxon, units_needed(effect))
 
@@ -104,6 +106,7 @@ def units_needed(effect: float) -> int | None:
         critical = stats.t.ppf(1 - POWER_LEVEL, n - 1)
         return float(1 - stats.nct.cdf(critical, n - 1, effect * np.sqrt(n)))
 
+    effect = min(effect, _LARGEST_EFFECT)  # two units show it; the distribution cannot be computed far beyond
     if effect <= 0 or power(MOST_UNITS) < POWER:
         return None
     return bisect_left(range(2, MOST_UNITS), True, key=lambda n: power(n) >= POWER) + 2

@@ -4,14 +4,14 @@ VERDICT = " “Not a chest”: share that `medsyn inspect` would reject; these v
 
 
 def tests(unit: str) -> str:
-    """Return what the two tests of a table assume; unit: what was sampled independently, in the plural."""
+    """Return what the tests of a table assume; unit: what was sampled independently, in the plural."""
     return (
         " p: the paper's one-tailed two-sample t-test (Welch's), which takes the two groups as independent. p, paired:"
         f" the one-tailed paired t-test over {unit}; it assumes independent {unit} and normal differences. p, Wilcoxon:"
-        " the signed-rank test of the same differences, which need not be normal. d_z: mean"
-        " difference over the standard deviation of the differences (Cohen), with 95 % bounds of the noncentral t"
-        f" distribution. Units needed: {unit} with which the paired t-test finds an effect of this size in 9 of 10"
-        " experiments at p < 0.05."
+        " the signed-rank test of the same differences, which are taken as symmetric, not as normal; differences of 0"
+        " are left out. d_z: mean difference over the standard deviation of the differences (Cohen), with 95 % bounds"
+        f" of the noncentral t distribution. Units needed: {unit} with which the paired t-test finds an effect of this"
+        " size in 9 of 10 experiments at p < 0.05."
     )
 
 

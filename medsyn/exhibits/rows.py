@@ -25,6 +25,7 @@ from medsyn.exhibits.base import Exhibit, Rows, Table
 from medsyn.exhibits.inputs import Inputs
 from medsyn.files import read_csv, sha256, write_csv, write_json
 from medsyn.provenance import provenance
+from medsyn.registry import EXHIBITS
 
 PARTS = ("mean", "std", "ci_low", "ci_high")
 
@@ -86,7 +87,7 @@ def write_table(
         facts["feature_extractor"] = next((r["feature_extractor"] for r in rows if "feature_extractor" in r), "none")
     number = int(exhibit.number) if exhibit.number.isdigit() else exhibit.number
     hashes = {str(file): sha256(file) for path in inputs.all_files() for file in _files(Path(path))}
-    made_from = {"exhibit": exhibit.name, **inputs.record()}
+    made_from = {"exhibit": exhibit.name, "plugin": EXHIBITS.plugin_of(exhibit.name), **inputs.record()}
     write_csv(out, (text_fields(row, columns) for row in rows), columns)
     write_json(
         Path(out).with_suffix(".json"), provenance(config, table=number, made_from=made_from, inputs=hashes, **facts)

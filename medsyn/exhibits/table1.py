@@ -81,7 +81,7 @@ def table1(
     without_text: Collection[str] = (),
     costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Table:
-    """Return FID and MMD to `real`, the airway's volume and the cost, one row per method, `real` last.
+    """Return FID to coverage against `real`, the airway's volume and the cost, one row per method, `real` last.
 
     FID and MMD: `medsyn.evaluate.distances.distance_columns`. labels: full names. p_value: the airway is larger than
     in the method `against`; p_paired: the same over the prompts that both answered. without_text: methods that take no
@@ -180,9 +180,9 @@ TABLE1 = Exhibit(
         " network named in feature_extractor; lower is closer. FIDs are comparable only within this table. Precision"
         " and density: how far generated volumes lie among real ones; recall and coverage: how much of the real variety"
         " the generated volumes reach (5 nearest neighbours); higher is better, at most 1 except for density. The row"
-        " “real” is the distance between two random halves of the real volumes; compare it with the column “FID, half”,"
-        " where every method is given at the same, smaller number of volumes. Airway volume in mm³; a volume without"
-        " airway counts as 0 mm³; “airway found” says in how many there is one. Both tests ask whether the airway is"
+        " “real” compares two random halves of the real volumes; compare it with the columns “…, half”, where every"
+        " method is given at the same, smaller number of volumes. Airway volume in mm³; a volume without"
+        " airway counts as 0 mm³; “airway found” says in how many there is one. All tests ask whether the airway is"
         " larger than in the method named in p_value_versus. A pair is the two methods' volumes of one prompt and seed."
         + tests("prompts")
         + VERDICT

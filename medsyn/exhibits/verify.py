@@ -18,6 +18,7 @@ from medsyn.files import read_csv, read_json, sha256
 
 ROUNDING = 2e-5
 """Relative difference of two numbers that are the same but for the order of sums: tables hold six digits."""
+_ZERO = 1e-9  # what is smaller is 0 but for the order of sums
 _MOST_LINES = 20
 
 
@@ -28,16 +29,18 @@ def verify_table(path: Path, root: Path) -> list[str]:
     Inputs that are missing or have another SHA-256 are named, and the table is then not made again. Raises InputError
     for a file that is no record, one that an earlier version wrote, or a table whose exhibit is not known.
     """
-    record, table = path.with_suffix(".json"), path.with_suffix(".csv")
+    record = path.with_suffix(".json")
+    table = path.with_suffix(".csv") if path.suffix == ".json" else path
     origin = read_json(record)
     if not isinstance(origin, dict) or not isinstance(origin.get("made_from"), dict) or "inputs" not in origin:
         raise InputError(
-            f"{record}: does not say from what the table was made, expected `made_from` and `inputs`; make the table"
-            " again with this version"
+            f"{record}: does not say from what the table was made, expected `made_from` and `inputs`; it is of an"
+            " earlier version or of another verb: verify takes tables of `medsyn table`, made with this version"
         )
     name = str(origin["made_from"].get("exhibit"))
     if name not in EXHIBITS.names():
-        raise InputError(f"{record}: exhibit '{name}' is not known; name the module that adds it (--plugin)")
+        plugin = origin["made_from"].get("plugin") or "MODULE"
+        raise InputError(f"{record}: exhibit '{name}' is not known; give --plugin {plugin} before the verb")
     changed = list(_changed_inputs(origin["inputs"], root))
     if changed:
         return _shortened(changed)
@@ -82,16 +85,14 @@ def _differences(found: Sequence[Mapping[str, str]], rows: Rows, columns: Sequen
         fields = text_fields(new, columns)
         for column in columns:
             before, now = old[column], "" if fields[column] is None else str(fields[column])
-            if not _same(before, now):
+            if before != now and not (isinstance(new.get(column), float) and _is_rounding(before, now)):
                 values = f"{before or 'empty'} in the file, {now or 'empty'} now"
                 yield f"row {number} ({old[columns[0]]}), {column}: {values}"
 
 
-def _same(before: str, now: str) -> bool:
-    if before == now:
-        return True
+def _is_rounding(before: str, now: str) -> bool:
     try:
-        return math.isclose(float(before), float(now), rel_tol=ROUNDING)
+        return math.isclose(float(before), float(now), rel_tol=ROUNDING, abs_tol=_ZERO)
     except ValueError:
         return False
 

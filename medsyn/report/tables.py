@@ -28,6 +28,9 @@ HEADERS = {
     "coverage": "Coverage",
     "fid_half": "FID, half",
     "mmd_half": "MMD, half",
+    "precision_half": "Precision, half",
+    "recall_half": "Recall, half",
+    "density_half": "Density, half",
     "coverage_half": "Coverage, half",
     "n_fid": "n (FID)",
     "n_half": "n (half)",
@@ -66,7 +69,7 @@ HEADERS = {
     "f1": "F1",
 }
 BELOW_TABLE = ("feature_extractor", "p_value_versus", "note", "prompt")
-HIDDEN = (*BELOW_TABLE, "label", "num_volumes", "num_failed", "precision_half", "recall_half", "density_half")
+HIDDEN = (*BELOW_TABLE, "label", "num_volumes", "num_failed")
 HIDDEN_ENDINGS = ("n_units", "num_unpaired", "_dice_n")
 FOUND = ("num_found", "airway_found")
 """Shown as "x of n", n being num_volumes."""

@@ -230,22 +230,22 @@ def _distance_rows(
     groups: Mapping[str, _Group], features: Mapping[str, NDArray], extractor: str | None, seed: int
 ) -> list[dict[str, Any]]:
     if extractor is None:
-        reason = "no feature extractor given (--weights)"
-        return [{"metric": name, "n_real": 0, "n_synthetic": 0, "note": reason} for name in METRIC_NAMES]
+        note = "no feature extractor given (--weights)"
+        return [{"metric": name, "n_real": 0, "n_synthetic": 0, "note": note} for name in METRIC_NAMES]
     a, b = equal_numbers(features["real"], features["synthetic"], 10**9, seed)
     rows = []
     for names, distance in METRICS:
-        values, note = {}, {}
+        values: dict[str, float] = {}
+        reason: str | None
         try:
-            values = metric_columns(names, distance, a, b, seed)
+            values, reason = metric_columns(names, distance, a, b, seed)
         except ValueError as error:
-            note = {"note": str(error)}
+            reason = str(error)
         for name in names:
             row: dict[str, Any] = {"metric": name, "n_real": len(a), "n_synthetic": len(b)}
             row |= {f"num_missing_{key}": len(group.entries) - len(features[key]) for key, group in groups.items()}
-            row |= {"feature_extractor": extractor, **note}
-            if values:
-                row |= {"value": values[name], "ci_low": values[f"{name}_ci_low"], "ci_high": values[f"{name}_ci_high"]}
+            row |= {"feature_extractor": extractor, "value": values.get(name), "note": reason}
+            row |= {bound: values.get(f"{name}_{bound}") for bound in ("ci_low", "ci_high")}
             rows.append(row)
     return rows
 

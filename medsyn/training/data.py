@@ -236,7 +236,7 @@ class TrainingData:
         return sample
 
     def clean(self, index: int, where: Sequence[float] = (0.5, 0.5, 0.5), affine: Tensor | None = None) -> Tensor:
-        """Return the clean volume (C, D, H, W) in [-1, 1] of volume `index` of the store.
+        """Return the clean volume (C, D, H, W) in [-1, 1] of volume `index` of the store, which must not be changed.
 
         `where` in [0, 1) places the crop, `affine` is a map of medsyn.training.augment.
         """

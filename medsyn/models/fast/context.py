@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 NormForm = Literal["auto", "fused", "separate"]
-"""How group norm, affine by time and SiLU are computed outside of the CPU's own operations: "fused" is one operation
-(`medsyn.models.fast.fused_norm`) and "separate" PyTorch's, one after the other. "auto" is fused on CUDA and ROCm."""
+"""How group norm, affine by time and SiLU are computed. "fused": as one operation, on any device
+(`medsyn.models.fast.fused_norm`). "separate": one after the other, on a CPU by its own quick operations. "auto": fused
+on CUDA and ROCm, else separate."""
 
 
 def is_fused(form: NormForm, x: Tensor) -> bool:
@@ -27,7 +28,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def is_only_channels_last(x: Tensor) -> bool:
-    """Return whether x [B, C, D, H, W] has its channels last and is not contiguous as well (one channel or voxel)."""
+    """Return whether x [B, C, D, H, W] has its channels last and is not also contiguous, as one channel would be."""
     return is_channels_last(x) and not x.is_contiguous()
 
 
