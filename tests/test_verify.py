@@ -39,14 +39,21 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_table_that_its_inputs_give_is_equal(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((made / "eval/table2.json").read_text(encoding="utf-8"))
-    assert record["made_from"]["exhibit"] == "table2" and record["made_from"]["groups"]["measures"] == {
-        "medsyn": ["measures.csv"]
-    }
+    assert record["made_from"]["exhibit"] == "table2" and record["made_from"]["groups"]["measures"] == [
+        ["medsyn", ["measures.csv"]]
+    ]
     assert set(record["inputs"]) == {"prompts.csv", "measures.csv"}
     (made / "evaluation.json").unlink()  # its content is in the record
     for name in ("eval/table2.csv", "eval/table2.json"):
         assert main(["verify", name]) == 0
         assert capsys.readouterr().out == f"{name}: equal\n"
+
+
+def test_the_order_of_labels_is_kept(made: Path) -> None:
+    words = ["--config", "evaluation.json", "--measures", "zebra", "measures.csv", "--measures", "real", "measures.csv"]
+    assert main(["table", "1", *words, "--measures", "ant", "measures.csv", "--out", "eval/table1.csv"]) == 0
+    assert [row["method"] for row in read_csv(made / "eval/table1.csv")] == ["zebra", "ant", "real"]
+    assert main(["verify", "eval/table1.csv"]) == 0
 
 
 def test_paths_are_relative_to_the_root(made: Path, tmp_path_factory, monkeypatch, capsys) -> None:
@@ -121,6 +128,7 @@ def test_an_input_that_has_changed_is_named_before_anything_is_computed(made: Pa
             lambda record: record["made_from"].update(exhibit="table99"),
             "exhibit 'table99' is not known; give --plugin MODULE before",
         ),
+        (lambda record: record.pop("config"), "holds no `config`, which table2 is made with; make the table again"),
         (lambda record: record["config"].update(num_bootstrap=-1), "config.num_bootstrap: .* verify it with that one"),
     ],
 )

@@ -44,8 +44,9 @@ class Inputs:
     phantom: bool = False
 
     def record(self) -> dict[str, Any]:
-        """Return all fields as JSON holds them."""
-        return asdict(self) | {"without_text": sorted(self.without_text)}
+        """Return all fields as JSON holds them; the labels as pairs, because their order is that of the rows."""
+        groups = {option: list(map(list, labels.items())) for option, labels in self.groups.items()}
+        return asdict(self) | {"groups": groups, "without_text": sorted(self.without_text)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], root: Path) -> Inputs:
@@ -56,7 +57,7 @@ class Inputs:
 
         values = {part.name: record[part.name] for part in fields(cls) if part.name in record}
         groups = {
-            option: {label: placed(paths) for label, paths in labels.items()}
+            option: {label: placed(paths) for label, paths in labels}
             for option, labels in values.pop("groups", {}).items()
         }
         paths = {option: placed(files) for option, files in values.pop("paths", {}).items()}

@@ -45,6 +45,8 @@ def verify_table(path: Path, root: Path) -> list[str]:
     if changed:
         return _shortened(changed)
     exhibit = EXHIBITS[name]
+    if exhibit.uses_settings and "config" not in origin:
+        raise InputError(f"{record}: holds no `config`, which {name} is made with; make the table again")
     inputs = Inputs.from_record(origin["made_from"], root)
     made = exhibit.make(inputs, _settings(origin, record))  # type: ignore[arg-type]
     assert isinstance(made, tuple), name
