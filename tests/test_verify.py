@@ -128,6 +128,7 @@ def test_an_input_that_has_changed_is_named_before_anything_is_computed(made: Pa
             lambda record: record["made_from"].update(exhibit="table99"),
             "exhibit 'table99' is not known; give --plugin MODULE before",
         ),
+        (lambda record: record["made_from"].update(groups={"measures": {"a": []}}), "made_from cannot be read"),
         (lambda record: record.pop("config"), "holds no `config`, which table2 is made with; make the table again"),
         (lambda record: record["config"].update(num_bootstrap=-1), "config.num_bootstrap: .* verify it with that one"),
     ],

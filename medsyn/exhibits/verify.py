@@ -47,7 +47,10 @@ def verify_table(path: Path, root: Path) -> list[str]:
     exhibit = EXHIBITS[name]
     if exhibit.uses_settings and "config" not in origin:
         raise InputError(f"{record}: holds no `config`, which {name} is made with; make the table again")
-    inputs = Inputs.from_record(origin["made_from"], root)
+    try:
+        inputs = Inputs.from_record(origin["made_from"], root)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{record}: made_from cannot be read ({error}); make the table again") from None
     made = exhibit.make(inputs, _settings(origin, record))  # type: ignore[arg-type]
     assert isinstance(made, tuple), name
     columns, rows = made
