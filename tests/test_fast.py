@@ -21,6 +21,7 @@ from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.normalization import SMALL_GRID
 from medsyn.models.fast.unet import FastUNet, PreparedText, set_activation_checkpointing
 from medsyn.models.linear_estimate import PrincipalComponents, TextRegression
+from medsyn.models.text_features import NUM_KINDS, TokenKinds
 from medsyn.models.unet import UNet
 from medsyn.training.loop import train
 from medsyn.training.task import Task
@@ -55,7 +56,8 @@ def pair(options, text, seed=0):
             tensor((3, 4, 8, 8, 8), 4) / 45,
             torch.tensor([9.0, 4.0, 1.0]),
             deviations,
-            TextRegression(tensor((3, 6), 5), tensor((3,), 6)) if text else None,
+            TextRegression(tensor((3, NUM_KINDS + 6), 5), tensor((3,), 6)) if text else None,
+            TokenKinds(tensor((NUM_KINDS, 6), 7), tensor((NUM_KINDS,), 8)) if text else None,
         )
         network.set_statistics(tensor((4, 8, 8, 8), 3), deviations, components)
         networks.append(network)

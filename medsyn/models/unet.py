@@ -43,6 +43,7 @@ from medsyn.models.blocks import (
 )
 from medsyn.models.fast.context import autocast_off
 from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate
+from medsyn.models.text_features import NUM_KINDS, TokenKinds, text_features
 
 KERNEL_2D = (1, 3, 3)
 KERNEL_3D = (3, 3, 3)
@@ -126,7 +127,9 @@ class UNet(nn.Module):
         self.register_buffer("data_variances", torch.ones(count) if count else None)
         self.register_buffer("data_residual_variance", torch.ones(channels) if count else None)
         reads = cond_dim if count else None
-        self.register_buffer("data_text_weight", torch.zeros(count, reads) if reads else None)
+        self.register_buffer("data_kinds_weight", torch.zeros(NUM_KINDS, reads) if reads else None)
+        self.register_buffer("data_kinds_bias", torch.zeros(NUM_KINDS) if reads else None)
+        self.register_buffer("data_text_weight", torch.zeros(count, NUM_KINDS + reads) if reads else None)
         self.register_buffer("data_text_offset", torch.zeros(count) if reads else None)
         voxels = config.patch_size**3
         self.init_conv = nn.Conv3d((channels + self.known_channels) * voxels, dim, kernel, padding=kernel // 2)
@@ -217,14 +220,15 @@ class UNet(nn.Module):
     def text_coefficients(self, text: Tensor | None) -> Tensor | None:
         """Return how far a text [B, num_tokens, cond_dim] moves the mean along each component [B, K].
 
-        None without components.
+        The null text moves nothing. None without components.
         """
         if self.data_text_weight is None or text is None:
             return None
+        given = (text != self.null_cond_emb).flatten(start_dim=1).any(dim=1, keepdim=True)
         with autocast_off(text):
-            return F.linear(
-                mean_state(text).to(self.data_text_weight.dtype), self.data_text_weight, self.data_text_offset
-            )
+            kinds = TokenKinds(self.data_kinds_weight, self.data_kinds_bias)
+            features = text_features(text.to(self.data_text_weight.dtype), kinds)
+            return given * F.linear(features, self.data_text_weight, self.data_text_offset)
 
     def text_shift(self, coefficients: Tensor | None, tau: Tensor) -> Tensor | None:
         """Return how far such a shift of the mean moves the linear estimate [B, C, D, H, W] at times tau [B] or [1]."""
@@ -272,6 +276,8 @@ class UNet(nn.Module):
             self.data_variances, self.data_residual_variance = components.variances, components.residual_variance
             if components.text is not None:
                 self.data_text_weight, self.data_text_offset = components.text.weight, components.text.offset
+            if components.kinds is not None:
+                self.data_kinds_weight, self.data_kinds_bias = components.kinds.weight, components.kinds.bias
 
     def estimate(self, x: Tensor, tau: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the estimate of x0 before the network [B, C, D, H, W] and the factor of the network's output.
