@@ -8,8 +8,9 @@ import torch
 from medsyn.config import UNetConfig
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.linear_estimate import PrincipalComponents, TextRegression, principal_components
-from medsyn.models.text_features import NUM_KINDS, TokenKinds, text_features, token_kinds
+from medsyn.models.text_features import TokenKinds, text_features, token_kinds
 
+NUM_KINDS = 256
 WORDS = 8 * torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -22,7 +23,7 @@ def texts_of(words):
 
 
 def test_kinds_of_few_words_are_the_words():
-    kinds = token_kinds(WORDS[:5].repeat(40, 1), generator())
+    kinds = token_kinds(WORDS[:5].repeat(40, 1), NUM_KINDS, generator())
     features = text_features(texts_of([[0, 1, 1], [4, 4, 4], [2, 3, 0]]), kinds)
     shares = text_features(WORDS[:5, None], kinds)[:, :NUM_KINDS]
     assert ((shares > 1e-3).float() @ (shares > 1e-3).float().T).eq(0).sum() == 20  # no word shares a kind with another
@@ -32,7 +33,7 @@ def test_kinds_of_few_words_are_the_words():
 
 
 def test_padding_does_not_count():
-    kinds = token_kinds(WORDS, generator())
+    kinds = token_kinds(WORDS, NUM_KINDS, generator())
     text = texts_of([[3, 4]])
     padded = torch.cat([text, torch.zeros(1, 5, 16)], dim=1)
     torch.testing.assert_close(text_features(padded, kinds), text_features(text, kinds))
@@ -42,7 +43,7 @@ def test_padding_does_not_count():
 
 def test_kinds_are_the_same_for_the_same_seed():
     states = torch.randn(2000, 16, generator=generator())
-    one, other = (token_kinds(states, generator()) for _ in range(2))
+    one, other = (token_kinds(states, NUM_KINDS, generator()) for _ in range(2))
     assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
 
 
@@ -55,7 +56,7 @@ def test_a_finding_that_the_mean_state_does_not_tell_is_told():
     told = torch.where(side == finding, 1.0, -1.0)
     text = torch.where((told > 0)[:, None, None], text, text.flip(1) + torch.tensor([1.0, -1.0])[:, None] * WORDS[9])
     assert torch.corrcoef(torch.stack([text.sum(dim=1) @ WORDS[9], told]))[0, 1].abs() < 0.2
-    kinds = token_kinds(text.flatten(0, 1), draw)
+    kinds = token_kinds(text.flatten(0, 1), NUM_KINDS, draw)
     volumes = 5 * told[:, None] + torch.randn(400, 64, generator=draw)
     volumes = (volumes - volumes.mean(dim=0)).reshape(400, 1, 4, 4, 4)
     variance = principal_components(volumes, 1).variances[0]
@@ -66,7 +67,9 @@ def test_a_finding_that_the_mean_state_does_not_tell_is_told():
 
 
 def test_the_null_text_moves_nothing():
-    config = UNetConfig(dim=8, mults=(1, 2), init_kernel=3, num_groups=4, mean_volume=True, num_components=2)
+    config = UNetConfig(
+        dim=8, mults=(1, 2), init_kernel=3, num_groups=4, mean_volume=True, num_components=2, num_text_kinds=NUM_KINDS
+    )
     network = FastUNet(config, channels=1, cond_dim=6, num_tokens=3)
     text = TextRegression(torch.randn(2, NUM_KINDS + 6), torch.randn(2))
     kinds = TokenKinds(torch.randn(NUM_KINDS, 6), torch.randn(NUM_KINDS))

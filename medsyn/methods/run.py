@@ -72,9 +72,7 @@ class Run(Method):
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
             )
         if self.settings.sampling.null_text == "zero" and self.low_res.data_text_weight is not None:
-            raise InputError(
-                f"{self.label}: null_text zero is all padding, which num_components would read as a text; expected learned"
-            )
+            raise InputError(f"{self.label}: null_text zero is all padding, a text to num_components; expected learned")
         self._check_grid()
         for network in (self.low_res, self.super_res):
             network.set_precision(_DTYPES[self.settings.sampling.precision])

@@ -40,7 +40,7 @@ class PrincipalComponents:
 
     vectors [K, C, D, H, W] have length 1. variances [K] are those along them, given the text if there is one: in
     falling order without text, in rising order with it. residual_variance [C] is that of a voxel beyond them. `kinds`
-    are those that the features of a text count.
+    are those that the features of a text count, None where they are its mean state.
     """
 
     vectors: Tensor
@@ -125,7 +125,7 @@ def linear_estimate(x: Tensor, signal: Tensor, mean: Tensor, components: Princip
 
 def mean_given_text(mean: Tensor, components: PrincipalComponents, text: Tensor) -> Tensor:
     """Return the mean [C, D, H, W] as a text [num_tokens, S] moves it; the components must be those given texts."""
-    assert components.text is not None and components.kinds is not None
+    assert components.text is not None
     shift = components.text.weight @ text_features(text[None], components.kinds)[0] + components.text.offset
     return mean + torch.einsum("k,kcdhw->cdhw", shift, components.vectors)
 

@@ -34,7 +34,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel
 from medsyn.models.linear_estimate import PrincipalComponents, error_share, principal_components
-from medsyn.models.text_features import text_features, token_kinds
+from medsyn.models.text_features import mean_state, text_features, token_kinds
 from medsyn.provenance import hash_json
 from medsyn.tensors import check_tensors, read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
@@ -268,8 +268,8 @@ class TrainingData:
     @cached_property
     def components(self) -> PrincipalComponents:
         """Principal components of the whole volumes of the split, of at most MAX_COMPONENTS + 2 evenly chosen ones."""
-        wanted, count = self.stage.unet.num_components, min(len(self.store), MAX_COMPONENTS + 2)
-        chosen = [index * len(self.store) // count for index in range(count)]
+        wanted, chosen = self.stage.unet.num_components, self._sample_of_volumes()
+        count = len(chosen)
         found = self.components_of(chosen, min(wanted, count - 2)) if count > 2 else None
         most = 0 if found is None else len(found.vectors)
         if found is None or wanted > most:
@@ -279,6 +279,11 @@ class TrainingData:
             )
         return found
 
+    @cached_property
+    def mean_text_state(self) -> Tensor:
+        """Mean state [hidden] of the texts of at most MAX_COMPONENTS + 2 evenly chosen volumes."""
+        return torch.stack([mean_state(self._sections(i)).mean(dim=0) for i in self._sample_of_volumes()]).mean(dim=0)
+
     def components_of(self, indices: Sequence[int], num_components: int) -> PrincipalComponents:
         """Return the principal components of some volumes, given their texts where there are embeddings."""
         volumes = torch.empty(len(indices), len(self.stage.channels), *self.size)
@@ -287,11 +292,16 @@ class TrainingData:
         volumes -= volumes.mean(dim=0)
         if self.embeddings is None:
             return principal_components(volumes, num_components)
-        texts = [self._sections(index) for index in indices]
-        tokens = torch.cat([text[text.any(dim=-1)] for text in texts])
-        kinds = token_kinds(tokens, seeded(_KEY_KINDS, self.stage.train.seed))
+        texts, kinds = [self._sections(index) for index in indices], None
+        if count := self.stage.unet.num_text_kinds:
+            tokens = torch.cat([text[text.any(dim=-1)] for text in texts])
+            kinds = token_kinds(tokens, count, seeded(_KEY_KINDS, self.stage.train.seed))
         features = torch.stack([text_features(text, kinds).mean(dim=0) for text in texts])
         return replace(principal_components(volumes, num_components, features), kinds=kinds)
+
+    def _sample_of_volumes(self) -> list[int]:
+        count = min(len(self.store), MAX_COMPONENTS + 2)
+        return [index * len(self.store) // count for index in range(count)]
 
     def _sections(self, index: int) -> Tensor:
         """Return the states (sections, num_tokens, hidden) of all sections of volume `index`'s report."""

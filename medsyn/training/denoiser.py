@@ -75,6 +75,8 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
             built.set_statistics(deviations=data.deviations)
         if stage.unet.num_components:
             built.set_statistics(components=data.components)
+            if built.null_cond_emb is not None:  # no text begins as the mean text
+                built.null_cond_emb.data[:] = data.mean_text_state
         # Every process has the same statistics: they need not be sent at every step.
         statistics = [name for name, _ in built.named_buffers() if name.startswith("data_")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(built, statistics)
