@@ -220,7 +220,9 @@ def test_zero_null_text_has_no_mean_of_its_own(run_folder):
     network = build(settings, HIDDEN)
     network.reserve_statistics((4, 4, 4))
     save(run_folder / "low_res.safetensors", network.state_dict(), settings, {})
-    with pytest.raises(InputError, match="zero is all padding, which num_components would read as a text; expected learned"):
+    with pytest.raises(
+        InputError, match="zero is all padding, which num_components would read as a text; expected learned"
+    ):
         open_run(run_folder, sampling_with(run_folder, None, null_text="zero"))
 
 

@@ -192,8 +192,7 @@ class FastUNet(UNet):
     def _up(self, level: Level, x: Tensor, time: Tensor) -> Tensor:
         """Compute a level of the up path after its first block."""
         if self.config.up_order == "A":
-            x = self._map(level.resample, x)
-            return self._block(level.solid, self._block(level.second, x, time), time)
+            return self._block(level.solid, self._block(level.second, self._map(level.resample, x), time), time)
         return self._map(level.resample, self._block(level.solid, self._block(level.second, x, time), time))
 
     def _block(self, block: ResBlock, x: Tensor, time: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
