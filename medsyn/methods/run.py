@@ -75,7 +75,8 @@ class Run(Method):
             )
         if self.settings.sampling.null_text == "zero" and self.low_res.data_text_weight is not None:
             raise InputError(
-                f"{self.label}: null_text zero is all padding, which num_components would read as a text; expected learned"
+                f"{self.label}: null_text zero is all padding, which num_components would read as a text;"
+                " expected learned"
             )
         self._check_grid()
         for network in (self.low_res, self.super_res):
