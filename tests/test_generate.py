@@ -20,6 +20,7 @@ from medsyn.methods import sampling
 from medsyn.methods.base import Prompt
 from medsyn.methods.cost import read_cost
 from medsyn.methods.run import Run, open_run, sampling_with
+from medsyn.methods.sampling_plan import SamplingPlan
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.linear_estimate import PrincipalComponents
 from medsyn.models.weights import build, load, save
@@ -354,6 +355,7 @@ def test_automatic_batches_follow_the_memory_and_hold_the_same_volumes(run_folde
     prompts = write_prompts(tmp_path / "p.csv", [{"sample_id": f"p{i}", "seed": i} for i in range(4)])
     volumes = {}
     monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device: int(3.5 * each / 0.7))
+    monkeypatch.setattr("medsyn.methods.run.plan_sampling", lambda *_: SamplingPlan(None, 0, 0))  # too little for it
     for size in ("auto", "1"):
         command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", size]
         assert main([*command, "--out", str(tmp_path / size), "--quiet"]) == 0
