@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from medsyn.config import Config, TextEncoderConfig, TrainConfig, load_config
+from medsyn.config import Config, TextEncoderConfig, TrainConfig, UNetConfig, load_config
+from medsyn.live_bytes import META, CudaRules, LiveBytes
+from medsyn.models.fast.denoiser import prepared_denoiser
+from medsyn.models.fast.unet import FastUNet
 from medsyn.planning.networks import denoiser, sampling_of, text_training, training_of
 from medsyn.planning.sampling import count_sampling, sample_both
 from medsyn.text.bert import IGNORED
@@ -38,6 +42,7 @@ from medsyn.training.task import Task
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("case", "device", "counted_gib", "measured_gib", "ratio", "reserved_gib", "reserved_ratio")
 _VOCABULARY = 4000
+LARGEST = 256  # of the predictions: about 30 GiB, so only if it is named
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,24 @@ def sampling_case(config: Config, batch_size: int) -> Case:
         del language
 
     return Case(lambda: max(need.counted for need in count_sampling(sampling, config.sampling, batch_size)), work)
+
+
+def prediction_case(edge: int, slices: int | None, unet: UNetConfig) -> Case:
+    """One prediction of super-resolution of edge^3 voxels in float32, whole or in slabs."""
+
+    def predict(device: torch.device) -> None:
+        with torch.no_grad(), device:
+            network = as_on_gpu(FastUNet(unet, condition_channels=4)).eval()
+            network.slab_slices = slices
+            x = torch.zeros(1, 4, edge, edge, edge)
+            prepared_denoiser(network, condition=torch.zeros_like(x))(x, 500.0)
+
+    def counted() -> int:
+        with LiveBytes() as live, CudaRules():
+            predict(META)
+        return live.peak
+
+    return Case(counted, predict)
 
 
 def as_on_gpu(network: nn.Module) -> Any:
@@ -149,6 +172,7 @@ def cases(on_gpu: bool) -> dict[str, Callable[[], Case]]:
             ),
             "text encoder, fp32, micro batch 8": text_case,
             "sampling, fp32, 4 volumes": lambda: sampling_case(small(), 4),
+            **predictions(),
         }
     paper = load_config(ROOT / "config/paper.yaml")
     found: dict[str, Callable[[], Case]] = {}
@@ -168,6 +192,20 @@ def cases(on_gpu: bool) -> dict[str, Callable[[], Case]]:
         name = f"sampling, {paper.sampling.precision}, {size} volumes"
         found[name] = lambda size=size: sampling_case(paper, size)  # type: ignore[misc]
     return found
+
+
+def predictions() -> dict[str, Callable[[], Case]]:
+    """One prediction of super-resolution, whole and in slabs; the last two, of the paper's network, by name only."""
+    tiny = UNetConfig(dim=16, mults=(1, 2, 4), num_heads=4, num_groups=8)
+    papers = UNetConfig(dim=56, mults=(1, 2, 4, 8), num_heads=4, num_bottom_blocks=1)
+    forms = [(edge, slices, tiny) for edge in (48, 96) for slices in (None, edge // 4, edge // 12)]
+    forms += [(LARGEST, slices, papers) for slices in (None, 16)]
+    return {
+        f"prediction, fp32, {edge}^3, {'whole' if slices is None else f'slabs of {slices}'}": partial(
+            prediction_case, edge, slices, unet
+        )
+        for edge, slices, unet in forms
+    }
 
 
 def measure(name: str, profiled: bool) -> tuple[int, int, int]:
@@ -212,7 +250,9 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--case", nargs="+", choices=list(cases(on_gpu)), default=list(cases(on_gpu)), metavar="NAME")
+    names = list(cases(on_gpu))
+    usual = [name for name in names if f"{LARGEST}^3" not in name]
+    parser.add_argument("--case", nargs="+", choices=names, default=usual, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("memory.csv"))
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"

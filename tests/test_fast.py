@@ -21,6 +21,7 @@ from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.normalization import SMALL_GRID
 from medsyn.models.fast.unet import FastUNet, PreparedText, set_activation_checkpointing
 from medsyn.models.linear_estimate import PrincipalComponents, TextRegression
+from medsyn.models.text_features import TokenKinds
 from medsyn.models.unet import UNet
 from medsyn.training.loop import train
 from medsyn.training.task import Task
@@ -36,13 +37,14 @@ OPTIONS = [
     {"pooled_text": True, "num_bottom_blocks": 2},
     {"mean_volume": True, "sigma_share": 0.5},
     {"mean_volume": True, "num_components": 3},
+    {"mean_volume": True, "num_components": 3, "num_text_kinds": 5},
 ]
 
 
 def pair(options, text, seed=0):
     """Build the plain and the fast network of one kind with the same random weights."""
     small = {"dim": 8, "mults": (1, 2), "num_heads": 2, "num_groups": 4, "init_kernel": 3}
-    only_low_res = {} if text else {"mean_volume": False, "num_components": 0}
+    only_low_res = {} if text else {"mean_volume": False, "num_components": 0, "num_text_kinds": 0}
     config = UNetConfig(**{**small, **options, **only_low_res})
     shape = {"cond_dim": 6, "num_tokens": 3} if text else {"condition_channels": 4}
     networks = []
@@ -55,7 +57,8 @@ def pair(options, text, seed=0):
             tensor((3, 4, 8, 8, 8), 4) / 45,
             torch.tensor([9.0, 4.0, 1.0]),
             deviations,
-            TextRegression(tensor((3, 6), 5), tensor((3,), 6)) if text else None,
+            TextRegression(tensor((3, config.num_text_kinds or 6), 5), tensor((3,), 6)) if text else None,
+            TokenKinds(tensor((5, 6), 7), tensor((5,), 8)) if config.num_text_kinds else None,
         )
         network.set_statistics(tensor((4, 8, 8, 8), 3), deviations, components)
         networks.append(network)

@@ -20,6 +20,7 @@ from medsyn.methods import sampling
 from medsyn.methods.base import Prompt
 from medsyn.methods.cost import read_cost
 from medsyn.methods.run import Run, open_run, sampling_with
+from medsyn.methods.sampling_plan import SamplingPlan
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.linear_estimate import PrincipalComponents
 from medsyn.models.weights import build, load, save
@@ -220,7 +221,7 @@ def test_zero_null_text_has_no_mean_of_its_own(run_folder):
     network = build(settings, HIDDEN)
     network.reserve_statistics((4, 4, 4))
     save(run_folder / "low_res.safetensors", network.state_dict(), settings, {})
-    with pytest.raises(InputError, match="zero is all padding, whose mean num_components would read; expected learned"):
+    with pytest.raises(InputError, match="zero is all padding, a text to num_components; expected learned"):
         open_run(run_folder, sampling_with(run_folder, None, null_text="zero"))
 
 
@@ -352,11 +353,32 @@ def test_automatic_batches_follow_the_memory_and_hold_the_same_volumes(run_folde
     prompts = write_prompts(tmp_path / "p.csv", [{"sample_id": f"p{i}", "seed": i} for i in range(4)])
     volumes = {}
     monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device: int(3.5 * each / 0.7))
+    monkeypatch.setattr("medsyn.methods.run.plan_sampling", lambda *_: SamplingPlan(None, 0, 0))  # too little for it
     for size in ("auto", "1"):
         command = ["generate", "--weights", str(run_folder), "--prompts", str(prompts), "--batch-size", size]
         assert main([*command, "--out", str(tmp_path / size), "--quiet"]) == 0
         volumes[size] = [read_volume(tmp_path / size / f"p{i}" / "volume.nii.gz").array for i in range(4)]
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(*volumes.values(), strict=True)) <= 2  # HU
+
+
+def test_slabs_give_the_same_volume(run_folder):
+    prompts = [Prompt("p", "Effusion.", 0)]
+    run = open_run(run_folder, sampling_with(run_folder, None))
+    whole = run.sample_arrays(prompts)
+    assert "super-resolution in whole volumes" in run.plan.in_words()
+    run = open_run(run_folder, sampling_with(run_folder, None, tile=5))
+    slabs = run.sample_arrays(prompts)
+    assert "super-resolution in slabs of 5 slices" in run.plan.in_words() and run.super_res.slab_slices == 5
+    difference = np.abs(whole - slabs)
+    assert 0 < difference.max() < 1e-2 and difference.mean() < 5e-5
+
+
+def test_too_little_memory_is_refused_before_anything_is_sampled(run_folder, monkeypatch):
+    run = open_run(run_folder, sampling_with(run_folder, None))
+    monkeypatch.setattr("medsyn.methods.run.available_bytes", lambda _device: 1000)
+    monkeypatch.setattr(run, "encode", lambda _texts: pytest.fail("the text was encoded"))
+    with pytest.raises(InputError, match=r"sampling.tile auto: one volume of 16 x 16 x 16 needs about"):
+        run.sample_arrays([Prompt("p", "Effusion.", 0)])
 
 
 def test_the_solver_is_chosen_by_settings_and_by_flag(run_folder, tmp_path):

@@ -54,6 +54,13 @@ class UNetConfig(Section):
         " clean volume by this many principal components of the training volumes and the text, and is given that"
         " estimate; the components are stored with the weights",
     )
+    num_text_kinds: int = Field(
+        0,
+        ge=0,
+        le=65536,
+        description="low_res, with num_components: the regression on the text reads which of this many kinds of token"
+        " states it has, which tell sides and lobes better than the mean state, which 0 reads",
+    )
     pooled_text: bool = Field(
         False,
         description="beside the cross-attention, add the mean state of the text to the time embedding of all blocks"
@@ -71,6 +78,8 @@ class UNetConfig(Section):
             raise ValueError(f"{found}: both are set, expected at most one; leave one out")
         if self.num_components and not self.mean_volume:
             raise ValueError(f"num_components {self.num_components} with mean_volume false: expected true; set it")
+        if self.num_text_kinds and not self.num_components:
+            raise ValueError(f"num_text_kinds {self.num_text_kinds} with num_components 0: expected 1 or more; set it")
         for name in ("sigma_data", "sigma_share"):
             if self.num_components and (value := getattr(self, name)) is not None:
                 found = f"num_components {self.num_components} and {name} {value}"

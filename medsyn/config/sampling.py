@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from medsyn.config.section import Count, Name, OwnSeed, Precision, Registered, Section, Shards, Share, Steps
 from medsyn.registry import SOLVERS
@@ -16,6 +16,11 @@ EndTime = Annotated[
         " learned little at low noise"
     ),
 ]
+
+
+def _off(value: Any) -> Any:
+    """Return the word that YAML reads as false."""
+    return "off" if value is False else value
 
 
 class SamplingConfig(Section):
@@ -37,6 +42,11 @@ class SamplingConfig(Section):
     batch_size: Count | Literal["auto"] = Field(
         8,
         description="volumes at a time at low resolution; auto: what the memory allows (changes rounding)",
+    )
+    tile: Annotated[Count | Literal["auto", "off"], BeforeValidator(_off)] = Field(
+        "auto",
+        description="slices of a slab in which super-resolution is computed: less memory, the same volume up to"
+        " rounding; off: whole volumes; auto: whole where that fits the memory",
     )
     compile: bool = Field(False, description="torch.compile the networks; pays on a GPU over many volumes")
     precision: Precision = "fp32"

@@ -37,7 +37,6 @@ from medsyn.masks.labels import dice, mean_label_dice
 from medsyn.methods.run import Run, open_run, run_files, sampling_with
 from medsyn.models.channels import STRUCTURE_OF
 from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate, mean_given_text
-from medsyn.models.unet import mean_state
 from medsyn.models.weights import read_stage
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
@@ -147,7 +146,7 @@ class ExaminedNetwork:
             return None
         mean = self.mean
         if self.texts is not None:
-            mean = mean_given_text(mean, self.components, mean_state(self.volumes.text(index)[None])[0])
+            mean = mean_given_text(mean, self.components, self.volumes.text(index))
         return linear_estimate(noisy, alpha_bar(times), mean, self.components)[0]
 
     @torch.no_grad()

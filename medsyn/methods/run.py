@@ -32,11 +32,13 @@ from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
 from medsyn.memory import available_bytes, keep_freed_memory, peak_bytes
 from medsyn.methods.base import Method, Prompt
+from medsyn.methods.sampling_plan import SHARE_OF_MEMORY, SamplingPlan, plan_sampling
 from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import load
+from medsyn.progress import log
 from medsyn.stages.shards import identity_of
 from medsyn.tensors import count_numbers
 from medsyn.volume import Volume
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from medsyn.text.encoder import TextEncoder
 
 _RUN_KEYS = ("label", "low_res", "super_res", "text_encoder", "sampling")
-_SHARE_OF_MEMORY, _LARGEST_BATCH = 0.7, 32
+_LARGEST_BATCH = 32
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -72,9 +74,7 @@ class Run(Method):
                 f"{self.label}: null_text zero is all padding to this network, which ignores padding; expected learned"
             )
         if self.settings.sampling.null_text == "zero" and self.low_res.data_text_weight is not None:
-            raise InputError(
-                f"{self.label}: null_text zero is all padding, whose mean num_components would read; expected learned"
-            )
+            raise InputError(f"{self.label}: null_text zero is all padding, a text to num_components; expected learned")
         self._check_grid()
         for network in (self.low_res, self.super_res):
             network.set_precision(_DTYPES[self.settings.sampling.precision])
@@ -82,6 +82,19 @@ class Run(Method):
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             for network in (self.low_res, self.super_res):
                 network.compile(mode=mode)
+
+    @cached_property
+    def plan(self) -> SamplingPlan:
+        """How volumes are sampled in the memory that is found; logged, and an InputError where nothing fits."""
+        plan = plan_sampling(
+            self.settings.sampling,
+            (self.low_res, self.super_res),
+            self.settings.preprocess.size,
+            self.low_resolution.factor,
+            available_bytes(self.device),
+        )
+        log.info("%s", plan.in_words())
+        return plan
 
     def _check_grid(self) -> None:
         """Raise InputError if the mean volume of the low-resolution network lies on another grid than the settings'."""
@@ -137,6 +150,7 @@ class Run(Method):
     @torch.no_grad()
     def sample_arrays(self, prompts: Sequence[Prompt]) -> NDArray:
         """Return (n, C, D, H, W) in [-1, 1] at full resolution; all prompts fix the same channels and share w."""
+        _ = self.plan  # a volume that does not fit is an error before anything is computed
         sampling = self.settings.sampling
         low_size = [s // self.low_resolution.factor for s in self.settings.preprocess.size]
         states = self._states(prompts)
@@ -177,6 +191,7 @@ class Run(Method):
         learned ones; fixed: volumes [n, C, D, H, W] whose `channels` are kept.
         """
         size = self.settings.preprocess.size
+        self.super_res.slab_slices = self.plan.slices
         volumes = []
         for i, seed in enumerate(seeds):  # one at a time: memory, and nothing depends on the batch
             condition = self.low_resolution.enlarge(low[i : i + 1])
@@ -241,7 +256,7 @@ class Run(Method):
         text, null = self._text(self.low_res, prompts, states)
         if text is None:
             return prepared_denoiser(self.low_res, null=null)
-        both = 2 * len(prompts) * self._low_res_bytes <= _SHARE_OF_MEMORY * available_bytes(self.device)
+        both = 2 * len(prompts) * self._low_res_bytes <= SHARE_OF_MEMORY * available_bytes(self.device)
         scales = {self.guidance_scale(prompt) for prompt in prompts}
         if len(scales) > 1:
             raise ValueError(f"prompts of one batch need one guidance scale, got {sorted(scales)}")
@@ -262,9 +277,9 @@ class Run(Method):
         finished = 3 * 4 * len(self.channels) * math.prod(self.settings.preprocess.size)  # noise, volume, stacked
         host = torch.device("cpu")
         if self.device.type == "cpu":
-            most = _SHARE_OF_MEMORY * available_bytes(host) / (each + finished)
+            most = SHARE_OF_MEMORY * available_bytes(host) / (each + finished)
         else:
-            most = _SHARE_OF_MEMORY * min(available_bytes(self.device) / each, available_bytes(host) / finished)
+            most = SHARE_OF_MEMORY * min(available_bytes(self.device) / each, available_bytes(host) / finished)
         return min(max(int(most), 1), _LARGEST_BATCH)
 
     @cached_property

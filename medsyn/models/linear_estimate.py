@@ -1,9 +1,10 @@
 """Estimate a clean volume linearly from a noisy one and a text; the network then learns the rest.
 
 This is the linear minimum-mean-square-error estimate (Wiener filter) under the assumption that the clean volumes are
-Gaussian. Their mean is that of the training volumes, moved along the first principal components by the mean state of
-the text (ridge regression). Around it they vary along these components, and beyond them with one variance per channel
-(after probabilistic principal component analysis, Tipping and Bishop 1999, which has one such variance in all).
+Gaussian. Their mean is that of the training volumes, moved along the first principal components by what the text says
+(ridge regression on `medsyn.models.text_features`). Around it they vary along these components, and beyond them with
+one variance per channel (after probabilistic principal component analysis, Tipping and Bishop 1999, which has one such
+variance in all).
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medsyn.models.text_features import TokenKinds, text_features
+
 _LEAST_VARIANCE = 1e-6  # per voxel beyond the components
 _LEAST_SHARE = 1e-6  # of the largest variance: what is smaller is rounding
 _PENALTIES = torch.logspace(-3, 3, 25, dtype=torch.float64)
-"""Penalties of the ridge regression that are tried, in units of the mean squared singular value of the states."""
+"""Penalties of the ridge regression that are tried, in units of the mean squared singular value of the features."""
 
 
 @dataclass(frozen=True)
 class TextRegression:
-    """Linear map from a text's mean state [S] to the shift of the mean along each component.
+    """Linear map from a text's features [F] to the shift of the mean along each component.
 
-    weight [K, S], offset [K].
+    weight [K, F], offset [K].
     """
 
     weight: Tensor
@@ -36,19 +39,23 @@ class PrincipalComponents:
     """Hold principal components of volumes and the variances along and beyond them.
 
     vectors [K, C, D, H, W] have length 1. variances [K] are those along them, given the text if there is one: in
-    falling order without text, in rising order with it. residual_variance [C] is that of a voxel beyond them.
+    falling order without text, in rising order with it. residual_variance [C] is that of a voxel beyond them. `kinds`
+    are those that the features of a text tell, None where they are its mean state.
     """
 
     vectors: Tensor
     variances: Tensor
     residual_variance: Tensor
     text: TextRegression | None = None
+    kinds: TokenKinds | None = None
 
 
-def principal_components(differences: Tensor, num_components: int, states: Tensor | None = None) -> PrincipalComponents:
+def principal_components(
+    differences: Tensor, num_components: int, features: Tensor | None = None
+) -> PrincipalComponents:
     """Return the first components of volumes [n, C, D, H, W] whose mean is zero; num_components is at most n - 2.
 
-    They are fewer where the volumes span fewer dimensions. states [n, S]: mean states of the volumes' texts. With them
+    They are fewer where the volumes span fewer dimensions. features [n, F]: those of the volumes' texts. With them
     the components are turned such that what the text leaves along them is uncorrelated; it is measured on volumes left
     out of the regression, one at a time. The variance beyond the components is that of these volumes, times
     n / (n - 1 - K): the components fit them better than others.
@@ -65,9 +72,9 @@ def principal_components(differences: Tensor, num_components: int, states: Tenso
     inside = values @ basis.reshape(kept, channels, voxels).double().square().sum(dim=2)
     residual = (total - inside) / (voxels * (count - 1 - kept))
     variances, text = values / count, None
-    if states is not None:
-        centre = states.double().mean(dim=0)
-        weight, errors = ridge_regression(states.double() - centre, vectors * values.sqrt())
+    if features is not None:
+        centre = features.double().mean(dim=0)
+        weight, errors = ridge_regression(features.double() - centre, vectors * values.sqrt())
         variances, turn = torch.linalg.eigh(errors.T @ errors / count)
         basis = turn.T.to(rows.dtype) @ basis
         weight = (weight @ turn).T
@@ -80,14 +87,14 @@ def principal_components(differences: Tensor, num_components: int, states: Tenso
     )
 
 
-def ridge_regression(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights [S, K] that predict targets [n, K] from states [n, S], and the errors [n, K].
+def ridge_regression(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights [F, K] that predict targets [n, K] from features [n, F], and the errors [n, K].
 
     The means of both are 0. The errors are those of each row by a regression on the others (leave-one-out); the penalty
-    is the one with the smallest mean square of these. States that are all 0 give weights of 0.
+    is the one with the smallest mean square of these. Features that are all 0 give weights of 0.
     """
-    count = len(states)
-    left, singular, right = torch.linalg.svd(states, full_matrices=False)
+    count = len(features)
+    left, singular, right = torch.linalg.svd(features, full_matrices=False)
     best, found = None, None
     for penalty in _PENALTIES * singular.square().mean().clamp(min=1e-12):
         shrink = singular / (singular.square() + penalty)
@@ -116,10 +123,10 @@ def linear_estimate(x: Tensor, signal: Tensor, mean: Tensor, components: Princip
     return estimate, _wide(error_share(signal, components))
 
 
-def mean_given_text(mean: Tensor, components: PrincipalComponents, state: Tensor) -> Tensor:
-    """Return the mean [C, D, H, W] as the mean state of a text [S] moves it; components.text must be known."""
+def mean_given_text(mean: Tensor, components: PrincipalComponents, text: Tensor) -> Tensor:
+    """Return the mean [C, D, H, W] as a text [num_tokens, S] moves it; the components must be those given texts."""
     assert components.text is not None
-    shift = components.text.weight @ state + components.text.offset
+    shift = components.text.weight @ text_features(text[None], components.kinds)[0] + components.text.offset
     return mean + torch.einsum("k,kcdhw->cdhw", shift, components.vectors)
 
 

@@ -16,9 +16,9 @@ a time (space to depth, Shi et al. 2016; D, H and W must then be divisible by p 
 network what the noise hides (after the preconditioning of Karras et al. 2022, table 1, here for x0 prediction under a
 variance-preserving schedule; `sigma_share` sets it for each channel), `add_condition` makes it predict the difference
 from its condition, `mean_volume` the difference from the mean training volume, which it is given, `num_components` the
-difference from a linear estimate by the principal components of the training volumes, and `pooled_text`
-adds the mean state of the text to the time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first
-attention to the text.
+difference from a linear estimate by the principal components of the training volumes and the text (which
+`num_text_kinds` reads by kinds of token states), and `pooled_text` adds the mean state of the text to the
+time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first attention to the text.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from medsyn.models.blocks import (
 )
 from medsyn.models.fast.context import autocast_off
 from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate
+from medsyn.models.text_features import TokenKinds, mean_state, text_features
 
 KERNEL_2D = (1, 3, 3)
 KERNEL_3D = (3, 3, 3)
@@ -126,7 +127,10 @@ class UNet(nn.Module):
         self.register_buffer("data_variances", torch.ones(count) if count else None)
         self.register_buffer("data_residual_variance", torch.ones(channels) if count else None)
         reads = cond_dim if count else None
-        self.register_buffer("data_text_weight", torch.zeros(count, reads) if reads else None)
+        kinds = config.num_text_kinds
+        self.register_buffer("data_kinds_weight", torch.zeros(kinds, reads) if reads and kinds else None)
+        self.register_buffer("data_kinds_bias", torch.zeros(kinds) if reads and kinds else None)
+        self.register_buffer("data_text_weight", torch.zeros(count, kinds or reads) if reads else None)
         self.register_buffer("data_text_offset", torch.zeros(count) if reads else None)
         voxels = config.patch_size**3
         self.init_conv = nn.Conv3d((channels + self.known_channels) * voxels, dim, kernel, padding=kernel // 2)
@@ -217,14 +221,22 @@ class UNet(nn.Module):
     def text_coefficients(self, text: Tensor | None) -> Tensor | None:
         """Return how far a text [B, num_tokens, cond_dim] moves the mean along each component [B, K].
 
-        None without components.
+        With `num_text_kinds` the null text moves nothing. None without components.
         """
         if self.data_text_weight is None or text is None:
             return None
         with autocast_off(text):
-            return F.linear(
-                mean_state(text).to(self.data_text_weight.dtype), self.data_text_weight, self.data_text_offset
-            )
+            features = text_features(text.to(self.data_text_weight.dtype), self._kinds)
+            moved = F.linear(features, self.data_text_weight, self.data_text_offset)
+        if self._kinds is None:
+            return moved
+        return moved * (text != self.null_cond_emb).flatten(start_dim=1).any(dim=1, keepdim=True)
+
+    @property
+    def _kinds(self) -> TokenKinds | None:
+        if self.data_kinds_weight is None:
+            return None
+        return TokenKinds(self.data_kinds_weight, self.data_kinds_bias)
 
     def text_shift(self, coefficients: Tensor | None, tau: Tensor) -> Tensor | None:
         """Return how far such a shift of the mean moves the linear estimate [B, C, D, H, W] at times tau [B] or [1]."""
@@ -272,6 +284,8 @@ class UNet(nn.Module):
             self.data_variances, self.data_residual_variance = components.variances, components.residual_variance
             if components.text is not None:
                 self.data_text_weight, self.data_text_offset = components.text.weight, components.text.offset
+            if components.kinds is not None:
+                self.data_kinds_weight, self.data_kinds_bias = components.kinds.weight, components.kinds.bias
 
     def estimate(self, x: Tensor, tau: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the estimate of x0 before the network [B, C, D, H, W] and the factor of the network's output.
@@ -305,14 +319,6 @@ def add(known: Tensor | None, output: Tensor, scale: Tensor | None = None) -> Te
     """Return known + scale output, without what is None."""
     output = output if scale is None else scale * output
     return output if known is None else known + output
-
-
-def mean_state(text: Tensor) -> Tensor:
-    """Return the mean state [B, cond_dim] of text [B, num_tokens, cond_dim].
-
-    Tokens whose states are all zero, which mark padding, are left out of the mean.
-    """
-    return text.sum(dim=1) / text.any(dim=-1).sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def join_condition(condition: Tensor | None, x: Tensor) -> Tensor:

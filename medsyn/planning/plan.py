@@ -3,8 +3,8 @@
 A training run keeps its batch size: a smaller micro batch means more accumulation. The optimisation stays the same up
 to rounding, except where networks normalise over a micro batch (docs/baselines.md). Preferred in this order:
 no activation checkpointing (it costs about a third more time), the largest micro batch, the configured precision;
-float32 gives way to bfloat16 only where nothing else fits. Sampling is not tiled: one whole volume in 16 bits is its
-smallest need.
+float32 gives way to bfloat16 only where nothing else fits. Sampling is counted as configured, whole
+unless `sampling.tile` is a number; no slabs are proposed, because `tile: auto` chooses them when it samples.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ class Sampling:
 def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) -> tuple[Need, Need]:
     """Count sampling `batch_size` volumes with given channels (Table V): low resolution, super-resolution.
 
-    Both networks and the language model stay on the device; the second resolution is sampled one volume at a time.
+    Both networks and the language model stay on the device; the second resolution is sampled one volume at a time,
+    whole unless `tile` is a number.
     """
     live = LiveBytes()
     low_net, high_net = (build_on_meta(build, live) for build in (sampling.low_res, sampling.super_res))
@@ -54,6 +55,7 @@ def count_sampling(sampling: Sampling, config: SamplingConfig, batch_size: int) 
         for network in (low_net, high_net):
             network.eval()
             network.set_precision(DTYPES[config.precision])
+        high_net.slab_slices = config.tile if isinstance(config.tile, int) else None
         weights = live.restart()
         fixed = torch.empty(batch_size, low_net.channels, *sampling.size, device=META)
         text = None if sampling.text is None else torch.empty(batch_size, *sampling.text, device=META)

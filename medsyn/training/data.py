@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_json
 from medsyn.models.channels import to_channel
 from medsyn.models.linear_estimate import PrincipalComponents, error_share, principal_components
-from medsyn.models.unet import mean_state
+from medsyn.models.text_features import mean_state, text_features, token_kinds
 from medsyn.provenance import hash_json
 from medsyn.tensors import check_tensors, read_metadata
 from medsyn.training.augment import NUM_UNIFORM, Sampling, random_affine
@@ -42,7 +43,7 @@ _IN_MEMORY_BYTES = 2 << 30
 _VOXEL_BYTES = 3  # HU and label
 _MOST_CROPS = 64  # of super-resolution volumes whose deviations are measured
 _LEAST_DEVIATION = 1e-3
-_KEY_SAMPLE = 1  # first part of the seeds of this module, apart from those of sampling
+_KEY_SAMPLE, _KEY_KINDS = 1, 6  # first parts of the seeds of this module, apart from those of sampling
 
 
 class Store:
@@ -278,32 +279,35 @@ class TrainingData:
             )
         return found
 
+    @cached_property
+    def mean_text_state(self) -> Tensor:
+        """Mean state [hidden] of the texts of at most MAX_COMPONENTS + 2 evenly chosen volumes."""
+        return torch.stack([mean_state(self._sections(i)).mean(dim=0) for i in self._sample_of_volumes()]).mean(dim=0)
+
     def components_of(self, indices: Sequence[int], num_components: int) -> PrincipalComponents:
         """Return the principal components of some volumes, given their texts where there are embeddings."""
         volumes = torch.empty(len(indices), len(self.stage.channels), *self.size)
         for place, index in enumerate(indices):
             volumes[place] = self.clean(index)
         volumes -= volumes.mean(dim=0)
-        states = None if self.embeddings is None else self.mean_states(indices)
-        return principal_components(volumes, num_components, states)
-
-    def mean_states(self, indices: Sequence[int]) -> Tensor:
-        """Return the mean states [n, hidden] of some volumes' texts, each a mean over the sections of the report."""
-        return torch.stack([self._mean_state(self.rows[index]) for index in indices])
-
-    @cached_property
-    def mean_text_state(self) -> Tensor:
-        """Mean state [hidden] of the texts of at most MAX_COMPONENTS + 2 evenly chosen volumes."""
-        return self.mean_states(self._sample_of_volumes()).mean(dim=0)
+        if self.embeddings is None:
+            return principal_components(volumes, num_components)
+        texts, kinds = [self._sections(index) for index in indices], None
+        if count := self.stage.unet.num_text_kinds:
+            tokens = torch.cat([text[text.any(dim=-1)] for text in texts])
+            kinds = token_kinds(tokens, count, seeded(_KEY_KINDS, self.stage.train.seed))
+        features = torch.stack([text_features(text, kinds).mean(dim=0) for text in texts])
+        return replace(principal_components(volumes, num_components, features), kinds=kinds)
 
     def _sample_of_volumes(self) -> list[int]:
         count = min(len(self.store), MAX_COMPONENTS + 2)
         return [index * len(self.store) // count for index in range(count)]
 
-    def _mean_state(self, row: int) -> Tensor:
+    def _sections(self, index: int) -> Tensor:
+        """Return the states (sections, num_tokens, hidden) of all sections of volume `index`'s report."""
         assert self.embeddings is not None
-        sections = range(self.embeddings.num_sections(row))
-        return mean_state(torch.stack([self.embeddings.states(row, k) for k in sections])).mean(dim=0)
+        row = self.rows[index]
+        return torch.stack([self.embeddings.states(row, k) for k in range(self.embeddings.num_sections(row))])
 
     @cached_property
     def deviations(self) -> Tensor:

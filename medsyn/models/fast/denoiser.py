@@ -30,7 +30,8 @@ def prepared_denoiser(
     """
     given: dict[str, object] = {}
     if condition is not None:
-        given["condition"] = network.prepare_condition(condition)
+        whole = network.slab_slices is None  # in slabs its features are not kept from step to step
+        given["condition"] = network.prepare_condition(condition) if whole else condition
     if network.null_cond_emb is not None:
         null = network.null_cond_emb if null is None else null
         if text is None:

@@ -6,16 +6,18 @@ forward pass takes what a sampled volume needs once (`prepare_condition`, `prepa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medsyn.models.blocks import KeysValues, ResBlock
 from medsyn.models.fast.blocks import repeated, res_block
 from medsyn.models.fast.context import NormForm
 from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
+from medsyn.models.fast.slabs import convolve_in_slabs, in_slabs, res_block_in_slabs
 from medsyn.models.unet import Level, UNet, add, from_patches, join_condition, to_patches
 
 
@@ -73,6 +75,9 @@ class FastUNet(UNet):
     """How norms are computed; "fused" and "separate" are for comparisons."""
     activation_checkpointing = False
     """Keep only the inputs of the ResBlocks for the backward pass, which computes the rest again (Chen et al. 2016)."""
+
+    slab_slices: int | None = None
+    """Without gradients, compute every layer in slabs of so many slices (`medsyn.models.fast.slabs`); None: whole."""
 
     def forward(
         self,
@@ -138,15 +143,18 @@ class FastUNet(UNet):
         time = self._time(tau)
         if isinstance(condition, PreparedCondition):
             x = convolve_last(self.init_conv, self._patches(x)) + condition.features
+        elif (slices := self._slices) is not None:
+            parts = [self._patches(part) for part in (condition, x) if part is not None]
+            x = convolve_in_slabs(self.init_conv, torch.cat(parts, dim=1), slices)
         else:
             x = convolve(self.init_conv, self._patches(join_condition(condition, x)))
         first, skips = x, []
         for level in self.downs:
             assert isinstance(level, Level)
             skip = self._block(level.second, self._block(level.first, x, time), time)
-            x = self._block(level.solid, level.resample(skip), time)
+            x = self._block(level.solid, self._map(level.resample, skip), time)
             skips.append(skip)
-        x = self.attention(self._block(self.bottom_in, x, time), self.bottom[0].norm)
+        x = self._attend(self._block(self.bottom_in, x, time), self.bottom[0])
         return Trunk(x, time, skips, first)
 
     def _time(self, tau: Tensor) -> Tensor:
@@ -169,31 +177,53 @@ class FastUNet(UNet):
             time = time + text.pooled
         for i, block in enumerate(self.bottom):
             if i > 0:
-                x = self.attention(x, block.norm)
+                x = self._attend(x, block)
             if text.keys:
-                x = block.cross_attention.attend(x, text.keys[i])  # type: ignore[operator, union-attr]
+                x = self._attend_to_text(x, block, text.keys[i])
             x = self._block(block.solid, x, time)  # type: ignore[arg-type]
         x = self._block(self.bottom_out, x, time)
         for level in self.ups:
             assert isinstance(level, Level)
-            x = self._up(level, x, skips.pop(), time)
-        x = convolve_in_float32(self.to_volume, self._block(self.head, x, skip=trunk.first))
+            x = self._block(level.first, x, time, skips.pop())
+            x = self._up(level, x, time)
+        x = self._map(self._last, self._block(self.head, x, skip=trunk.first))
         return from_patches(x, self.config.patch_size)
 
-    def _up(self, level: Level, x: Tensor, skip: Tensor, time: Tensor) -> Tensor:
-        x = self._block(level.first, x, time, skip)
+    def _up(self, level: Level, x: Tensor, time: Tensor) -> Tensor:
+        """Compute a level of the up path after its first block."""
         if self.config.up_order == "A":
-            return self._block(level.solid, self._block(level.second, level.resample(x), time), time)
-        resampled: Tensor = level.resample(self._block(level.solid, self._block(level.second, x, time), time))
-        return resampled
+            return self._block(level.solid, self._block(level.second, self._map(level.resample, x), time), time)
+        return self._map(level.resample, self._block(level.solid, self._block(level.second, x, time), time))
 
     def _block(self, block: ResBlock, x: Tensor, time: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        if (slices := self._slices) is not None:
+            return res_block_in_slabs(block, x, time, skip, slices)
         if self.activation_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(
                 res_block, block, x, time, skip, self.norm, use_reentrant=False, preserve_rng_state=False
             )
             return result
         return res_block(block, x, time, skip, self.norm)
+
+    def _attend(self, x: Tensor, block: nn.Module) -> Tensor:
+        return self._map(lambda part: self.attention(part, block.norm), x)
+
+    def _attend_to_text(self, x: Tensor, block: nn.Module, keys: KeysValues) -> Tensor:
+        return self._map(lambda part: block.cross_attention.attend(part, keys), x)  # type: ignore[operator, union-attr]
+
+    def _last(self, x: Tensor) -> Tensor:
+        return convolve_in_float32(self.to_volume, x)
+
+    def _map(self, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return layer(x) for a layer that treats every slice alone."""
+        return layer(x) if (slices := self._slices) is None else in_slabs(layer, x, slices)
+
+    @property
+    def _slices(self) -> int | None:
+        """Slices of patches in a slab, None with gradients."""
+        if self.slab_slices is None or torch.is_grad_enabled():
+            return None
+        return -(-self.slab_slices // self.config.patch_size)
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Convert the weights for sampling; what is known of the training volumes stays float32."""
