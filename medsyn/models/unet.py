@@ -230,7 +230,8 @@ class UNet(nn.Module):
             moved = F.linear(features, self.data_text_weight, self.data_text_offset)
         if self._kinds is None:
             return moved
-        return moved * (text != self.null_cond_emb).flatten(start_dim=1).any(dim=1, keepdim=True)
+        assert self.null_cond_emb is not None
+        return moved * text.ne(self.null_cond_emb).flatten(start_dim=1).any(dim=1, keepdim=True)
 
     @property
     def _kinds(self) -> TokenKinds | None:
