@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_NUM_STEPS = 20  # of k-means
+_NUM_STEPS = 20  # of k-means, which is written here because training needs no package that has one
 _MOST_TOKENS = 50_000  # that k-means reads
 _LEAST_SQUARE = 1e-6
 
