@@ -10,7 +10,7 @@ from medsyn.models.linear_estimate import PrincipalComponents, TextRegression, p
 from medsyn.models.text_features import TokenKinds, text_features, token_kinds
 
 NUM_KINDS = 256
-WORDS = 8 * torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+WORDS = (8 * torch.randn(300, 16, generator=torch.Generator().manual_seed(0))).round()  # sums of them are exact
 
 
 def generator():
