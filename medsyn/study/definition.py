@@ -148,9 +148,13 @@ class KeyEntry(Section):
 
 
 class Key(Section):
-    """The key file: the SHA-256 of the study.json that it belongs to, and what each volume is."""
+    """The key file: the SHA-256 of the study.json that it belongs to, and what each volume is.
+
+    secret: what names and orders follow from, together with the seed.
+    """
 
     study: str = Field(pattern=r"^[0-9a-f]{64}$")
+    secret: str = ""
     volumes: Mapping[VolumeName, KeyEntry]
 
 
