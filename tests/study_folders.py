@@ -50,7 +50,7 @@ def write_study(
 
 def _noise(seed: int) -> Volume:
     shape = (6, 8, 10)
-    return Volume(np.random.default_rng(seed).integers(-1000, 400, shape).astype(np.int16), np.diag([4, 4, 4, 1.0]))
+    return Volume(np.random.default_rng(seed).integers(-1000, 400, shape).astype(np.int16), (4.0, 4.0, 4.0))
 
 
 def _item(index: int, names: Sequence[str]) -> dict[str, object]:

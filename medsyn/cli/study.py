@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from medsyn.cli import Verbs
+from medsyn.cli.study_server import add_server_verbs
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -17,11 +18,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     _add_prompts(group)
     _add_make(group)
-    _add_server_verbs(group)
-
-
-def _add_server_verbs(group: Verbs) -> None:
-    """Add serve, export, withdraw and backup."""
+    add_server_verbs(group)
 
 
 def _add_prompts(group: Verbs) -> None:

@@ -5,11 +5,14 @@ import { make, say } from "./elements.js";
 class Form {
   #history = [];
 
-  constructor(item, place, onChange) {
-    this.item = item;
-    this.onChange = onChange;
+  constructor(item, onChange, stage) {
+    Object.assign(this, { item, onChange, stage });
     this.value = this.empty;
-    place.replaceChildren(...this.build());
+  }
+
+  /** Put the form into an element. */
+  place(element) {
+    element.replaceChildren(...this.build());
   }
 
   get canUndo() {
@@ -78,11 +81,6 @@ export class Recognition extends Form {
 
 /** A rank for each CT: 1 is the best, CTs may share a rank. The value is a list of ranks, null where none is given. */
 export class Ranking extends Form {
-  constructor(item, place, onChange, stage) {
-    super(item, place, onChange);
-    this.stage = stage;
-  }
-
   get count() {
     return this.item.volumes.length;
   }

@@ -38,6 +38,7 @@ function showText(title, content, ...buttons) {
   const heading = make("h2", {}, title);
   byId("text").replaceChildren(heading, ...parts, make("div", { className: "buttons" }, ...buttons));
   byId("text").hidden = false;
+  scrollTo(0, 0);
   byId("text").focus();
   say(title);
 }
@@ -104,12 +105,14 @@ async function showItem(position) {
   byId("text").hidden = true;
   byId("item").hidden = false;
   byId("item").className = item.task;
+  scrollTo(0, 0);
   byId("pause-button").hidden = byId("help-button").hidden = false;
   open = { position, item, replaces: given?.submission ?? null, submission: crypto.randomUUID() };
   const here = open;
   showProgress(position);
   const Kind = item.task === "ranking" ? Ranking : Recognition;
-  open.form = new Kind(item, byId("choices"), changed, stage);
+  open.form = new Kind(item, changed, stage);
+  open.form.place(byId("choices"));
   restore(open.form, given, draft);
   byId("kind").textContent = item.practice ? "Practice: this answer is not counted" : "";
   byId("question").textContent = item.question;

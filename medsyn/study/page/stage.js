@@ -181,6 +181,7 @@ export class Stage {
     for (const viewer of this.viewers.slice(0, this.shown)) {
       const name = this.shown > 1 ? `CT ${viewer.letter}` : "CT";
       const value = viewer.valueAt(cross);
+      viewer.caption.textContent = this.shown > 1 ? name : "";
       viewer.canvas.setAttribute("aria-label", `${name}, ${VIEWS[main]} slice ${number} of ${size}`);
       if (value !== null) viewer.canvas.title = `${Math.round(value)} HU at the crosshair`;
     }

@@ -8,12 +8,10 @@ const OPTIONS = {
   interactive: false, // the mouse, touch and keys are those of stage.js
   isRadiologicalConvention: true,
   sagittalNoseLeft: true,
-  showAllOrientationMarkers: true,
-  crosshairColor: [0.36, 0.62, 0.86, 0.7],
-  crosshairWidthUnit: "pixels",
+  isOrientationTextVisible: false, // `Viewer.#letters` writes them where the crosshair does not hide them
+  crosshairColor: [0.36, 0.62, 0.86, 1],
+  crosshairWidthUnit: "mm",
   crosshairGap: 12,
-  fontColor: [0.78, 0.82, 0.86, 1],
-  fontMinPx: 12,
   backColor: [0, 0, 0, 1],
   loadingText: "",
   logLevel: "warn",
@@ -23,6 +21,8 @@ const OPTIONS = {
 
 const WIDE = [[0, 0, 0.66, 1], [0.66, 0, 0.34, 0.5], [0.66, 0.5, 0.34, 0.5]];
 const HIGH = [[0, 0, 1, 0.66], [0, 0.66, 0.5, 0.34], [0.5, 0.66, 0.5, 0.34]];
+const SIDES = [["R", "L", "A", "P"], ["R", "L", "S", "I"], ["A", "P", "S", "I"]]; // left, right, top, bottom of each view
+const LINE_PIXELS = 1.3;
 const SMALLEST = 260; // width in pixels below which only the main view is drawn
 
 export class Viewer {
@@ -32,6 +32,8 @@ export class Viewer {
     viewer.letter = letter;
     viewer.canvas = make("canvas", { tabIndex: 0, role: "img" });
     viewer.box = make("div", { className: "canvas" }, viewer.canvas);
+    viewer.sides = make("div", { className: "sides", ariaHidden: "true" });
+    viewer.box.append(viewer.sides);
     viewer.caption = make("figcaption");
     viewer.figure = make("figure", {}, viewer.box, viewer.caption);
     document.getElementById("viewers").append(viewer.figure);
@@ -61,6 +63,7 @@ export class Viewer {
 
   clear() {
     while (this.volume) this.nv.removeVolume(this.volume);
+    this.sides.replaceChildren();
   }
 
   /** Draw the state: crosshair as fractions, pan in mm and zoom, main view, crosshair lines. */
@@ -69,13 +72,37 @@ export class Viewer {
     const { scene, opts } = this.nv;
     scene.crosshairPos = [...state.cross];
     scene.pan2Dxyzmm = [...state.pan, state.zoom];
-    opts.crosshairWidth = state.lines ? 1 : 0;
+    opts.crosshairWidth = state.lines ? this.lineWidth ?? 1 : 0;
     const { clientWidth: width, clientHeight: height } = this.box;
     const views = [state.main, ...[0, 1, 2].filter((view) => view !== state.main)];
     this.nv.customLayout = width < SMALLEST
       ? [{ sliceType: state.main, position: [0, 0, 1, 1] }]
       : (width > height ? WIDE : HIGH).map((position, place) => ({ sliceType: views[place], position }));
     this.nv.drawScene();
+    const tile = this.nv.screenSlices[0];
+    if (tile && state.lines) this.#setLineWidth((LINE_PIXELS * tile.fovMM[0]) / tile.leftTopWidthHeight[2]);
+    this.#letters();
+  }
+
+  /** Set the width of the crosshair's lines in mm, so that they stay thin when the size or the zoom changes. */
+  #setLineWidth(millimetres) {
+    if (Math.abs(millimetres / (this.lineWidth ?? Infinity) - 1) < 0.1) return;
+    this.lineWidth = millimetres;
+    this.nv.setCrosshairWidth(millimetres);
+  }
+
+  /** Write the letters of the patient's sides at the edges of each view. */
+  #letters() {
+    const scale = this.canvas.width / this.canvas.clientWidth;
+    this.sides.replaceChildren(...this.nv.screenSlices.flatMap(({ axCorSag, leftTopWidthHeight }) => {
+      const [left, top, width, height] = leftTopWidthHeight.map((value) => value / scale);
+      const places = [[left, top + height / 2], [left + width, top + height / 2], [left + width / 2, top], [left + width / 2, top + height]];
+      return places.map(([x, y], side) => {
+        const letter = make("span", { className: ["left", "right", "top", "bottom"][side] }, SIDES[axCorSag][side]);
+        Object.assign(letter.style, { left: `${x}px`, top: `${y}px` });
+        return letter;
+      });
+    }));
   }
 
   /** Set the window in HU; slower than drawing, because NiiVue maps the whole volume to grey values again. */
