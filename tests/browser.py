@@ -1,4 +1,4 @@
-"""Chromium without a screen, driven by selenium, for the tests of pages that draw with WebGL; skips where it is absent."""
+"""Drive Chromium without a screen by selenium, for pages that draw with WebGL; tests skip where it is absent."""
 
 from __future__ import annotations
 

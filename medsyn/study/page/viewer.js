@@ -8,10 +8,8 @@ const OPTIONS = {
   interactive: false, // the mouse, touch and keys are those of stage.js
   isRadiologicalConvention: true,
   sagittalNoseLeft: true,
-  isOrientationTextVisible: false, // `Viewer.#letters` writes them where the crosshair does not hide them
-  crosshairColor: [0.36, 0.62, 0.86, 1],
-  crosshairWidthUnit: "mm",
-  crosshairGap: 12,
+  isOrientationTextVisible: false, // `Viewer.#marks` writes letters that no line hides
+  crosshairWidth: 0, // `Viewer.#marks` draws thin lines
   backColor: [0, 0, 0, 1],
   loadingText: "",
   logLevel: "warn",
@@ -22,8 +20,15 @@ const OPTIONS = {
 const WIDE = [[0, 0, 0.66, 1], [0.66, 0, 0.34, 0.5], [0.66, 0.5, 0.34, 0.5]];
 const HIGH = [[0, 0, 1, 0.66], [0, 0.66, 0.5, 0.34], [0.5, 0.66, 0.5, 0.34]];
 const SIDES = [["R", "L", "A", "P"], ["R", "L", "S", "I"], ["A", "P", "S", "I"]]; // left, right, top, bottom of each view
-const LINE_PIXELS = 1.3;
+const GAP = 10; // pixels around the centre of the crosshair that its lines leave free
 const SMALLEST = 260; // width in pixels below which only the main view is drawn
+
+/** Return an element at a place given in pixels. */
+function mark(tag, className, place, text = "") {
+  const element = make(tag, { className }, text);
+  for (const [name, value] of Object.entries(place)) element.style[name] = `${Math.max(0, value)}px`;
+  return element;
+}
 
 export class Viewer {
   /** Return a viewer in a new figure. A browser without WebGL 2 is an error. */
@@ -69,39 +74,32 @@ export class Viewer {
   /** Draw the state: crosshair as fractions, pan in mm and zoom, main view, crosshair lines. */
   draw(state) {
     if (!this.volume) return;
-    const { scene, opts } = this.nv;
+    const { scene } = this.nv;
     scene.crosshairPos = [...state.cross];
     scene.pan2Dxyzmm = [...state.pan, state.zoom];
-    opts.crosshairWidth = state.lines ? this.lineWidth ?? 1 : 0;
     const { clientWidth: width, clientHeight: height } = this.box;
     const views = [state.main, ...[0, 1, 2].filter((view) => view !== state.main)];
     this.nv.customLayout = width < SMALLEST
       ? [{ sliceType: state.main, position: [0, 0, 1, 1] }]
       : (width > height ? WIDE : HIGH).map((position, place) => ({ sliceType: views[place], position }));
     this.nv.drawScene();
-    const tile = this.nv.screenSlices[0];
-    if (tile && state.lines) this.#setLineWidth((LINE_PIXELS * tile.fovMM[0]) / tile.leftTopWidthHeight[2]);
-    this.#letters();
+    this.#marks(state);
   }
 
-  /** Set the width of the crosshair's lines in mm, so that they stay thin when the size or the zoom changes. */
-  #setLineWidth(millimetres) {
-    if (Math.abs(millimetres / (this.lineWidth ?? Infinity) - 1) < 0.1) return;
-    this.lineWidth = millimetres;
-    this.nv.setCrosshairWidth(millimetres);
-  }
-
-  /** Write the letters of the patient's sides at the edges of each view. */
-  #letters() {
+  /** Write the letters of the patient's sides at the edges of each view, and draw the lines of the crosshair. */
+  #marks({ cross, lines }) {
     const scale = this.canvas.width / this.canvas.clientWidth;
-    this.sides.replaceChildren(...this.nv.screenSlices.flatMap(({ axCorSag, leftTopWidthHeight }) => {
+    this.sides.replaceChildren(...this.nv.screenSlices.flatMap(({ axCorSag: view, leftTopWidthHeight }) => {
       const [left, top, width, height] = leftTopWidthHeight.map((value) => value / scale);
       const places = [[left, top + height / 2], [left + width, top + height / 2], [left + width / 2, top], [left + width / 2, top + height]];
-      return places.map(([x, y], side) => {
-        const letter = make("span", { className: ["left", "right", "top", "bottom"][side] }, SIDES[axCorSag][side]);
-        Object.assign(letter.style, { left: `${x}px`, top: `${y}px` });
-        return letter;
-      });
+      const letters = places.map(([x, y], side) => mark("span", ["left", "right", "top", "bottom"][side], { left: x, top: y }, SIDES[view][side]));
+      const hit = lines && this.nv.frac2canvasPosWithTile(cross, view);
+      if (!hit) return letters;
+      const [x, y] = [hit.pos[0] / scale, hit.pos[1] / scale];
+      const across = [[left, x - GAP], [x + GAP, left + width]].map(([from, to]) => ({ left: from, top: y, width: to - from, height: 1 }));
+      const down = [[top, y - GAP], [y + GAP, top + height]].map(([from, to]) => ({ left: x, top: from, width: 1, height: to - from }));
+      const visible = [...(y > top && y < top + height ? across : []), ...(x > left && x < left + width ? down : [])];
+      return [...visible.map((place) => mark("i", "", place)), ...letters];
     }));
   }
 
