@@ -25,7 +25,7 @@ SHARED = "medsyn/*.py"
 SHARED_LINE = "Files, volumes, names, layout, registry, device: what every room uses."
 FLOORS: Mapping[str, tuple[str, ...]] = {
     "command line": ("cli",),
-    "stages": ("report", "exhibits", "methods", "planning", "stages"),
+    "stages": ("report", "exhibits", "study", "viewer", "methods", "planning", "stages"),
     "domain": ("cohort", "text", "training", "evaluate", "ct", "masks", "phantom", "models", "diffusion"),
     "settings": ("config",),
     "shared": (SHARED,),

@@ -137,6 +137,14 @@ class Layout:
         """Return the provenance of that table."""
         return f"{self.root}/diagnostics/{method}.json"
 
+    def study(self) -> str:
+        """Return the folder of the reader study; its key lies beside it."""
+        return f"{self.root}/study/blind"
+
+    def study_key(self) -> str:
+        """Return the key of the reader study, which is not given to readers."""
+        return f"{self.root}/study/blind.key.json"
+
     # --- what people read ---
 
     def table(self, name: str) -> str:

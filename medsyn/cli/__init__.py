@@ -51,10 +51,22 @@ def table_and_json(args: argparse.Namespace) -> Outputs:
 
 
 class Verbs:
-    """Collects verbs; every verb gets --quiet and --progress."""
+    """Collects verbs; every verb gets --quiet and --progress. group: the word before the verbs, such as "study"."""
 
-    def __init__(self, subparsers: Any) -> None:
+    def __init__(self, subparsers: Any, group: str = "") -> None:
         self._subparsers = subparsers
+        self._prefix = f"{group} " if group else ""
+
+    def group(self, name: str, *, summary: str, example: str) -> Verbs:
+        """Add a word that stands before verbs of its own, as in `medsyn study make`, and return these verbs."""
+        parser = self._subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return Verbs(parser.add_subparsers(required=True, metavar="VERB"), name)
 
     def add(
         self,
@@ -81,7 +93,7 @@ class Verbs:
         parser.add_argument("--progress", action="store_true", help="draw progress bars even if stderr is no terminal")
         if outputs is not None:
             parser.add_argument("--force", action="store_true", help="replace outputs that this verb did not write")
-        parser.set_defaults(run=run, outputs=outputs)
+        parser.set_defaults(run=run, outputs=outputs, verb=f"{self._prefix}{name}")
         return parser
 
 
@@ -119,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         planning,
         quality,
         settings,
+        study,
         text,
         weights,
     )
@@ -134,7 +147,10 @@ def build_parser() -> argparse.ArgumentParser:
         " exhibits, mask tools or solvers (before the verb; repeat for more)",
     )
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, planning, phantom, manifest, data, quality, text, model, evaluation, exhibits, weights):
+    for group in (
+        *(settings, planning, phantom, manifest, data, quality, text, model, evaluation, exhibits, study),
+        weights,
+    ):
         group.add_verbs(verbs)
     return parser
 

@@ -44,7 +44,9 @@ from medsyn.config.stages import (
     prompts_stage,
     stage_configs,
     stage_texts,
+    study_stage,
 )
+from medsyn.config.study import StudyConfig, StudyStage
 from medsyn.config.text import LongReports, ReportSection, TextConfig, TextEncoderConfig
 from medsyn.config.volumes import MasksConfig, PreprocessConfig
 
@@ -81,6 +83,8 @@ __all__ = [
     "SamplingStage",
     "Section",
     "StageModelConfig",
+    "StudyConfig",
+    "StudyStage",
     "SuperResConfig",
     "TextConfig",
     "TextEncoderConfig",
@@ -93,5 +97,6 @@ __all__ = [
     "prompts_stage",
     "stage_configs",
     "stage_texts",
+    "study_stage",
     "validate",
 ]

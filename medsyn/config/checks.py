@@ -14,6 +14,7 @@ import yaml
 
 from medsyn.config.methods import MedSynConfig
 from medsyn.config.section import unique
+from medsyn.layout import REAL
 from medsyn.registry import METHODS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def check_config(config: Config) -> None:
     _check_grids(config)
     _check_trainings(config)
     _check_evaluation(config)
+    _check_study(config)
 
 
 def _check_cohort(config: Config) -> None:
@@ -184,6 +186,33 @@ def _check_evaluation(config: Config) -> None:
                     f"evaluation.{key}.findings: '{finding}' is not a label of `medsyn label`; expected out of"
                     f" {', '.join(known)}"
                 )
+
+
+def _check_study(config: Config) -> None:
+    study = config.study
+    for name in study.folders:
+        if name == REAL or name in config.methods:
+            raise ValueError(f"study.folders.{name}: is the name of a method already; choose another")
+    unique(
+        "study.folders.*.label",
+        [*(m.label for m in config.methods.values()), *(f.label for f in study.folders.values())],
+    )
+    known = {**config.methods, **study.folders}
+    method = study.recognition.method
+    for key, names in (
+        ("ranking.methods", study.ranking.methods or ()),
+        ("recognition.method", [method] if method else []),
+    ):
+        for name in names:
+            if name not in known and not (name == REAL and key == "ranking.methods"):
+                raise ValueError(
+                    f"study.{key}: '{name}' is neither a method nor a folder of the study; expected out of"
+                    f" {', '.join([REAL, *known])}"
+                )
+    if method not in study.folders and (
+        missing := [c for c in study.recognition.cases if c not in study.recognition.prompts]
+    ):
+        raise ValueError(f"study.recognition.prompts: has no text for '{missing[0]}', which cases names; add one")
 
 
 def _num_processes(config: Config) -> int:

@@ -14,6 +14,7 @@ from medsyn.config.methods import AnyKind, MethodConfig
 from medsyn.config.networks import LowResConfig, SuperResConfig
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import Name, PathText, ResultsDir, Section, Seed
+from medsyn.config.study import StudyConfig
 from medsyn.config.text import TextConfig
 from medsyn.config.volumes import MasksConfig, PreprocessConfig
 
@@ -50,6 +51,7 @@ class Config(Section):
     )
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
+    study: StudyConfig = StudyConfig()
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="before")

@@ -24,9 +24,11 @@ from medsyn.config.experiment import Config
 from medsyn.config.networks import DenoiserTrainConfig, Reduction, UNetConfig, check_balance
 from medsyn.config.sampling import SamplingConfig
 from medsyn.config.section import Count, PathText, Registered, Section
+from medsyn.config.study import StudyConfig, StudyStage
 from medsyn.config.text import ReportSection, TextEncoderConfig, TextInputs
 from medsyn.config.volumes import PreprocessConfig
 from medsyn.errors import InputError
+from medsyn.layout import REAL
 from medsyn.registry import METHODS
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -122,6 +124,7 @@ def stage_configs(config: Config) -> dict[str, Section]:
         "augmentation": AugmentationStage(augmentation=evaluation.augmentation, window_hu=window_hu),
         "evaluation": evaluation,
         "prompts": prompts_stage(evaluation),
+        "study": study_stage(config),
     }
     for name, encoder in config.text.encoders.items():
         stages[f"text_{name}"] = TextEncoderStage(**_fields(TextInputs, config.text), encoder=encoder)
@@ -142,6 +145,21 @@ def prompts_stage(evaluation: EvaluationConfig) -> PromptsStage:
         augmentation_findings=augmentation.findings,
         num_reports_per_class=augmentation.num_reports_per_class,
     )
+
+
+def study_stage(config: Config) -> StudyStage:
+    """Return the settings of the reader study, with the names of what it shows."""
+    study = config.study
+    paper = [name for name, entry in config.methods.items() if entry.kind in ("hagan", "medical_diffusion")]
+    ranked = study.ranking.methods or (REAL, config.reference, *paper)
+    shown = study.recognition.method or config.reference
+    settings = _fields(StudyConfig, study) | {
+        "ranking": study.ranking.model_copy(update={"methods": ranked}),
+        "recognition": study.recognition.model_copy(update={"method": shown}),
+    }
+    labels = {name: entry.label for name, entry in (*config.methods.items(), *study.folders.items())}
+    methods = {name: label for name, label in labels.items() if name in (*ranked, shown)}
+    return StudyStage(**settings, reference=config.reference, methods=methods, preprocess=config.preprocess)
 
 
 def stage_texts(config: Config) -> dict[str, str]:
