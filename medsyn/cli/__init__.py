@@ -120,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         quality,
         settings,
         text,
+        viewing,
         weights,
     )
 
@@ -134,7 +135,20 @@ def build_parser() -> argparse.ArgumentParser:
         " exhibits, mask tools or solvers (before the verb; repeat for more)",
     )
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
-    for group in (settings, planning, phantom, manifest, data, quality, text, model, evaluation, exhibits, weights):
+    for group in (
+        settings,
+        planning,
+        phantom,
+        manifest,
+        data,
+        quality,
+        text,
+        model,
+        evaluation,
+        exhibits,
+        viewing,
+        weights,
+    ):
         group.add_verbs(verbs)
     return parser
 
