@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from medsyn.cli import Verbs
@@ -30,6 +29,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _view(args: argparse.Namespace) -> None:
+    from medsyn.progress import log
     from medsyn.viewer.cases import choose, find_cases
     from medsyn.viewer.page import write_page
 
@@ -37,7 +37,7 @@ def _view(args: argparse.Namespace) -> None:
         raise InputError(f"--num {args.num}, --max-mb {args.max_mb:g}: expected positive numbers; raise them")
     cases = find_cases(args.paths, masks=args.masks, measures=args.measures, cohort=args.cohort)
     chosen = choose(cases, args.num)
-    out, log = Path(args.out), logging.getLogger("medsyn")
+    out = Path(args.out)
     notes = write_page(out, chosen, title="MedSyn viewer", left_out=len(cases) - len(chosen), max_mb=args.max_mb)
     for note in notes:
         log.warning("%s", note)

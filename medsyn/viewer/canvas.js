@@ -32,6 +32,7 @@ const medsynViewer = (() => {
     isRadiologicalConvention: true,
     sagittalNoseLeft: true,
     isOrientationTextVisible: true,
+    isCornerOrientationText: true,
     isNearestInterpolation: false,
     multiplanarShowRender: 0,
     dragAndDropEnabled: false,
@@ -40,8 +41,8 @@ const medsynViewer = (() => {
     backColor: [0, 0, 0, 1],
     fontColor: [0.85, 0.85, 0.85, 1],
     crosshairColor: [0.3, 0.75, 1, 0.6],
-    crosshairWidth: 1,
-    crosshairWidthUnit: "voxels",
+    crosshairWidth: 0.7,
+    crosshairWidthUnit: "mm",
     crosshairGap: 8,
     windowingGainFactor: 2,
     // left: crosshair; with Shift or the middle button: pan; right: window
@@ -169,7 +170,7 @@ const medsynViewer = (() => {
 
     setCrosshair(on) {
       this.crosshair = on;
-      this.nv.setCrosshairWidth(on ? 1 : 0);
+      this.nv.setCrosshairWidth(on ? OPTIONS.crosshairWidth : 0);
       this.changed();
     }
 
