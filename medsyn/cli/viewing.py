@@ -18,8 +18,9 @@ def add_verbs(verbs: Verbs) -> None:
         example="medsyn view results --out viewer.html",
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="results folder of a run, folder of volumes, or a volume"
+        "paths", nargs="*", type=Path, metavar="PATH", help="results folder of a run, folder of volumes, or a volume"
     )
+    parser.add_argument("--volumes", nargs="+", type=Path, default=[], metavar="DIR", help="further paths")
     parser.add_argument("--masks", nargs="+", type=Path, default=[], metavar="DIR", help="folders of `medsyn segment`")
     parser.add_argument("--measures", nargs="+", type=Path, default=[], metavar="FILE", help="CSVs of `medsyn measure`")
     parser.add_argument("--cohort", type=Path, help="cohort.csv: reports of real CTs; those of training are left out")
@@ -35,7 +36,10 @@ def _view(args: argparse.Namespace) -> None:
 
     if args.num < 1 or not args.max_mb > 0:
         raise InputError(f"--num {args.num}, --max-mb {args.max_mb:g}: expected positive numbers; raise them")
-    cases = find_cases(args.paths, masks=args.masks, measures=args.measures, cohort=args.cohort)
+    paths = [*args.paths, *args.volumes]
+    if not paths:
+        raise InputError("nothing to show; name a results folder, a folder of volumes, or a volume")
+    cases = find_cases(paths, masks=args.masks, measures=args.measures, cohort=args.cohort)
     chosen = choose(cases, args.num)
     out = Path(args.out)
     notes = write_page(out, chosen, title="MedSyn viewer", left_out=len(cases) - len(chosen), max_mb=args.max_mb)

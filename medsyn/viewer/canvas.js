@@ -106,17 +106,17 @@ const medsynViewer = (() => {
         ...Object.entries(masks).map(([name, bytes]) => load(bytes, name)),
       ]);
       if (turn !== this.turn) return false;
-      while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0);
       ct.colormap = "gray";
       [ct.cal_min, ct.cal_max] = limits(this.window);
-      this.nv.addVolume(ct);
       this.layers = {};
       Object.keys(masks).forEach((name, k) => {
         layers[k].setColormapLabel(labelColours(name));
         layers[k].opacity = this.shownOpacity(name);
-        this.nv.addVolume(layers[k]);
-        this.layers[name] = this.nv.volumes.length - 1;
+        this.layers[name] = k + 1;
       });
+      this.nv.volumes = [ct, ...layers]; // at once: addVolume would draw everything again for each
+      this.nv.back = ct;
+      this.nv.overlays = layers;
       this.nv.opts.isOrientationTextVisible = oriented;
       this.nv.updateGLVolume();
       this.reset(false);
