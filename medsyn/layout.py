@@ -159,6 +159,10 @@ class Layout:
         """Return a figure, such as figure3."""
         return f"{self.root}/eval/figures/{name}.png"
 
+    def viewer(self) -> str:
+        """Return the HTML page that shows some of the run's volumes."""
+        return f"{self.root}/viewer.html"
+
     def report(self) -> str:
         """Return the HTML page about the whole run."""
         return f"{self.root}/report.html"

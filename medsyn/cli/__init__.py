@@ -133,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         settings,
         study,
         text,
+        viewing,
         weights,
     )
 
@@ -148,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = Verbs(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
     for group in (
-        *(settings, planning, phantom, manifest, data, quality, text, model, evaluation, exhibits, study),
+        *(settings, planning, phantom, manifest, data, quality, text, model, evaluation, exhibits, viewing, study),
         weights,
     ):
         group.add_verbs(verbs)

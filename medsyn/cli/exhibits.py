@@ -26,6 +26,7 @@ REPORT_ROLES = {
     "encoders": "folders of language models",
     "training": "tables and pictures of training runs: <network>_metrics.csv and <network>_preview.png",
     "samples": "folders of generated volumes, <method>/<prompt set>/<shard>",
+    "viewer": "page of `medsyn view`, which lies beside the report",
     "exhibits": "tables (CSV and JSON) and figures (PNG)",
 }
 """Options of `medsyn report`: role -> what it takes."""

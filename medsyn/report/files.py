@@ -40,9 +40,26 @@ def report_needs(sources: Sources) -> list[Need]:
         "encoders": [layout.text_encoder(name) for name in encoders],
         "training": [path(m, n) for path in (layout.training_metrics, layout.training_preview) for m, n in trained],
         "samples": [path for method, prompts in sampled for path in sources.made("volumes", method, prompts).paths],
+        "viewer": [layout.viewer()],
         "exhibits": [path for exhibit in exhibits for path in exhibit.files(layout).values()],
     }
     return [Need(role, (), tuple(found)) for role, found in paths.items() if found] + sources.phantom()
+
+
+def viewer_needs(sources: Sources) -> list[Need]:
+    """Return the options of the command that writes the viewer's page of an experiment.
+
+    It shows real CTs, and what the reference samples for the reports and the prompt pairs that exhibits use.
+    """
+    needs = [need for exhibit in exhibits_of(sources.config) for need in exhibit.needs(sources)]
+    sampled = dict.fromkeys(need.sampled for need in needs if need.sampled is not None)
+    sets = [name for method, name in sampled if method == sources.reference and name in ("reports", "pairs")]
+    made = [sources.made(kind, sources.reference, name) for kind in ("volumes", "measures") for name in sets]
+    found = [sources.real("volumes"), sources.real("measures"), *made]
+    paths = {
+        kind: tuple(p for need in found if need.option == kind for p in need.paths) for kind in ("volumes", "measures")
+    }
+    return [Need(kind, (), paths[kind]) for kind in paths] + [sources.masks(), sources.cohort()]
 
 
 def find_files(results: Path) -> ReportFiles:
@@ -60,6 +77,7 @@ def find_files(results: Path) -> ReportFiles:
         "encoders": [layout.text_encoder("*")],
         "training": [layout.training_metrics("*", "*"), layout.training_preview("*", "*")],
         "samples": [layout.samples("*", "*", "*")],
+        "viewer": [layout.viewer()],
         "exhibits": [layout.table("*"), layout.table_provenance("*"), layout.figure("*")],
     }
     found = {role: [path for pattern in part for path in _match(results, pattern)] for role, part in patterns.items()}

@@ -53,6 +53,7 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
         "phantom": phantom,
         "cards": _cards(made),
         "hero": _image(made.get(HERO)),
+        "viewers": [_viewer(path) for path in files.get("viewer", [])],
         "settings": _settings(stages),
         "cohort": _cohort(files),
         "rejects": _rejects(files),
@@ -71,6 +72,10 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source).render(context)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _viewer(path: Path) -> Facts:
+    return {"name": path.name, "size": f"{path.stat().st_size / 1e6:.1f} MB"}
 
 
 def _table(name: str, path: Path | None, evaluation: Mapping[str, Any]) -> Facts:

@@ -16,7 +16,7 @@ from medsyn.manifest_files import manifest_state, shard_state
 from medsyn.mask_tools import use_network
 from medsyn.registry import METHODS as KINDS
 from medsyn.methods.base import check_answers
-from medsyn.report.files import report_needs
+from medsyn.report.files import report_needs, viewer_needs
 
 try:
     check_keys(workflow.config_settings.configfiles or ["config/config.yaml"])
@@ -330,6 +330,7 @@ SOURCES = Sources(CONFIG)
 try:
     EXHIBITS = exhibits_of(CONFIG, only_in_all=False)
     REPORT_NEEDS = report_needs(SOURCES)
+    VIEWER_NEEDS = viewer_needs(SOURCES)
 except InputError as error:
     raise WorkflowError(str(error))
 IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]

@@ -28,6 +28,27 @@ for EXHIBIT in EXHIBITS:
             "python -m medsyn {params.command:q} --out {output.exhibit:q} 2> {log:q}"
 
 
+rule view:
+    input:
+        **inputs_of(VIEWER_NEEDS),
+    output:
+        LAYOUT.viewer(),
+    log:
+        LAYOUT.log("view"),
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory_mb(1000, per_megavoxel=20),
+        runtime=minutes(60),
+    params:
+        command=lambda wildcards: words_of(VIEWER_NEEDS),
+    message:
+        "writing the viewer's page"
+    shell:
+        "python -m medsyn view {params.command:q} --num 10 --out {output:q} 2> {log:q}"
+
+
 rule report:
     input:
         **inputs_of(REPORT_NEEDS),
