@@ -12,6 +12,8 @@ from medsyn.config.volumes import ToolFor
 from medsyn.registry import MASK_TOOLS
 
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
+GridFinding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation"]
+"""Findings of `medsyn.text.grid`."""
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
 AnatomyTool = Annotated[str, ToolFor(MASK_TOOLS, "anatomy")]
 PromptSource = Literal["sentences", "reports"]
@@ -71,6 +73,15 @@ class AugmentationConfig(Section):
     seed: OwnSeed = 0
 
 
+class FaithfulnessConfig(Section):
+    """Table VIII: prompts of a grid of finding, place, severity and wording of its absence."""
+
+    findings: tuple[GridFinding, ...] = Field(
+        ("pleural_effusion", "emphysema", "cardiomegaly", "consolidation"), min_length=1
+    )
+    num_per_cell: Count = Field(8, description="volumes per prompt of the grid")
+
+
 class PromptSettings(Section):
     """What the prompts of all evaluations depend on (paper: 1,024 for Table I, 32 per prompt for Tables II to IV)."""
 
@@ -92,6 +103,7 @@ class PromptSettings(Section):
     num_report_sentences: Count = Field(
         3, description="prompt_source reports: sentences of reports per finding, each with num_per_prompt volumes"
     )
+    faithfulness: FaithfulnessConfig = FaithfulnessConfig()
     pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
     pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     seed: OwnSeed = 0
@@ -119,6 +131,11 @@ class EvaluationConfig(PromptSettings):
     num_diagnostic_volumes: Count = Field(
         NUM_DIAGNOSTIC_VOLUMES,
         description="validation volumes on which `medsyn diagnose` tests the networks of the reference",
+    )
+    num_threshold_volumes: Count = Field(
+        256,
+        description="Table VIII: training volumes, at most, on which it is chosen from which amount on a volume shows a"
+        " finding; all validation volumes check it",
     )
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
