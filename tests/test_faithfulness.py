@@ -33,7 +33,8 @@ from medsyn.exhibits.faithfulness import cell_means, columns_of
 from medsyn.exhibits.inputs import Inputs
 from medsyn.exhibits.table8 import make
 from medsyn.files import read_csv, write_csv
-from medsyn.text.grid import BOTH, GRID, cells
+from medsyn.names import BOTH
+from medsyn.text.grid import GRID, cells
 from medsyn.text.labels import default_labeler
 from medsyn.text.prompts import COLUMNS, GRID_COLUMNS, Sources, build_prompts
 from medsyn.volume import LOBE_NAMES

@@ -20,7 +20,7 @@ import numpy as np
 
 from medsyn.evaluate.distances import share_interval
 from medsyn.evaluate.statistics import best_threshold, rank_correlation, ratio_of_means
-from medsyn.text.grid import BOTH
+from medsyn.names import BOTH
 from medsyn.volume import LOBE_NAMES
 
 MEASURES_OF: Mapping[str, Mapping[str, str]] = {

@@ -37,7 +37,7 @@ def make(inputs: Inputs, _: EvaluationConfig) -> Figure:
     prompts, real, methods = read_inputs(inputs)
     if len(methods) != 1:
         raise InputError(f"{inputs.name}: is of one method, --file names {', '.join(methods)}; give one beside real")
-    (method, measured), *_ = methods.items()
+    method, measured = next(iter(methods.items()))
     reference = next(iter(real.values())).rows
     return heat_map(prompts, measured, reference, inputs.full_name(method), inputs.phantom)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-BOTH = "both"
-"""Place of a finding on both sides."""
+from medsyn.names import BOTH
 
 
 @dataclass(frozen=True)
