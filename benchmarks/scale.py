@@ -124,7 +124,7 @@ def volumes_in(prompt_set: str, config: Config) -> int:
         "effusion_pairs": pair,
         "segmentation": 2 * evaluation.num_segmentation_subjects,
         "augmentation": 2 * augmentation.num_reports_per_class * len(augmentation.findings),
-        "faithfulness": evaluation.faithfulness.num_per_cell * len(list(cells(evaluation.faithfulness.findings))),
+        "faithfulness": 2 * sum(len(list(cells(*item))) for item in evaluation.faithfulness.items()),
         "controlled": len(STRUCTURES) * NUM_CONTROLLED_SEEDS,
     }[prompt_set]
 

@@ -10,7 +10,6 @@ from medsyn.config.compute import ComputeConfig
 from medsyn.config.evaluation import (
     AugmentationConfig,
     EvaluationConfig,
-    FaithfulnessConfig,
     FeaturesConfig,
     Finding,
     Measure,
@@ -60,7 +59,6 @@ __all__ = [
     "DenoiserTrainConfig",
     "DiagnosticsStage",
     "EvaluationConfig",
-    "FaithfulnessConfig",
     "FeaturesConfig",
     "FeaturesStage",
     "Finding",

@@ -12,7 +12,7 @@ from medsyn.config.volumes import ToolFor
 from medsyn.registry import MASK_TOOLS
 
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
-GridFinding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation"]
+GridFinding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity"]
 """Findings of `medsyn.text.grid`."""
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
 AnatomyTool = Annotated[str, ToolFor(MASK_TOOLS, "anatomy")]
@@ -73,15 +73,6 @@ class AugmentationConfig(Section):
     seed: OwnSeed = 0
 
 
-class FaithfulnessConfig(Section):
-    """Table VIII: prompts of a grid of finding, place, severity and wording of its absence."""
-
-    findings: tuple[GridFinding, ...] = Field(
-        ("pleural_effusion", "emphysema", "cardiomegaly", "consolidation"), min_length=1
-    )
-    num_per_cell: Count = Field(8, description="volumes per prompt of the grid")
-
-
 class PromptSettings(Section):
     """What the prompts of all evaluations depend on (paper: 1,024 for Table I, 32 per prompt for Tables II to IV)."""
 
@@ -103,7 +94,18 @@ class PromptSettings(Section):
     num_report_sentences: Count = Field(
         3, description="prompt_source reports: sentences of reports per finding, each with num_per_prompt volumes"
     )
-    faithfulness: FaithfulnessConfig = FaithfulnessConfig()
+    faithfulness: dict[GridFinding, Count] = Field(
+        {
+            "pleural_effusion": 10,
+            "emphysema": 5,
+            "cardiomegaly": 30,
+            "consolidation": 6,
+            "ground_glass_opacity": 6,
+        },
+        min_length=1,
+        description="Table VIII: finding -> seeds per place that its prompts name (3 places of an effusion, 6 of an"
+        " emphysema, 1 of a cardiomegaly, 5 of the others); each seed samples two volumes",
+    )
     pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
     pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     seed: OwnSeed = 0
@@ -127,6 +129,9 @@ class EvaluationConfig(PromptSettings):
     )
     figure3_methods: tuple[Name, ...] | None = Field(
         None, min_length=1, description="methods of Figure 3, in this order; null: those of Table I"
+    )
+    faithfulness_methods: tuple[Name, ...] = Field(
+        (), description="methods of Table VIII beside the reference; each samples as many volumes again"
     )
     num_diagnostic_volumes: Count = Field(
         NUM_DIAGNOSTIC_VOLUMES,

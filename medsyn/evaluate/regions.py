@@ -6,6 +6,7 @@
 - `solid_ml_<lobe>`: solid tissue where the lobe should be: voxels above SOLID_HU, neither fluid nor airway, in the lung
   closed by FILL_MM. Normal vessels and a rim of the mediastinum count as well, so only what exceeds a normal chest says
   something. A nodule is too small beside these, so there is no measure of nodules.
+- `density_hu_<lobe>`: mean HU of the lobe less the median of both lungs, which ground glass raises.
 - `change_hu_<side or lobe>`: mean absolute difference to another volume, in its pleural cavity or lobe.
 
 An amount of absent anatomy is 0; a share or ratio of absent anatomy has no value (`medsyn.evaluate.measures`).
@@ -42,6 +43,7 @@ MEASURES = (
     *(f"laa950_percent_{lobe}" for lobe in LOBE_NAMES),
     "cardiothoracic_ratio",
     *(f"solid_ml_{lobe}" for lobe in LOBE_NAMES),
+    *(f"density_hu_{lobe}" for lobe in LOBE_NAMES),
 )
 CHANGES = tuple(f"change_hu_{place}" for place in (*SIDES, *LOBE_NAMES))
 
@@ -83,10 +85,13 @@ def regional_measures(model: Volume, regions: Regions) -> dict[str, float | None
         for side, label in SIDES.items()
     }
     airway = regions.masks["airway"] > 0
+    lung = model.array[(regions.lobes > 0) & ~airway]
+    median = float(np.median(lung)) if lung.size else 0.0
     for label, lobe in enumerate(LOBE_NAMES, start=1):
         voxels = model.array[(regions.lobes == label) & ~airway]
         share = 100.0 * float((voxels < LOW_ATTENUATION_HU).mean()) if voxels.size else None
         found[f"laa950_percent_{lobe}"] = share
+        found[f"density_hu_{lobe}"] = float(voxels.mean()) - median if voxels.size else None
     found |= {name: whole[name] for name in ("laa950_percent", "cardiothoracic_ratio")}
     solid = solid_by_lobe(model, regions)
     return found | {f"solid_ml_{lobe}": value for lobe, value in zip(LOBE_NAMES, solid, strict=True)}

@@ -132,39 +132,3 @@ def accuracy_and_f1(predicted: ArrayLike, actual: ArrayLike) -> tuple[float, flo
     p, a = np.asarray(predicted).astype(bool), np.asarray(actual).astype(bool)
     hits, errors = int((p & a).sum()), int((p != a).sum())
     return float((p == a).mean()), (2 * hits / (2 * hits + errors) if hits + errors else 0.0)
-
-
-def best_threshold(values: ArrayLike, labels: ArrayLike) -> float | None:
-    """Return the threshold above which a value is called positive with the largest sensitivity + specificity - 1.
-
-    That sum is Youden's J (Cancer 1950; 3: 32-35). Candidates are the midpoints between neighbouring values; of equal
-    ones the smallest is chosen. None with one class only, or where all values are equal.
-    """
-    value, label = np.asarray(values, dtype=np.float64), np.asarray(labels).astype(bool)
-    levels = np.unique(value)
-    if label.all() or not label.any() or len(levels) < 2:
-        return None
-    middles = (levels[:-1] + levels[1:]) / 2
-    above = value[:, None] > middles
-    youden = above[label].mean(axis=0) - above[~label].mean(axis=0)
-    return float(middles[int(np.argmax(youden))])
-
-
-def rank_correlation(
-    first: Sequence[float], second: Sequence[float], level: float = 0.95
-) -> tuple[float | None, float | None, float | None]:
-    """Return Spearman's rho of two samples and its bounds: Fisher's z with variance (1 + rho^2 / 2) / (n - 3).
-
-    The variance is Bonett and Wright's (Psychometrika 2000; 65: 23-28). All are None for fewer than four pairs or a
-    constant sample, the bounds alone where |rho| is 1.
-    """
-    from scipy import stats
-
-    if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None, None, None
-    rho = float(stats.spearmanr(first, second).statistic)
-    if abs(rho) > 1 - 1e-12:
-        return rho, None, None
-    width = float(stats.norm.ppf((1 + level) / 2)) * np.sqrt((1 + rho**2 / 2) / (len(first) - 3))
-    low, high = np.tanh(np.arctanh(rho) + np.array([-width, width]))
-    return rho, float(low), float(high)

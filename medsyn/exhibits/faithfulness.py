@@ -1,4 +1,4 @@
-"""The heat map of Table VIII: each prompt of the grid against the measures of its volumes."""
+"""The heat map of Table VIII: what the text of each row changes in every measure, against the same seeds' denials."""
 
 from __future__ import annotations
 
@@ -12,63 +12,66 @@ from medsyn.exhibits.finding_tables import reference_takes_text
 from medsyn.exhibits.inputs import Inputs
 from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
-from medsyn.exhibits.table8 import OPTIONS, read_inputs
-from medsyn.exhibits.table8 import needs as table_needs
+from medsyn.exhibits.table8 import OPTIONS, needs_of, read_measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from medsyn.evaluate.faithfulness import Row, Stated
+    from medsyn.evaluate.faithfulness import Row, Trial
 
-LIMIT = 3.0
-_ROW, _COLUMN, _LEFT, _RIGHT, _TOP, _BOTTOM = 0.19, 0.55, 3.7, 0.9, 1.25, 0.75
+LIMIT = 2.0
+_ROW, _COLUMN, _LEFT, _RIGHT, _TOP, _BOTTOM = 0.27, 0.5, 2.0, 0.8, 1.5, 0.75
 """Inches: of a row, of a column, and around the map."""
-TITLE = "Faithfulness: what the text states (rows) and what the image shows (columns)"
+TITLE = "Faithfulness: what a text (row) changes in the image (column)"
+Trials = Mapping[str, Sequence["Trial"]]
 
 
 def needs(sources: Sources) -> list[Need]:
-    """Return what Table VIII is made from."""
-    return [*table_needs(sources), *sources.phantom()]
+    """Return what Table VIII of the reference alone is made from."""
+    return needs_of(sources, [sources.reference])
 
 
 def make(inputs: Inputs, _: EvaluationConfig) -> Figure:
     """Return the heat map of the one method that was given beside the real volumes."""
-    prompts, real, methods = read_inputs(inputs)
-    if len(methods) != 1:
-        raise InputError(f"{inputs.name}: is of one method, --file names {', '.join(methods)}; give one beside real")
-    method, measured = next(iter(methods.items()))
-    reference = next(iter(real.values())).rows
-    return heat_map(prompts, measured, reference, inputs.full_name(method), inputs.phantom)
+    measured = read_measured(inputs)
+    if len(measured.methods) != 1:
+        names = ", ".join(measured.methods)
+        raise InputError(f"{inputs.name}: is of one method, --file names {names}; give one beside real")
+    method, trials = next(iter(measured.methods.items()))
+    real = next(iter(measured.real.values())).rows
+    return heat_map(trials, real, inputs.full_name(method), inputs.phantom)
 
 
-def columns_of(prompts: Mapping[str, Stated]) -> list[tuple[str, str, str]]:
-    """Return (finding, place, measure) of each column: the places of every finding that the prompts state."""
+def texts_of(trials: Trials) -> list[tuple[str, str]]:
+    """Return (finding, place) of each row: what the texts of the grid state, severities together."""
+    return [(finding, place) for finding, each in trials.items() for place in dict.fromkeys(t.place for t in each)]
+
+
+def measures_of(trials: Trials) -> list[tuple[str, str, str]]:
+    """Return (finding, place, measure) of each column: the places of every finding that the texts state."""
     from medsyn.evaluate.faithfulness import MEASURES_OF
 
-    findings = dict.fromkeys(prompt.finding for prompt in prompts.values())
-    return [(finding, place, name) for finding in findings for place, name in MEASURES_OF[finding].items()]
+    return [(finding, place, name) for finding in trials for place, name in MEASURES_OF[finding].items()]
 
 
-def cell_means(prompts: Mapping[str, Stated], measured: Mapping[str, Row], names: Sequence[str]) -> NDArray:
-    """Return the means (texts, names) over the volumes of each text; NaN where none has a value."""
+def mean_changes(trials: Trials) -> NDArray:
+    """Return the mean change (texts, measures) from the denial to the text, over seeds; NaN where none has a value."""
     import numpy as np
 
-    texts = list(dict.fromkeys(prompt.text for prompt in prompts.values()))
+    texts, names = texts_of(trials), [name for *_, name in measures_of(trials)]
     means = np.full((len(texts), len(names)), np.nan)
-    for i, text in enumerate(texts):
-        rows = [measured.get(sample, {}) for sample, prompt in prompts.items() if prompt.text == text]
+    for i, (finding, place) in enumerate(texts):
         for k, name in enumerate(names):
-            known = [value for row in rows if (value := row.get(name)) is not None]
+            both = [(t.stated.get(name), t.denied.get(name)) for t in trials[finding] if t.place == place]
+            known = [stated - denied for stated, denied in both if stated is not None and denied is not None]
             if known:
                 means[i, k] = float(np.mean(known))
     return means
 
 
-def heat_map(
-    prompts: Mapping[str, Stated], measured: Mapping[str, Row], real: Sequence[Row], method: str, phantom: bool
-) -> Figure:
-    """Draw the mean measure per text; colours are standard deviations of the real volumes from their mean.
+def heat_map(trials: Trials, real: Sequence[Row], method: str, phantom: bool) -> Figure:
+    """Draw the mean changes; colours are in standard deviations of the real volumes.
 
     real: rows of the real validation volumes. Without two of them that differ in a measure, its column has no colour.
     """
@@ -78,59 +81,53 @@ def heat_map(
     from medsyn.exhibits.numbers import number
     from medsyn.exhibits.panels import INK, drawing
 
-    columns = columns_of(prompts)
-    means = cell_means(prompts, measured, [name for *_, name in columns])
+    texts, columns, means = texts_of(trials), measures_of(trials), mean_changes(trials)
     known = [[v for row in real if (v := row.get(name)) is not None] for *_, name in columns]
-    centre = np.array([np.mean(values) if values else np.nan for values in known])
     spread = np.array([np.std(values, ddof=1) if len(values) > 1 else np.nan for values in known])
-    scores = (means - centre) / np.where(spread > 0, spread, np.nan)
-    stated = {prompt.text: prompt for prompt in prompts.values()}
-    width, height = _LEFT + _COLUMN * len(columns) + _RIGHT, _TOP + _ROW * len(stated) + _BOTTOM
+    scores = means / np.where(spread > 0, spread, np.nan)
+    width, height = _LEFT + _COLUMN * len(columns) + _RIGHT, _TOP + _ROW * len(texts) + _BOTTOM
     footer = (
-        f"Numbers: mean over the volumes of {method}. Colours: distance from the mean of the real validation volumes in"
-        f" their standard deviations, red above, blue below, full at {LIMIT:.0f}; grey: no value. Framed: where the"
-        " text states the finding."
+        f"Numbers: mean change of the measure (ml, %, ratio, HU) in the volumes of {method}, from the text that denies"
+        " the finding to the one that states it, with the same seed. Colours: the same in standard deviations of the"
+        f" real validation volumes, red more, blue less, full at {LIMIT:.0f}; grey: no value."
+        " Framed: the measures of what the text states."
     ) + (" All volumes are, or imitate, procedural phantoms." if phantom else "")
     with drawing(width, height, TITLE, footer) as figure:
-        box = (_LEFT / width, _BOTTOM / height, _COLUMN * len(columns) / width, _ROW * len(stated) / height)
+        box = (_LEFT / width, _BOTTOM / height, _COLUMN * len(columns) / width, _ROW * len(texts) / height)
         axes = figure.add_axes(box)
         axes.set_facecolor("#d5dae0")
         axes.imshow(scores, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest")
-        axes.set_yticks(range(len(stated)), list(stated), fontsize=6.5, color=INK)
-        titles = [
-            f"{finding} {place}".replace("_", " ").replace("pleural ", "").strip() for finding, place, _ in columns
-        ]
-        axes.set_xticks(range(len(columns)), titles, fontsize=6.5, color=INK, rotation=35, ha="left")
+        axes.set_yticks(range(len(texts)), [_title(*text) for text in texts], fontsize=7, color=INK)
+        titles = [_title(finding, place) for finding, place, _ in columns]
+        axes.set_xticks(range(len(columns)), titles, fontsize=7, color=INK, rotation=40, ha="left")
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
-        for i, prompt in enumerate(stated.values()):
-            for k, (finding, place, _) in enumerate(columns):
+        for i, (finding, place) in enumerate(texts):
+            for k, (measured, where, _) in enumerate(columns):
                 if np.isfinite(means[i, k]):
                     colour = "white" if abs(scores[i, k]) > 0.7 * LIMIT else INK
-                    axes.text(k, i, number(str(means[i, k])), ha="center", va="center", fontsize=5.5, color=colour)
-                if prompt.present and finding == prompt.finding and place in _places(prompt):
+                    axes.text(k, i, number(f"{means[i, k]:.3g}"), ha="center", va="center", fontsize=6, color=colour)
+                if finding == measured and (place == where or place in ("", "both")):
                     axes.add_patch(Rectangle((k - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.0))
         for spine in axes.spines.values():
             spine.set_visible(False)
     return figure
 
 
-def _places(prompt: Stated) -> list[str]:
-    """Return the places of the measures that the text names; all of them where it names several or none."""
-    from medsyn.evaluate.faithfulness import MEASURES_OF
-
-    return [prompt.place] if prompt.has_one_place else list(MEASURES_OF[prompt.finding])
+def _title(finding: str, place: str) -> str:
+    short = finding.removeprefix("pleural_").removesuffix("_opacity")
+    return f"{short} {place}".replace("_", " ").strip()
 
 
 FAITHFULNESS = Exhibit(
     name="faithfulness",
     kind="figure",
-    title="Faithfulness. What texts state and images show",
+    title="Faithfulness. What a text changes in the image",
     caption=(
-        "Mean of each measure over the volumes of each prompt of Table VIII's grid, coloured by its distance from real"
-        " validation volumes. Where the text is followed, the framed cells are red and the others of their row are not."
+        "Mean change of each measure from the text that denies a finding to the text that states it, with the same"
+        " seed. Where the text is followed, the framed cells are red and the others of their row are white."
     ),
     needs=needs,
-    options=(*OPTIONS, "phantom"),
+    options=OPTIONS,
     make=make,
     uses_settings=False,
     in_all=reference_takes_text,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
-from medsyn.exhibits.base import Exhibit, Rows, Table
+from medsyn.exhibits.base import Exhibit, Table
 from medsyn.exhibits.finding_tables import reference_takes_text
 from medsyn.exhibits.inputs import Inputs
 from medsyn.exhibits.needs import Need
@@ -16,14 +16,17 @@ from medsyn.exhibits.sources import Sources
 from medsyn.layout import REAL
 
 if TYPE_CHECKING:
-    from medsyn.evaluate.faithfulness import Answer, Row, Stated, Yardstick
+    from medsyn.evaluate.faithfulness import Answer, Row, Trial, Yardstick
 
+OPTIONS = ("cohort", "labels", "prompts", "file", "label", "phantom")
+QUESTIONS = ("presence", "side", "lobe", "amount", "denied", "swap")
+PromptPair = tuple[Mapping[str, str], Mapping[str, str]]
+"""The rows of two prompts of one seed: the one that states the finding and the one that denies it."""
+_PARTS = ("", "_ci_low", "_ci_high", "_chance", "_n")
 COLUMNS = (
-    *("method", "finding", "question", "wording", "n", "num_missing", "num_volumes", "value", "value_ci_low"),
-    *("value_ci_high", "chance", "real", "real_ci_low", "real_ci_high", "n_real", "num_missing_real", "threshold"),
-    *("n_threshold_with", "n_threshold_without", "note"),
+    *("method", "finding", "n", *(f"{question}{part}" for question in QUESTIONS for part in _PARTS)),
+    *("threshold", "n_threshold_with", "n_threshold_without", "note"),
 )
-OPTIONS = ("cohort", "labels", "prompts", "file", "label")
 
 
 @dataclass(frozen=True)
@@ -37,32 +40,63 @@ class RealVolumes:
     labels: Sequence[bool]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The real volumes by finding, and the trials by method and finding."""
+
+    real: Mapping[str, RealVolumes]
+    methods: Mapping[str, Mapping[str, Sequence[Trial]]]
+
+
 def needs(sources: Sources) -> list[Need]:
-    """Return regions of the real volumes and of the reference's answers to the grid, prompts, cohort and labels."""
+    """Return the regions of the real volumes and of each method's answers to the grid, prompts, cohort and labels."""
+    config = sources.config
+    return needs_of(sources, list(dict.fromkeys([sources.reference, *config.evaluation.faithfulness_methods])))
+
+
+def needs_of(sources: Sources, methods: Sequence[str]) -> list[Need]:
+    """Return what the table of these methods is made from."""
     return [
         sources.cohort(),
         sources.findings(),
         sources.prompts("faithfulness"),
         sources.real_regions(),
-        sources.regions(sources.reference),
-        *sources.names([sources.reference]),
+        *(sources.regions(method) for method in methods),
+        *sources.names(methods),
+        *sources.phantom(),
     ]
 
 
-def make(inputs: Inputs, config: EvaluationConfig) -> Table:
+def make(inputs: Inputs, _: EvaluationConfig) -> Table:
     """Return Table VIII of the prompts and regions that were given: --file real .., and --file LABEL .. per method."""
-    prompts, real, methods = read_inputs(inputs)
-    rows: Rows = []
-    for method, measured in methods.items():
-        for finding in dict.fromkeys(prompt.finding for prompt in prompts.values()):
-            chosen = {name: prompt for name, prompt in prompts.items() if prompt.finding == finding}
-            answers = _answers(chosen, measured, real[finding], config)
-            rows += [{"method": inputs.full_name(method), "finding": finding} | answer for answer in answers]
+    from medsyn.evaluate.faithfulness import answers, answers_of_real
+
+    measured = read_measured(inputs)
+    rows = []
+    for finding, real in measured.real.items():
+        found = answers_of_real(finding, real.rows, real.labels, real.scale)
+        rows.append(_row(REAL, inputs, finding, len(real.rows), found, real))
+        for method, by_finding in measured.methods.items():
+            trials = by_finding[finding]
+            rows.append(_row(method, inputs, finding, len(trials), answers(finding, trials, real.scale), real))
     return list(COLUMNS), rows
 
 
-def read_inputs(inputs: Inputs) -> tuple[dict[str, Stated], dict[str, RealVolumes], dict[str, dict[str, Row]]]:
-    """Return the prompts by sample, the real volumes by finding, and the measured samples by method and sample."""
+def _row(
+    method: str, inputs: Inputs, finding: str, n: int, found: Mapping[str, Answer], real: RealVolumes
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": inputs.full_name(method), "finding": finding, "n": n}
+    for question in QUESTIONS:
+        answer = found[question]
+        parts = (answer.value, answer.low, answer.high, answer.chance, answer.n)
+        row |= dict(zip((f"{question}{part}" for part in _PARTS), parts, strict=True))
+    row |= {"threshold": real.scale.threshold, "n_threshold_with": real.num_with}
+    reasons = [f"no {question}: {found[question].reason}" for question in QUESTIONS if found[question].reason]
+    return row | {"n_threshold_without": real.num_without, "note": "; ".join(reasons)}
+
+
+def read_measured(inputs: Inputs) -> Measured:
+    """Read all that was given; InputError for files that do not belong together."""
     from medsyn.evaluate.inputs import labels_of, read_labels
     from medsyn.files import read_csv
 
@@ -71,14 +105,25 @@ def read_inputs(inputs: Inputs) -> tuple[dict[str, Stated], dict[str, RealVolume
         raise InputError(
             f"{inputs.name}: give --file {REAL} .. and --file LABEL .. of a method: CSVs of `medsyn regions`"
         )
-    prompts = _read_prompts(inputs.require("prompts"))
-    (cohort,), (labels,) = inputs.require("cohort"), inputs.require("labels")
+    (prompts,), (cohort,), (labels,) = (inputs.require(option) for option in ("prompts", "cohort", "labels"))
+    pairs = _read_pairs(prompts)
     measured = {label: _read_regions(files) for label, files in groups.items()}
     by_id = read_labels(labels)[1]
     subjects = {row["subject_id"]: (row["split"], labels_of(row, by_id)) for row in read_csv(cohort, ["split"])}
-    findings = dict.fromkeys(prompt.finding for prompt in prompts.values())
-    real = {finding: _real_volumes(finding, measured[REAL], subjects, labels) for finding in findings}
-    return prompts, real, {label: rows for label, rows in measured.items() if label != REAL}
+    real = {finding: _real_volumes(finding, measured[REAL], subjects, labels) for finding in pairs}
+    methods = {
+        label: {finding: [_trial(pair, rows) for pair in pairs[finding]] for finding in pairs}
+        for label, rows in measured.items()
+        if label != REAL
+    }
+    return Measured(real, methods)
+
+
+def _trial(pair: PromptPair, rows: Mapping[str, Row]) -> Trial:
+    from medsyn.evaluate.faithfulness import Trial
+
+    stated, denied = (rows.get(prompt["sample_id"], {}) for prompt in pair)
+    return Trial(pair[0]["place"], int(pair[0]["severity_rank"]), stated, denied)
 
 
 def _real_volumes(
@@ -104,76 +149,29 @@ def _real_volumes(
     )
 
 
-def _answers(
-    prompts: Mapping[str, Stated], measured: Mapping[str, Row], real: RealVolumes, config: EvaluationConfig
-) -> list[dict[str, Any]]:
-    """Return the rows of one method and finding."""
-    from medsyn.evaluate.faithfulness import (
-        agreement,
-        severity_correlation,
-        share_shown,
-        shown_place,
-        shows,
-        swap_ratio,
-    )
-
-    stated = list(prompts.values())
-    finding = stated[0].finding
-    rows = [measured.get(name, {}) for name in prompts]
-    verdicts = [shows(finding, row, real.scale) for row in rows]
-    known = [verdict for verdict in verdicts if verdict is not None]
-    overall = sum(known) / len(known) if known else None
-    of_real = [shows(finding, row, real.scale) for row in real.rows]
-    without = [verdict for verdict, label in zip(of_real, real.labels, strict=True) if not label]
-    both = list(zip(stated, rows, verdicts, strict=True))
-    places = [(p.place, shown_place(finding, row, real.scale)) for p, row, _ in both if p.has_one_place]
-    denied = [(p.text, verdict) for p, _, verdict in both if not p.present]
-
-    presence = agreement([(p.present, verdict) for p, _, verdict in both])
-    result = [_row("presence", presence, agreement(list(zip(real.labels, of_real, strict=True))))]
-    if places:
-        result.append(_row("side" if finding == "pleural_effusion" else "lobe", agreement(places)))
-    result.append(_row("amount", severity_correlation(stated, rows)))
-    result.append(_row("denied", share_shown([v for _, v in denied], overall), share_shown(without, None)))
-    for text in dict.fromkeys(text for text, _ in denied):
-        result.append(_row("denied", share_shown([v for other, v in denied if other == text], overall), wording=text))
-    if places:
-        result.append(_row("swap", swap_ratio(stated, rows, num_bootstrap=config.num_bootstrap, seed=config.seed)))
-    facts: dict[str, Any] = {"threshold": real.scale.threshold}
-    facts |= {"n_threshold_with": real.num_with, "n_threshold_without": real.num_without}
-    if real.scale.threshold is None:
-        facts["note"] = f"{finding}: no threshold, because the measured training volumes do not have both classes"
-    return [row | facts for row in result]
-
-
-def _row(question: str, answer: Answer, real: Answer | None = None, wording: str = "") -> dict[str, Any]:
-    row: dict[str, Any] = {"question": question, "wording": wording, "num_volumes": answer.n + answer.num_missing}
-    found = asdict(answer)
-    row |= {"n": answer.n, "num_missing": answer.num_missing, "chance": answer.chance}
-    row |= {"value": found["value"], "value_ci_low": found["low"], "value_ci_high": found["high"]}
-    if real is not None:
-        row |= {"real": real.value, "real_ci_low": real.low, "real_ci_high": real.high}
-        row |= {"n_real": real.n, "num_missing_real": real.num_missing}
-    return row
-
-
-def _read_prompts(paths: Sequence[str]) -> dict[str, Stated]:
-    from medsyn.evaluate.faithfulness import MEASURES_OF, Stated
+def _read_pairs(path: str) -> dict[str, list[PromptPair]]:
+    """Return the prompts of each pair by finding: the one that states it and the one that denies it."""
+    from medsyn.evaluate.faithfulness import MEASURES_OF
     from medsyn.files import read_csv
 
-    columns = ("sample_id", "text", "finding", "present", "place", "severity_rank")
-    found: dict[str, Stated] = {}
-    for path in paths:
-        for row in read_csv(path, columns):
-            if row["finding"] not in MEASURES_OF:
-                raise InputError(
-                    f"{path}: no measure of '{row['finding']}', expected a finding out of {', '.join(MEASURES_OF)};"
-                    " write the prompts with `medsyn prompts --set faithfulness`"
-                )
-            stated = Stated(row["finding"], row["present"] == "1", row["place"], int(row["severity_rank"]), row["text"])
-            if row["sample_id"] in found:
-                raise InputError(f"{path}: sample '{row['sample_id']}' occurs twice; give every file once")
-            found[row["sample_id"]] = stated
+    remedy = "write the prompts with `medsyn prompts --set faithfulness`"
+    by_pair: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
+    for row in read_csv(path, ("sample_id", "pair", "finding", "present", "place", "severity_rank")):
+        if row["finding"] not in MEASURES_OF:
+            known = ", ".join(MEASURES_OF)
+            raise InputError(f"{path}: no measure of '{row['finding']}', expected a finding out of {known}; {remedy}")
+        sides = by_pair.setdefault((row["finding"], row["pair"]), {})
+        if row["present"] not in ("0", "1") or row["present"] in sides:
+            raise InputError(
+                f"{path}: '{row['sample_id']}' has present {row['present'] or 'empty'}, expected 1 once and 0 once in"
+                f" pair '{row['pair']}'; {remedy}"
+            )
+        sides[row["present"]] = row
+    found: dict[str, list[PromptPair]] = {}
+    for (finding, pair), sides in by_pair.items():
+        if len(sides) < 2:
+            raise InputError(f"{path}: pair '{pair}' has one prompt, expected two; {remedy}")
+        found.setdefault(finding, []).append((sides["1"], sides["0"]))
     return found
 
 
@@ -197,31 +195,23 @@ TABLE8 = Exhibit(
     kind="table",
     title="Table VIII. Faithfulness to the text",
     caption=(
-        "Whether volumes show what their prompts state, over a grid of finding, place, severity and wordings of the"
-        " absence. Presence: share of volumes in which the finding is shown if and only if the text states it. Side,"
-        " lobe: of the texts that name one, share in which the largest amount lies there. Amount: Spearman correlation"
-        " of stated severity and measured amount. Denied: share of the texts that deny the finding whose volume shows"
-        " it anyway, over all wordings and for each. Swap: mean |HU| change in the named place over that in the others"
-        " when the text that denies the finding is replaced, with the same seed. Chance: the value if the texts were"
-        " in random order. Real: the same of real validation volumes and their reports, which is what this measure can"
-        " reach. Shown: above a threshold that was chosen on real training volumes. Bounds (95 %): Wilson for shares,"
-        " Bonett and Wright for correlations, bootstrap for ratios; they take volumes as independent, although those"
-        " of one seed are not."
+        "Whether volumes show what their prompts state, over a grid of finding, place and severity. Each seed answers a"
+        " text that states the finding and one that denies it. Presence: balanced accuracy of the finding being shown."
+        " Side, lobe: of the texts that name one, share in which the largest amount lies there. Amount: rank"
+        " correlation (Somers' D) of stated severity and measured amount. Denied: share of the texts that deny the"
+        " finding whose volume shows it anyway; lower is better. Swap: change in the named place over that in the"
+        " others when the text that denies the finding is replaced, with the same seed. Chance: the value without"
+        " skill. Shown: above a threshold that was chosen on real training volumes. The rows of real volumes are of the"
+        " validation split and its reports: what this measure can reach. Bounds: 95 %, over independent seeds."
     ),
     needs=needs,
     options=OPTIONS,
     make=make,
+    uses_settings=False,
     in_all=reference_takes_text,
     headers={
-        "question": "Question",
-        "wording": "Wording of the denial",
-        "value": "Answer",
-        "chance": "Chance",
-        "real": "Real",
-        "n_real": "n (real)",
-        "num_missing_real": "missing (real)",
-        "threshold": "Threshold",
-        "n_threshold_with": "n with (threshold)",
-        "n_threshold_without": "n without (threshold)",
+        "denied": "Denied, shown anyway",
+        "n_threshold_with": "Training volumes with",
+        "n_threshold_without": "Training volumes without",
     },
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def regions_shard(
 
     cohort: real volumes, of which all of the validation split and the first num_threshold_volumes of the training split
     are measured. prompts, samples: prompts of the set `faithfulness` and the folders of all its shards; a volume whose
-    prompt states a finding is compared with the one of the same pair, and so of the same seed, that denies it.
+    prompt states a finding is compared with the one of the same pair that denies it.
     """
     tool = open_anatomy_tool(config)
     names = accepted_ids(volumes)
@@ -45,17 +44,16 @@ def regions_shard(
     denials = denial_of(prompts) if prompts is not None else {}
     sampled = list_volumes(samples)
 
-    @lru_cache(maxsize=1)  # the rows of one pair stand together
-    def denied(name: str) -> tuple[Volume, Regions]:
-        volume = reorient(read_ct(sampled[name]))
+    def opened(path: Path) -> tuple[Volume, Regions]:
+        volume = reorient(read_ct(path))
         return volume, find_regions(volume, tool)
 
     def work(name: str, _: Path) -> dict[str, Any]:
-        volume = reorient(read_ct(volumes / name / VOLUME))
-        row: dict[str, Any] = regional_measures(volume, find_regions(volume, tool))
+        volume, regions = opened(volumes / name / VOLUME)
+        row: dict[str, Any] = regional_measures(volume, regions)
         other = denials.get(name)
         if other is not None and other in sampled:
-            row |= {"swapped_with": other} | changes(volume, *denied(other))
+            row |= {"swapped_with": other} | changes(volume, *opened(sampled[other]))
         return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
     def identify(name: str) -> str | None:
@@ -78,16 +76,13 @@ def chosen_subjects(names: Iterable[str], cohort: Path, num_training: int) -> li
 
 
 def denial_of(prompts: Path) -> Mapping[str, str]:
-    """Return, for each prompt that states a finding, the sample whose prompt is the first of its pair to deny it."""
-    rows = read_csv(prompts, ("sample_id", "pair", "seed", "present"))
-    first: dict[tuple[str, str], str] = {}
-    for row in rows:
-        if row["present"] == "0":
-            first.setdefault((row["pair"], row["seed"]), row["sample_id"])
-    stating = {row["sample_id"]: (row["pair"], row["seed"]) for row in rows if row["present"] == "1"}
-    if missing := [name for name, key in stating.items() if key not in first]:
+    """Return, for each prompt that states a finding, the sample of its pair whose prompt denies it."""
+    rows = read_csv(prompts, ("sample_id", "pair", "present"))
+    denials = {row["pair"]: row["sample_id"] for row in rows if row["present"] == "0"}
+    stating = {row["sample_id"]: row["pair"] for row in rows if row["present"] == "1"}
+    if missing := [name for name, pair in stating.items() if pair not in denials]:
         raise InputError(
-            f"{prompts}: no prompt of the pair and seed of '{missing[0]}' denies the finding, expected at least one;"
-            " write the prompts with `medsyn prompts --set faithfulness`"
+            f"{prompts}: no prompt of the pair of '{missing[0]}' denies the finding, expected one; write the prompts"
+            " with `medsyn prompts --set faithfulness`"
         )
-    return {name: first[key] for name, key in stating.items()}
+    return {name: denials[pair] for name, pair in stating.items()}

@@ -300,21 +300,18 @@ def _controlled(sources: Sources) -> list[Row]:
 
 
 def _faithfulness(sources: Sources) -> list[Row]:
-    """Return num_per_cell rows per cell of the grid; the cells of a finding share their seeds, so the swap test holds.
-
-    Rows of one seed stand together: `medsyn regions` then reads the volume that a swap is compared with only once.
-    """
-    settings = sources.config.faithfulness
+    """Return two rows per seed, one that states a finding and one that denies it; no other rows have this seed."""
     rows: list[Row] = []
-    for finding in settings.findings:
-        for number in range(settings.num_per_cell):
+    for finding, num_per_place in sources.config.faithfulness.items():
+        for number, cell in enumerate(cells(finding, num_per_place)):
             seed = sources.seed("faithfulness", finding, number)
-            for place, cell in enumerate(cells([finding])):
-                row = _row(
-                    f"{finding}_{place:02d}_{number:03d}", f"faithfulness/{finding}", cell.text, seed, "impression"
-                )
-                stated = (finding, int(cell.present), cell.place, cell.severity, cell.rank)
-                rows.append(row | dict(zip(GRID_COLUMNS, stated, strict=True)) | {"pair": f"{finding}_{number:03d}"})
+            for side, text, stated in (
+                ("with", cell.text, (finding, 1, cell.place, cell.severity, cell.rank)),
+                ("without", cell.denial, (finding, 0, "", "", 0)),
+            ):
+                row = _row(f"{finding}_{side}_{number:03d}", f"{finding}/{side}", text, seed, "impression")
+                row |= {"pair": f"{finding}_{number:03d}"}
+                rows.append(row | dict(zip(GRID_COLUMNS, stated, strict=True)))
     return rows
 
 
