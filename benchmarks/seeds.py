@@ -20,7 +20,7 @@ from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json
 
 TABLES = {1: "I", 2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}
-KEYS = ("method", "language_model", "text", "prompt_type", "finding", "question", "wording")
+KEYS = ("method", "language_model", "text", "prompt_type", "finding")
 Row = tuple[str, ...]
 Results = dict[Row, dict[str, float | None]]
 

@@ -215,11 +215,11 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
 def write_regions(layout: Layout, method: str, subjects: list[str]) -> None:
     """Write the inputs of Table VIII that other tables do not have: prompts, labels and measures by side and lobe."""
     random = np.random.default_rng(1)
-    stated = [("left", 1), ("right", 2), ("both", 3), ("", 0)]
     grid = [
-        {"sample_id": f"g{k}", "text": f"text {k}", "finding": "pleural_effusion", "present": int(rank > 0)}
-        | {"place": place, "severity": "", "severity_rank": rank}
-        for k, (place, rank) in enumerate(stated)
+        {"sample_id": f"{side}{k}", "pair": str(k), "text": f"text {k}", "finding": "pleural_effusion"}
+        | {"present": int(side == "with"), "place": place, "severity": "", "severity_rank": k + 1}
+        for k, place in enumerate(("left", "right", "both"))
+        for side in ("with", "without")
     ]
     write_csv(layout.prompts("faithfulness"), grid, list(grid[0]))
     labels = [{"id": i, "pleural_effusion": k % 2} for k, i in enumerate(subjects)]
