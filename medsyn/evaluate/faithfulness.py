@@ -147,7 +147,7 @@ def answers_of_real(finding: str, rows: Sequence[Row], labels: Sequence[bool], s
 def _presence(present: Sequence[bool], absent: Sequence[bool], scale: Yardstick, *, paired: bool) -> dict[str, Answer]:
     """Return presence, the balanced accuracy of the verdicts of two groups, and denied, the share in the second one.
 
-    Denied is shown by chance as often as the finding is over both groups, which count the same.
+    By chance a finding that is denied is shown as often as over all volumes of both groups.
     """
     if not present or not absent:
         reason = "the measured volumes do not have both classes"
@@ -160,7 +160,7 @@ def _presence(present: Sequence[bool], absent: Sequence[bool], scale: Yardstick,
     bounds = share_interval(wrong, 0.0, len(absent))
     return {
         "presence": Answer(n, (1 + sensitivity - wrong) / 2, (1 + low) / 2, (1 + high) / 2, 0.5),
-        "denied": Answer(len(absent), wrong, *bounds, (sensitivity + wrong) / 2),
+        "denied": Answer(len(absent), wrong, *bounds, float(np.mean([*present, *absent]))),
     }
 
 
