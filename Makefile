@@ -39,7 +39,7 @@ demo: env
 	@$(RUN) $(BIN)/snakemake --cores $(CORES) --resources mem_mb=7000 --rerun-incomplete --show-failed-logs --quiet host reason $(OTHER_SEED:%=--config seed=% results_dir=$(RESULTS))
 	@echo
 	@echo "report:  $(RESULTS)/report.html"
-	@echo "tables:  $(RESULTS)/eval/table1.csv ... table7.csv"
+	@echo "tables:  $(RESULTS)/eval/table1.csv ... table8.csv"
 	@echo "figures: $(RESULTS)/eval/figures/"
 
 phantom-model: env

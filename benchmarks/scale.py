@@ -29,6 +29,7 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from medsyn.config import Config, load_config
+from medsyn.text.grid import cells
 from medsyn.text.prompts import NUM_CONTROLLED_SEEDS
 from medsyn.volume import STRUCTURES
 
@@ -123,6 +124,7 @@ def volumes_in(prompt_set: str, config: Config) -> int:
         "effusion_pairs": pair,
         "segmentation": 2 * evaluation.num_segmentation_subjects,
         "augmentation": 2 * augmentation.num_reports_per_class * len(augmentation.findings),
+        "faithfulness": 2 * sum(len(list(cells(*item))) for item in evaluation.faithfulness.items()),
         "controlled": len(STRUCTURES) * NUM_CONTROLLED_SEEDS,
     }[prompt_set]
 

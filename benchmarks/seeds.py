@@ -1,6 +1,6 @@
 """Spread of the tables over training seeds: `python benchmarks/seeds.py results results/seed1 results/seed2`.
 
-Reads eval/table1.csv ... table7.csv of runs that differ in their seed only (`make demo SEED=n`) and prints, as
+Reads eval/table1.csv ... table8.csv of runs that differ in their seed only (`make demo SEED=n`) and prints, as
 Markdown, every numeric result of every row: mean and sample standard deviation over the seeds, then each seed's value.
 A cell that is empty in a run is printed as "-" and left out of the mean, which then names its number of runs.
 `--columns` takes shell patterns of the results to print, for example `'*_mean' fid mmd`.
@@ -19,7 +19,7 @@ from pathlib import Path
 from medsyn.errors import InputError
 from medsyn.files import read_csv, read_json
 
-TABLES = {1: "I", 2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII"}
+TABLES = {1: "I", 2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}
 KEYS = ("method", "language_model", "text", "prompt_type", "finding")
 Row = tuple[str, ...]
 Results = dict[Row, dict[str, float | None]]

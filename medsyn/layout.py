@@ -109,6 +109,10 @@ class Layout:
         """Return the anatomical measures of a shard's CTs."""
         return f"{self.root}/measures/{REAL}/{shard}.csv"
 
+    def regions(self, method: str, shard: str) -> str:
+        """Return the measures by side and lobe of a method's answers to the prompts of Table VIII, or of the CTs."""
+        return f"{self.root}/regions/{method}/{shard}.csv"
+
     def extractor(self) -> str:
         """Return the weights of the feature extractor."""
         return f"{self.root}/features/extractor.safetensors"

@@ -1,4 +1,4 @@
-"""Names: suffixes of image files, ids of subjects and samples that can name a folder, and the K/N of a shard."""
+"""Names: suffixes of image files, ids that can name a folder, the K/N of a shard, the place of a finding."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ CT_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".mhd", ".nrrd", ".npz")
 """Files that `medsyn.ct.reading.read_ct` reads."""
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 """Files that `medsyn.volume.write_volume` writes."""
+BOTH = "both"
+"""Place of a finding on both sides, in the prompts of Table VIII."""
 MAX_ID = 100
 """Characters of an id: file systems take 255 bytes of a name, and stages add prefixes and suffixes."""
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

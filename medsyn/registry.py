@@ -205,11 +205,13 @@ _MODULES_OF_EXHIBITS: Mapping[str, tuple[str, str]] = {
     "table5": ("table", "table5"),
     "table6": ("table", "table6"),
     "table7": ("table", "table7"),
+    "table8": ("table", "table8"),
     "diagnostics": ("table", "diagnostics"),
     "figure3": ("figure", "figure3"),
     "figure4": ("figure", "figure4"),
     "figure5": ("figure", "figure5"),
     "figure6": ("figure", "figure6"),
+    "faithfulness": ("figure", "faithfulness"),
     "diagnostic_panels": ("figure", "diagnostic_panels"),
     "hero": ("figure", "hero"),
 }

@@ -24,17 +24,20 @@ from medsyn.config import Config, MedSynConfig, load_config, stage_texts, valida
 from medsyn.errors import InputError
 from medsyn.evaluate.diagnosis import COLUMNS as DIAGNOSED
 from medsyn.evaluate.measure_names import MEASURES
+from medsyn.evaluate.regions import CHANGES
+from medsyn.evaluate.regions import MEASURES as REGIONAL
 from medsyn.exhibits.base import EXHIBITS, Exhibit
 from medsyn.exhibits.costs import cost_files, sampling_cost
 from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.files import read_csv, read_json, write_csv
-from medsyn.layout import Layout
+from medsyn.layout import REAL, Layout
 from medsyn.methods.cost import SamplingCost, write_cost
 from medsyn.registry import METHODS
 from medsyn.report.files import report_needs
 
 OTHER_NAMES = {"medsyn": "ours", "without_shape": "bare", "generic_lm": "plain_words"}
+SAMPLED = ("reports", "pairs", "segmentation", "augmentation", "controlled", "faithfulness")
 TABLES = [name for name in EXHIBITS.builtin if EXHIBITS[name].kind == "table"]
 
 
@@ -67,7 +70,8 @@ def test_a_specification_is_complete(name):
     needs = exhibit.needs(sources)
     assert exhibit.name == name
     assert {need.option.replace("-", "_") for need in needs} <= set(exhibit.options)
-    assert (exhibit.paper is not None) == (exhibit.kind == "table" and exhibit.number.isdigit())
+    in_paper = exhibit.kind == "table" and exhibit.number.isdigit() and name != "table8"
+    assert (exhibit.paper is not None) == in_paper
     assert exhibit.title
     assert exhibit.caption.endswith(".")
     assert all(path.startswith("results/test/") for paths in inputs_of(needs).values() for path in paths)
@@ -95,7 +99,7 @@ def test_the_report_lists_the_samples_behind_every_table():
     needs = {need.option: need.paths for need in report_needs(sources_of())}
     behind = {path.removeprefix("results/test/samples/").rsplit("/", 1)[0] for path in needs["samples"]}
     assert behind == {
-        *(f"medsyn/{name}" for name in ("reports", "pairs", "segmentation", "augmentation", "controlled")),
+        *(f"medsyn/{name}" for name in SAMPLED),
         *("without_shape/reports", "generic_lm/effusion_pairs"),
     }
     assert "results/test/eval/table7.json" in needs["exhibits"]
@@ -187,6 +191,7 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
         samples.mkdir(parents=True)
         facts = {"seconds_per_volume": 0.5 + k, "peak_memory_gib": 1.5, "device": "CPU", "num_parameters": 7}
         write_cost(samples, SamplingCost(num_volumes=4, **facts))
+    write_regions(layout, names.get("medsyn", "medsyn"), [row["subject_id"] for row in subjects])
     dice = [
         {"sample_id": f"{text}{k}", "text": text, "subject_id": k, "seed": 0, "airway_dice": k / 9, "lobe_dice": k / 8}
         for text in ("with", "without")
@@ -205,6 +210,23 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
         Path(layout.config(stage)).parent.mkdir(parents=True, exist_ok=True)
         Path(layout.config(stage)).write_text(text)
     return config
+
+
+def write_regions(layout: Layout, method: str, subjects: list[str]) -> None:
+    """Write the inputs of Table VIII that other tables do not have: prompts, labels and measures by side and lobe."""
+    random = np.random.default_rng(1)
+    grid = [
+        {"sample_id": f"{side}{k}", "pair": str(k), "text": f"text {k}", "finding": "pleural_effusion"}
+        | {"present": int(side == "with"), "place": place, "severity": "", "severity_rank": k + 1}
+        for k, place in enumerate(("left", "right", "both"))
+        for side in ("with", "without")
+    ]
+    write_csv(layout.prompts("faithfulness"), grid, list(grid[0]))
+    labels = [{"id": i, "pleural_effusion": k % 2} for k, i in enumerate(subjects)]
+    write_csv(layout.labels(), labels, list(labels[0]))
+    for name, ids in ((REAL, subjects), (method, [row["sample_id"] for row in grid])):
+        rows = [{"subject_id": i} | {m: random.uniform(1, 9) for m in (*REGIONAL, *CHANGES)} for i in ids]
+        write_csv(layout.regions(name, "0"), rows, list(rows[0]))
 
 
 def make_table(name: str, config: Config, *more: str) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ def write_run(folder, seed, table5="text,n,lobe_dice_mean,note\nwithout,2,0.5,\n
     (folder / "config").mkdir(parents=True)
     (folder / "config/evaluation.json").write_text(json.dumps({"seed": seed}))
     (folder / "eval").mkdir()
-    for number in range(1, 8):
+    for number in range(1, 9):
         text = table5 if number == 5 else "method,fid,label\nmedsyn,1,MedSyn\n"
         (folder / f"eval/table{number}.csv").write_text(text)
     return folder
@@ -44,7 +44,7 @@ def test_mean_deviation_and_every_value(tmp_path):
 def test_all_tables_are_printed_in_the_order_of_the_seeds(tmp_path):
     done = run(write_run(tmp_path / "b", 3), write_run(tmp_path / "a", 0))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("**Table ") == 7
+    assert done.stdout.count("**Table ") == 8
     assert "| medsyn | fid | 1 ± 0 | 1 | 1 |" in done.stdout
     assert "| seed 0 | seed 3 |" in done.stdout
     assert "label" not in done.stdout and "note" not in done.stdout

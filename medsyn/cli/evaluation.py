@@ -11,7 +11,8 @@ VOLUMES_HELP = "folders <id>/volume.nii.gz, one per shard"
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add train-features, features, classify, score-segmentation, diagnose and evaluate."""
+    """Add regions, train-features, features, classify, score-segmentation, diagnose and evaluate."""
+    _add_regions(verbs)
     _add_feature_verbs(verbs)
     _add_score_verbs(verbs)
     _add_diagnose(verbs)
@@ -47,6 +48,48 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--config", help="preprocess.json: grid in voxels, field of view in mm (default: 64^3)")
     parser.add_argument("--seed", type=int, default=0, help="of subsets and bootstrap")
     parser.add_argument("--out", required=True, help="CSV file; the provenance goes to the same name with .json")
+
+
+def _add_regions(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "regions",
+        _regions,
+        summary="Measure a folder of volumes by side and lobe (ml, %LAA-950, CTR), and what a swap of the text changes"
+        " (HU): what Table VIII is made from.",
+        example="medsyn regions --volumes results/samples/medsyn/faithfulness/0 --prompts"
+        " results/prompts/faithfulness.csv --samples results/samples/medsyn/faithfulness/0 --out 0.csv",
+    )
+    parser.add_argument("--volumes", required=True, type=Path, help="folder with <id>/volume.nii.gz in HU")
+    parser.add_argument(
+        "--cohort", type=Path, help="cohort.csv: measure its validation split and a part of its training split only"
+    )
+    parser.add_argument("--prompts", type=Path, help="prompts of the set faithfulness, to measure the swaps")
+    parser.add_argument(
+        "--samples", nargs="+", type=Path, default=[], metavar="DIR", help="the folders of all shards (with --prompts)"
+    )
+    parser.add_argument("--config", help="regions.json of the verb config; none: the defaults")
+    parser.add_argument("--out", required=True, type=Path, help="CSV file, one row per volume")
+    add_state(parser)
+
+
+def _regions(args: argparse.Namespace) -> None:
+    from medsyn.config import RegionsStage, load_stage
+    from medsyn.errors import InputError
+    from medsyn.stages.regions import regions_shard
+
+    if (args.prompts is None) != (not args.samples):
+        given, missing = ("samples", "prompts") if args.samples else ("prompts", "samples")
+        raise InputError(f"--{given}: is given without --{missing}; give both, or none of them")
+    config = load_stage(RegionsStage, args.config) if args.config else RegionsStage()
+    regions_shard(
+        args.volumes,
+        args.out,
+        config,
+        cohort=args.cohort,
+        prompts=args.prompts,
+        samples=args.samples,
+        state=args.state,
+    )
 
 
 def _add_feature_verbs(verbs: Verbs) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from medsyn.cli import Verbs, one_folder
 from medsyn.text import SPLITS
 
-PROMPT_SETS = ("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled")
+PROMPT_SETS = (
+    *("reports", "pairs", "effusion_pairs", "report_pairs", "augmentation", "segmentation", "controlled"),
+    "faithfulness",
+)
 
 
 def add_verbs(verbs: Verbs) -> None:

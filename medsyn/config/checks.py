@@ -166,11 +166,15 @@ def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
     if evaluation.label_source == "given" and config.cohort.source == "phantom":
         raise ValueError("evaluation.label_source: 'given' needs cohort.source: manifest; expected 'reports'")
-    unique("evaluation.figure3_methods", evaluation.figure3_methods or ())
-    for method in evaluation.figure3_methods or ():
-        if method not in config.methods:
-            names = ", ".join(config.methods)
-            raise ValueError(f"evaluation.figure3_methods: '{method}' is not among methods; expected out of {names}")
+    for key, methods in (
+        ("figure3_methods", evaluation.figure3_methods or ()),
+        ("faithfulness_methods", evaluation.faithfulness_methods),
+    ):
+        unique(f"evaluation.{key}", methods)
+        for method in methods:
+            if method not in config.methods:
+                names = ", ".join(config.methods)
+                raise ValueError(f"evaluation.{key}: '{method}' is not among methods; expected out of {names}")
     missing = [finding for finding in NEEDED_PAIRS if finding not in evaluation.prompt_pairs]
     if missing:
         raise ValueError(f"evaluation.prompt_pairs: {missing[0]} is missing, which Tables II to IV and VII need")

@@ -12,6 +12,8 @@ from medsyn.config.volumes import ToolFor
 from medsyn.registry import MASK_TOOLS
 
 Finding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity", "nodule"]
+GridFinding = Literal["pleural_effusion", "emphysema", "cardiomegaly", "consolidation", "ground_glass_opacity"]
+"""Findings of `medsyn.text.grid`."""
 Measure = Literal["effusion_volume_ml", "laa950_percent", "cardiothoracic_ratio"]
 AnatomyTool = Annotated[str, ToolFor(MASK_TOOLS, "anatomy")]
 PromptSource = Literal["sentences", "reports"]
@@ -92,6 +94,18 @@ class PromptSettings(Section):
     num_report_sentences: Count = Field(
         3, description="prompt_source reports: sentences of reports per finding, each with num_per_prompt volumes"
     )
+    faithfulness: dict[GridFinding, Count] = Field(
+        {
+            "pleural_effusion": 10,
+            "emphysema": 5,
+            "cardiomegaly": 30,
+            "consolidation": 6,
+            "ground_glass_opacity": 6,
+        },
+        min_length=1,
+        description="Table VIII: finding -> seeds per place that its prompts name (3 places of an effusion, 6 of an"
+        " emphysema, 1 of a cardiomegaly, 5 of the others); each seed samples two volumes",
+    )
     pairs_keep_severity: bool = Field(True, description="prompt pairs out of reports: keep small, severe, ...")
     pairs_keep_side: bool = Field(True, description="prompt pairs out of reports: keep left, right, bilateral")
     seed: OwnSeed = 0
@@ -116,9 +130,17 @@ class EvaluationConfig(PromptSettings):
     figure3_methods: tuple[Name, ...] | None = Field(
         None, min_length=1, description="methods of Figure 3, in this order; null: those of Table I"
     )
+    faithfulness_methods: tuple[Name, ...] = Field(
+        (), description="methods of Table VIII beside the reference; each samples as many volumes again"
+    )
     num_diagnostic_volumes: Count = Field(
         NUM_DIAGNOSTIC_VOLUMES,
         description="validation volumes on which `medsyn diagnose` tests the networks of the reference",
+    )
+    num_threshold_volumes: Count = Field(
+        256,
+        description="Table VIII: training volumes, at most, on which it is chosen from which amount on a volume shows a"
+        " finding; all validation volumes check it",
     )
     features: FeaturesConfig = FeaturesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from medsyn.config.cohort import CohortConfig, PhantomConfig
 from medsyn.config.evaluation import (
@@ -53,6 +53,12 @@ class DiagnosticsStage(MeasureStage):
     """config/diagnostics.json"""
 
     num_volumes: Count = NUM_DIAGNOSTIC_VOLUMES
+
+
+class RegionsStage(MeasureStage):
+    """config/regions.json"""
+
+    num_threshold_volumes: Count = Field(256, description="training volumes of a shard that are measured, at most")
 
 
 class TextEncoderStage(TextInputs):
@@ -119,6 +125,9 @@ def stage_configs(config: Config) -> dict[str, Section]:
         "preprocess": config.preprocess,
         "masks": config.masks,
         "measure": MeasureStage(**measuring),
+        "regions": RegionsStage(
+            **measuring, num_threshold_volumes=-(-evaluation.num_threshold_volumes // config.cohort.num_shards)
+        ),
         "diagnostics": DiagnosticsStage(**measuring, num_volumes=evaluation.num_diagnostic_volumes),
         "features": FeaturesStage(features=evaluation.features, window_hu=window_hu),
         "augmentation": AugmentationStage(augmentation=evaluation.augmentation, window_hu=window_hu),

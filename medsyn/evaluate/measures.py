@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from medsyn.evaluate.measure_names import MEASURES
 from medsyn.masks.effusion import WORKING_MM, segment_effusion
 from medsyn.masks.heart import cardiothoracic_ratio, ratio_of_heart
-from medsyn.masks.lungs import LEFT, RIGHT, Lungs, segment_lungs
+from medsyn.masks.lobes import sides_of
+from medsyn.masks.lungs import Lungs, segment_lungs
 from medsyn.masks.morphology import Spacing, block_factors, block_labels, block_mean
 from medsyn.orientation import reorient, reorient_to
 from medsyn.volume import Volume
@@ -70,7 +71,7 @@ def measure(
     failed = dict(failures or {})
     if given or failed:
         lobes = given.pop("lobes", None)
-        lungs = None if lobes is None else np.where(lobes >= 3, RIGHT, np.where(lobes > 0, LEFT, 0)).astype(np.uint8)
+        lungs = None if lobes is None else sides_of(lobes)
         found = {name: mask > 0 for name, mask in given.items()}
     else:
         classical = segment_lungs(model.array, model.spacing_mm, coarse_lungs)

@@ -47,6 +47,15 @@ class Sources:
         paths = tuple(path(method, prompt_set, shard) for shard in self._sample_shards)
         return Need(kind, (method,), paths, sampled=(method, prompt_set))
 
+    def real_regions(self) -> Need:
+        """Return the measures by side and lobe of the CTs."""
+        return Need("file", (REAL,), tuple(self.layout.regions(REAL, shard) for shard in self._shards))
+
+    def regions(self, method: str) -> Need:
+        """Return the measures by side and lobe of a method's answers to the prompts of Table VIII."""
+        paths = tuple(self.layout.regions(method, shard) for shard in self._sample_shards)
+        return Need("file", (method,), paths, sampled=(method, "faithfulness"))
+
     def training(self, method: str) -> list[Need]:
         """Return the metrics tables of all networks of a method; nothing for one that trains none."""
         kind = METHODS[self.config.methods[method].kind]

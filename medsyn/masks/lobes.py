@@ -41,6 +41,11 @@ def segment_lobes(lungs: NDArray[np.uint8], cavities: NDArray[np.uint8] | None =
     return out
 
 
+def sides_of(lobes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return lung labels (1 right, 2 left) from lobe labels 0..5."""
+    return np.where(lobes >= 3, RIGHT, np.where(lobes > 0, LEFT, 0)).astype(np.uint8)
+
+
 def _unit(index: NDArray[np.int64], box: NDArray[np.bool_], axis: int) -> NDArray[np.float32]:
     """Return an index along an axis scaled to 0..1 over the extent of `box`."""
     extent = np.flatnonzero(box.any(tuple(other for other in range(3) if other != axis)))

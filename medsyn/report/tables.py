@@ -102,7 +102,7 @@ def display_table(
     columns: list[str] = []
     for name in rows[0]:
         stem = next((stem for stem in stems if name in _parts(stem)), None)
-        if stem is None and name.endswith(("_ci_low", "_ci_high")):
+        if stem is None and (name.endswith(("_ci_low", "_ci_high")) or _belongs_to_answer(name, rows[0])):
             continue
         target = stem or name
         if target not in columns and target not in HIDDEN and not target.endswith(HIDDEN_ENDINGS):
@@ -170,6 +170,12 @@ def _parts(stem: str) -> tuple[str, ...]:
     return tuple(f"{stem}_{part}" for part in ("mean", "std", "ci_low", "ci_high"))
 
 
+def _belongs_to_answer(name: str, row: Mapping[str, str]) -> bool:
+    """Return whether a column is the chance level or the n of another one, shown below its value."""
+    stem, _, part = name.rpartition("_")
+    return part in ("chance", "n") and f"{stem}_chance" in row
+
+
 def _cell(row: Mapping[str, Any], name: str, is_summary: bool) -> Cell:
     if is_summary:
         mean, std = row[f"{name}_mean"], row.get(f"{name}_std", "")
@@ -193,4 +199,7 @@ def _cell(row: Mapping[str, Any], name: str, is_summary: bool) -> Cell:
     else:
         main = number(row[name])
     low, high = row.get(f"{name}_ci_low", ""), row.get(f"{name}_ci_high", "")
-    return {"main": main, "below": f"[{number(low)}, {number(high)}]" if low and high else ""}
+    below = [f"[{number(low)}, {number(high)}]"] if low and high else []
+    if chance := row.get(f"{name}_chance", ""):
+        below += [f"chance {number(chance)}", f"n {row[f'{name}_n']}"]
+    return {"main": main, "below": ", ".join(below)}

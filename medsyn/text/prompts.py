@@ -7,7 +7,8 @@ Takes the cohort, its reports and the evaluation settings, gives rows of COLUMNS
 - `report_pairs`: the paper's pairs and sentences of validation reports for every finding that the rules can reverse;
 - `augmentation` (Table VI): validation reports that the labeler calls positive or negative;
 - `segmentation` (Table V): the image is fixed, once with its report and once without, both with the same guidance;
-- `controlled` (Figure 6): one structure is fixed, seeds vary.
+- `controlled` (Figure 6): one structure is fixed, seeds vary;
+- `faithfulness` (Table VIII): the grid of `medsyn.text.grid`, whose rows also hold GRID_COLUMNS: what the text states.
 
 Rows that differ in the finding alone share `pair` and `seed`. `patient_id` is whose report the text is; it is empty
 where the text is a sentence. A row's seed follows from the evaluation's seed and what the row is for, so a larger set
@@ -30,6 +31,7 @@ from medsyn.files import read_csv, write_csv
 from medsyn.names import report_sample_id
 from medsyn.progress import log
 from medsyn.text.corpus import ReportRow, of_split, read_reports
+from medsyn.text.grid import cells
 from medsyn.text.labels import default_labeler
 from medsyn.text.pairs import Pair, content, paper_pairs, report_pairs
 from medsyn.text.sections import section_text
@@ -39,6 +41,7 @@ COLUMNS = (
     *("sample_id", "prompt_type", "text", "seed", "section", "text_mode", "guidance_scale", "pair", "patient_id"),
     *("fix_image", "fix_lobes", "fix_airway", "fix_vessels"),
 )
+GRID_COLUMNS = ("finding", "present", "place", "severity", "severity_rank")
 NUM_CONTROLLED_SEEDS = 3
 _SHORTEST_FIRST = ("impression", "findings")
 Row = dict[str, Any]
@@ -92,7 +95,8 @@ def write_prompts(
     rows = build_prompts(name, read_sources(cohort, reports, config, segmented))
     if not rows:
         raise InputError(f"{reports}: nothing in it can serve as a prompt of set '{name}'")
-    write_csv(out, [dict.fromkeys(COLUMNS, "") | row for row in rows], COLUMNS)
+    columns = [*COLUMNS, *(GRID_COLUMNS if GRID_COLUMNS[0] in rows[0] else ())]
+    write_csv(out, [dict.fromkeys(columns, "") | row for row in rows], columns)
     return len(rows)
 
 
@@ -295,6 +299,22 @@ def _controlled(sources: Sources) -> list[Row]:
     return rows
 
 
+def _faithfulness(sources: Sources) -> list[Row]:
+    """Return two rows per seed, one that states a finding and one that denies it; no other rows have this seed."""
+    rows: list[Row] = []
+    for finding, num_per_place in sources.config.faithfulness.items():
+        for number, cell in enumerate(cells(finding, num_per_place)):
+            seed = sources.seed("faithfulness", finding, number)
+            for side, text, stated in (
+                ("with", cell.text, (finding, 1, cell.place, cell.severity, cell.rank)),
+                ("without", cell.denial, (finding, 0, "", "", 0)),
+            ):
+                row = _row(f"{finding}_{side}_{number:03d}", f"{finding}/{side}", text, seed, "impression")
+                row |= {"pair": f"{finding}_{number:03d}"}
+                rows.append(row | dict(zip(GRID_COLUMNS, stated, strict=True)))
+    return rows
+
+
 def _row(sample_id: str, prompt_type: str, text: str, seed: int, section: str) -> Row:
     return {
         "sample_id": sample_id,
@@ -314,4 +334,5 @@ SETS: dict[str, Callable[[Sources], list[Row]]] = {
     "augmentation": _augmentation,
     "segmentation": _segmentation,
     "controlled": _controlled,
+    "faithfulness": _faithfulness,
 }

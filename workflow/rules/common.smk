@@ -11,7 +11,7 @@ from medsyn.errors import InputError
 from medsyn.exhibits.base import exhibits_of
 from medsyn.exhibits.needs import inputs_of, words_of
 from medsyn.exhibits.sources import Sources
-from medsyn.layout import Layout
+from medsyn.layout import REAL, Layout
 from medsyn.manifest_files import manifest_state, shard_state
 from medsyn.mask_tools import use_network
 from medsyn.registry import METHODS as KINDS
@@ -81,6 +81,7 @@ NETWORKS_MEASURE = use_network(CONFIG.evaluation.anatomy_tool)
 MINUTES_PREPROCESS = 0.5
 MINUTES_SEGMENT = 2.5 if NETWORKS_SEGMENT else 0.5
 MINUTES_MEASURE = 2.0 if NETWORKS_MEASURE else 0.5
+MINUTES_REGIONS = 1.5 * MINUTES_MEASURE
 MINUTES_STORE = 0.1
 MINUTES_FEATURES = 0.1
 MINUTES_SAMPLE = 1.5
@@ -128,6 +129,9 @@ CTS_PER_SHARD = math.ceil(num_cts() / len(SHARDS))
 VALIDATION_CTS_PER_SHARD = math.ceil(
     CTS_PER_SHARD * CONFIG.cohort.validation_fraction
 )  # a manifest with splits of its own may hold more: its shards are requeued
+REGION_CTS_PER_SHARD = VALIDATION_CTS_PER_SHARD + math.ceil(
+    CONFIG.evaluation.num_threshold_volumes / len(SHARDS)
+)
 SAMPLES_PER_SHARD = math.ceil(
     CONFIG.evaluation.num_fid_samples / len(SAMPLE_SHARDS)
 )  # of the largest set

@@ -52,6 +52,59 @@ rule measure_samples:
         " --out {output:q} 2> {log:q}"
 
 
+rule measure_cohort_regions:
+    input:
+        volumes=LAYOUT.preprocessed("{shard}"),
+        cohort=LAYOUT.cohort(),
+        config=LAYOUT.config("regions"),
+    output:
+        LAYOUT.regions(REAL, "{shard}"),
+    log:
+        LAYOUT.log("measure_cohort_regions", "{shard}"),
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 300))),
+        runtime=shard_minutes(MINUTES_REGIONS, REGION_CTS_PER_SHARD),
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
+        nodes=1,
+    params:
+        state=LAYOUT.state("measure_cohort_regions", "{shard}"),
+    message:
+        "measuring CTs by side and lobe, shard {wildcards.shard}"
+    shell:
+        "exec python -m medsyn regions --volumes {input.volumes:q} --cohort {input.cohort:q} --config {input.config:q}"
+        " --state {params.state:q} --out {output:q} 2> {log:q}"
+
+
+rule measure_sample_regions:
+    input:
+        volumes=LAYOUT.samples("{method}", "faithfulness", "{shard}"),
+        samples=lambda wildcards: samples(wildcards.method, "faithfulness"),
+        prompts=LAYOUT.prompts("faithfulness"),
+        config=LAYOUT.config("regions"),
+    output:
+        LAYOUT.regions("{method}", "{shard}"),
+    log:
+        LAYOUT.log("measure_sample_regions", "{method}", "{shard}"),
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory_mb(*((9000, 400) if NETWORKS_MEASURE else (800, 300))),
+        runtime=shard_minutes(MINUTES_REGIONS, SAMPLES_PER_SHARD),
+        gpu=CONFIG.compute.num_gpus_inference if NETWORKS_MEASURE else 0,
+        nodes=1,
+    params:
+        state=LAYOUT.state("measure_sample_regions", "{method}", "{shard}"),
+    message:
+        "measuring generated volumes by side and lobe: {wildcards.method}, shard {wildcards.shard}"
+    shell:
+        "exec python -m medsyn regions --volumes {input.volumes:q} --samples {input.samples:q} --prompts {input.prompts:q}"
+        " --config {input.config:q} --state {params.state:q} --out {output:q} 2> {log:q}"
+
+
 rule diagnose:
     input:
         run=LAYOUT.run("{method}"),
