@@ -206,11 +206,13 @@ _MODULES_OF_EXHIBITS: Mapping[str, tuple[str, str]] = {
     "table6": ("table", "table6"),
     "table7": ("table", "table7"),
     "diagnostics": ("table", "diagnostics"),
+    "memorisation": ("table", "memorisation"),
     "figure3": ("figure", "figure3"),
     "figure4": ("figure", "figure4"),
     "figure5": ("figure", "figure5"),
     "figure6": ("figure", "figure6"),
     "diagnostic_panels": ("figure", "diagnostic_panels"),
+    "memorisation_pairs": ("figure", "memorisation_pairs"),
     "hero": ("figure", "hero"),
 }
 """Exhibit -> its kind and the module that holds it."""

@@ -71,6 +71,18 @@ class AugmentationConfig(Section):
     seed: OwnSeed = 0
 
 
+class MemorisationConfig(Section):
+    """When a method counts as one that copies training volumes."""
+
+    max_share: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="share of generated volumes beyond the threshold of the exhibit `memorisation`, above which report"
+        " and `medsyn generate --prompts` warn; 0.05 is what unseen real volumes have",
+    )
+
+
 class PromptSettings(Section):
     """What the prompts of all evaluations depend on (paper: 1,024 for Table I, 32 per prompt for Tables II to IV)."""
 
@@ -121,4 +133,5 @@ class EvaluationConfig(PromptSettings):
         description="validation volumes on which `medsyn diagnose` tests the networks of the reference",
     )
     features: FeaturesConfig = FeaturesConfig()
+    memorisation: MemorisationConfig = MemorisationConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
