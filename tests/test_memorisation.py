@@ -1,4 +1,4 @@
-"""Copies of training volumes: planted ones are found, shifted, flipped and noisy as well, and independent ones are not."""
+"""Copies of training volumes: planted ones are found, also shifted, flipped and noisy; independent ones are not."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ Two volumes are compared twice, on features and voxel by voxel. The voxel distan
 of HU inside the body of the volume that is judged, the largest over flips of all axes and small shifts. It is searched
 on a coarse grid for all real volumes, and again on a fine one for the NUM_NEXT + 1 best of them.
 
-A distance alone does not tell a copy: a smooth volume correlates well with all. Its isolation does, after Carlini et al.
-2023 (arXiv:2301.13188): the distance to the nearest training volume over the mean distance to the next NUM_NEXT ones.
+A distance alone does not tell a copy: a smooth volume correlates well with all. Its isolation does, after Carlini et
+al. 2023 (arXiv:2301.13188): the distance to the nearest training volume over the mean distance to the next NUM_NEXT ones.
 As in Dar et al. 2023 (arXiv:2307.01148), thresholds come from real volumes that the model has not seen.
 """
 
