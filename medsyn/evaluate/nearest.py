@@ -5,7 +5,7 @@ of HU inside the body of the volume that is judged, the largest over flips of al
 on a coarse grid for all real volumes, and again on a fine one for the NUM_NEXT + 1 best of them.
 
 A distance alone does not tell a copy: a smooth volume correlates well with all. Its isolation does, after Carlini et
-al. 2023 (arXiv:2301.13188): the distance to the nearest training volume over the mean distance to the next NUM_NEXT ones.
+al. 2023 (arXiv:2301.13188): the distance to the nearest training volume over the mean distance to the next NUM_NEXT.
 As in Dar et al. 2023 (arXiv:2307.01148), thresholds come from real volumes that the model has not seen.
 """
 
