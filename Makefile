@@ -18,7 +18,7 @@ help:
 	@echo "            SEED=n trains and samples with another seed, into results/seed<n>)"
 	@echo "make phantom-model"
 	@echo "            train the model of config/phantom.yaml into medsyn/phantom_model, for \`medsyn generate\`"
-	@echo "            without --weights (2 cores: about six hours; go on after a stop with the same command)"
+	@echo "            without --weights (2 cores: about an hour and a half; go on after a stop with the same command)"
 	@echo "make test   run the tests"
 	@echo "make check  style, types and workflow lint, as CI does"
 	@echo "make scale  plan the paper's cohort: jobs and hours per rule"

@@ -244,6 +244,9 @@ def test_settings_of_one_network_or_text_that_exclude_each_other():
     values = changed("low_res.unet", {"num_components": 8, "sigma_share": 0.3, "mean_volume": True})
     with pytest.raises(InputError, match=r"num_components 8 and sigma_share 0\.3: both are set"):
         validate(Config, values, "mine.yaml")
+    values = changed("low_res.unet", {"num_text_kinds": 8, "num_components": 0})
+    with pytest.raises(InputError, match=r"num_text_kinds 8 with num_components 0: expected 1 or more"):
+        validate(Config, values, "mine.yaml")
     values = changed("super_res.text", True)
     values["methods"]["generic_lm"]["super_res_from"] = "medsyn"
     with pytest.raises(InputError, match=r"'medsyn' has text_encoder biomedical, this method has generic"):

@@ -57,7 +57,7 @@ def pair(options, text, seed=0):
             tensor((3, 4, 8, 8, 8), 4) / 45,
             torch.tensor([9.0, 4.0, 1.0]),
             deviations,
-            TextRegression(tensor((3, config.num_text_kinds + 6), 5), tensor((3,), 6)) if text else None,
+            TextRegression(tensor((3, config.num_text_kinds or 6), 5), tensor((3,), 6)) if text else None,
             TokenKinds(tensor((5, 6), 7), tensor((5,), 8)) if config.num_text_kinds else None,
         )
         network.set_statistics(tensor((4, 8, 8, 8), 3), deviations, components)

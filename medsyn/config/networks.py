@@ -58,8 +58,8 @@ class UNetConfig(Section):
         0,
         ge=0,
         le=65536,
-        description="low_res, with num_components: the regression on the text counts this many kinds of token states,"
-        " which tell sides and lobes better than the mean state, which 0 reads",
+        description="low_res, with num_components: the regression on the text reads which of this many kinds of token"
+        " states it has, which tell sides and lobes better than the mean state, which 0 reads",
     )
     pooled_text: bool = Field(
         False,

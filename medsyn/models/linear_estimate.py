@@ -40,7 +40,7 @@ class PrincipalComponents:
 
     vectors [K, C, D, H, W] have length 1. variances [K] are those along them, given the text if there is one: in
     falling order without text, in rising order with it. residual_variance [C] is that of a voxel beyond them. `kinds`
-    are those that the features of a text count, None where they are its mean state.
+    are those that the features of a text tell, None where they are its mean state.
     """
 
     vectors: Tensor

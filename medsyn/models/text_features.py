@@ -1,9 +1,9 @@
-"""Describe a text to a linear map: by the mean state of its tokens, or by counts of kinds of token states.
+"""Describe a text to a linear map: by the mean state of its tokens, or by the kinds of its token states.
 
 The mean state of a text blurs which word stands beside which: it tells that an effusion and a left side occur, not that
 the effusion is on the left. The state of one token of a language model tells it, because it depends on the words around
-the token. So the training texts' states are grouped by k-means into kinds, and a text is described by how often it has
-each kind: a bag of words with soft assignment (van Gemert et al. 2008, "Kernel codebooks for scene categorization").
+the token. So the training texts' states are grouped by k-means into kinds, and a text is described by which kinds it
+has, with soft assignment (van Gemert et al. 2008, "Kernel codebooks for scene categorization").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_NUM_STEPS = 20  # of k-means
+_NUM_STEPS = 20  # of k-means, which is written here because training needs no package that has one
 _MOST_TOKENS = 50_000  # that k-means reads
 _LEAST_SQUARE = 1e-6
 
@@ -47,14 +47,14 @@ def token_kinds(states: Tensor, count: int, generator: torch.Generator) -> Token
 
 
 def text_features(text: Tensor, kinds: TokenKinds | None) -> Tensor:
-    """Return how often texts [B, num_tokens, S] have each kind, and the sum of their states: [B, N + S].
+    """Return whether texts [B, num_tokens, S] have each kind: the largest share that a token has of it, [B, N].
 
-    Without kinds it is the mean state [B, S]. Tokens whose states are all zero, which mark padding, do not count.
+    Without kinds it is the mean state [B, S]. Tokens whose states are all zero, which mark padding, have no kind.
     """
     if kinds is None:
         return mean_state(text)
     shares = torch.softmax(text @ kinds.weight.T + kinds.bias, dim=-1) * text.any(dim=-1, keepdim=True)
-    return torch.cat([shares.sum(dim=1), text.sum(dim=1)], dim=1)
+    return shares.amax(dim=1)
 
 
 def mean_state(text: Tensor) -> Tensor:

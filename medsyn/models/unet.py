@@ -17,7 +17,7 @@ network what the noise hides (after the preconditioning of Karras et al. 2022, t
 variance-preserving schedule; `sigma_share` sets it for each channel), `add_condition` makes it predict the difference
 from its condition, `mean_volume` the difference from the mean training volume, which it is given, `num_components` the
 difference from a linear estimate by the principal components of the training volumes and the text (which
-`num_text_kinds` reads by counts of kinds of token states), and `pooled_text` adds the mean state of the text to the
+`num_text_kinds` reads by kinds of token states), and `pooled_text` adds the mean state of the text to the
 time embedding (Saharia et al. 2022, section 2.3) of all blocks after the first attention to the text.
 """
 
@@ -130,7 +130,7 @@ class UNet(nn.Module):
         kinds = config.num_text_kinds
         self.register_buffer("data_kinds_weight", torch.zeros(kinds, reads) if reads and kinds else None)
         self.register_buffer("data_kinds_bias", torch.zeros(kinds) if reads and kinds else None)
-        self.register_buffer("data_text_weight", torch.zeros(count, kinds + reads) if reads else None)
+        self.register_buffer("data_text_weight", torch.zeros(count, kinds or reads) if reads else None)
         self.register_buffer("data_text_offset", torch.zeros(count) if reads else None)
         voxels = config.patch_size**3
         self.init_conv = nn.Conv3d((channels + self.known_channels) * voxels, dim, kernel, padding=kernel // 2)
@@ -230,7 +230,8 @@ class UNet(nn.Module):
             moved = F.linear(features, self.data_text_weight, self.data_text_offset)
         if self._kinds is None:
             return moved
-        return moved * (text != self.null_cond_emb).flatten(start_dim=1).any(dim=1, keepdim=True)
+        assert self.null_cond_emb is not None
+        return moved * text.ne(self.null_cond_emb).flatten(start_dim=1).any(dim=1, keepdim=True)
 
     @property
     def _kinds(self) -> TokenKinds | None:
