@@ -26,7 +26,12 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--real", required=True, help="folder of real volumes in HU (NIfTI, MetaImage, NRRD, npz)")
     parser.add_argument("--synthetic", required=True, help="folder of generated volumes in HU")
-    for prefix, group in (("", "generated"), ("real-", "real")):
+    parser.add_argument(
+        "--training",
+        help="folder of the real volumes that the system was trained on: counts generated volumes that stand out as"
+        " copies of one; the volumes of --real must then be unseen",
+    )
+    for prefix, group in (("", "generated"), ("real-", "real and training")):
         parser.add_argument(
             f"--{prefix}spacing-mm",
             metavar="'Z Y X'",
@@ -260,4 +265,5 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.seed,
         args.out,
         args.max_refused_fraction,
+        Folder(args.training, real) if args.training else None,
     )

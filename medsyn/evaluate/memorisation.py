@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from medsyn.errors import InputError
 from medsyn.evaluate.inputs import parse_number
-from medsyn.evaluate.nearest import TAIL, Match
+from medsyn.evaluate.nearest import Match, Neighbours
 from medsyn.files import read_csv
 
 VALIDATION = "validation"
@@ -30,8 +30,10 @@ COLUMNS = (
         for name in ("nearest", "distance", "isolation", "nearest_validation", "validation_distance")
     ),
 )
-MIN_REAL = 20
-"""Validation volumes below which a threshold is not set: the TAIL of fewer is less than one volume."""
+TAIL_PERCENT = 5
+"""Share of unseen real volumes that is expected beyond a threshold at most."""
+MIN_REAL = 100 // TAIL_PERCENT - 1
+"""Validation volumes below which no threshold has that property."""
 NOTE_FEW = f"fewer than {MIN_REAL} validation volumes have a nearest training volume: no threshold, no share"
 Row = dict[str, Any]
 
@@ -42,7 +44,7 @@ def match_columns(space: str, training: Match, names: Sequence[str]) -> Row:
     return dict(zip((f"{space}_{key}" for key in ("nearest", "distance", "isolation")), values, strict=True))
 
 
-def validation_columns(space: str, match: Match, names: Sequence[str]) -> Row:
+def validation_columns(space: str, match: Neighbours, names: Sequence[str]) -> Row:
     """Return the columns of a space that say which validation volume is nearest."""
     return {f"{space}_nearest_validation": names[match.index], f"{space}_validation_distance": match.distance}
 
@@ -58,8 +60,8 @@ def read_nearest(path: str | Path) -> list[Row]:
 def memorisation(rows: Sequence[Row], group: str) -> Row:
     """Return the shares of the volumes of a group that are beyond the thresholds, by space; None where there are none.
 
-    A volume is beyond the threshold of a space where its isolation is smaller than that of the TAIL of the validation
-    volumes. `<space>_share` with Wilson bounds (95 %); `<space>_threshold`; `<space>_close_share`: by distance alone;
+    A volume is beyond the threshold of a space where its isolation is smaller than `low_quantile` of the validation
+    volumes'. `<space>_share` with Wilson bounds (95 %); `<space>_threshold`; `<space>_close_share`: by distance alone;
     `<space>_median` and `<space>_validation_median`: of the distances to the nearest training and validation volume.
     """
     judged = [row for row in rows if row["group"] == group]
@@ -84,10 +86,28 @@ def memorisation(rows: Sequence[Row], group: str) -> Row:
     return result
 
 
+def warning(label: str, share: float, max_share: float) -> str:
+    """Return the sentence that tells of a method whose share by voxels is above `max_share`."""
+    return (
+        f"Memorisation: {100 * share:.0f} % of the volumes of {label} stand out as copies of a training volume, at most"
+        f" {100 * max_share:.0f} % may (evaluation.memorisation.max_share) and {TAIL_PERCENT} % of unseen real volumes"
+        " do. Look at the closest pairs before you release model or volumes."
+    )
+
+
 def threshold_of(rows: Sequence[Row], name: str) -> float | None:
-    """Return the TAIL quantile of a column over the validation volumes; None for fewer than MIN_REAL of them."""
-    values = _known([row for row in rows if row["group"] == VALIDATION], name)
-    return float(np.quantile(values, TAIL)) if len(values) >= MIN_REAL else None
+    """Return `low_quantile` of a column over the validation volumes."""
+    return low_quantile(_known([row for row in rows if row["group"] == VALIDATION], name))
+
+
+def low_quantile(values: Sequence[float] | np.ndarray) -> float | None:
+    """Return the value below which another one of the same kind lies with a probability of TAIL_PERCENT at most.
+
+    Of n exchangeable values it is the k-th smallest with k = (n + 1) * TAIL_PERCENT / 100, rounded down: a further
+    value is smaller with probability k / (n + 1). None for fewer than MIN_REAL values.
+    """
+    rank = (len(values) + 1) * TAIL_PERCENT // 100
+    return float(np.sort(values)[rank - 1]) if rank else None
 
 
 def _known(rows: Sequence[Row], name: str) -> np.ndarray:

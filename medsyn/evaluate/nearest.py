@@ -1,28 +1,29 @@
 """Find the real volume that a generated one resembles most: a copy of a training volume is a leak of a patient.
 
-Two volumes are compared twice, on features and voxel by voxel. The voxel distance is 1 - r; r is Pearson's correlation
-of HU inside the body of the volume that is judged, the largest over flips of all axes and small shifts. It is searched
-on a coarse grid for all real volumes, and again on a fine one for the NUM_NEXT + 1 best of them.
+Two volumes are compared on features or voxel by voxel. The voxel distance is 1 - r; r is Pearson's correlation of HU
+inside the body of the volume that is judged, the largest over flips of all axes and small shifts. It is searched on a
+coarse grid for all real volumes, and again on a fine one for those that lead there.
 
 A distance alone does not tell a copy: a smooth volume correlates well with all. Its isolation does, after Carlini et
-al. 2023 (arXiv:2301.13188): the distance to the nearest training volume over the mean distance to the next NUM_NEXT.
-As in Dar et al. 2023 (arXiv:2307.01148), thresholds come from real volumes that the model has not seen.
+al. 2023 (arXiv:2301.13188): the distance to the nearest training volume over the mean distance to the next NUM_NEXT
+that are not copies of that volume themselves, as second scans and augmented copies of the same patient are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfftn, rfftn
-from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import binary_fill_holes, convolve1d
 from scipy.spatial.distance import cdist
 
-FINE, COARSE = 32, 16
-"""Voxels per axis at most of the two grids."""
+FINE = 32
+"""Voxels per axis at most of the fine grid; the coarse one has half as many."""
 FINE_SHIFT, COARSE_SHIFT = 2, 1
 """Largest shift per axis in voxels of each grid: a sixteenth of the field of view."""
 WINDOW_HU = (-1024.0, 600.0)
@@ -31,29 +32,154 @@ MIN_BODY = 0.05
 """Share of the grid below which the body counts as not found; all voxels are compared then."""
 NUM_NEXT = 10
 """Volumes after the nearest one that its distance is compared with."""
-TAIL = 0.05
-"""Share of unseen real volumes that lies beyond a threshold by definition."""
+_SMOOTHING = (0.25, 0.5, 0.25)  # lets a shift between the voxels of the fine grid change little
 _FLIPS = tuple(product((1, -1), repeat=3))
 _CHUNK = 256  # real volumes at a time
+_JUDGED = 32  # judged volumes at a time
 _FLAT = 1.0  # product of variances below which there is nothing to correlate, HU^4
 
 
 @dataclass(frozen=True)
 class Match:
-    """The nearest of several volumes: its index, the distance, and the distance over the mean to the next ones.
-
-    isolation is None where there is no other volume.
-    """
+    """The nearest of several volumes: its index, the distance, and the isolation; None where there is no other one."""
 
     index: int
     distance: float
     isolation: float | None
 
 
-def reduce(hu: NDArray) -> NDArray[np.int16]:
-    """Return block means of a volume (D, H, W) in HU, clipped to WINDOW_HU: at most FINE voxels per axis, even numbers.
+class Neighbours:
+    """The real volumes around one volume, in an order that has the nearest among its first NUM_NEXT + 1."""
 
-    64 KiB instead of a whole volume: all that is kept of one.
+    def __init__(self, order: NDArray[np.integer], measure: Callable[[NDArray[np.integer]], NDArray]) -> None:
+        """order: indexes of all real volumes; measure: returns the distances to some of them."""
+        self.order = order
+        self._measure, self._known = measure, dict[int, float]()
+        first = self.distances(order[: NUM_NEXT + 1])
+        self.index, self.distance = int(order[np.argmin(first)]), float(first.min())
+
+    def distances(self, indexes: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Return the distances to real volumes; each is measured once."""
+        missing = np.array([i for i in indexes if int(i) not in self._known], int)
+        if len(missing):
+            self._known |= dict(zip(missing.tolist(), self._measure(missing).tolist(), strict=True))
+        return np.array([self._known[int(i)] for i in indexes])
+
+    def within(self, limit: float) -> set[int]:
+        """Return the real volumes at a smaller distance; ends where fewer than half of the next in order are."""
+        found: set[int] = set()
+        for start in range(0, len(self.order), NUM_NEXT + 1):
+            part = self.order[start : start + NUM_NEXT + 1]
+            near = part[self.distances(part) < limit]
+            found.update(near.tolist())
+            if 2 * len(near) < len(part):
+                break
+        return found
+
+
+class Search(Protocol):
+    """Real volumes among which others are looked for."""
+
+    real: NDArray
+
+    def neighbours(self, values: NDArray) -> Iterator[Neighbours]:
+        """Yield the neighbours of each of several volumes, given in the form of `real`."""
+        ...
+
+
+class Judge:
+    """Compares the distance to the nearest training volume with those to the next, leaving out copies of that one."""
+
+    def __init__(self, search: Search, limit: float | None) -> None:
+        """limit: distance below which two training volumes count as copies of each other; None: no two do."""
+        self._search, self._limit = search, limit
+        self._copies: dict[int, set[int]] = {}
+
+    def match(self, found: Neighbours) -> Match:
+        """Return the nearest training volume and its isolation."""
+        copies = self._copies_of(found.index)
+        others = np.array([i for i in found.order.tolist() if i not in copies][:NUM_NEXT], int)
+        mean = float(found.distances(others).mean()) if len(others) else 0.0
+        return Match(found.index, found.distance, found.distance / mean if mean > 0 else None)
+
+    def _copies_of(self, index: int) -> set[int]:
+        """Return a training volume and its copies in the training set."""
+        if self._limit is None:
+            return {index}
+        if index not in self._copies:
+            (itself,) = self._search.neighbours(self._search.real[index : index + 1])
+            self._copies[index] = itself.within(self._limit) | {index}
+        return self._copies[index]
+
+
+class FeatureSearch:
+    """Searches real volumes by the Euclidean distance of features."""
+
+    def __init__(self, real: NDArray) -> None:
+        """real: features (n, F)."""
+        self.real = real
+
+    def neighbours(self, values: NDArray) -> Iterator[Neighbours]:
+        """Yield the neighbours of each row of features (m, F)."""
+        for value in values:
+            row = cdist(value[None], self.real)[0]
+            yield Neighbours(np.argsort(row, kind="stable"), row.__getitem__)
+
+
+class VoxelSearch:
+    """Searches real volumes by the correlation of HU; keeps 94 KiB of each."""
+
+    def __init__(self, real: NDArray[np.int16]) -> None:
+        """real: reduced volumes (n, d, h, w) of `reduce`."""
+        self.real = real
+        self._coarse = (_halved(real), _halved(real[:, 1:-1, 1:-1, 1:-1]))  # the second lies half a coarse voxel beside
+
+    def neighbours(self, values: NDArray[np.int16]) -> Iterator[Neighbours]:
+        """Yield the neighbours of each reduced volume (m, d, h, w) of the same grid."""
+        for start in range(0, len(values), _JUDGED):
+            part = values[start : start + _JUDGED]
+            for volume, found, flips in zip(part, *self._coarse_search(part), strict=True):
+                yield Neighbours(np.argsort(-found, kind="stable"), self._measure(volume, flips))
+
+    def _measure(self, volume: NDArray[np.int16], flips: NDArray[np.int8]) -> Callable[[NDArray], NDArray]:
+        """Return the function that takes indexes and returns fine distances; flips: one of each real volume."""
+
+        def measure(indexes: NDArray[np.integer]) -> NDArray[np.float64]:
+            distances = np.empty(len(indexes))
+            for flip in np.unique(flips[indexes]):
+                of_flip = flips[indexes] == flip
+                distances[of_flip] = 1 - _peaks(_flipped(volume, _FLIPS[flip]), self.real[indexes[of_flip]])
+            return distances
+
+        return measure
+
+    def _coarse_search(self, volumes: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """Return the largest correlations (m, n) of volumes on the coarse grid with all real ones, and their flips.
+
+        Shifts are those of whole coarse voxels, and of half of one on all axes at once.
+        """
+        views = [_inner(_flipped(volume, flip), COARSE_SHIFT) for volume in _halved(volumes) for flip in _FLIPS]
+        weights = np.stack([_body(view).ravel() for view in views]).astype(np.float32)
+        templates = _centred(np.stack([view.ravel() for view in views]), weights)
+        best = np.full((len(volumes), len(self.real)), -1.0, np.float32)
+        flips = np.zeros(best.shape, np.int8)
+        for start in range(0, len(self.real), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            for grid in self._coarse:
+                for windows in _windows(grid[part], views[0].shape):
+                    sums = (templates @ windows, weights @ windows, weights @ windows**2)
+                    found = _correlation(*sums, templates, weights).reshape(len(volumes), len(_FLIPS), -1)
+                    better = found.max(axis=1) > best[:, part]
+                    best[:, part] = np.maximum(best[:, part], found.max(axis=1))
+                    flips[:, part][better] = found.argmax(axis=1)[better]
+        return best, flips
+
+
+def reduce(hu: NDArray) -> NDArray[np.int16]:
+    """Return means of overlapping blocks of a volume (D, H, W) in HU, clipped to WINDOW_HU.
+
+    At most FINE of them per axis and an even number; each weighs its block by a half, the two beside it by a quarter.
+    These are 64 KiB, all that is kept of a volume.
     """
     means = np.clip(np.asarray(hu, np.float32), *WINDOW_HU)
     for axis, size in enumerate(means.shape):
@@ -61,88 +187,28 @@ def reduce(hu: NDArray) -> NDArray[np.int16]:
         starts = np.arange(count) * size // count
         sums = np.add.reduceat(means, starts, axis=axis)
         lengths = np.diff([*starts, size]).reshape([-1 if k == axis else 1 for k in range(3)])
-        means = sums / lengths
+        means = convolve1d(sums / lengths, _SMOOTHING, axis=axis, mode="nearest")
     return np.round(means).astype(np.int16)
 
 
-def nearest_by_features(features: NDArray, real: NDArray, *, itself: bool = False) -> list[Match]:
-    """Return the nearest row of `real` (n, F) for each row of `features` (m, F), by Euclidean distance.
+def _peaks(volume: NDArray[np.int16], real: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Return the largest correlation of a volume (d, h, w) with each of several (n, d, h, w) over shifts.
 
-    itself: the two are the same rows, of which none is its own neighbour.
+    By FFT on the fine grid; a parabola through the largest one stands for shifts between its voxels.
     """
-    distances = cdist(features, real)
-    if itself:
-        np.fill_diagonal(distances, np.inf)
-    return [_match(row) for row in distances]
-
-
-class VoxelSearch:
-    """Searches real volumes, which it keeps reduced: 64 KiB of HU and 16 KiB on the coarse grid for each."""
-
-    def __init__(self, real: NDArray[np.int16]) -> None:
-        """real: reduced volumes (n, d, h, w) of `reduce`."""
-        self._fine, self._coarse = real, _halved(real)
-
-    def nearest(self, volumes: NDArray[np.int16]) -> list[Match]:
-        """Return the nearest real volume of each reduced volume (m, d, h, w) of the same grid."""
-        best, flips = self._coarse_search(_halved(volumes))
-        matches = []
-        for volume, found, flip in zip(volumes, best, flips, strict=True):
-            candidates = np.argsort(-found, kind="stable")[: NUM_NEXT + 1]
-            template = _Template(volume)
-            distances = np.array([1 - template.correlation(self._fine[i], _FLIPS[flip[i]]) for i in candidates])
-            match = _match(distances)
-            matches.append(Match(int(candidates[match.index]), match.distance, match.isolation))
-        return matches
-
-    def _coarse_search(self, volumes: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
-        """Return the largest correlations (m, n) of volumes on the coarse grid with all real ones, and their flips."""
-        views = [_inner(_flipped(array, flip), COARSE_SHIFT) for array in volumes for flip in _FLIPS]
-        bodies = [_inner(_flipped(_body(array), flip), COARSE_SHIFT) for array in volumes for flip in _FLIPS]
-        shape = views[0].shape
-        weights = np.stack([mask.ravel() for mask in bodies]).astype(np.float32)
-        templates = _centred(np.stack([view.ravel() for view in views]), weights)
-        best = np.full((len(volumes), len(self._coarse)), -1.0, np.float32)
-        flips = np.zeros(best.shape, np.int8)
-        for start in range(0, len(self._coarse), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            for place in _places(shape, COARSE_SHIFT):
-                windows = self._coarse[(part, *place)].reshape(-1, weights.shape[1]).T
-                sums = (templates @ windows, weights @ windows, weights @ windows**2)
-                found = _correlation(*sums, templates, weights).reshape(len(volumes), len(_FLIPS), -1)
-                better = found.max(axis=1) > best[:, part]
-                best[:, part] = np.maximum(best[:, part], found.max(axis=1))
-                flips[:, part][better] = found.argmax(axis=1)[better]
-        return best, flips
-
-
-class _Template:
-    """A volume on the fine grid whose correlation with others is asked for at all small shifts, by FFT."""
-
-    def __init__(self, volume: NDArray[np.int16]) -> None:
-        self._volume, self._body, self._shape = volume.astype(np.float32), _body(volume), volume.shape
-        self._spectra: dict[tuple[int, ...], tuple[NDArray, ...]] = {}
-
-    def correlation(self, real: NDArray[np.int16], flip: tuple[int, ...]) -> float:
-        """Return the largest correlation with a real volume; between the voxels of the grid by a parabola."""
-        template, weights, template_spectrum, weights_spectrum = self._of(flip)
-        values = real.astype(np.float32)
-        spectrum, square_spectrum = rfftn(values), rfftn(values**2)
-        products = (template_spectrum * spectrum, weights_spectrum * spectrum, weights_spectrum * square_spectrum)
-        near = tuple(slice(0, 2 * FINE_SHIFT + 1) for _ in range(3))
-        sums = (irfftn(product, self._shape)[near].reshape(1, -1) for product in products)
-        found = _correlation(*sums, template, weights)
-        return _peak(found.reshape([2 * FINE_SHIFT + 1] * 3))
-
-    def _of(self, flip: tuple[int, ...]) -> tuple[NDArray, ...]:
-        """Return the flipped, centred template and its body (1, v), and the conjugate spectra of both."""
-        if flip not in self._spectra:
-            weights = _inner(_flipped(self._body, flip), FINE_SHIFT).astype(np.float32)
-            inner = _inner(_flipped(self._volume, flip), FINE_SHIFT)
-            template = _centred(inner.reshape(1, -1), weights.reshape(1, -1))
-            spectra = (np.conj(rfftn(part.reshape(inner.shape), self._shape)) for part in (template, weights))
-            self._spectra[flip] = (template, weights.reshape(1, -1), *spectra)
-        return self._spectra[flip]
+    inner = _inner(volume, FINE_SHIFT).astype(np.float32)
+    weights = _body(inner).astype(np.float32)
+    template = _centred(inner.reshape(1, -1), weights.reshape(1, -1)).reshape(inner.shape)
+    of_template, of_weights = (np.conj(rfftn(part, volume.shape)) for part in (template, weights))
+    values = real.astype(np.float32)
+    spectra, of_squares = (rfftn(part, axes=(1, 2, 3)) for part in (values, values**2))
+    count = 2 * FINE_SHIFT + 1
+    sums = (
+        irfftn(product, volume.shape, axes=(1, 2, 3))[:, :count, :count, :count].reshape(1, -1)
+        for product in (of_template * spectra, of_weights * spectra, of_weights * of_squares)
+    )
+    found = _correlation(*sums, template.reshape(1, -1), weights.reshape(1, -1))
+    return np.array([_peak(part) for part in found.reshape(-1, count, count, count)])
 
 
 def _centred(templates: NDArray, weights: NDArray) -> NDArray[np.float32]:
@@ -177,15 +243,6 @@ def _peak(correlations: NDArray) -> float:
     return min(1.0, top + gain)
 
 
-def _match(distances: NDArray) -> Match:
-    """Return the nearest of distances (n), of which infinite ones are no neighbours."""
-    nearest, distance = int(np.argmin(distances)), float(np.min(distances))
-    others = np.sort(np.delete(distances, nearest))[:NUM_NEXT]
-    others = others[np.isfinite(others)]
-    mean = float(others.mean()) if len(others) else 0.0
-    return Match(nearest, distance, distance / mean if mean > 0 else None)
-
-
 def _halved(arrays: NDArray) -> NDArray[np.float32]:
     """Return means of 2 x 2 x 2 blocks of (n, d, h, w)."""
     n, d, h, w = arrays.shape
@@ -207,7 +264,9 @@ def _inner(volume: NDArray, margin: int) -> NDArray:
     return volume[tuple(slice(margin, -margin) for _ in range(3))]
 
 
-def _places(inner: tuple[int, ...], shift: int) -> Iterator[tuple[slice, ...]]:
-    """Yield every place of a box of this shape that is at most `shift` voxels off the middle on each axis."""
-    for start in product(range(2 * shift + 1), repeat=3):
-        yield tuple(slice(a, a + size) for a, size in zip(start, inner, strict=True))
+def _windows(grid: NDArray, inner: tuple[int, ...]) -> Iterator[NDArray]:
+    """Yield the voxels (v, n) of volumes (n, d, h, w) in a box of shape `inner`, at every place where the box fits."""
+    places = (range(outer - size + 1) for outer, size in zip(grid.shape[1:], inner, strict=True))
+    for start in product(*places):
+        place = tuple(slice(a, a + size) for a, size in zip(start, inner, strict=True))
+        yield grid[(slice(None), *place)].reshape(len(grid), -1).T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsyn.config import EvaluationConfig
@@ -11,6 +12,8 @@ from medsyn.exhibits.base import Exhibit, Rows, Table
 from medsyn.exhibits.inputs import Inputs
 from medsyn.exhibits.needs import Need
 from medsyn.exhibits.sources import Sources
+from medsyn.files import read_csv
+from medsyn.layout import Layout
 
 if TYPE_CHECKING:
     from medsyn.evaluate.memorisation import Row
@@ -71,13 +74,31 @@ def methods_of(rows: Sequence[Row]) -> list[str]:
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for every method whose share is above the limit."""
+    from medsyn.evaluate.memorisation import warning
+
     return [
-        f"Memorisation: {100 * float(row['voxel_share']):.0f} % of the volumes of {row['label']} lie closer to a single"
-        f" training volume than unseen real volumes do; at most {100 * float(row['max_share']):.0f} % may"
-        " (evaluation.memorisation.max_share). Look at the closest pairs before you release model or volumes."
+        warning(row["label"], float(row["voxel_share"]), float(row["max_share"]))
         for row in rows
         if row["verdict"] == "above"
     ]
+
+
+def release_warning(weights: Path) -> str | None:
+    """Return what must be known before volumes of a trained run are released; None where its share is within the limit.
+
+    weights: run.json or its folder. The table is that of the results folder in which the run was trained. One that is
+    older than the run, or has no verdict on it, counts as missing.
+    """
+    run = weights / "run.json" if weights.is_dir() else weights
+    method, table = run.parent.name, Path(Layout(str(run.parent.parent.parent)).table("memorisation"))
+    if table.is_file() and table.stat().st_mtime >= run.stat().st_mtime:
+        rows = [row for row in read_csv(table, ("method", "verdict")) if row["method"] == method and row["verdict"]]
+        if rows:
+            return next(iter(warnings(rows)), None)
+    return (
+        f"Memorisation: {table} has no verdict on this run, so it is not known whether its volumes are copies of"
+        f" training volumes; before you release any, run `snakemake {table}`, or `medsyn evaluate` with --training"
+    )
 
 
 MEMORISATION = Exhibit(
@@ -87,12 +108,12 @@ MEMORISATION = Exhibit(
     caption=(
         "Voxels: distance is 1 minus the correlation of HU inside the body, the largest over flips and small shifts."
         " Features: Euclidean distance on the features of Table I, without flips and shifts. Isolation: the distance to"
-        " the nearest training volume over the mean distance to the next ten; it is small where one training volume"
-        " stands out. Beyond the threshold: isolation smaller than that of 95 % of the validation volumes, which no"
-        " method has seen, so 5 % are expected of a method that copies nothing; below in grey the 95 % interval"
-        " (Wilson). Close by distance alone: distance smaller than that of 95 % of the validation volumes; smooth"
-        " volumes are close to many. The verdict compares the share by voxels with max_share. The training split is"
-        " larger than the validation split, so the nearest training volume is nearer by chance alone."
+        " the nearest training volume over the mean distance to the next ten that are not copies of that volume"
+        " themselves; it is small where one training volume stands out. Beyond the threshold: isolation smaller than"
+        " that of at least 95 % of the validation volumes, which no method has seen, so at most 5 % are expected of a"
+        " method that copies nothing; below in grey the 95 % interval (Wilson). Close by distance alone: the same for"
+        " the distance; smooth volumes are close to many. The verdict compares the share by voxels with max_share."
+        " The training split is larger than the validation split, so the nearest training volume is nearer by chance alone."
     ),
     needs=needs,
     options=("file", "label"),

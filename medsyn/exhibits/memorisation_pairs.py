@@ -61,9 +61,9 @@ def memorisation_pairs(
     pairs = sorted(judged, key=lambda row: row["voxel_isolation"])[:NUM_PAIRS]
     num_rows = -(-len(pairs) // _COLUMNS)
     footer = (
-        "Left: dashed, the threshold; of unseen real volumes 5 % lie left of it. Right: medians of the distances by"
-        " voxels. Below: the pairs of smallest isolation, coronal slices, HU window [-1024, 600]; the training volume"
-        " is drawn as it is, also where its flipped or shifted form is the nearest."
+        "Left: dashed, the threshold; of unseen real volumes at most 5 % lie left of it. Right: medians and"
+        " quartiles of the distances by voxels. Below: the pairs of smallest isolation, coronal slices, HU window [-1024, 600]; the"
+        " training volume is drawn as it is, also where its flipped or shifted form is the nearest."
     )
     height = 0.5 + _CHARTS + _PAIR * num_rows + 0.5
     title = "Memorisation: generated volumes and the training volumes nearest to them"
