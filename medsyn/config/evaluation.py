@@ -79,7 +79,7 @@ class MemorisationConfig(Section):
         ge=0,
         le=1,
         description="share of generated volumes beyond the threshold of the exhibit `memorisation`, above which report"
-        " and `medsyn generate --prompts` warn; 0.05 is what unseen real volumes have",
+        " and `medsyn generate --prompts` warn; 0.05 is the most that is expected of unseen real volumes",
     )
 
 

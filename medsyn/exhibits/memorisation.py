@@ -112,8 +112,10 @@ MEMORISATION = Exhibit(
         " themselves; it is small where one training volume stands out. Beyond the threshold: isolation smaller than"
         " that of at least 95 % of the validation volumes, which no method has seen, so at most 5 % are expected of a"
         " method that copies nothing; below in grey the 95 % interval (Wilson). Close by distance alone: the same for"
-        " the distance; smooth volumes are close to many. The verdict compares the share by voxels with max_share."
-        " The training split is larger than the validation split, so the nearest training volume is nearer by chance alone."
+        " the distance; smooth volumes are close to many."
+        " The verdict compares the share by voxels with max_share."
+        " The training split is larger than the validation split, so the nearest training volume is nearer by"
+        " chance alone."
     ),
     needs=needs,
     options=("file", "label"),

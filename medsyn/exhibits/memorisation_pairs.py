@@ -62,7 +62,8 @@ def memorisation_pairs(
     num_rows = -(-len(pairs) // _COLUMNS)
     footer = (
         "Left: dashed, the threshold; of unseen real volumes at most 5 % lie left of it. Right: medians and"
-        " quartiles of the distances by voxels. Below: the pairs of smallest isolation, coronal slices, HU window [-1024, 600]; the"
+        " quartiles of the distances by voxels. Below: the pairs of smallest isolation,"
+        " coronal slices, HU window [-1024, 600]; the"
         " training volume is drawn as it is, also where its flipped or shifted form is the nearest."
     )
     height = 0.5 + _CHARTS + _PAIR * num_rows + 0.5
