@@ -125,6 +125,14 @@ class Layout:
         """Return the features of a shard's CTs."""
         return f"{self.root}/features/{REAL}/{shard}.npz"
 
+    def training_features(self, shard: str) -> str:
+        """Return the features of a shard's CTs of the training split."""
+        return f"{self.root}/features/training/{shard}.npz"
+
+    def nearest(self) -> str:
+        """Return the nearest real volumes of every generated one."""
+        return f"{self.root}/nearest.csv"
+
     def classification(self, finding: str) -> str:
         """Return the scores of the classifiers of a finding."""
         return f"{self.root}/classify/{finding}.csv"

@@ -207,12 +207,14 @@ _MODULES_OF_EXHIBITS: Mapping[str, tuple[str, str]] = {
     "table7": ("table", "table7"),
     "table8": ("table", "table8"),
     "diagnostics": ("table", "diagnostics"),
+    "memorisation": ("table", "memorisation"),
     "figure3": ("figure", "figure3"),
     "figure4": ("figure", "figure4"),
     "figure5": ("figure", "figure5"),
     "figure6": ("figure", "figure6"),
     "faithfulness": ("figure", "faithfulness"),
     "diagnostic_panels": ("figure", "diagnostic_panels"),
+    "memorisation_pairs": ("figure", "memorisation_pairs"),
     "hero": ("figure", "hero"),
 }
 """Exhibit -> its kind and the module that holds it."""

@@ -33,7 +33,16 @@ from matplotlib import image as pictures
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-FIGURES = ("figure3", "figure4", "figure5", "figure6", "faithfulness", "diagnostic_panels", "hero")
+FIGURES = (
+    "figure3",
+    "figure4",
+    "figure5",
+    "figure6",
+    "faithfulness",
+    "diagnostic_panels",
+    "memorisation_pairs",
+    "hero",
+)
 GOLDEN = Path(__file__).parent / "golden"
 SECONDS = ("samples_per_second", "peak_memory_gib", "tflops_per_second", "flop_utilisation", "training_hours")
 """Columns of a loss curve that measure the machine."""
@@ -367,6 +376,7 @@ SET: dict[str, tuple[Callable[[Path], Any], Tolerance]] = {
     "table7": (table("eval/table7.csv", "language_model", "prompt_type"), TRAINED),
     "table8": (table("eval/table8.csv", "method", "finding"), TRAINED),
     "diagnostics": (table("eval/diagnostics.csv", "part", "network", "quantity", "t"), TRAINED),
+    "memorisation": (table("eval/memorisation.csv", "method"), TRAINED),
     **{name: (figure(name), TRAINED) for name in FIGURES},
 }
 

@@ -24,6 +24,8 @@ from medsyn.config import Config, MedSynConfig, load_config, stage_texts, valida
 from medsyn.errors import InputError
 from medsyn.evaluate.diagnosis import COLUMNS as DIAGNOSED
 from medsyn.evaluate.measure_names import MEASURES
+from medsyn.evaluate.memorisation import COLUMNS as NEAREST
+from medsyn.evaluate.memorisation import NUMBERS as MEMORISATION_NUMBERS
 from medsyn.evaluate.regions import CHANGES
 from medsyn.evaluate.regions import MEASURES as REGIONAL
 from medsyn.exhibits.base import EXHIBITS, Exhibit
@@ -132,7 +134,7 @@ def test_a_language_model_stands_in_table_1_only_if_the_others_are_compared_with
 def test_another_reference_is_the_method_of_all_other_exhibits():
     sources = sources_of(reference="without_shape", compare_with=None)
     assert methods_of("table1", sources) == ["without_shape", "medsyn", "generic_lm"]
-    for name in set(EXHIBITS.builtin) - {"table1", "table7", "figure3"}:
+    for name in set(EXHIBITS.builtin) - {"table1", "table7", "figure3", "memorisation_pairs"}:
         assert methods_of(name, sources) == ["without_shape"], name
     assert "--against" not in EXHIBITS["table1"].command(sources)
 
@@ -169,6 +171,13 @@ def write_run(folder: Path, names: dict[str, str]) -> Config:
         for k in range(4)
     ]
     write_csv(layout.diagnostics(names.get("medsyn", "medsyn")), diagnosed, DIAGNOSED)
+
+    nearest = [
+        {"group": group, "volume": k} | {name: random.uniform(1, 9) for name in MEMORISATION_NUMBERS}
+        for group in ("validation", *(names.get(method, method) for method in ("medsyn", "without_shape")))
+        for k in range(20)
+    ]
+    write_csv(layout.nearest(), nearest, NEAREST)
 
     def write_numbers(measures: str, features: str, ids: list[str]) -> None:
         rows = [{"subject_id": i} | {name: random.uniform(1, 9) for name in MEASURES} for i in ids]
@@ -245,8 +254,9 @@ def test_renamed_methods_give_the_same_tables_under_the_new_names(tmp_path, monk
         config = write_run(folder, names)
         tables.append({name: make_table(name, config) for name in TABLES})
     before, after = tables
-    for row in before["table1"]:
+    for row in (*before["table1"], *before["memorisation"]):
         row["method"] = OTHER_NAMES.get(row["method"], row["method"])
+    for row in before["table1"]:
         row["p_value_versus"] = OTHER_NAMES.get(row["p_value_versus"], row["p_value_versus"])
     assert after == before
     ours, bare, _ = after["table1"]

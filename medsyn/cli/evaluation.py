@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 
 from medsyn.cli import Verbs, add_split, add_state, table_and_json
+from medsyn.errors import InputError
 
 VOLUMES_HELP = "folders <id>/volume.nii.gz, one per shard"
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add regions, train-features, features, classify, score-segmentation, diagnose and evaluate."""
+    """Add regions, train-features, features, classify, score-segmentation, nearest, diagnose and evaluate."""
     _add_regions(verbs)
     _add_feature_verbs(verbs)
     _add_score_verbs(verbs)
+    _add_nearest(verbs)
     _add_diagnose(verbs)
     parser = verbs.add(
         "evaluate",
@@ -25,7 +27,12 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--real", required=True, help="folder of real volumes in HU (NIfTI, MetaImage, NRRD, npz)")
     parser.add_argument("--synthetic", required=True, help="folder of generated volumes in HU")
-    for prefix, group in (("", "generated"), ("real-", "real")):
+    parser.add_argument(
+        "--training",
+        help="folder of the real volumes that the system was trained on: counts generated volumes that stand out as"
+        " copies of one; the volumes of --real must then be unseen",
+    )
+    for prefix, group in (("", "generated"), ("real-", "real and training")):
         parser.add_argument(
             f"--{prefix}spacing-mm",
             metavar="'Z Y X'",
@@ -162,6 +169,29 @@ def _add_score_verbs(verbs: Verbs) -> None:
     parser.add_argument("--out", required=True, help="CSV, one row per sample")
 
 
+def _add_nearest(verbs: Verbs) -> None:
+    parser = verbs.add(
+        "nearest",
+        _nearest,
+        summary="Find the training and the validation volume nearest to every generated one, by voxels and features.",
+        example="medsyn nearest --cohort results/cohort/cohort.csv --real results/preprocessed/0"
+        " --samples medsyn results/samples/medsyn/reports/0 --out results/nearest.csv",
+    )
+    parser.add_argument("--cohort", required=True, help="cohort.csv: which real volumes are of which split")
+    parser.add_argument("--real", required=True, nargs="+", metavar="DIR", help=f"real: {VOLUMES_HELP}")
+    parser.add_argument(
+        "--samples", nargs="+", action="append", metavar="LABEL DIR", help=f"a method, then its {VOLUMES_HELP}"
+    )
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        action="append",
+        metavar="LABEL FILE",
+        help="training, validation or a method, then its files of features; without any, voxels alone are compared",
+    )
+    parser.add_argument("--out", required=True, help="CSV, one row per generated and per validation volume")
+
+
 def _add_diagnose(verbs: Verbs) -> None:
     parser = verbs.add(
         "diagnose",
@@ -228,6 +258,28 @@ def _score_segmentation(args: argparse.Namespace) -> None:
     score_segmentation(Path(args.prompts), args.samples, args.masks, Path(args.out))
 
 
+def _nearest(args: argparse.Namespace) -> None:
+    from medsyn.evaluate.inputs import grouped, keep_split, list_volumes, read_features
+    from medsyn.evaluate.memorisation import VALIDATION
+    from medsyn.stages.nearest import TRAINING, find_nearest
+
+    real = list_volumes(args.real)
+    groups = {
+        label: {name: real[name] for name in sorted(keep_split(real, args.cohort, split))}
+        for label, split in ((TRAINING, "train"), (VALIDATION, "validation"))
+    }
+    samples = grouped(args.samples, "--samples")
+    if taken := groups.keys() & samples.keys():
+        raise InputError(f"--samples {min(taken)}: is the name of a split; give the method another label")
+    groups |= {label: list_volumes(folders) for label, folders in samples.items()}
+    features = {label: read_features(files) for label, files in grouped(args.features, "--features").items()}
+    if features and features.keys() != groups.keys():
+        raise InputError(
+            f"--features are of {', '.join(features)}, expected {', '.join(groups)}; give one for each, or none"
+        )
+    find_nearest(groups, features, Path(args.out))
+
+
 def _diagnose(args: argparse.Namespace) -> None:
     from medsyn.config import DiagnosticsStage, load_stage, validate
     from medsyn.methods.diagnose import diagnose
@@ -256,4 +308,5 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.seed,
         args.out,
         args.max_refused_fraction,
+        Folder(args.training, real) if args.training else None,
     )

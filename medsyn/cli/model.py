@@ -267,6 +267,17 @@ def _generate(args: argparse.Namespace) -> None:
     else:
         roots = Roots.below(args.volumes_root, args.masks_root)
         sample_shard(run, args.prompts, "0/1" if args.shard is None else args.shard, roots, args.out, args.state)
+        if args.weights is not None:  # the package's own model has seen phantoms alone
+            _warn_before_release(args.weights)
+
+
+def _warn_before_release(weights: Path) -> None:
+    """Log in one line that volumes of a run may be copies of training volumes, or that nobody has looked."""
+    from medsyn.exhibits.memorisation import release_warning
+    from medsyn.progress import log
+
+    if words := release_warning(weights):
+        log.warning("generate: %s", words)
 
 
 def _weights(given: Path | None) -> Path:

@@ -73,6 +73,18 @@ class AugmentationConfig(Section):
     seed: OwnSeed = 0
 
 
+class MemorisationConfig(Section):
+    """When a method counts as one that copies training volumes."""
+
+    max_share: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="share of generated volumes beyond the threshold of the exhibit `memorisation`, above which report"
+        " and `medsyn generate --prompts` warn; 0.05 is the most that is expected of unseen real volumes",
+    )
+
+
 class PromptSettings(Section):
     """What the prompts of all evaluations depend on (paper: 1,024 for Table I, 32 per prompt for Tables II to IV)."""
 
@@ -143,4 +155,5 @@ class EvaluationConfig(PromptSettings):
         " finding; all validation volumes check it",
     )
     features: FeaturesConfig = FeaturesConfig()
+    memorisation: MemorisationConfig = MemorisationConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -60,8 +60,9 @@ class Exhibit:
     reads; make: returns columns and rows, or the drawn figure; paper: the paper's values; uses_settings: whether
     `make` reads the settings of the evaluation; in_all: whether the target `all` and the report hold it; headers: how
     the report prints columns, beside those that it knows; card: what the head of the report says of the rows of a
-    table, read from its file; caption_setting: a key of the evaluation's settings whose text, if it has one, ends the
-    caption, and the words before that text; memory_mb, minutes: what its job asks a cluster for.
+    table, read from its file; warnings: the sentences with which the report begins, from the same rows;
+    caption_setting: a key of the evaluation's settings whose text, if it has one, ends the caption, and the words
+    before that text; memory_mb, minutes: what its job asks a cluster for.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Exhibit:
     in_all: Callable[[Config], bool] = always
     headers: Mapping[str, str] = field(default_factory=dict)
     card: Callable[[Sequence[Mapping[str, str]]], Card | None] | None = None
+    warnings: Callable[[Sequence[Mapping[str, str]]], list[str]] | None = None
     caption_setting: tuple[str, str] | None = None
     memory_mb: int = 1000
     minutes: int = 60

@@ -51,6 +51,7 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
     quality = {path.stem: path for path in files.get("quality", [])}
     context = {
         "phantom": phantom,
+        "warned": _warned(made),
         "cards": _cards(made),
         "hero": _image(made.get(HERO)),
         "viewers": [_viewer(path) for path in files.get("viewer", [])],
@@ -96,6 +97,12 @@ def _cards(made: Mapping[str, Path]) -> list[Card]:
         exhibit.card(read_csv(path)) for name, path in made.items() if (exhibit := EXHIBITS[name]).card is not None
     ]
     return [card for card in cards if card is not None]
+
+
+def _warned(made: Mapping[str, Path]) -> list[str]:
+    """Return what the tables that were made warn of."""
+    checks = ((EXHIBITS[name].warnings, path) for name, path in made.items())
+    return [line for check, path in checks if check is not None for line in check(read_csv(path))]
 
 
 def _settings(stages: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -8,10 +8,14 @@ others; `not_chest_fraction_synthetic` is the share of such files.
 A file that cannot be read, is not in HU, or cannot be brought to the grid is refused alone. A system whose failed
 volumes are refused would be scored on its better ones, so `refused_fraction_*` stands beside every number, and more
 refused volumes than a limit make the comparison an error.
+
+With the folder of the volumes that the system was trained on, the table also says how many generated volumes stand out
+as copies of one. The real volumes set the threshold for that, so the system must not have seen them.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,14 +36,19 @@ from medsyn.evaluate.features import features_of, load_extractor
 from medsyn.evaluate.inputs import text_fields
 from medsyn.evaluate.measure_names import MEASURES, NEEDS
 from medsyn.evaluate.measures import Measured
+from medsyn.evaluate.memorisation import Row
+from medsyn.evaluate.nearest import reduce
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.header_hints import HeaderHints
+from medsyn.models.resnet3d import ResNet3d
 from medsyn.nifti import files_of
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
 from medsyn.scan_warnings import count_topics, of_measures
+from medsyn.stages.copies import copies
 from medsyn.stages.measures import measure_volume
+from medsyn.stages.nearest import TRAINING, Named
 from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
 from medsyn.volume_files import find_volumes
 
@@ -130,38 +139,52 @@ def evaluate_folders(
     seed: int,
     out: str,
     max_refused_fraction: float,
+    training: Folder | None = None,
 ) -> None:
     """Write one row per metric: FID and MMD with jackknife bounds; for every measure its means and, as `value`, the
     difference synthetic - real of the means with bootstrap bounds (95 %). Provenance goes to `out` with .json.
 
-    A folder of which more than `max_refused_fraction` (and more than one volume) is refused is an InputError.
+    training: adds the numbers of `medsyn.evaluate.memorisation`, as metrics `memorisation_*`; the sidecar names the
+    closest pairs. A folder of which more than `max_refused_fraction` (and more than one volume) is refused is an
+    InputError.
     """
     if not 0 <= max_refused_fraction <= 1:
         raise InputError(f"--max-refused-fraction {max_refused_fraction:g}: expected a share from 0 to 1")
     extractor = None if weights is None else load_extractor(weights, config.window_hu)
     groups = {
-        name: _Group(name, folder, {key: _Entry(path) for key, path in find_volumes(folder.path).items()})
-        for name, folder in zip(GROUPS, (real, synthetic), strict=True)
+        name: _Group(name, folder, _entries(folder)) for name, folder in zip(GROUPS, (real, synthetic), strict=True)
     }
     for group in groups.values():
         _measure_group(group)
         _check_refused(group, max_refused_fraction)
-    features = {}
-    if extractor is not None:
+    on_grid = {}
+    if training is not None:
+        groups[TRAINING] = _Group(TRAINING, training, _entries(training))
+    if extractor is not None or training is not None:
         for name, group in groups.items():
-            features[name] = features_of(extractor[0], _on_grid(group, config), config.window_hu)
+            on_grid[name] = _gather(group, config, extractor[0] if extractor else None)
             _check_refused(group, max_refused_fraction)
-    rows = _distance_rows(groups, features, extractor[1]["name"] if extractor else None, seed)
+    name = extractor[1]["name"] if extractor else None
+    rows = _distance_rows(groups, {key: on_grid[key].features for key in GROUPS} if extractor else {}, name, seed)
     rows += _measure_rows(groups, seed)
+    closest: list[Row] = []
+    if training is not None:
+        more, closest = copies(_spaces(on_grid, extractor is not None))
+        rows += more
     counts = groups["real"].counts() | groups["synthetic"].counts()
-    for name, group in groups.items():
-        if topics := counts[f"warnings_{name}"]:
-            log.warning("evaluate: %s: volumes with warnings: %s", group.folder.path, topics)
+    for key in GROUPS:
+        if topics := counts[f"warnings_{key}"]:
+            log.warning("evaluate: %s: volumes with warnings: %s", groups[key].folder.path, topics)
     write_csv(out, (text_fields(row | counts, COLUMNS) for row in rows), COLUMNS)
-    facts = _facts(groups) | {"seed": seed, "max_refused_fraction": max_refused_fraction}
+    facts = _facts(groups) | {"closest_pairs": closest} if training is not None else _facts(groups)
+    facts |= {"seed": seed, "max_refused_fraction": max_refused_fraction}
     if weights is not None:
         facts["weights_sha256"] = sha256(weights)
     write_json(Path(out).with_suffix(".json"), provenance(config, **facts))
+
+
+def _entries(folder: Folder) -> dict[str, _Entry]:
+    return {key: _Entry(path) for key, path in find_volumes(folder.path).items()}
 
 
 def _measure_group(group: _Group) -> None:
@@ -205,14 +228,48 @@ def _check_refused(group: _Group, limit: float) -> None:
         )
 
 
-def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
-    """Yield the volumes of a group on the model's grid; one that cannot be brought there is refused.
+@dataclass
+class _OnGrid:
+    """The volumes of a group on the model's grid: their ids, features (n, F) and reduced volumes (n, d, h, w)."""
 
-    A real volume that is not a chest is left out.
+    names: list[str] = field(default_factory=list)
+    features: NDArray = field(default_factory=lambda: np.empty(0))
+    reduced: list[NDArray] = field(default_factory=list)
+
+
+def _gather(group: _Group, config: PreprocessConfig, net: ResNet3d | None) -> _OnGrid:
+    """Read the volumes of a group once, for features if there is a network, and for the search of copies."""
+    found = _OnGrid()
+
+    def arrays() -> Iterator[NDArray]:
+        for name, array in _on_grid(group, config):
+            found.names.append(name)
+            found.reduced.append(reduce(array))
+            yield array
+
+    if net is None:
+        deque(arrays(), maxlen=0)
+    else:
+        found.features = features_of(net, arrays(), config.window_hu)
+    return found
+
+
+def _spaces(on_grid: Mapping[str, _OnGrid], with_features: bool) -> dict[str, dict[str, Named]]:
+    """Return reduced volumes, and features if there are any, by space and group."""
+    spaces = {"voxel": {name: Named(part.names, np.array(part.reduced)) for name, part in on_grid.items()}}
+    if with_features:
+        spaces["feature"] = {name: Named(part.names, part.features) for name, part in on_grid.items()}
+    return spaces
+
+
+def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[tuple[str, NDArray]]:
+    """Yield the ids and volumes of a group on the model's grid; one that cannot be brought there is refused.
+
+    A real volume that is not a chest is left out; of the training volumes, which are not measured, it is refused.
     """
     used = group.used()
-    for name, entry in track(used.items(), description=f"features, {group.name}", total=len(used)):
-        real = group.name == "real"
+    for name, entry in track(used.items(), description=f"grid, {group.name}", total=len(used)):
+        real = group.name != "synthetic"
         if real and entry.not_chest:
             entry.note("features", InputError(f"{name}: rejected, {entry.not_chest}"))
             continue
@@ -223,7 +280,7 @@ def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[NDArray]:
             entry.refused = True
             entry.note("features", error)
             continue
-        yield array
+        yield name, array
 
 
 def _distance_rows(
@@ -243,7 +300,7 @@ def _distance_rows(
             reason = str(error)
         for name in names:
             row: dict[str, Any] = {"metric": name, "n_real": len(a), "n_synthetic": len(b)}
-            row |= {f"num_missing_{key}": len(group.entries) - len(features[key]) for key, group in groups.items()}
+            row |= {f"num_missing_{key}": len(groups[key].entries) - len(features[key]) for key in GROUPS}
             row |= {"feature_extractor": extractor, "value": values.get(name), "note": reason}
             row |= {bound: values.get(f"{name}_{bound}") for bound in ("ci_low", "ci_high")}
             rows.append(row)
@@ -255,8 +312,8 @@ def _measure_rows(groups: Mapping[str, _Group], seed: int) -> list[dict[str, Any
     for name in MEASURES:
         row: dict[str, Any] = {"metric": name}
         values: dict[str, list[float | None]] = {}
-        for key, group in groups.items():
-            measured = [entry.measured for entry in group.entries.values()]
+        for key in GROUPS:
+            measured = [entry.measured for entry in groups[key].entries.values()]
             values[key] = [None if result is None else result.values[name] for result in measured]
             summary = summarise(values[key], num_bootstrap=NUM_BOOTSTRAP, seed=seed)
             row |= {f"n_{key}": summary.n, f"num_missing_{key}": summary.num_missing}

@@ -337,6 +337,16 @@ try:
     VIEWER_NEEDS = viewer_needs(SOURCES)
 except InputError as error:
     raise WorkflowError(str(error))
+# Whose volumes are compared with the training CTs, and the features of all groups of `medsyn nearest`.
+COMPARED = SOURCES.compared()
+FEATURES_OF = {
+    "training": [LAYOUT.training_features(shard) for shard in SHARDS],
+    "validation": [LAYOUT.real_features(shard) for shard in SHARDS],
+    **{
+        method: [LAYOUT.features(method, "reports", shard) for shard in SAMPLE_SHARDS]
+        for method in COMPARED
+    },
+}
 IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
 
 

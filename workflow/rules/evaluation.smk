@@ -189,6 +189,33 @@ rule extract_cohort_features:
         " --cohort {input.cohort:q} --split validation --state {params.state:q} --out {output:q} 2> {log:q}"
 
 
+rule extract_training_features:
+    input:
+        weights=LAYOUT.extractor(),
+        volumes=LAYOUT.preprocessed("{shard}"),
+        cohort=LAYOUT.cohort(),
+        config=LAYOUT.config("preprocess"),
+    output:
+        LAYOUT.training_features("{shard}"),
+    log:
+        LAYOUT.log("extract_training_features", "{shard}"),
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory_mb(800, 200),
+        runtime=shard_minutes(MINUTES_FEATURES, CTS_PER_SHARD),
+        gpu=CONFIG.compute.num_gpus_inference,
+        nodes=1,
+    params:
+        state=LAYOUT.state("extract_training_features", "{shard}"),
+    message:
+        "extracting features of the CTs of the training split, shard {wildcards.shard}"
+    shell:
+        "exec python -m medsyn features --weights {input.weights:q} --volumes {input.volumes:q} --config {input.config:q}"
+        " --cohort {input.cohort:q} --split train --state {params.state:q} --out {output:q} 2> {log:q}"
+
+
 rule extract_sample_features:
     input:
         weights=LAYOUT.extractor(),
@@ -213,6 +240,40 @@ rule extract_sample_features:
     shell:
         "exec python -m medsyn features --weights {input.weights:q} --volumes {input.volumes:q} --config {input.config:q}"
         " --state {params.state:q} --out {output:q} 2> {log:q}"
+
+
+rule find_nearest:
+    input:
+        cohort=LAYOUT.cohort(),
+        volumes=real_volumes,
+        samples=[path for method in COMPARED for path in samples(method, "reports")],
+        features=[path for paths in FEATURES_OF.values() for path in paths],
+    output:
+        LAYOUT.nearest(),
+    log:
+        LAYOUT.log("find_nearest"),
+    conda:
+        "../../envs/medsyn.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory_mb(4000),
+        runtime=minutes(480),
+    params:
+        samples=[
+            word
+            for method in COMPARED
+            for word in ("--samples", method, *samples(method, "reports"))
+        ],
+        features=[
+            word
+            for label, paths in FEATURES_OF.items()
+            for word in ("--features", label, *paths)
+        ],
+    message:
+        "searching the training and validation CTs that generated volumes are nearest to"
+    shell:
+        "python -m medsyn nearest --cohort {input.cohort:q} --real {input.volumes:q} {params.samples:q}"
+        " {params.features:q} --out {output:q} 2> {log:q}"
 
 
 rule classify:
