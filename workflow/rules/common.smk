@@ -332,6 +332,10 @@ try:
     REPORT_NEEDS = report_needs(SOURCES)
 except InputError as error:
     raise WorkflowError(str(error))
+CAPTIONS = {
+    "evaluation": CONFIG.evaluation.model_dump(),
+    "study": CONFIG.study.model_dump(),
+}
 IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
 
 
