@@ -54,6 +54,7 @@ def figure7(rows: Sequence[Row], phantom: bool) -> Figure:
         rows, phantom
     )
     with drawing(max(6.4, 1.2 * len(rows) + 1.6), 3.9, title, footer) as figure:
+        figure.set_label(f"{title}. {footer}")
         axes = _axes(figure, bottom=1.15)
         if not rows:
             _nothing(axes)
@@ -61,13 +62,13 @@ def figure7(rows: Sequence[Row], phantom: bool) -> Figure:
         for place, row in enumerate(rows):
             n, right = int(row["n"]), int(row["num_correct"])
             bounds = [n * float(row[f"correct_ci_{end}"]) for end in ("low", "high")]
-            colour = ACCENTS[1] if row["method"] == REAL else ACCENTS[0]
+            colour = ACCENTS[0] if row["method"] == REAL else ACCENTS[1]
             axes.bar(place, right, BAR, color=colour)
             axes.errorbar(place, right, [[right - bounds[0]], [bounds[1] - right]], color=INK, capsize=3, linewidth=0.9)
-            axes.text(place, 0.03 * n, f"{right} of {n}", ha="center", va="bottom", color="white", fontsize=8)
+            axes.text(place, bounds[1] + 0.02 * n, f"{right} of {n}", ha="center", va="bottom", fontsize=8, color=INK)
         names = [f"{row['truth'].replace('_', ' ')}\n({row['label']})" for row in rows]
         axes.set_xticks(range(len(rows)), names, fontsize=8, color=INK)
-        axes.set_ylim(0, max(int(row["n"]) for row in rows) * 1.03 or 1)
+        axes.set_ylim(0, max(int(row["n"]) for row in rows) * 1.12 or 1)
         axes.set_ylabel("readers", fontsize=8, color=INK)
     return figure
 
@@ -87,8 +88,9 @@ def figure8(rows: Sequence[Row], phantom: bool) -> Figure:
     structures = list(dict.fromkeys(row["structure"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     colours = dict(zip(methods, (ACCENTS * 2)[: len(methods)], strict=True))
-    with drawing(8.4, 4.3, title, footer) as figure:
-        axes = _axes(figure, bottom=0.95)
+    with drawing(8.4, 4.6, title, footer) as figure:
+        figure.set_label(f"{title}. {footer}")
+        axes = _axes(figure, bottom=1.25)
         if not rows:
             _nothing(axes)
             return figure

@@ -71,8 +71,10 @@ def make_recognition(inputs: Inputs, _: EvaluationConfig) -> Table:
     from medsyn.study.analysis import recognition_table
 
     given = _given(inputs)
-    responses = _observed_recognition(inputs) if given is None else given
-    return _with_readers(recognition_table(responses), responses, automatic=given is None, left_out="")
+    if given is not None:
+        return _with_readers(recognition_table(given), given, automatic=False)
+    responses, about = _observed_recognition(inputs)
+    return _with_readers(recognition_table(responses), responses, automatic=True, about=about)
 
 
 def make_ranking(inputs: Inputs, _: EvaluationConfig) -> Table:
@@ -81,10 +83,10 @@ def make_ranking(inputs: Inputs, _: EvaluationConfig) -> Table:
 
     given = _given(inputs)
     if given is not None:
-        return _with_readers(ranking_table(given, reference_of(given)), given, automatic=False, left_out="")
-    responses, left_out = _observed_ranking(inputs)
+        return _with_readers(ranking_table(given, reference_of(given)), given, automatic=False)
+    responses, about = _observed_ranking(inputs)
     table = ranking_table(responses, _stage(inputs).reference)
-    return _with_readers(table, responses, automatic=True, left_out=left_out)
+    return _with_readers(table, responses, automatic=True, about=about)
 
 
 def _answer_needs(sources: Sources) -> list[Need]:
@@ -116,7 +118,8 @@ def _given(inputs: Inputs) -> list[Response] | None:
     return read_responses(files[ANSWERS][0], read_key(keys[0]) if keys else None)
 
 
-def _observed_recognition(inputs: Inputs) -> list[Response]:
+def _observed_recognition(inputs: Inputs) -> tuple[list[Response], str]:
+    """Return the answers, and a sentence about the findings that are left out."""
     from medsyn.evaluate.inputs import read_prompts, split_prompt_type
     from medsyn.study.cases import NO_ABNORMALITY, Case, real_truths, truth_of
     from medsyn.study.observers import automatic_recognition
@@ -132,13 +135,16 @@ def _observed_recognition(inputs: Inputs) -> list[Response]:
             generated.append(Case(method, inputs.full_name(method), False, "pairs", sample, truth))
     truths = real_truths(inputs.require("cohort")[0], inputs.require("labels")[0], options)
     real = _real_cases(inputs, measures, truths)
-    return automatic_recognition(stage, generated, real, {**measures.get(method, {}), **measures.get(REAL, {})})
+    responses = automatic_recognition(stage, generated, real, {**measures.get(method, {}), **measures.get(REAL, {})})
+    shown = {part.truth for part in responses}
+    absent = [name for name in stage.recognition.counts if truth_of(name, options) not in shown]
+    return responses, f"Not shown, for want of a measure or of volumes: {', '.join(absent)}." if absent else ""
 
 
 def _observed_ranking(inputs: Inputs) -> tuple[list[Response], str]:
-    """Return the rankings, and a sentence about what is left out."""
+    """Return the rankings, and sentences about their rules and what is left out."""
     from medsyn.study.cases import Case
-    from medsyn.study.observers import automatic_ranking
+    from medsyn.study.observers import STRUCTURE_RULES, automatic_ranking
 
     stage, measures = _stage(inputs), inputs.measures()
     pools: dict[str, Sequence[Case]] = {}
@@ -150,8 +156,11 @@ def _observed_ranking(inputs: Inputs) -> tuple[list[Response], str]:
         pools[REAL] = _real_cases(inputs, measures, {})
     absent = [name for name, pool in pools.items() if not pool]
     ranked = {name: pool for name, pool in pools.items() if pool}
-    left_out = f"Without volumes, and left out: {', '.join(absent)}." if absent else ""
-    return automatic_ranking(stage, ranked, {REAL: {}, **measures}), left_out
+    unmeasured = [name for name in stage.ranking.structures if name not in STRUCTURE_RULES]
+    words = [f"No measure is of {', '.join(unmeasured)}, so none is ranked."] if unmeasured else []
+    words += [f"Without volumes, and left out: {', '.join(absent)}."] if absent else []
+    rules = "Lobes are ranked by lung volume, airways by airway volume."
+    return automatic_ranking(stage, ranked, {REAL: {}, **measures}), " ".join([rules, *words])
 
 
 def _real_cases(
@@ -163,12 +172,12 @@ def _real_cases(
     return [Case(REAL, label, True, "", name, truths.get(name)) for name in measures.get(REAL, {})]
 
 
-def _with_readers(table: Table, responses: Sequence[Response], *, automatic: bool, left_out: str) -> Table:
+def _with_readers(table: Table, responses: Sequence[Response], *, automatic: bool, about: str = "") -> Table:
     """Add who the readers were, and a note, to every row."""
     columns, rows = table
     count = len({response.reader for response in responses})
     readers = AUTOMATIC if automatic else "readers"
-    note = f"Answers of {count} {readers}. {NO_RADIOLOGIST if automatic else ''} {left_out}"
+    note = f"Answers of {count} {readers}. {NO_RADIOLOGIST if automatic else ''} {about}"
     facts = {"readers": readers, "num_readers": count, "note": " ".join(note.split())}
     return [*columns, *facts], [row | facts for row in rows]
 

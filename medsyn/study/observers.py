@@ -28,8 +28,11 @@ FINDING_RULES = {
 """Finding -> measure, limit and unit. An observer names the finding that is the most units above its limit."""
 RECOGNITION_NOISE = 0.5
 """Standard deviation of an observer's noise on each finding, in units."""
-STRUCTURE_RULES = {"lobes": "lung_volume_ml", "vessels": "laa950_percent", "airways": "airway_volume_mm3"}
-"""Structure -> measure. An observer ranks by the distance to the real CTs' median, in their standard deviations."""
+STRUCTURE_RULES = {"lobes": "lung_volume_ml", "airways": "airway_volume_mm3"}
+"""Structure -> measure. An observer ranks by the distance to the real CTs' median, in their standard deviations.
+
+No measure is of vessels, so they are not ranked.
+"""
 RANKING_NOISE = 1.0
 """Standard deviation of an observer's noise on each volume, in those standard deviations."""
 FARTHEST = 10.0
