@@ -35,7 +35,7 @@ def octant(seed: int) -> Volume:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser") / "study"
-    write_study(folder, volumes=[octant(seed) for seed in range(6)], num_items=3)
+    write_study(folder, volumes=[octant(seed) for seed in range(6)], num_items=4)
     server = Server(folder)
     yield server
     server.kill()
@@ -94,7 +94,7 @@ class Page:
 
 def test_a_reader_goes_through_the_whole_study(server, tmp_path):
     with chromium() as browser:
-        page = Page(browser, server.links()["R01"])
+        page = Page(browser, server.links()["R02"])
         _practice(page)
         _recognise_with_a_note(page)
         _rank_with_a_reload(page)
@@ -183,7 +183,7 @@ def test_sides_are_where_the_letters_say_and_nothing_is_wider_than_the_window(se
     from PIL import Image
 
     with chromium(width, height, mobile=mobile) as browser:
-        page = Page(browser, server.links()["R02"])
+        page = Page(browser, server.links()["R01"])
         page.one("#text .buttons button").click()
         page.until_item("Practice 1 of 2")
         page.press("x")  # no lines over the pixels that are looked at
