@@ -367,7 +367,7 @@ def test_the_budget_of_training_ends_the_caption_of_table_1(tmp_path, monkeypatc
     config = write_run(tmp_path, {})
     make_table("table1", config)
     plain = EXHIBITS["table1"].caption
-    assert EXHIBITS["table1"].full_caption(config.evaluation.model_dump()) == plain
+    assert EXHIBITS["table1"].full_caption({"evaluation": config.evaluation.model_dump()}) == plain
     path = Path(Layout(config.results_dir).config("evaluation"))
     path.write_text(json.dumps(read_json(path) | {"training_budget": "7 minutes of one core each."}))
     assert main(["report", "--results", config.results_dir, "--out", "r.html", "--quiet"]) == 0

@@ -157,7 +157,8 @@ def study_stage(config: Config) -> StudyStage:
         "ranking": study.ranking.model_copy(update={"methods": ranked}),
         "recognition": study.recognition.model_copy(update={"method": shown}),
     }
-    labels = {name: entry.label for name, entry in (*config.methods.items(), *study.folders.items())}
+    labels = {name: entry.label for name, entry in config.methods.items()}
+    labels |= {name: entry.label for name, entry in study.folders.items()}
     methods = {name: label for name, label in labels.items() if name in (*ranked, shown)}
     return StudyStage(**settings, reference=config.reference, methods=methods, preprocess=config.preprocess)
 

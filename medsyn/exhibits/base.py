@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from medsyn.errors import InputError
+from medsyn.exhibits.captions import readers_of
 from medsyn.exhibits.needs import Need, inputs_of, words_of
 from medsyn.exhibits.sources import Sources
 from medsyn.layout import Layout
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 Table = tuple[list[str], Rows]
 """Columns and rows."""
+Stages = Mapping[str, Mapping[str, Any]]
+"""Settings by stage: what the files config/<stage>.json hold."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Exhibit:
     `make` reads the settings of the evaluation; in_all: whether the target `all` and the report hold it; headers: how
     the report prints columns, beside those that it knows; card: what the head of the report says of the rows of a
     table, read from its file; caption_setting: a key of the evaluation's settings whose text, if it has one, ends the
-    caption, and the words before that text; memory_mb, minutes: what its job asks a cluster for.
+    caption, and the words before that text; by_readers: it shows answers of the reader study, so title and caption say
+    who the readers were; memory_mb, minutes: what its job asks a cluster for.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Exhibit:
     headers: Mapping[str, str] = field(default_factory=dict)
     card: Callable[[Sequence[Mapping[str, str]]], Card | None] | None = None
     caption_setting: tuple[str, str] | None = None
+    by_readers: bool = False
     memory_mb: int = 1000
     minutes: int = 60
 
@@ -84,13 +89,16 @@ class Exhibit:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise InputError(f"exhibit '{self.name}': expected a name of lower-case letters, digits and _; rename it")
 
-    def full_caption(self, evaluation: Mapping[str, Any]) -> str:
-        """Return the caption for a run with these settings of the evaluation (the content of evaluation.json)."""
-        if self.caption_setting is None:
-            return self.caption
-        key, words = self.caption_setting
-        text = evaluation.get(key)
-        return f"{self.caption} {words}: {str(text).rstrip('.')}." if text else self.caption
+    def full_title(self, stages: Stages) -> str:
+        """Return the title for a run with these settings (stage -> content of its JSON file)."""
+        return self.title + (readers_of(stages.get("study", {}))[0] if self.by_readers else "")
+
+    def full_caption(self, stages: Stages) -> str:
+        """Return the caption for a run with these settings (stage -> content of its JSON file)."""
+        caption = self.caption + (readers_of(stages.get("study", {}))[1] if self.by_readers else "")
+        key, words = self.caption_setting or ("", "")
+        text = stages.get("evaluation", {}).get(key)
+        return f"{caption} {words}: {str(text).rstrip('.')}." if text else caption
 
     def files(self, layout: Layout) -> dict[str, str]:
         """Return what is written: `exhibit`, and `provenance` for a table."""

@@ -1,5 +1,10 @@
 """Sentences that the captions of several exhibits share."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 VERDICT = " “Not a chest”: share that `medsyn inspect` would reject; these volumes are scored as well."
 
 
@@ -23,3 +28,15 @@ def found(anatomy: str) -> str:
 BY_SEED = tests("seeds") + (
     " The samples with and without the finding share their seeds; several sentences of one seed count once."
 )
+
+AUTOMATIC = "automatic observers"
+NO_RADIOLOGIST = "No radiologist has seen these volumes."
+
+
+def readers_of(study: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what title and caption add about the readers, by the settings of the study (the content of study.json)."""
+    if not study:
+        return "", " The figure itself says who the readers were."
+    if study.get("answers") is None:
+        return f" by {AUTOMATIC}", f" The readers are {AUTOMATIC}, rules on the measures with noise. {NO_RADIOLOGIST}"
+    return " by readers", " The answers are those of the readers of the study."

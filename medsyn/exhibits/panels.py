@@ -134,9 +134,12 @@ def drawing(width: float, height: float, title: str, footer: str, dpi: int = 130
 
 
 def write_figure(out: str | Path, figure: Figure) -> None:
-    """Write a figure as PNG."""
+    """Write a figure as PNG; its label, if it has one, becomes the description in the file."""
+    metadata: dict[str, Any] = {"Software": None}
+    if figure.get_label():
+        metadata["Description"] = str(figure.get_label())
     with _own_style(), atomic_path(out) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        figure.savefig(temporary, format="png", metadata=metadata)
 
 
 @contextmanager

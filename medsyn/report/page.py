@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 
 from medsyn.diffusion.base import solver_label
-from medsyn.exhibits.base import EXHIBITS, Card
+from medsyn.exhibits.base import EXHIBITS, Card, Stages
 from medsyn.exhibits.numbers import number
 from medsyn.files import atomic_path, read_csv, read_json
 from medsyn.provenance import provenance
@@ -62,8 +62,8 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
         "masks": _masks(quality.get("masks")),
         "encoders": [_encoder(folder) for folder in files.get("encoders", [])],
         "models": _models(files, _labels(made)),
-        "tables": [_table(name, made.get(name), evaluation) for name in names if EXHIBITS[name].kind == "table"],
-        "figures": [_figure(name, made.get(name), evaluation) for name in names if EXHIBITS[name].kind == "figure"],
+        "tables": [_table(name, made.get(name), stages) for name in names if EXHIBITS[name].kind == "table"],
+        "figures": [_figure(name, made.get(name), stages) for name in names if EXHIBITS[name].kind == "figure"],
         "provenance": _provenance(files),
         "stages": [(name, json.dumps(value, indent=1)) for name, value in stages.items()],
     }
@@ -73,17 +73,18 @@ def write_report(files: ReportFiles, out: Path, *, phantom: bool) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _table(name: str, path: Path | None, evaluation: Mapping[str, Any]) -> Facts:
+def _table(name: str, path: Path | None, stages: Stages) -> Facts:
     exhibit = EXHIBITS[name]
     header, rows, notes = display_table(read_csv(path), exhibit.headers) if path else ([], [], [])
-    caption = exhibit.full_caption(evaluation)
-    facts = {"name": name, "title": exhibit.title, "caption": caption, "paper": exhibit.paper}
+    facts = {"name": name, "title": exhibit.full_title(stages), "caption": exhibit.full_caption(stages)}
+    facts["paper"] = exhibit.paper
     return facts | {"header": header, "rows": rows, "notes": notes}
 
 
-def _figure(name: str, path: Path | None, evaluation: Mapping[str, Any]) -> Facts:
+def _figure(name: str, path: Path | None, stages: Stages) -> Facts:
     exhibit = EXHIBITS[name]
-    return {"name": name, "title": exhibit.title, "caption": exhibit.full_caption(evaluation), "image": _image(path)}
+    title, caption = exhibit.full_title(stages), exhibit.full_caption(stages)
+    return {"name": name, "title": title, "caption": caption, "image": _image(path)}
 
 
 def _cards(made: Mapping[str, Path]) -> list[Card]:

@@ -31,6 +31,8 @@ def williams_square(n: int) -> list[list[int]]:
 
 def balanced_orders(n: int, count: int, rng: np.random.Generator) -> list[list[int]]:
     """Return `count` random orders of n things; in n of them (odd n: 2 n) each stands equally often in each place."""
+    if n == 0:
+        return [[] for _ in range(count)]
     orders: list[list[int]] = []
     while len(orders) < count:
         names = rng.permutation(n)

@@ -6,7 +6,15 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from medsyn.cluster import check_executor, prefer_commands
-from medsyn.config import Config, MedSynConfig, check_keys, stage_texts, validate
+from medsyn.config import (
+    Config,
+    MedSynConfig,
+    check_keys,
+    stage_texts,
+    study_stage,
+    validate,
+)
+from medsyn.config.study import STUDY_PROMPTS
 from medsyn.errors import InputError
 from medsyn.exhibits.base import exhibits_of
 from medsyn.exhibits.needs import inputs_of, words_of
@@ -332,6 +340,10 @@ try:
     REPORT_NEEDS = report_needs(SOURCES)
 except InputError as error:
     raise WorkflowError(str(error))
+CAPTIONS = {
+    "evaluation": CONFIG.evaluation.model_dump(),
+    "study": CONFIG.study.model_dump(),
+}
 IN_ALL = [exhibit for exhibit in EXHIBITS if exhibit.in_all(CONFIG)]
 
 

@@ -19,11 +19,9 @@ for EXHIBIT in EXHIBITS:
             runtime=minutes(EXHIBIT.minutes),
         params:
             command=lambda wildcards, exhibit=EXHIBIT: exhibit.command(SOURCES),
-            caption=lambda wildcards, exhibit=EXHIBIT: exhibit.full_caption(
-                CONFIG.evaluation.model_dump()
-            ),
+            caption=lambda wildcards, exhibit=EXHIBIT: exhibit.full_caption(CAPTIONS),
         message:
-            EXHIBIT.title
+            EXHIBIT.full_title(CAPTIONS)
         shell:
             "python -m medsyn {params.command:q} --out {output.exhibit:q} 2> {log:q}"
 
