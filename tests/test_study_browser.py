@@ -14,6 +14,7 @@ from study_server import Server
 from medsyn.cli import main
 from medsyn.volume import Volume
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("selenium", reason="selenium is not installed")
 
 NOTE = "<img src=x onerror=alert(1)> a note"

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 
+import pytest
 from study_folders import write_study
 from study_server import Client, Server, answer_to
 
@@ -53,6 +54,7 @@ class ScriptedReader(threading.Thread):
                 time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_fifty_kills_lose_nothing_that_was_acknowledged_and_count_nothing_twice(tmp_path):
     study = write_study(tmp_path / "study", num_readers=NUM_READERS)
     server = Server(tmp_path / "study")
