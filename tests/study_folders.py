@@ -27,7 +27,7 @@ INTRODUCTION = "You will see chest CTs.\n\nPlease look at each as you do in your
 def write_study(
     folder: Path, num_readers: int = 2, *, volumes: Sequence[Volume] | None = None, num_items: int = 7
 ) -> Study:
-    """Write a study with two practice items and `num_items` others; return it.
+    """Write a study with two practice items and `num_items` (two or more) others; return it.
 
     Every third item is a ranking, and the last one repeats the first.
 

@@ -39,7 +39,7 @@ def export(server: Server, out: Path) -> list[dict[str, str]]:
 def test_a_whole_study_is_found_in_the_export(server, tmp_path):
     client = server.client("R02")
     study = client.study()
-    assert [item["practice"] for item in study["items"]] == [True, True] + [False] * 8
+    assert [item["practice"] for item in study["items"]] == [True, True] + [False] * 7
     assert "id" not in study["items"][0] and "repeats" not in study["items"][0]
     for position, item in enumerate(study["items"]):
         content = [2, 1, 1, 4] if item["task"] == "ranking" else "other"
@@ -209,7 +209,7 @@ def test_a_token_opens_its_own_study_only(shared, tmp_path):
 
 
 def test_a_volume_outside_of_a_readers_items_is_not_served(tmp_path):
-    study = write_study(tmp_path / "study", num_items=1)
+    study = write_study(tmp_path / "study", num_items=2)
     shown = {name for slot in study.readers[0].order for name in slot.volumes}
     (unused,) = [p.name[:16] for p in (tmp_path / "study/volumes").iterdir() if p.name[:16] not in shown][:1]
     server = Server(tmp_path / "study")
@@ -316,7 +316,7 @@ def test_a_withdrawn_reader_leaves_no_trace_while_the_server_runs(server, tmp_pa
         client.submit(0, "other", replaces=ranked, note=f"note of {reader}")
     gone = server.client("R01")
     assert main(["study", "withdraw", str(server.folder), "R01"]) == 0
-    assert "R01: 10 answers deleted" in capsys.readouterr().err
+    assert "R01: 9 answers deleted" in capsys.readouterr().err
     files = [server.answers, *server.answers.parent.glob(f"{server.answers.name}-*")]
     content = b"".join(path.read_bytes() for path in files)
     assert b"note of R01" not in content and b"draft of R01" not in content
@@ -328,7 +328,7 @@ def test_a_withdrawn_reader_leaves_no_trace_while_the_server_runs(server, tmp_pa
     server.start()  # no new invitation for who has withdrawn
     server.wait()
     assert gone.ask("/api/study")[0] == 401
-    assert len(server.client("R02").study()["answers"]) == 10
+    assert len(server.client("R02").study()["answers"]) == 9
 
 
 def test_a_backup_of_a_running_server_is_whole_and_serves_again(server, tmp_path):
@@ -339,7 +339,7 @@ def test_a_backup_of_a_running_server_is_whole_and_serves_again(server, tmp_path
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     with sqlite3.connect(out) as copy:
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert copy.execute("SELECT count(*) FROM answers").fetchone() == (10,)
+        assert copy.execute("SELECT count(*) FROM answers").fetchone() == (9,)
     assert main(["study", "export", str(server.folder), "--answers", str(out), "--out", str(tmp_path / "b.csv")]) == 0
     assert (tmp_path / "b.csv").read_bytes() == export_bytes(server, tmp_path)
 
@@ -361,7 +361,7 @@ def test_twenty_readers_at_once_are_all_stored(tmp_path):
         for thread in threads:
             thread.join()
         assert time.monotonic() - begin < 60
-        assert {len(client.study()["answers"]) for client in clients} == {10}
-        assert len({(row["reader"], row["item"]) for row in export(server, tmp_path / "a.csv")}) == 160
+        assert {len(client.study()["answers"]) for client in clients} == {9}
+        assert len({(row["reader"], row["item"]) for row in export(server, tmp_path / "a.csv")}) == 140
     finally:
         server.kill()

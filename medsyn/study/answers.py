@@ -104,6 +104,8 @@ class AnswerStore:
         store = cls(path)
         with store.transaction() as db:
             if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                if db.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
+                    raise InputError(f"{path}: is a database of something else; name another --answers")
                 for statement in _TABLES.split(";"):
                     db.execute(statement)
                 db.execute("INSERT INTO study VALUES (?)", (sums,))
@@ -213,15 +215,18 @@ class AnswerStore:
     def keep_draft(self, reader: str, draft: Draft) -> None:
         """Keep how long an item was in view and what is chosen so far; the time never becomes shorter.
 
-        After the item was answered by another tab this does nothing.
+        Of an item that is answered only the time is kept: what is shown of it is its answer.
         """
         with self.transaction() as db:
             if _finished(db, reader):
                 return
+            place = (reader, draft.item)
+            answered = db.execute("SELECT 1 FROM answers WHERE reader = ? AND item = ?", place).fetchone()
+            content = "" if answered else draft.content
             db.execute(
                 "INSERT INTO drafts VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
                 " seconds = max(seconds, excluded.seconds), content = excluded.content",
-                (reader, draft.item, draft.seconds, draft.content),
+                (*place, draft.seconds, content),
             )
             _set_time(db, reader, "started_at")
 

@@ -12,6 +12,7 @@ import asyncio
 import gzip
 import re
 from collections.abc import Awaitable, Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +114,10 @@ def create_app(study: Study, folder: Path, store: AnswerStore, hosts: list[str])
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_SecurityHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+        middleware=[
+            Middleware(_SecurityHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+        ],
         exception_handlers={HTTPException: _as_json},  # type: ignore[dict-item]
     )
 
@@ -229,17 +233,18 @@ class _SecurityHeaders:
 
 
 def _asset(package: str, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler of a file of the page, which is read once and compressed once."""
+    """Return the handler of a file of the page, which is read once and compressed at most once."""
     root = resources.files("medsyn.viewer.niivue" if package == "niivue" else "medsyn.study") / (
         "" if package == "niivue" else "page"
     )
     plain = (root / name).read_bytes()
-    packed = gzip.compress(plain, mtime=0)
+    packed = cache(lambda: gzip.compress(plain, mtime=0))  # when it is first asked for: starting stays quick
     headers = {"vary": "accept-encoding", "cache-control": "no-cache" if package == "page" else "public, max-age=86400"}
 
     async def serve(request: Request) -> Response:
         if re.search(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))", request.headers.get("accept-encoding", "")):
-            return Response(packed, media_type=kind, headers={**headers, "content-encoding": "gzip"})
+            content = await run_in_threadpool(packed)
+            return Response(content, media_type=kind, headers={**headers, "content-encoding": "gzip"})
         return Response(plain, media_type=kind, headers=headers)
 
     return serve

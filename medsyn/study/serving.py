@@ -15,13 +15,13 @@ import uvicorn
 
 from medsyn.errors import InputError
 from medsyn.files import sha256
-from medsyn.outputs import check_file, sign
+from medsyn.outputs import is_replaceable, sign
 from medsyn.study.answers import AnswerStore
-from medsyn.study.definition import SUMS_FILE, Study, check_sums, default_answers, default_key, lies_in, read_study
+from medsyn.study.definition import SUMS_FILE, Study, check_sums, default_answers, lies_in, read_study
 from medsyn.study.server import create_app
 
 _MAX_CONNECTIONS = 256
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_LOCAL = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
 def open_answers(folder: Path, answers: Path | None) -> tuple[Study, AnswerStore]:
@@ -52,9 +52,11 @@ def serve(
     """
     answers, links = answers or default_answers(folder), links or _default_links(folder)
     study = read_study(folder)
-    for path in (answers, links, default_key(folder)):
+    for path in (answers, links, *folder.rglob("*.key.json")):
         if lies_in(path, folder):
-            raise InputError(f"{path}: lies in the folder {folder} that is handed out; name a place apart from it")
+            raise InputError(
+                f"{path}: lies in the folder of the study, expected a place apart from it; move or rename it"
+            )
     check_sums(folder)
     listener = _listen(host, port)
     with listener:
@@ -139,8 +141,8 @@ def _invite(store: AnswerStore, readers: list[str], url: str, path: Path, new_li
 
     In this order a server that is killed in between has no tokens, and writes new links when it starts again.
     """
-    if not new_links:
-        check_file(path)
+    if not new_links and not is_replaceable(path):
+        raise InputError(f"{path}: is not a file of this program, expected a new one; name another --links")
     tokens = {reader: secrets.token_urlsafe(16) for reader in readers}
     lines = ["reader,link", *(f"{reader},{url}/#{token}" for reader, token in tokens.items())]
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
