@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from medsyn.models.fast.context import NormForm
 from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
 from medsyn.models.fast.slabs import convolve_in_slabs, in_slabs, res_block_in_slabs
 from medsyn.models.unet import Level, UNet, add, from_patches, join_condition, to_patches
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -233,9 +236,14 @@ class FastUNet(UNet):
             setattr(self, name, buffer)
 
 
-def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:
-    """Switch activation checkpointing on or off, which changes memory and time but no gradient; return the network."""
-    network.activation_checkpointing = enabled
+def set_activation_checkpointing(network: Network, enabled: bool) -> Network:
+    """Switch activation checkpointing on or off, which changes memory and time but no gradient; return the network.
+
+    Parts that can do it have an attribute `activation_checkpointing`; a network without such parts stays as it is.
+    """
+    for module in network.modules():
+        if hasattr(module, "activation_checkpointing"):
+            module.activation_checkpointing = enabled  # type: ignore[assignment]
     return network
 
 
