@@ -6,8 +6,8 @@ k is given k // 2 more slices on both sides, whose own results are dropped: at t
 is the right one. A group norm takes its statistics from the whole volume: a first pass, together with the convolution,
 joins those of the slabs (Chan et al. 1979), and a second one normalises in place.
 
-A processor without 16-bit instructions convolves in bfloat16 up to 300 times slower than in float32. There the weights
-stay float32, a slab is computed in float32, and only the whole activations are held in 16 bits (`Slabs.stored`).
+A processor without 16-bit instructions convolves in bfloat16 up to 300 times slower than in float32. With
+`Slabs.stored` the weights stay float32, a slab is computed in float32, and only whole activations are held in 16 bits.
 """
 
 from __future__ import annotations
