@@ -108,7 +108,8 @@ class Case:
         """Return the settings of a measured step, whose batch is one micro-batch."""
         never = 1_000_000_000
         sizes = {"batch_size": self.micro, "micro_batch_size": self.micro, "num_steps": never}
-        return TrainConfig(precision=precision, checkpoint_every=never, log_every=never, **sizes)
+        form = {"precision": precision, "activation_checkpointing": self.checkpointing}
+        return TrainConfig(checkpoint_every=never, log_every=never, **sizes, **form)
 
 
 @dataclass(frozen=True)
@@ -202,14 +203,14 @@ def _gan_cases(sizes: Sizes) -> list[Case]:
 
 
 def _medical_diffusion_cases(sizes: Sizes) -> list[Case]:
-    def vqgan(checkpointing: bool, on_meta: bool) -> PhasedTask:
+    def vqgan(on_meta: bool) -> PhasedTask:
         given = volumes(sizes.full, on_meta)
 
         def batch(update: int, slots: Sequence[int]) -> dict[str, Tensor]:
             return {"volume": given(update, slots), "slice": torch.full((len(slots),), sizes.full // 2)}
 
         def network() -> VQGAN:
-            return VQGAN(*sizes.vqgan, checkpointing=checkpointing)
+            return VQGAN(*sizes.vqgan)
 
         loss = VQGANLoss(adversarial_start=0)
         return vqgan_task(network, batch, loss, discriminator_width=sizes.patch_width)
@@ -230,7 +231,7 @@ def _medical_diffusion_cases(sizes: Sizes) -> list[Case]:
     batch = sizes.denoiser_batch
     return [
         *(
-            Case(method, full, partial(vqgan, checkpointing), 2, micro, 100_000, checkpointing, micro > 1)
+            Case(method, full, vqgan, 2, micro, 100_000, checkpointing, micro > 1)
             for micro in (1, 2)
             for checkpointing in (False, True)
         ),

@@ -72,6 +72,18 @@ def test_slabs_in_16_bits_are_as_near_to_float32_as_the_whole(order):
     assert errors[1] < 1.2 * errors[0] < 0.05, errors
 
 
+@pytest.mark.parametrize("order", ["A", "B"])
+def test_float32_slabs_held_in_16_bits_are_nearer_to_float32_than_16_bits_throughout(order):
+    built = network(order)
+    exact, _ = steps(built, 4, 13)
+    built.slab_stored = torch.bfloat16
+    _, held = steps(built, 4, 13)
+    whole, _ = steps(network(order, dtype=torch.bfloat16), 4, 13)
+    assert held.dtype == torch.float32
+    errors = [float((found - exact).square().mean().sqrt() / exact.std()) for found in (held, whole)]
+    assert 1e-4 < errors[0] < errors[1], errors
+
+
 def test_statistics_of_one_slab_alone_would_be_seen():
     """The norms read the whole volume: the slab of slices 0 to 3 differs if the other slices do not exist."""
     built = network()

@@ -14,6 +14,7 @@ from medsyn.diffusion.discrete import _posterior, add_noise, cosine_alpha_bar, s
 from medsyn.live_bytes import LiveBytes
 from medsyn.models import codebook as codebook_module
 from medsyn.models.codebook import Codebook
+from medsyn.models.fast.unet import set_activation_checkpointing
 from medsyn.models.latent_unet import LatentUNet, buckets, rotated
 from medsyn.models.vqgan import VQGAN
 from medsyn.training.loop import DivergedError, train
@@ -92,7 +93,7 @@ def test_the_gradient_passes_the_codebook_and_the_commitment_draws_to_it():
 
 def test_checkpointing_gives_the_same_gradients():
     plain = VQGAN(8, 2, 8, 8, 32)
-    saving = VQGAN(8, 2, 8, 8, 32, checkpointing=True)
+    saving = set_activation_checkpointing(VQGAN(8, 2, 8, 8, 32), True)
     saving.load_state_dict(plain.state_dict())
     x = seeded(1, 1, 8, 8, 8)
     for network in (plain, saving):
@@ -107,7 +108,7 @@ def test_checkpointing_takes_less_than_half_of_the_memory():
     peaks = {}
     for checkpointing in (False, True):
         with torch.device("meta"):
-            network = VQGAN(checkpointing=checkpointing)
+            network = set_activation_checkpointing(VQGAN(), checkpointing)
         x = torch.empty(1, 1, 256, 256, 256, device="meta")
         with LiveBytes() as live:
             network(x, update_codebook=False).volume.mean().backward()

@@ -25,8 +25,8 @@ from medsyn.progress import configure
 from medsyn.registry import load_plugins
 
 OUT_OF_MEMORY = (
-    "the GPU's memory does not suffice (`medsyn plan` says what fits); to train, lower train.micro_batch_size or set"
-    " train.activation_checkpointing, to sample,"
+    "the GPU's memory does not suffice (`medsyn plan` says what fits); to train, set train.micro_batch_size and"
+    " train.activation_checkpointing to auto, or lower the first, to sample,"
     " set sampling.batch_size: 1 and sampling.precision: bf16, to segment, hide the GPU"
     " (CUDA_VISIBLE_DEVICES=)"
 )

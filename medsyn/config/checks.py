@@ -151,7 +151,7 @@ def _check_trainings(config: Config) -> None:
 
 def training_fault(key: str, train: TrainConfig, processes: int) -> str | None:
     """Return that the batch cannot be shared out over the processes, or that the warm-up does not end, or None."""
-    micro = min(train.micro_batch_size, train.batch_size)
+    micro = 1 if train.micro_batch_size == "auto" else train.micro_batch
     if train.batch_size % (micro * processes):
         return (
             f"{key}.batch_size: {train.batch_size} is not a multiple of micro_batch_size {micro} times the {processes}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from medsyn.config.section import Count, Fraction, OwnSeed, Precision, Section, Share, Size3, Width
 
@@ -89,12 +89,28 @@ class UNetConfig(Section):
         return self
 
 
+def _number(value: Any) -> Any:
+    """Refuse `auto` where the weights are not the same up to rounding whatever the micro-batch is."""
+    if value == "auto":
+        raise ValueError(
+            "found auto, expected a number: the weights of this network depend on its micro-batch, so they would depend"
+            " on the memory that is found"
+        )
+    return value
+
+
+FixedMicroBatch = Annotated[Count, BeforeValidator(_number)]
+"""The micro-batch of a network that computes statistics of it."""
+
+
 class TrainConfig(Section):
     """The one training loop, for every network."""
 
     num_steps: int = Field(1000, ge=1, le=1_000_000_000)
     batch_size: Count = Field(16, description="samples per optimiser step over all processes")
-    micro_batch_size: Count = Field(16, description="samples per process and forward pass")
+    micro_batch_size: Count | Literal["auto"] = Field(
+        16, description="samples per process and forward pass; auto: as many as fit the memory that is found"
+    )
     learning_rate: PositiveFloat = 1e-4
     num_warmup_steps: int = Field(0, ge=0)
     learning_rate_decay: Literal["constant", "cosine"] = "constant"
@@ -105,8 +121,10 @@ class TrainConfig(Section):
     ema_start_step: int = Field(0, ge=0, description="before this step the average is a plain copy")
     ema_every: PositiveInt = 1
     precision: Precision = "fp32"
-    activation_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        False,
+        description="compute activations again in the backward pass: less memory, about a third more time; auto: only"
+        " where nothing fits without",
     )
     compile: bool = Field(False, description="torch.compile the network; pays on a GPU")
     checkpoint_every: PositiveInt = 250
@@ -114,6 +132,13 @@ class TrainConfig(Section):
     preview_every: int = Field(0, ge=0, description="a picture of samples every so many steps; 0: only at the end")
     tensorboard: bool = Field(False, description="event files too, if the package tensorboard is installed")
     seed: OwnSeed = 0
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples per process and forward pass, at most the batch. `auto` is replaced when a training run starts."""
+        if self.micro_batch_size == "auto":
+            raise ValueError("micro_batch_size is auto, expected a number (medsyn.training.fitting)")
+        return min(self.micro_batch_size, self.batch_size)
 
 
 class DenoiserTrainConfig(TrainConfig):

@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, ValidationInfo, field_validator
 
 from medsyn.config import Config, Section, TrainConfig, load_stage
 from medsyn.config.checks import training_fault
+from medsyn.config.networks import FixedMicroBatch
 from medsyn.config.section import Count, Voxels, Width
 from medsyn.methods.base import CountedTraining, Method, MethodStage, Training
 from medsyn.methods.unconditional import (
@@ -54,7 +55,7 @@ class GanTrainConfig(TrainConfig):
 
     num_steps: int = Field(80_000, ge=1, le=1_000_000_000)
     batch_size: Count = 4
-    micro_batch_size: Count = Field(
+    micro_batch_size: FixedMicroBatch = Field(
         4, description="volumes per process and forward pass; a batch norm sees those of all processes"
     )
     learning_rate: PositiveFloat = 2e-4

@@ -165,7 +165,6 @@ def build_vqgan(settings: VqganSettings) -> VQGAN:
         settings.num_groups,
         settings.embedding_dim,
         settings.num_codes,
-        checkpointing=settings.train.activation_checkpointing,
     )
 
 

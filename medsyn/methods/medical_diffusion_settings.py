@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from medsyn.config import Section, TrainConfig
+from medsyn.config.networks import FixedMicroBatch
 from medsyn.config.section import Count, PathText, Precision, Share, Steps, Width
 from medsyn.methods.unconditional import UnconditionalConfig, UnconditionalStage
 from medsyn.training.vqgan_loss import VQGANLoss
@@ -28,7 +29,7 @@ class VqganTrainConfig(TrainConfig):
 
     num_steps: int = Field(100_000, ge=1, le=1_000_000_000)
     batch_size: Count = 2
-    micro_batch_size: Count = Field(
+    micro_batch_size: FixedMicroBatch = Field(
         2, description="volumes per process and forward pass; a batch norm sees those of all processes"
     )
     learning_rate: PositiveFloat = 1.875e-5
@@ -44,7 +45,7 @@ class LatentTrainConfig(TrainConfig):
 
     num_steps: int = Field(150_000, ge=1, le=1_000_000_000)
     batch_size: Count = 20
-    micro_batch_size: Count = 10
+    micro_batch_size: Count | Literal["auto"] = 10
     learning_rate: PositiveFloat = 1e-4
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: PositiveFloat = 1e9

@@ -240,7 +240,7 @@ def write_networks(out: Path, trained: TrainingResult, stage: UnconditionalStage
         for name, network in trained.networks.items()
         for key, value in network.state_dict().items()
     }
-    record = provenance(stage, num_processes=trained.num_processes, **facts)
+    record = provenance(stage, **trained.facts(), **facts)
     metadata = {"config": json.dumps(stage.model_dump(mode="json"), sort_keys=True)}
     save_tensors(out, tensors, metadata | {"provenance": json.dumps(record, sort_keys=True)})
 

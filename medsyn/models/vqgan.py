@@ -52,15 +52,14 @@ class Doubling(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Volume [B, 1, D, H, W] -> features [B, width * 2^levels, D/f, H/f, W/f], f = 2^levels.
+    """Volume [B, 1, D, H, W] -> features [B, width * 2^levels, D/f, H/f, W/f], f = 2^levels."""
 
-    checkpointing: keep only the inputs of the blocks for the backward pass and compute the rest again.
-    """
+    activation_checkpointing = False
+    """Keep only the inputs of the blocks for the backward pass and compute the rest again."""
 
-    def __init__(self, width: int, num_levels: int, num_groups: int, *, checkpointing: bool = False) -> None:
+    def __init__(self, width: int, num_levels: int, num_groups: int) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(num_levels + 1)]
-        self.checkpointing = checkpointing
         self.first = _convolution(1, width)
         self.levels = nn.ModuleList(
             nn.ModuleList(
@@ -78,7 +77,7 @@ class Encoder(nn.Module):
         x = self.first(x)
         for level in self.levels:
             for block in level:  # type: ignore[attr-defined]
-                x = _run(block, x, self.checkpointing)
+                x = _run(block, x, self.activation_checkpointing)
         return F.silu(self.norm(x))
 
 
@@ -88,10 +87,12 @@ class Decoder(nn.Module):
     The first doubling keeps the width, each further one halves it, so the last level has 2 * width channels.
     """
 
-    def __init__(self, width: int, num_levels: int, num_groups: int, *, checkpointing: bool = False) -> None:
+    activation_checkpointing = False
+    """As that of the encoder."""
+
+    def __init__(self, width: int, num_levels: int, num_groups: int) -> None:
         super().__init__()
         highs = [width * 2**level for level in range(num_levels, 0, -1)]
-        self.checkpointing = checkpointing
         self.norm = GroupNorm(num_groups, highs[0], _EPS)
         self.levels = nn.ModuleList(
             nn.ModuleList([Doubling(before, high), ResidualBlock(high, num_groups), ResidualBlock(high, num_groups)])
@@ -104,7 +105,7 @@ class Decoder(nn.Module):
         x = F.silu(self.norm(x))
         for level in self.levels:
             for block in level:  # type: ignore[attr-defined]
-                x = _run(block, x, self.checkpointing)
+                x = _run(block, x, self.activation_checkpointing)
         return self.last(x)
 
 
@@ -136,8 +137,6 @@ class VQGAN(nn.Module):
         num_groups: int = 32,
         latent_channels: int = 8,
         num_codes: int = 16_384,
-        *,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if num_levels < 1 or width * 2 % num_groups:
@@ -145,16 +144,11 @@ class VQGAN(nn.Module):
                 f"num_groups {num_groups} must divide 2 * width {width}; num_levels {num_levels} be positive"
             )
         self.factor = 2**num_levels
-        self.encoder = Encoder(width, num_levels, num_groups, checkpointing=checkpointing)
+        self.encoder = Encoder(width, num_levels, num_groups)
         self.to_latent = nn.Conv3d(width * self.factor, latent_channels, 1)
         self.codebook = Codebook(num_codes, latent_channels)
         self.from_latent = nn.Conv3d(latent_channels, width * self.factor, 1)
-        self.decoder = Decoder(width, num_levels, num_groups, checkpointing=checkpointing)
-
-    def checkpoint_activations(self, enabled: bool) -> VQGAN:
-        """Switch activation checkpointing on or off, which changes memory and time but no gradient; return self."""
-        self.encoder.checkpointing = self.decoder.checkpointing = enabled
-        return self
+        self.decoder = Decoder(width, num_levels, num_groups)
 
     def forward(self, x: Tensor, *, update_codebook: bool = True) -> Reconstruction:
         """Reconstruct x [B, 1, D, H, W].

@@ -9,7 +9,7 @@ unless `sampling.tile` is a number; no slabs are proposed, because `tile: auto` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,19 +32,10 @@ from medsyn.progress import log
 from medsyn.registry import METHODS
 from medsyn.stages.features import BATCH_SIZE
 from medsyn.training.cost import GIB
+from medsyn.training.fitting import Option, Search, Settings, choose, in_words, micro_batches
 from medsyn.training.need import Need, count_training
 
 _SAMPLING_BATCHES = (1, 2, 4, 8)  # beyond, the host's memory (0.8 GB a volume at 256^3) is the limit
-
-Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Option:
-    """Settings (keys of the configuration's section) and what a GPU must hold under them."""
-
-    settings: Settings
-    need: Need
 
 
 @dataclass(frozen=True)
@@ -63,39 +54,6 @@ class Row:
     def fits(self, gpu_bytes: int) -> bool:
         """Whether the configured settings fit."""
         return self.configured.need.total <= gpu_bytes
-
-
-class Search:
-    """Options of one job, counted once each, and the search for the best that fits."""
-
-    def __init__(self, count: Callable[[Settings], Need], gpu_bytes: int) -> None:
-        self._count, self._gpu_bytes = count, gpu_bytes
-        self.counted: list[Option] = []
-
-    def option(self, settings: Settings) -> Option:
-        """Count these settings, if they have not been counted yet."""
-        for known in self.counted:
-            if known.settings == settings:
-                return known
-        self.counted.append(Option(settings, self._count(settings)))
-        return self.counted[-1]
-
-    def largest(self, key: str, sizes: Sequence[int], settings: Settings) -> Option | None:
-        """Find by bisection the largest of rising sizes of `key` that fits beside the other settings."""
-        low, high = -1, len(sizes)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.option(settings | {key: sizes[middle]}).need.total <= self._gpu_bytes:
-                low = middle
-            else:
-                high = middle
-        return None if low < 0 else self.option(settings | {key: sizes[low]})
-
-    def row(self, name: str, section: tuple[str, ...], configured: Settings, proposed: Option | None) -> Row:
-        """Count the configured settings as well, and return the line of the plan."""
-        log.info("counted %s", name)
-        now = self.option(configured)
-        return Row(name, section, now, proposed, min(self.counted, key=lambda option: option.need.total))
 
 
 def plan(config: Config, gpu_bytes: int) -> list[Row]:
@@ -143,19 +101,9 @@ def _counted_training(name: str, counted: CountedTraining, processes: int, gpu_b
     for precision in _precisions(train.precision):
         for form in forms:
             found = found or search.largest("micro_batch_size", sizes, {**form, "precision": precision})
-    configured = {key: getattr(train, key) for key in (*forms[0], "precision", "micro_batch_size")}
-    return search.row(name, counted.section, configured, found)
-
-
-def micro_batches(train: TrainConfig, processes: int) -> list[int]:
-    """List the micro batches that share out the batch over the processes evenly, smallest first."""
-    each, rest = divmod(train.batch_size, processes)
-    if rest:
-        raise InputError(
-            f"train.batch_size {train.batch_size} is not a multiple of the {processes} processes that"
-            " compute.num_gpus_training and num_nodes_training ask for"
-        )
-    return [size for size in range(1, each + 1) if each % size == 0]
+    now = choose(search, train, sizes, precision=train.precision).settings  # what `auto` would take
+    configured = {key: now[key] for key in (*forms[0], "precision", "micro_batch_size")}
+    return _row(search, name, counted.section, configured, found)
 
 
 def _text(name: str, encoder: TextEncoderConfig, processes: int, gpu_bytes: int) -> Row:
@@ -170,7 +118,7 @@ def _text(name: str, encoder: TextEncoderConfig, processes: int, gpu_bytes: int)
     options = (search.option({"precision": precision}) for precision in _precisions(encoder.precision))
     found = next((option for option in options if option.need.total <= gpu_bytes), None)
     section = ("text", "encoders", name.split()[-1])
-    return search.row(name, section, {"precision": encoder.precision}, found)
+    return _row(search, name, section, {"precision": encoder.precision}, found)
 
 
 def _sampling(config: Config, gpu_bytes: int) -> Row:
@@ -186,14 +134,14 @@ def _sampling(config: Config, gpu_bytes: int) -> Row:
     for precision in _precisions(sampling.precision):
         found = found or search.largest("batch_size", _SAMPLING_BATCHES, {"precision": precision})
     size = sampling.batch_size if isinstance(sampling.batch_size, int) else 1  # auto takes what there is
-    return search.row("sampling", ("sampling",), {"precision": sampling.precision, "batch_size": size}, found)
+    return _row(search, "sampling", ("sampling",), {"precision": sampling.precision, "batch_size": size}, found)
 
 
 def _features(config: Config, gpu_bytes: int) -> Row:
     build, batch = features_of(config.evaluation.features, config.preprocess.size, BATCH_SIZE)
     search = Search(lambda _: count_inference(build, batch), gpu_bytes)
     only = search.option({})
-    return search.row("features", (), {}, only if only.need.total <= gpu_bytes else None)
+    return _row(search, "features", (), {}, only if only.need.total <= gpu_bytes else None)
 
 
 def _classifier(config: Config, gpu_bytes: int) -> Row:
@@ -212,7 +160,13 @@ def _classifier(config: Config, gpu_bytes: int) -> Row:
     options = (search.option({"input_size": size}) for size in sizes)
     found = next((option for option in options if option.need.total <= gpu_bytes), None)
     section = ("evaluation", "augmentation")
-    return search.row("classifier", section, {"input_size": augmentation.input_size}, found)
+    return _row(search, "classifier", section, {"input_size": augmentation.input_size}, found)
+
+
+def _row(search: Search, name: str, section: tuple[str, ...], configured: Settings, proposed: Option | None) -> Row:
+    """Count the configured settings as well, and return the line of the plan."""
+    log.info("counted %s", name)
+    return Row(name, section, search.option(configured), proposed, search.smallest)
 
 
 def _precisions(configured: str) -> Iterator[str]:
@@ -233,21 +187,6 @@ def check(rows: Sequence[Row], gpu_bytes: int) -> None:
             f"--gpu-memory {gpu_bytes / GIB:g}: no setting fits: {'; '.join(short)}; take a GPU with more memory or a"
             " smaller network"
         )
-
-
-def in_words(settings: Settings) -> str:
-    """Describe settings as the table shows them."""
-    parts = []
-    for name, value in settings.items():
-        if name == "activation_checkpointing":
-            parts += ["checkpointing"] if value else []
-        elif name == "precision":
-            parts.append(value)
-        elif name == "input_size":
-            parts.append(f"input {value or 'of full size'}")
-        else:
-            parts.append(f"{name.removesuffix('_size').replace('_', ' ')} {value}")
-    return ", ".join(parts) or "fixed settings"
 
 
 def table(rows: Sequence[Row], gpu_bytes: int) -> list[str]:

@@ -55,6 +55,17 @@ def drop_checkpoints(folder: Path, from_step: int) -> int | None:
     return max((step for step in steps if step < from_step), default=None)
 
 
+def newest_identity(folder: Path) -> Mapping[str, Any]:
+    """Return the identity of the run whose checkpoints lie in `folder`, of the newest readable one, or {}."""
+    steps = _checkpoints(folder)
+    for step in sorted(steps, reverse=True):
+        try:
+            return dict(read_json(steps[step] / "facts.json")["identity"])
+        except (InputError, FileNotFoundError, KeyError, TypeError, ValueError):
+            continue  # `newest_checkpoint` says so
+    return {}
+
+
 def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
     """Return (tensors, facts) of the newest readable checkpoint, or None if there never was one.
 

@@ -7,8 +7,10 @@ condition.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from medsyn.config import ModelStage, TrainConfig
+from medsyn.config import DenoiserTrainConfig, ModelStage, TrainConfig
 from medsyn.diffusion.objective import LowResolution, denoising_loss, super_res_condition
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 from medsyn.diffusion.solvers import DDIM
 from medsyn.errors import InputError
 from medsyn.live_bytes import on_meta
-from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import build, load, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
@@ -52,7 +54,7 @@ def train_denoiser(stage: ModelStage, shards: Sequence[Path], embeddings: Path |
     log.info("%s: %d volumes of %s, channels %s", stage.stage, len(store), data.size, ", ".join(stage.channels))
 
     def write(trained: TrainingResult) -> None:
-        facts = {"num_volumes": len(store), "seed": stage.train.seed, "num_processes": trained.num_processes}
+        facts = {"num_volumes": len(store), "seed": stage.train.seed, **trained.facts()}
         save(out, trained.network.state_dict(), stage, provenance(stage, data=data.identity(), **facts))
 
     def preview(networks: Networks, path: Path) -> None:
@@ -68,7 +70,7 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
     data.loss_weights(torch.tensor(0.5))  # reads the statistics before threads ask for them
 
     def network() -> FastUNet:
-        built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+        built = build(stage, cond_dim)
         if stage.unet.mean_volume:
             built.set_statistics(mean=data.mean)
         if stage.unet.sigma_share is not None:
@@ -91,6 +93,9 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
 
     def memory(config: TrainConfig, num_processes: int) -> Need:
         sample = data.batch(0, [0])
+        if isinstance(config, DenoiserTrainConfig) and config.crop_size is not None:
+            depth, height, width = config.crop_size
+            sample = {k: x[..., :depth, :height, :width] if x.ndim == 5 else x for k, x in sample.items()}
         counted = denoiser_training(stage, cond_dim, lambda count: on_meta(sample, count))
         return count_training(counted, config, num_processes=num_processes)
 
@@ -103,7 +108,16 @@ def denoising_task(stage: ModelStage, data: TrainingData, out: Path | None = Non
         preview=preview,
         flops=lambda: count_flops(lambda: build(stage, cond_dim), loss, data.batch(0, [0])),
         memory=memory,
+        smaller=smaller_crops(stage, data.size) if data.high else (),
     )
+
+
+def smaller_crops(stage: ModelStage, size: Sequence[int]) -> list[dict[str, Any]]:
+    """List settings with crops that the network accepts, smaller in the plane than `size` (D, H, W), largest first."""
+    depth, height, width = size
+    multiple = math.lcm(stage.unet.patch_size * 2 ** (len(stage.unet.mults) - 1), stage.low_res_factor)
+    sides = reversed(range(2 * multiple, max(height, width), multiple))
+    return [{"crop_size": [depth, min(side, height), min(side, width)]} for side in sides]
 
 
 def denoiser_training(
@@ -112,7 +126,7 @@ def denoiser_training(
     """Describe the training of a denoiser for counting; batch(count) makes samples on the meta device."""
 
     def network() -> FastUNet:
-        built = set_activation_checkpointing(build(stage, cond_dim), stage.train.activation_checkpointing)
+        built = build(stage, cond_dim)
         built.reserve_statistics(batch(1)["x0"].shape[2:])
         return built
 

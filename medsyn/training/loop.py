@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +29,7 @@ from medsyn.memory import keep_freed_memory
 from medsyn.progress import log, track
 from medsyn.training.checkpoint import drop_checkpoints, newest_checkpoint, save_checkpoint
 from medsyn.training.events import Events
+from medsyn.training.fitting import CHOSEN, fit_training
 from medsyn.training.metrics import Fault, PhaseMetrics, Update, columns_of
 from medsyn.training.processes import (
     any_process,
@@ -51,12 +52,16 @@ _FLUSH_EVERY = 10  # steps between looks at the loss on the device
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The networks by name, in the main process with the averaged (EMA) weights, and the rows of the metrics table."""
+    """The networks by name, in the main process with the averaged (EMA) weights, and the rows of the metrics table.
+
+    chosen: the values of the settings that stood as `auto`.
+    """
 
     networks: Networks
     metrics: list[dict[str, Any]]
     is_main_process: bool
     num_processes: int
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> nn.Module:
@@ -64,13 +69,17 @@ class TrainingResult:
         [network] = self.networks.values()
         return network
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the provenance of the weights says of the run beside its settings."""
+        return {"num_processes": self.num_processes} | ({"chosen": dict(self.chosen)} if self.chosen else {})
+
 
 class DivergedError(InputError):
     """A loss is no longer a finite number or has exploded (medsyn.training.watch), or the task reports a collapse."""
 
 
 def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> TrainingResult:
-    """Train, or continue from the newest checkpoint in `state`.
+    """Train, or continue from the newest checkpoint in `state`; settings that are `auto` are chosen before.
 
     Raises InputError for a state of another run, DivergedError for a non-finite or exploded loss or a collapse (the
     last good checkpoint is kept) and SystemExit(143) after writing a checkpoint when SIGTERM arrives. SLURM is then
@@ -79,7 +88,9 @@ def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> Training
     keep_freed_memory()
     accelerator = make_accelerator(config.precision)
     wait_for_main_process(accelerator)  # which may still be busy with the result of the training run before
-    run = TrainingRun(task.phased() if isinstance(task, Task) else task, config, state, accelerator)
+    phased = task.phased() if isinstance(task, Task) else task
+    fitted = fit_training(phased, config, state, accelerator)
+    run = TrainingRun(phased, fitted, state, accelerator)
     run.resume()
     run.start()
     steps = range(run.step, config.num_steps)
@@ -92,7 +103,8 @@ def train(task: Task | PhasedTask, config: TrainConfig, state: Path) -> Training
                 if accelerator.is_main_process:
                     requeue_job()
                 raise SystemExit(143)
-    return run.finish()
+    chosen = {name: getattr(fitted, name) for name in CHOSEN if getattr(config, name) == "auto"}
+    return replace(run.finish(), chosen=chosen)
 
 
 def learning_rate(config: TrainConfig, step: int, first_step: int = 0) -> float:
@@ -116,7 +128,7 @@ class TrainingRun:
 
     def __init__(self, task: PhasedTask, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
         self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
-        self.micro = min(config.micro_batch_size, config.batch_size)
+        self.micro = config.micro_batch
         if config.batch_size % (self.micro * accelerator.num_processes):
             raise InputError(
                 f"{task.name}: train.batch_size {config.batch_size} is not a multiple of micro_batch_size {self.micro}"

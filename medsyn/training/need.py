@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
 from medsyn.live_bytes import META, CudaRules, LiveBytes
+from medsyn.models.fast.unet import set_activation_checkpointing
 from medsyn.training.cost import GIB
 from medsyn.training.ema import Ema
 from medsyn.training.processes import to_device
@@ -160,6 +161,7 @@ class _Count:
         for name, network in self.networks.items():
             self.live.hold([*network.parameters(), *network.buffers()])
             network.train(name in learning)
+            set_activation_checkpointing(network, self.config.activation_checkpointing is True)
             if self.config.precision != "fp32":  # accelerate converts the results of mixed precision
                 network.register_forward_hook(lambda _network, _given, result: convert_to_fp32(result))
         self.stands("weights")
@@ -195,7 +197,7 @@ class _Count:
 
     def phase(self, phase: Phase) -> None:
         """Count forward and backward of a phase's last micro-batch, beside the gradients of those before."""
-        micro = min(self.config.micro_batch_size, self.config.batch_size)
+        micro = self.config.micro_batch
         for name, parameters in self.trainable.items():
             for parameter in parameters:
                 parameter.requires_grad_(name in phase.networks)

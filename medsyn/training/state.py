@@ -11,6 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from medsyn.config import TrainConfig
+from medsyn.models.fast.unet import set_activation_checkpointing
 from medsyn.training.checkpoint import Tensors
 from medsyn.training.ema import Ema
 from medsyn.training.processes import average_gradients, share_buffers, synchronise
@@ -32,6 +33,8 @@ class TrainingState:
             torch.manual_seed(config.seed)
             self.networks: dict[str, nn.Module] = dict(task.build())
         check_phases(task, self.networks)
+        for network in self.networks.values():
+            set_activation_checkpointing(network, config.activation_checkpointing is True)
         learning = {name for phase in task.phases for name in phase.networks}
         for name in self.networks.keys() - learning:
             self.networks[name].eval()  # batch statistics and codebooks of a network that never learns stay too

@@ -92,6 +92,8 @@ class PhasedTask:
     flops(step): operations of one sample of a step, forward and backward, over the phases that take part in it; they
     change only where a phase begins.
     memory(config, num_processes): what a run with these settings needs of a GPU.
+    smaller: settings with which a run needs less memory, for the message that nothing fits (`medsyn.training.fitting`),
+    largest first.
     """
 
     name: str
@@ -103,6 +105,7 @@ class PhasedTask:
     collapsed: Callable[[Mapping[str, Any]], str | None] | None = None
     flops: Callable[[int], int] | None = None
     memory: Callable[[TrainConfig, int], Need] | None = None
+    smaller: Sequence[Mapping[str, Any]] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return what the weights depend on besides the run's settings, by dotted names."""
@@ -120,7 +123,8 @@ class Task:
 
     build() makes the network; batch(step, slots) the samples `slots` of the 0-based optimiser step `step`;
     loss(network, batch) a `Loss`. averaged: whether an average (EMA) of the weights is kept, which is then the result.
-    flops(): operations of one sample. identity, preview and memory are as in PhasedTask.
+    flops(): operations of one sample. identity, preview, memory and smaller are as in
+    PhasedTask.
     """
 
     name: str
@@ -131,6 +135,7 @@ class Task:
     preview: Callable[[nn.Module, int], None] | None = None
     flops: Callable[[], int] | None = None
     memory: Callable[[TrainConfig, int], Need] | None = None
+    smaller: Sequence[Mapping[str, Any]] = ()
     averaged: bool = True
 
     def phased(self) -> PhasedTask:
@@ -153,6 +158,7 @@ class Task:
             preview=None if preview is None else show,
             flops=None if flops is None else lambda _step: flops(),
             memory=self.memory,
+            smaller=self.smaller,
         )
 
 

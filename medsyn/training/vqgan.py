@@ -59,9 +59,6 @@ def vqgan_task(
     def discriminators(networks: Networks, batch: Batch, _step: int) -> Loss:
         return discriminator_loss(networks, batch, weights)
 
-    def without_checkpointing() -> dict[str, nn.Module]:
-        return {**networks(), "autoencoder": build().checkpoint_activations(False)}
-
     start = weights.adversarial_start
     phases = (
         Phase("autoencoder", ("autoencoder",), batch, autoencoder),
@@ -75,7 +72,7 @@ def vqgan_task(
         phases,
         identity=identity,
         collapsed=_collapsed,
-        flops=lambda step: sum(count_phase_flops(without_checkpointing, phases, step).values()),
+        flops=lambda step: sum(count_phase_flops(networks, phases, step).values()),
         memory=lambda config, processes: count_phased_training(networks, phases, config, num_processes=processes),
         **fields,
     )

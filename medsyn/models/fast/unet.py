@@ -7,7 +7,8 @@ forward pass takes what a sampled volume needs once (`prepare_condition`, `prepa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from medsyn.models.blocks import KeysValues, ResBlock
 from medsyn.models.fast.blocks import repeated, res_block
 from medsyn.models.fast.context import NormForm
 from medsyn.models.fast.convolution import convolve, convolve_first, convolve_in_float32, convolve_last
-from medsyn.models.fast.slabs import convolve_in_slabs, in_slabs, res_block_in_slabs
+from medsyn.models.fast.slabs import Slabs, convolve_in_slabs, in_slabs, res_block_in_slabs
 from medsyn.models.unet import Level, UNet, add, from_patches, join_condition, to_patches
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class FastUNet(UNet):
 
     slab_slices: int | None = None
     """Without gradients, compute every layer in slabs of so many slices (`medsyn.models.fast.slabs`); None: whole."""
+    slab_stored: torch.dtype | None = None
+    """Type in which activations are held between layers that are computed in slabs, None: that of the weights."""
 
     def forward(
         self,
@@ -143,9 +148,9 @@ class FastUNet(UNet):
         time = self._time(tau)
         if isinstance(condition, PreparedCondition):
             x = convolve_last(self.init_conv, self._patches(x)) + condition.features
-        elif (slices := self._slices) is not None:
+        elif (slabs := self._slabs) is not None:
             parts = [self._patches(part) for part in (condition, x) if part is not None]
-            x = convolve_in_slabs(self.init_conv, torch.cat(parts, dim=1), slices)
+            x = convolve_in_slabs(self.init_conv, torch.cat(parts, dim=1), slabs)
         else:
             x = convolve(self.init_conv, self._patches(join_condition(condition, x)))
         first, skips = x, []
@@ -186,7 +191,8 @@ class FastUNet(UNet):
             assert isinstance(level, Level)
             x = self._block(level.first, x, time, skips.pop())
             x = self._up(level, x, time)
-        x = self._map(self._last, self._block(self.head, x, skip=trunk.first))
+        x, slabs = self._block(self.head, x, skip=trunk.first), self._slabs
+        x = self._last(x) if slabs is None else in_slabs(self._last, x, replace(slabs, stored=None))
         return from_patches(x, self.config.patch_size)
 
     def _up(self, level: Level, x: Tensor, time: Tensor) -> Tensor:
@@ -196,8 +202,8 @@ class FastUNet(UNet):
         return self._map(level.resample, self._block(level.solid, self._block(level.second, x, time), time))
 
     def _block(self, block: ResBlock, x: Tensor, time: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        if (slices := self._slices) is not None:
-            return res_block_in_slabs(block, x, time, skip, slices)
+        if (slabs := self._slabs) is not None:
+            return res_block_in_slabs(block, x, time, skip, slabs)
         if self.activation_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(
                 res_block, block, x, time, skip, self.norm, use_reentrant=False, preserve_rng_state=False
@@ -216,14 +222,14 @@ class FastUNet(UNet):
 
     def _map(self, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return layer(x) for a layer that treats every slice alone."""
-        return layer(x) if (slices := self._slices) is None else in_slabs(layer, x, slices)
+        return layer(x) if (slabs := self._slabs) is None else in_slabs(layer, x, slabs)
 
     @property
-    def _slices(self) -> int | None:
-        """Slices of patches in a slab, None with gradients."""
+    def _slabs(self) -> Slabs | None:
+        """How layers are computed in slabs, of slices of patches; None with gradients."""
         if self.slab_slices is None or torch.is_grad_enabled():
             return None
-        return -(-self.slab_slices // self.config.patch_size)
+        return Slabs(-(-self.slab_slices // self.config.patch_size), self.slab_stored)
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Convert the weights for sampling; what is known of the training volumes stays float32."""
@@ -233,9 +239,14 @@ class FastUNet(UNet):
             setattr(self, name, buffer)
 
 
-def set_activation_checkpointing(network: FastUNet, enabled: bool) -> FastUNet:
-    """Switch activation checkpointing on or off, which changes memory and time but no gradient; return the network."""
-    network.activation_checkpointing = enabled
+def set_activation_checkpointing(network: Network, enabled: bool) -> Network:
+    """Switch activation checkpointing on or off, which changes memory and time but no gradient; return the network.
+
+    Parts that can do it have an attribute `activation_checkpointing`; a network without such parts stays as it is.
+    """
+    for module in network.modules():
+        if hasattr(module, "activation_checkpointing"):
+            module.activation_checkpointing = enabled  # type: ignore[assignment]
     return network
 
 
