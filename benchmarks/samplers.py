@@ -9,11 +9,13 @@ setting, and the same command goes on where it was stopped. Columns, with 95 % b
 
 error: root mean square difference from the reference, 64 calls of DPM-Solver++(2M) at the same guidance, in [-1, 1].
 fid, coverage: to the validation volumes, of `block_features`, which need no trained network; comparable in this table.
-area_<finding>: area under the ROC curve of the measured finding against the label of the prompt's report.
+area_<finding>: area under the ROC curve of a linear score of `block_features`, fitted to training volumes and their
+labels, against the label of the prompt's report.
 seconds: of the process's processor time per volume.
 
 The first row holds the validation volumes themselves: the areas that a perfect model would reach. With --super-res N
-the low resolution is refined in N calls before everything but `error` is computed.
+the low resolution is refined in N calls, and seconds, fid and all after it are of the refined volumes (reduced again to
+the low resolution, so that rows can be compared).
 """
 
 from __future__ import annotations
@@ -36,22 +38,18 @@ from medsyn.diffusion.seeds import volume_noise
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import checked_neighbour_measures, frechet_distance, metric_columns
 from medsyn.evaluate.inputs import read_labels
-from medsyn.evaluate.measures import measure
+from medsyn.evaluate.neighbours import NEIGHBOUR_MEASURES
 from medsyn.evaluate.statistics import area_under_roc, area_under_roc_interval
 from medsyn.files import read_csv, write_csv
-from medsyn.methods.run import Run, open_run, sampling_with
-from medsyn.models.channels import from_channel
+from medsyn.methods.run import Run, open_run, run_files, sampling_with
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.weights import load
 from medsyn.training.data import Embeddings, Store, TrainingData, reads_high
 from medsyn.training.driver import tiles, write_picture
-from medsyn.volume import Volume, centred_origin_mm, grid_spacing_mm
 
-FINDINGS = {
-    "pleural_effusion": "effusion_volume_ml",
-    "emphysema": "laa950_percent",
-    "cardiomegaly": "cardiothoracic_ratio",
-}
+FINDINGS = ("pleural_effusion", "emphysema", "cardiomegaly")
+MOST_TRAINING_VOLUMES = 300
+PENALTY = 0.3  # of the linear scores, in units of the number of volumes
 REFERENCE_CALLS = 64
 NUM_BLOCKS = 4
 BATCH = 4
@@ -86,45 +84,50 @@ def block_features(volumes: NDArray) -> NDArray[np.float64]:
     return np.concatenate([blocks.mean(axis=2), blocks.std(axis=2)], axis=1).astype(np.float64)
 
 
+def ridge(features: NDArray, targets: NDArray) -> NDArray[np.float64]:
+    """Return the weights (F, K) of a ridge regression of targets (n, K) on features (n, F), both with mean 0."""
+    count, width = features.shape
+    weights: NDArray[np.float64] = np.linalg.solve(
+        features.T @ features + PENALTY * count * np.eye(width), features.T @ targets
+    )
+    return weights
+
+
 class Validation:
     """The validation volumes of a run, their texts and labels."""
 
-    def __init__(self, args: argparse.Namespace, run: Run) -> None:
-        from medsyn.methods.run import run_files
-
+    def __init__(self, args: argparse.Namespace) -> None:
         _, stage = load(run_files(args.weights)["low_res"])
-        store = Store(args.store, "high" if reads_high(stage) else "low", split="validation")
-        self.data = TrainingData(stage, store, Embeddings(args.embeddings, stage.sections))
+        embeddings = Embeddings(args.embeddings, stage.sections)
+        resolution = "high" if reads_high(stage) else "low"
+        training, store = (Store(args.store, resolution, split) for split in ("train", "validation"))
+        self.data = TrainingData(stage, store, embeddings)
         self.count = min(args.num_volumes, len(store))
         _, by_id = read_labels(args.labels)
         self.labels = [by_id[report] for report in store.report_ids[: self.count]]
+        seen = TrainingData(stage, training, embeddings)
+        count = min(len(training), MOST_TRAINING_VOLUMES)
+        features = block_features(np.stack([seen.clean(index)[0].numpy() for index in range(count)]))
+        self.centre, self.spread = features.mean(axis=0), features.std(axis=0) + 1e-6
+        truth = np.array([[by_id[name][finding] for finding in FINDINGS] for name in training.report_ids[:count]])
+        self.scores = ridge((features - self.centre) / self.spread, truth - truth.mean(axis=0))
         self.texts = torch.stack([self.data.text(index) for index in range(self.count)])
         self.real = np.stack([self.data.clean(index)[0].numpy() for index in range(self.count)])
-        self._run = run
 
     def columns(self, images: NDArray) -> dict[str, Any]:
         """Return distances, coverage and areas of sampled images (n, D, H, W) in [-1, 1]."""
-        row: dict[str, Any] = {}
-        if images.shape == self.real.shape:
-            real, made = block_features(self.real), block_features(images)
-            row |= metric_columns(("fid",), frechet_distance, real, made, 0)[0]
-            names = ("precision", "recall", "density", "coverage")
-            neighbours, _ = metric_columns(names, checked_neighbour_measures, real, made, 0)
-            row |= {name: value for name, value in neighbours.items() if name.startswith("coverage")}
-        measured = [self._measures(image) for image in images]
-        for finding, name in FINDINGS.items():
-            known = [i for i, values in enumerate(measured) if values[name] is not None]
-            truth = [self.labels[i][finding] for i in known]
-            area = area_under_roc([measured[i][name] for i in known], truth)
+        real, made = block_features(self.real), block_features(images)
+        row: dict[str, Any] = dict(metric_columns(("fid",), frechet_distance, real, made, 0)[0])
+        neighbours, _ = metric_columns(NEIGHBOUR_MEASURES, checked_neighbour_measures, real, made, 0)
+        row |= {name: value for name, value in neighbours.items() if name.startswith("coverage")}
+        scores = (made - self.centre) / self.spread @ self.scores
+        for place, finding in enumerate(FINDINGS):
+            truth = [labels[finding] for labels in self.labels]
+            area = area_under_roc(scores[:, place], truth)
             if area is not None:
                 low, high = area_under_roc_interval(area, sum(truth), len(truth) - sum(truth))
                 row |= {f"area_{finding}": area, f"area_{finding}_ci_low": low, f"area_{finding}_ci_high": high}
         return {name: float(f"{value:.4g}") for name, value in row.items()}
-
-    def _measures(self, image: NDArray) -> dict[str, float | None]:
-        spacing = grid_spacing_mm(image.shape, self._run.settings.preprocess.field_of_view_mm)
-        hu = from_channel("image", image, self._run.window_hu)
-        return dict(measure(Volume(hu, spacing, centred_origin_mm(image.shape, spacing))).values)
 
 
 class Sampler:
@@ -159,17 +162,16 @@ class Sampler:
         return sample(solver, denoiser, self.noise[part], steps, end_time=self.end)
 
     def refined(self, low: NDArray, calls: int) -> tuple[NDArray, float]:
-        """Return images (n, D, H, W) at full resolution and seconds per volume."""
+        """Return refined images, reduced again (n, D, H, W), and seconds per volume."""
         sampling = self.run.settings.sampling
         steps = steps_for(SOLVERS[sampling.solver], calls, sampling.end_time_super_res)
         if steps is None:
             raise InputError(f"--super-res {calls}: {sampling.solver} cannot make so many calls; name another number")
         sampling.num_steps_super_res = steps
         began = time.process_time()
-        images = [
-            self.run.super_resolve(torch.from_numpy(low[i : i + 1]), [i])[0, 0] for i in range(len(low))
-        ]
-        return np.stack(images), (time.process_time() - began) / len(low)
+        volumes = [self.run.super_resolve(torch.from_numpy(low[i : i + 1]), [i]) for i in range(len(low))]
+        seconds = (time.process_time() - began) / len(low)
+        return np.concatenate([self.run.low_resolution.reduce(torch.from_numpy(v))[:, 0] for v in volumes]), seconds
 
 
 def settings_of(args: argparse.Namespace, end_time: float) -> Iterator[Setting]:
@@ -226,7 +228,7 @@ def main() -> None:
     parser.add_argument("--super-res", type=int, nargs="*", default=[], help="calls of super-resolution")
     args = parser.parse_args()
     run = open_run(args.weights, sampling_with(args.weights, None))
-    validation = Validation(args, run)
+    validation = Validation(args)
     sampler = Sampler(run, validation, args.out)
     path = args.out / "samplers.csv"
     args.out.mkdir(parents=True, exist_ok=True)

@@ -188,6 +188,7 @@ METHODS: Registry[Kind] = Registry(
     "medsyn.methods",
     {
         "medsyn": "medsyn.methods.medsyn:KIND",
+        "distilled": "medsyn.methods.distilled:KIND",
         "external": "medsyn.methods.external:KIND",
         "wgan": "medsyn.methods.gans:WGAN",
         "alpha_gan": "medsyn.methods.gans:ALPHA_GAN",

@@ -28,8 +28,8 @@ class SamplingConfig(Section):
 
     solver: Annotated[Name, Registered(SOLVERS)] = Field(
         "ddim",
-        description="ddim is the paper's; dpmpp_2m and unipc are of second and third order, for fewer steps; or one of a"
-        " plugin",
+        description="ddim is the paper's; dpmpp_2m and unipc are of second and third order, for fewer steps; or one of"
+        " a plugin",
     )
     num_steps_low_res: Steps = 50
     num_steps_super_res: Steps = 20
