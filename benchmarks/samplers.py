@@ -13,7 +13,8 @@ area_<finding>: area under the ROC curve of a linear score of `block_features`, 
 labels, against the label of the prompt's report.
 seconds: of the process's processor time per volume.
 
-The first row holds the validation volumes themselves: the areas that a perfect model would reach. With --super-res N
+The first row holds the validation volumes themselves: the areas that a perfect model would reach. --distilled adds rows of
+low-resolution networks of kind `distilled`, sampled by their own calls. With --super-res N
 the low resolution is refined in N calls, and seconds, fid and all after it are of the refined volumes (reduced again to
 the low resolution, so that rows can be compared).
 """
@@ -32,9 +33,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsyn.config import DistilledStage
 from medsyn.diffusion.base import SOLVERS, Denoiser, Solver
 from medsyn.diffusion.sampling import sample, times_until
 from medsyn.diffusion.seeds import volume_noise
+from medsyn.diffusion.solvers import DDIM
 from medsyn.errors import InputError
 from medsyn.evaluate.distances import checked_neighbour_measures, frechet_distance, metric_columns
 from medsyn.evaluate.inputs import read_labels
@@ -43,7 +46,7 @@ from medsyn.evaluate.statistics import area_under_roc, area_under_roc_interval
 from medsyn.files import read_csv, write_csv
 from medsyn.methods.run import Run, open_run, run_files, sampling_with
 from medsyn.models.fast.denoiser import prepared_denoiser
-from medsyn.models.weights import load
+from medsyn.models.weights import load, read_stage
 from medsyn.training.data import Embeddings, Store, TrainingData, reads_high
 from medsyn.training.driver import tiles, write_picture
 
@@ -60,7 +63,7 @@ KEYS = ("network", "solver", "calls", "guidance", "super_res")
 class Setting:
     """One row of the table; `super_res` is the number of calls of that network, 0: low resolution alone."""
 
-    network: str
+    network: str  # "teacher", or the file of a distilled one
     solver: str
     calls: int
     guidance: float
@@ -140,11 +143,12 @@ class Sampler:
 
     def volumes(self, setting: Setting) -> tuple[NDArray, float | None]:
         """Return low-resolution volumes (n, C, D, H, W), sampled or kept from before, and seconds per new volume."""
-        kept = self.out / "volumes" / ("_".join(setting.key()[:4]) + ".npy")
+        kept = self.out / "volumes" / ("_".join([Path(setting.network).stem, *setting.key()[1:4]]) + ".npy")
         if kept.exists():
             return np.load(kept).astype(np.float32), None
         began = time.process_time()
-        parts = [self._sample(setting, slice(i, i + BATCH)) for i in range(0, self.validation.count, BATCH)]
+        draw_part = self._sample if setting.solver != "distilled" else self._sample_distilled
+        parts = [draw_part(setting, slice(i, i + BATCH)) for i in range(0, self.validation.count, BATCH)]
         made = torch.cat(parts).numpy()
         seconds = (time.process_time() - began) / len(made)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +165,13 @@ class Sampler:
         )
         return sample(solver, denoiser, self.noise[part], steps, end_time=self.end)
 
+    @torch.no_grad()
+    def _sample_distilled(self, setting: Setting, part: slice) -> Tensor:
+        network, stage = load(setting.network)
+        assert isinstance(stage, DistilledStage)
+        denoiser: Denoiser = prepared_denoiser(network, text=self.validation.texts[part])
+        return sample(DDIM, denoiser, self.noise[part], setting.calls, times=stage.distillation.times)
+
     def refined(self, low: NDArray, calls: int) -> tuple[NDArray, float]:
         """Return refined images, reduced again (n, D, H, W), and seconds per volume."""
         sampling = self.run.settings.sampling
@@ -175,7 +186,12 @@ class Sampler:
 
 
 def settings_of(args: argparse.Namespace, end_time: float) -> Iterator[Setting]:
-    """Yield the settings: the reference of each guidance, then every solver and number of calls."""
+    """Yield the settings: distilled networks, then for each guidance the reference, every solver and number of calls."""
+    for path in args.distilled:
+        stage = read_stage(path)
+        if not isinstance(stage, DistilledStage):
+            raise InputError(f"{path}: was not distilled, expected a network of kind distilled; leave it out")
+        yield Setting(str(path), "distilled", len(stage.distillation.times), stage.distillation.guidance_scale)
     for guidance in args.guidance:
         yield Setting("teacher", "dpmpp_2m", REFERENCE_CALLS, guidance)
         for calls in args.calls:
@@ -225,6 +241,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="of the low-resolution network")
     parser.add_argument("--solvers", nargs="+", default=["ddim", "dpmpp_2m", "unipc"])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 3.5])
+    parser.add_argument("--distilled", type=Path, nargs="*", default=[], help="files of distilled low-res networks")
     parser.add_argument("--super-res", type=int, nargs="*", default=[], help="calls of super-resolution")
     args = parser.parse_args()
     run = open_run(args.weights, sampling_with(args.weights, None))

@@ -1,9 +1,9 @@
 """Few calls in place of many: what a distilled network has to predict (Salimans and Ho 2022, arXiv:2202.00512).
 
-A sampler with the times t_1 > ... > t_N takes every prediction as constant until the next time (DDIM), and the last one
-is the volume. With kappa = sqrt(alpha_bar / (1 - alpha_bar)), a step from t to s adds (kappa_s - kappa_t) x0 to x_t over
-its noise level. So M steps are one step with the mean of their predictions, weighted by the steps of kappa: this mean
-is the target of the paper's appendix G, for any M, and it stays in [-1, 1] where the predictions do.
+A sampler with the times t_1 > ... > t_N takes every prediction as constant until the next time (DDIM), and the last
+one is the volume. With kappa = sqrt(alpha_bar / (1 - alpha_bar)), a step from t to s adds (kappa_s - kappa_t) x0 to x_t
+over its noise level. So M steps are one step with the mean of their predictions, weighted by the steps of kappa. This
+mean is the target of the paper's appendix G, for any M, and it stays in [-1, 1] where the predictions do.
 """
 
 from __future__ import annotations

@@ -139,8 +139,9 @@ class Network:
     """A network that a method trains, into results/models/<method>/<network>.safetensors.
 
     settings: the content of results/config/<network>_<method>.json, a `NetworkStage`; text_encoder: the encoder whose
-    embeddings of the reports it trains with, None: it takes no text; after: networks of the same method whose weights
-    its training reads, or of the method `after_method`; num_gpus: GPUs of one node that it trains on, at most those of `compute`, None: all of them.
+    embeddings of the reports it trains with, None: it takes no text; after: networks whose weights its training reads,
+    of the method `after_method`, None: of the same method; num_gpus: GPUs of one node that it trains on, at most those
+    of `compute`, None: all of them.
     """
 
     settings: Section
