@@ -1,7 +1,6 @@
 """Table of docs/sampling.md: solver, calls of the network and guidance on a trained run, at low resolution.
 
-    medsyn label --reports results/cohort/reports.csv --config results/config/evaluation.json --out labels.csv
-    python benchmarks/samplers.py --weights results/models/medsyn --store results/store/* --labels labels.csv
+    python benchmarks/samplers.py --weights results/models/medsyn --store results/store/* --labels results/labels.csv
         --embeddings results/text/biomedical/embeddings.json --out FOLDER
 
 Every setting samples the same seeds with the texts of the validation volumes. FOLDER/samplers.csv gets a row after each
@@ -13,10 +12,10 @@ area_<finding>: area under the ROC curve of a linear score of `block_features`, 
 labels, against the label of the prompt's report.
 seconds: of the process's processor time per volume.
 
-The first row holds the validation volumes themselves: the areas that a perfect model would reach. --distilled adds rows of
-low-resolution networks of kind `distilled`, sampled by their own calls. With --super-res N
-the low resolution is refined in N calls, and seconds, fid and all after it are of the refined volumes (reduced again to
-the low resolution, so that rows can be compared).
+The first row holds the validation volumes themselves: the areas that a perfect model would reach. --distilled adds rows
+of low-resolution networks of the kind `distilled`, sampled by their own calls. With --super-res N the low resolution is
+refined in N calls; seconds, fid and what follows are then those of the refined volumes, which are reduced again to the
+low resolution so that rows can be compared.
 """
 
 from __future__ import annotations
@@ -186,7 +185,7 @@ class Sampler:
 
 
 def settings_of(args: argparse.Namespace, end_time: float) -> Iterator[Setting]:
-    """Yield the settings: distilled networks, then for each guidance the reference, every solver and number of calls."""
+    """Yield the settings: distilled networks, then for each guidance the reference and every solver and calls."""
     for path in args.distilled:
         stage = read_stage(path)
         if not isinstance(stage, DistilledStage):
