@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from medsyn.config import Distillation, DistilledStage, ModelStage, TrainConfig
 from medsyn.diffusion.distillation import intervals, snr_weight, teacher_target, teacher_times
+from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.schedule import TAU_PER_T, add_noise
+from medsyn.diffusion.solvers import DDIM
 from medsyn.errors import InputError
 from medsyn.files import sha256
 from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
@@ -27,10 +29,12 @@ from medsyn.progress import log
 from medsyn.provenance import provenance
 from medsyn.training.checkpoint import flatten
 from medsyn.training.data import Embeddings, Store, TrainingData, reads_high
-from medsyn.training.denoiser import network_conditions, write_preview
-from medsyn.training.driver import claim_training, train_to_files
+from medsyn.training.denoiser import network_conditions
+from medsyn.training.driver import claim_training, train_to_files, write_pictures
 from medsyn.training.loop import TrainingResult
 from medsyn.training.task import Networks, Task
+
+_NUM_PREVIEWS = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def distil(
         save(out, trained.network.state_dict(), stage, provenance(stage, data=data.identity(), **facts))
 
     def preview(networks: Networks, path: Path) -> None:
-        write_preview(path, networks[""], data)
+        write_samples(path, networks[""], stage, data)
 
     train_to_files(distillation_task(teacher, stage, data), stage.train, state, out, write=write, preview=preview)
 
@@ -149,6 +153,23 @@ def distillation_task(teacher: Teacher, stage: DistilledStage, data: TrainingDat
         loss=loss,
         identity={**flatten(stage.model_dump(mode="json", exclude={"train"})), **data.identity()},
     )
+
+
+def write_samples(path: Path, network: nn.Module, stage: DistilledStage, data: TrainingData) -> None:
+    """Write a PNG of training volumes and, below them, what the student samples with their texts or conditions."""
+    device = next(network.parameters()).device
+    samples = [data.sample(number) for number in range(min(_NUM_PREVIEWS, len(data.store)))]
+    batch = {key: torch.stack([sample[key] for sample in samples]).to(device) for key in samples[0]}
+    if "drop_text" in batch:
+        batch["drop_text"] = torch.zeros_like(batch["drop_text"])
+    conditions = network_conditions(batch, stage)
+
+    def denoiser(x: Tensor, tau: float) -> Tensor:
+        return network(x, torch.full((len(x),), tau, device=device), **conditions)
+
+    times = stage.distillation.times
+    made = sample(DDIM, denoiser, batch["epsilon"], len(times), times=times, description="preview")
+    write_pictures(path, [batch["x0"][:, :1], made[:, :1]])
 
 
 def _check_fit(teacher: Teacher, data: TrainingData) -> None:
