@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from medsyn.config import Config, MedSynConfig, MethodConfig, TrainConfig, load_stage
-from medsyn.config.section import Name, Share, Steps
+from medsyn.config.section import Count, Name, Share, Steps
 from medsyn.errors import InputError
 from medsyn.layout import Layout
 from medsyn.methods.base import Network, NetworkStage, Training
@@ -25,8 +25,8 @@ class DistillationTrainConfig(TrainConfig):
     """Training of a student; what is special to a denoiser, such as crops, is as in the training of its teacher."""
 
     num_steps: int = Field(1000, ge=1, le=1_000_000_000)
-    batch_size: int = Field(4, ge=1, le=65_536)
-    micro_batch_size: int = Field(4, ge=1, le=65_536)
+    batch_size: Count = 4
+    micro_batch_size: Count = 4
     ema_decay: Share = 0.99
     learning_rate_decay: Literal["constant", "cosine"] = "cosine"
 

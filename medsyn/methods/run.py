@@ -28,7 +28,6 @@ from medsyn.diffusion.base import SOLVERS, Denoiser, Solver
 from medsyn.diffusion.objective import LowResolution
 from medsyn.diffusion.sampling import sample
 from medsyn.diffusion.seeds import volume_noise
-from medsyn.diffusion.solvers import DDIM
 from medsyn.errors import InputError
 from medsyn.files import read_json, sha256, write_json
 from medsyn.memory import available_bytes, keep_freed_memory, peak_bytes
@@ -219,13 +218,9 @@ class Run(Method):
 
         A distilled network is sampled by its own calls, whatever the settings say of solver, steps and end.
         """
-        if network in self.distilled:
-            times = self.distilled[network].times
-            volumes = sample(DDIM, denoiser, noise, len(times), **given, times=times)
-            if not volumes.isfinite().all():
-                raise InputError(f"{self.label}: {network} gave values that are not finite; distil it again")
-            return volumes
         name = self.settings.sampling.solver
+        if network in self.distilled:
+            name, given = "ddim", {**given, "times": self.distilled[network].times}
         solver = SOLVERS[name]
         if not isinstance(solver, Solver):
             found = type(solver).__name__
