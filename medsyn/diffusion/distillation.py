@@ -38,13 +38,13 @@ def teacher_target(denoiser: BatchDenoiser, x: Tensor, times: Tensor) -> Tensor:
     x [B, C, D, H, W] is at times[:, 0]. Column M is where the student is called next; a NaN there stands for the end of
     sampling, where the last prediction is the volume.
     """
-    kappa = torch.sqrt(alpha_bar(times / TAU_PER_T) / (1 - alpha_bar(times / TAU_PER_T)))
-    scaled = x / torch.sqrt(1 - alpha_bar(times[:, 0] / TAU_PER_T))[:, None, None, None, None]  # x over its noise level
-    first = scaled
-    for place in range(times.shape[1] - 1):
-        level = torch.sqrt(1 - alpha_bar(times[:, place] / TAU_PER_T))
-        x0 = denoiser(_wide(level) * scaled, times[:, place]).clamp(-1, 1)
-        scaled = scaled + _wide((kappa[:, place + 1] - kappa[:, place]).nan_to_num(0.0)) * x0
+    signal = alpha_bar(times / TAU_PER_T)
+    level = torch.sqrt(1 - signal)  # of the noise
+    kappa = torch.sqrt(signal) / level
+    first = scaled = x / _wide(level[:, 0])
+    for place, step in enumerate(kappa.diff(dim=1).unbind(dim=1)):
+        x0 = denoiser(_wide(level[:, place]) * scaled, times[:, place]).clamp(-1, 1)
+        scaled = scaled + _wide(step.nan_to_num(0.0)) * x0
     mean = (scaled - first) / _wide(kappa[:, -1] - kappa[:, 0])
     return torch.where(_wide(times[:, -1]).isnan(), x0, mean)
 

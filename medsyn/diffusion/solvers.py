@@ -88,7 +88,7 @@ def unipc(denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> Tensor:
         guess = x0 if before is None else x0 + step / (2 * before[1]) * (x0 - before[0])
         after = denoiser(dpmpp_step(x, guess, t, s), following)
         x = dpmpp_step(x, _mean_prediction(x0, after, step, before), t, s)
-        before, x0 = (x0, step), after
+        before, x0 = (x0, step) if step else None, after
     return x0
 
 
@@ -103,7 +103,7 @@ def _mean_prediction(x0: Tensor, after: Tensor, step: float, before: tuple[Tenso
     total = -math.expm1(-step)
     first = 1 / total - 1 / step  # of u
     second = 1 / total - 2 / step * first  # of u^2
-    if before is None or before[1] == 0.0:
+    if before is None:
         return x0 + first * (after - x0)
     place = -before[1] / step  # of `before` in units of u
     slope = (before[0] - x0) / place
