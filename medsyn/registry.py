@@ -179,7 +179,7 @@ MASK_TOOLS: Registry[MaskTool] = Registry(
 SOLVERS: Registry[Solver] = Registry(
     "solver",
     "medsyn.solvers",
-    {"ddim": "medsyn.diffusion.solvers:DDIM", "dpmpp_2m": "medsyn.diffusion.solvers:DPMPP_2M"},
+    {name: f"medsyn.diffusion.solvers:{name.upper()}" for name in ("ddim", "dpmpp_2m", "unipc")},
 )
 """Samplers (`medsyn.diffusion.base`): `sampling.solver`."""
 
@@ -188,6 +188,7 @@ METHODS: Registry[Kind] = Registry(
     "medsyn.methods",
     {
         "medsyn": "medsyn.methods.medsyn:KIND",
+        "distilled": "medsyn.methods.distilled:KIND",
         "external": "medsyn.methods.external:KIND",
         "wgan": "medsyn.methods.gans:WGAN",
         "alpha_gan": "medsyn.methods.gans:ALPHA_GAN",

@@ -22,7 +22,7 @@ from medsyn.diffusion.schedule import (
     time_of_half_log_snr,
 )
 from medsyn.diffusion.seeds import seeded, volume_noise
-from medsyn.diffusion.solvers import DDIM, DPMPP_2M, ddim_step, ddim_times, dpmpp_2m_times, dpmpp_step
+from medsyn.diffusion.solvers import DDIM, DPMPP_2M, UNIPC, ddim_step, ddim_times, dpmpp_2m_times, dpmpp_step
 
 SMALL = (1, 4, 2, 2, 2)
 ALPHAS = {
@@ -152,6 +152,34 @@ def test_second_order_solver_on_gaussian_data(mean, std):
     assert error(DDIM, 1000) < 2e-3
 
 
+def test_the_corrector_adds_an_order_without_a_call():
+    """The data are two points, so the prediction is a curved function of x; the reference has 50 times the steps."""
+    noise = tensor((1, 1, 8, 8, 8), 7, math.sqrt(3)).double()
+    calls = []
+
+    def two_points(x, tau):
+        calls.append(tau)
+        alpha = alpha_bar_at(tau / 1000)
+        return 0.5 * torch.tanh(0.5 * math.sqrt(alpha) / (1 - alpha) * x)  # the points are -0.5 and 0.5
+
+    def states(solver, steps):
+        """Volumes at t = 0.6, where the prediction still changes with x."""
+        start, end = half_log_snr(1.0), half_log_snr(0.6)
+        inner = [1000 * time_of_half_log_snr(start + (end - start) * i / steps) for i in range(1, steps)]
+        return solver.solve(two_points, noise, [1000.0, *inner, 600.0])
+
+    exact = states(UNIPC, 2000)
+    errors = {
+        (solver.label, steps): (states(solver, steps) - exact).square().mean().sqrt().item()
+        for solver in (DPMPP_2M, UNIPC)
+        for steps in (20, 40)
+    }
+    second, third = (errors[s.label, 20] / errors[s.label, 40] for s in (DPMPP_2M, UNIPC))
+    assert 3.2 < second < 5 and 6 < third < 11, errors
+    calls.clear()
+    assert len(UNIPC.times(10)) == 11 and sample(UNIPC, two_points, noise, 10) is not None and len(calls) == 11
+
+
 def test_second_order_solver_starts_with_a_ddim_step():
     x, x0 = tensor(SMALL, 1, math.sqrt(3)), tensor(SMALL, 2)
     for t, s in ((0.9, 0.6), (0.3, 0.0), (1.0, 0.5)):
@@ -171,7 +199,7 @@ def test_times_of_the_second_order_solver():
             dpmpp_2m_times(count)
 
 
-@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])
+@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M, UNIPC])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_a_sample_keeps_fixed_channels_and_is_clipped(steps, solver):
     noise, given = tensor(SMALL, 200003, math.sqrt(3)), tensor(SMALL, 200004)
@@ -189,7 +217,7 @@ def test_a_sample_keeps_fixed_channels_and_is_clipped(steps, solver):
     assert sample(solver, lambda x, tau: 3 * plain(x, tau), noise, steps).abs().max() == 1
 
 
-@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])
+@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M, UNIPC])
 def test_a_sample_can_end_before_the_noise_does(solver):
     """On Gaussian data the last prediction is the exact mean of x0 given x_t, so its spread is known."""
     spread, seen = 0.25, []
@@ -208,7 +236,7 @@ def test_a_sample_can_end_before_the_noise_does(solver):
     assert result.std().item() == pytest.approx(left * noise.std().item(), rel=0.03)
 
 
-@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M])
+@pytest.mark.parametrize("solver", [DDIM, DPMPP_2M, UNIPC])
 def test_a_perfect_denoiser_gives_the_clean_volume(solver):
     clean, noise = tensor(SMALL, 5), tensor(SMALL, 6, math.sqrt(3))
     assert torch.allclose(sample(solver, lambda _x, _tau: clean, noise, 7), clean)

@@ -39,7 +39,8 @@ def _add_train(verbs: Verbs) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="weights of trained networks of the same method, for a network whose training reads them",
+        help="weights of trained networks, for a network whose training reads them: of the same method, or of its"
+        " teacher",
     )
     parser.add_argument("--state", required=True, type=Path, help="folder for checkpoints, removed at the end")
     parser.add_argument("--out", required=True, type=Path, help="weights, .safetensors")

@@ -27,7 +27,9 @@ class SamplingConfig(Section):
     """How volumes are sampled (paper: 50 and 20 DDIM steps)."""
 
     solver: Annotated[Name, Registered(SOLVERS)] = Field(
-        "ddim", description="ddim is the paper's; dpmpp_2m is of second order, for fewer steps; or one of a plugin"
+        "ddim",
+        description="ddim is the paper's; dpmpp_2m and unipc are of second and third order, for fewer steps; or one of"
+        " a plugin",
     )
     num_steps_low_res: Steps = 50
     num_steps_super_res: Steps = 20

@@ -86,6 +86,25 @@ class ModelStage(Section):
         return self
 
 
+class Distillation(Section):
+    """How a network was distilled, and so how it must be sampled.
+
+    teacher: SHA-256 of the weights it learned from; guidance_scale: of the teacher, which the network has learned;
+    times: tau of its calls, the last of which gives the volume; end_time: t of the teacher's last call.
+    """
+
+    teacher: str
+    guidance_scale: float
+    times: tuple[float, ...]
+    end_time: float
+
+
+class DistilledStage(ModelStage):
+    """Settings in the file of a distilled network: those of its teacher, its own training, and the distillation."""
+
+    distillation: Distillation
+
+
 class SamplingStage(Section):
     """config/sampling.json"""
 

@@ -24,6 +24,7 @@ def sample(
     fixed: Tensor | None = None,
     fixed_channels: Sequence[int] = (),
     end_time: float = 0.0,
+    times: Sequence[float] | None = None,
     description: str = "sampling",
 ) -> Tensor:
     """Return volumes in [-1, 1] for `noise` [B, C, D, H, W].
@@ -31,9 +32,9 @@ def sample(
     Every prediction is clipped to [-1, 1]; before that the `fixed_channels` of `fixed` (clean volumes of the same
     shape) replace its own, so that the other channels are sampled given them and the result holds them exactly.
     end_time: t in [0, 1) of the last prediction, which is the result; the solver's times below it are left out.
-    description: of the progress bar.
+    times: those of the calls, in place of the solver's until end_time. description: of the progress bar.
     """
-    times = times_until(solver.times(num_steps), end_time)
+    times = times_until(solver.times(num_steps), end_time) if times is None else times
     if fixed is not None and fixed_channels:
         denoiser = with_fixed_channels(denoiser, fixed, fixed_channels)
     return solver.solve(with_progress(clipped(denoiser), times, description), noise, times)

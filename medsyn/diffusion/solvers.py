@@ -1,6 +1,6 @@
-"""The deterministic solvers of the package: DDIM, as in the authors' release, and DPM-Solver++(2M) for few steps.
+"""The deterministic solvers of the package: DDIM, as in the authors' release, and two of higher order for few steps.
 
-Both call the denoiser once per time of their grid; the last call, at tau = 0 or where sampling ends, gives the result.
+All call the denoiser once per time of their grid; the last call, at tau = 0 or where sampling ends, gives the result.
 """
 
 from __future__ import annotations
@@ -73,6 +73,44 @@ def dpmpp_step(x: Tensor, guess: Tensor, t: float, s: float) -> Tensor:
     return math.sqrt((1 - alpha_s) / (1 - alpha_t)) * x - math.sqrt(alpha_s) * shrink * guess
 
 
+def unipc(denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> Tensor:
+    """Solve by UniPC-2 (Zhao et al. 2023, arXiv:2302.04867): DPM-Solver++(2M), whose steps are corrected afterwards.
+
+    A step is repeated with the prediction at its end, which the next step needs anyway, so that the third order costs
+    no call. The predictions are interpolated in lambda, by a parabola where there are three of them, and integrated
+    exactly; the function B(h) of the paper then cancels out.
+    """
+    before: tuple[Tensor, float] | None = None  # the previous prediction, and the step in lambda that followed it
+    x0 = denoiser(x, times[0])
+    for tau, following in pairwise(times):
+        t, s = tau / TAU_PER_T, following / TAU_PER_T
+        step = half_log_snr(s) - half_log_snr(t)
+        guess = x0 if before is None else x0 + step / (2 * before[1]) * (x0 - before[0])
+        after = denoiser(dpmpp_step(x, guess, t, s), following)
+        x = dpmpp_step(x, _mean_prediction(x0, after, step, before), t, s)
+        before, x0 = (x0, step) if step else None, after
+    return x0
+
+
+def _mean_prediction(x0: Tensor, after: Tensor, step: float, before: tuple[Tensor, float] | None) -> Tensor:
+    """Return the mean over a step of the interpolated prediction, weighted by exp(lambda).
+
+    x0, after: the predictions at both ends; step: its length in lambda; before: the prediction before x0 and the
+    distance from there. The interpolation is x0 + a u + b u^2 for u in [0, 1], and b = 0 without `before`.
+    """
+    if step == 0.0:  # both times lie in the clipped end of the schedule
+        return x0
+    total = -math.expm1(-step)
+    first = 1 / total - 1 / step  # of u
+    second = 1 / total - 2 / step * first  # of u^2
+    if before is None:
+        return x0 + first * (after - x0)
+    place = -before[1] / step  # of `before` in units of u
+    slope = (before[0] - x0) / place
+    curvature = (after - x0 - slope) / (1 - place)
+    return x0 + first * (after - x0 - curvature) + second * curvature
+
+
 def _check(num_steps: int) -> None:
     if not 1 <= num_steps <= TAU_PER_T:
         raise ValueError(f"num_steps is {num_steps}, expected 1 to {TAU_PER_T:.0f}")
@@ -80,3 +118,4 @@ def _check(num_steps: int) -> None:
 
 DDIM = Solver("DDIM", ddim_times, ddim)
 DPMPP_2M = Solver("DPM-Solver++(2M)", dpmpp_2m_times, dpmpp_2m)
+UNIPC = Solver("UniPC-2", dpmpp_2m_times, unipc)

@@ -139,13 +139,15 @@ class Network:
     """A network that a method trains, into results/models/<method>/<network>.safetensors.
 
     settings: the content of results/config/<network>_<method>.json, a `NetworkStage`; text_encoder: the encoder whose
-    embeddings of the reports it trains with, None: it takes no text; after: networks of the same method whose weights
-    its training reads; num_gpus: GPUs of one node that it trains on, at most those of `compute`, None: all of them.
+    embeddings of the reports it trains with, None: it takes no text; after: networks whose weights its training reads,
+    of the method `after_method`, None: of the same method; num_gpus: GPUs of one node that it trains on, at most those
+    of `compute`, None: all of them.
     """
 
     settings: Section
     text_encoder: str | None = None
     after: tuple[str, ...] = ()
+    after_method: str | None = None
     num_gpus: int | None = None
 
 
@@ -258,6 +260,10 @@ class Kind(ABC):
         return {file: settings} | {
             f"{network}_{name}": found.settings for network, found in self.networks(config, name).items()
         }
+
+    def parts(self, config: Config, name: str) -> dict[str, str]:
+        """Return the files that run.json of an entry joins, by name; none for a method without such a file."""
+        return {}
 
     def state(self, entry: MethodConfig) -> str:
         """Return a text that changes when files change that `open` reads and `inputs` cannot name."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from medsyn.config import ModelStage, SamplingStage, load_stage, validate
+from medsyn.config import Distillation, DistilledStage, ModelStage, SamplingStage, load_stage, validate
 from medsyn.device import network_device
 from medsyn.diffusion.base import SOLVERS, Denoiser, Solver
 from medsyn.diffusion.objective import LowResolution
@@ -37,7 +37,7 @@ from medsyn.models.channels import STRUCTURE_OF, from_channel, to_channel
 from medsyn.models.fast.denoiser import prepared_denoiser
 from medsyn.models.fast.footprint import forward_bytes
 from medsyn.models.fast.unet import FastUNet
-from medsyn.models.weights import load
+from medsyn.models.weights import load, read_stage
 from medsyn.progress import log
 from medsyn.stages.shards import identity_of
 from medsyn.tensors import count_numbers
@@ -65,6 +65,8 @@ class Run(Method):
     settings: SamplingStage
     hashes: dict[str, str]
     device: torch.device
+    distilled: Mapping[str, Distillation] = field(default_factory=dict)
+    """How those of the networks "low_res" and "super_res" must be sampled that were distilled."""
 
     def __post_init__(self) -> None:
         self.fixable = self.channels
@@ -160,6 +162,7 @@ class Run(Method):
         given = None if fixed is None else self.low_resolution.reduce(fixed)
         denoiser = self._low_res_denoiser(prompts, states)
         low = self._solve(
+            "low_res",
             denoiser,
             noise,
             sampling.num_steps_low_res,
@@ -198,6 +201,7 @@ class Run(Method):
             own = None if text is None else text[i : i + 1]
             noise = volume_noise([seed], (len(self.channels), *size), "super_res").to(self.device)
             volume = self._solve(
+                "super_res",
                 prepared_denoiser(self.super_res, text=own, null=null, condition=condition),
                 noise,
                 self.settings.sampling.num_steps_super_res,
@@ -209,9 +213,14 @@ class Run(Method):
             volumes.append(volume.cpu().numpy()[0])
         return np.stack(volumes)
 
-    def _solve(self, denoiser: Denoiser, noise: Tensor, num_steps: int, **given: Any) -> Tensor:
-        """Sample with the solver of the settings; a result that it must not give is an InputError."""
+    def _solve(self, network: str, denoiser: Denoiser, noise: Tensor, num_steps: int, **given: Any) -> Tensor:
+        """Sample with the solver of the settings; a result that it must not give is an InputError.
+
+        A distilled network is sampled by its own calls, whatever the settings say of solver, steps and end.
+        """
         name = self.settings.sampling.solver
+        if network in self.distilled:
+            name, given = "ddim", {**given, "times": self.distilled[network].times}
         solver = SOLVERS[name]
         if not isinstance(solver, Solver):
             found = type(solver).__name__
@@ -260,10 +269,19 @@ class Run(Method):
         scales = {self.guidance_scale(prompt) for prompt in prompts}
         if len(scales) > 1:
             raise ValueError(f"prompts of one batch need one guidance scale, got {sorted(scales)}")
-        return prepared_denoiser(self.low_res, text=text, guidance_scale=scales.pop(), one_batch=both, null=null)
+        scale = 1.0 if "low_res" in self.distilled else scales.pop()  # distilled in: one call of the network
+        return prepared_denoiser(self.low_res, text=text, guidance_scale=scale, one_batch=both, null=null)
 
     def guidance_scale(self, prompt: Prompt) -> float:
-        """Return the guidance scale of a prompt: its own, or that of the sampling settings."""
+        """Return the guidance scale of a prompt: its own, or that of the sampling settings or of the distillation."""
+        if "low_res" in self.distilled:
+            learned = self.distilled["low_res"].guidance_scale
+            if prompt.guidance_scale not in (None, learned):
+                raise InputError(
+                    f"{prompt.sample_id}: guidance_scale {prompt.guidance_scale}, expected {learned}, which the network"
+                    f" of {self.label} was distilled with; leave it out, or sample with the teacher"
+                )
+            return learned
         return self.settings.sampling.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
 
     @cached_property
@@ -393,6 +411,11 @@ def open_run(weights: Path, settings: SamplingStage) -> Run:
         settings=settings,
         hashes={name: sha256(path) for name, path in paths.items()},
         device=device,
+        distilled={
+            name: found.distillation
+            for name, path in paths.items()
+            if isinstance(found := read_stage(path), DistilledStage)
+        },
     )
 
 

@@ -107,15 +107,43 @@ def ridge_regression(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     return found
 
 
-def linear_estimate(x: Tensor, signal: Tensor, mean: Tensor, components: PrincipalComponents) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Flow:
+    """Few calls in a row of which each stands for the exact solution until the next, for Gaussian volumes.
+
+    In a direction of variance v, x over its noise level grows like sqrt(kappa^2 v + 1), kappa = sqrt(signal / noise).
+    signals [N] of the calls, and the signal at which the estimate that ends sampling is made.
+    """
+
+    signals: Tensor
+    end: float
+
+    def share(self, variances: Tensor, signal: Tensor) -> Tensor:
+        """Return the share [B, K] of x / sqrt(signal) - mean that the estimate keeps, in place of v / (v + noise)."""
+        place = (signal[:, None] - self.signals.to(signal)).abs().argmin(dim=1)
+        square = (signal / (1 - signal))[:, None]  # kappa^2
+        end = self.end / (1 - self.end)
+        last = (square * variances / (square * variances + 1) * end * variances / (end * variances + 1)).sqrt()
+        following = self.signals.to(signal).roll(-1)[place]
+        there = (following / (1 - following))[:, None]
+        growth = ((there * variances + 1) / (square * variances + 1)).sqrt() - 1
+        between = square.sqrt() * growth / (there.sqrt() - square.sqrt())
+        return torch.where((place == len(self.signals) - 1)[:, None], last, between)
+
+
+def linear_estimate(
+    x: Tensor, signal: Tensor, mean: Tensor, components: PrincipalComponents, flow: Flow | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the estimate of x0 [B, C, D, H, W], and its expected error as a share of the deviation [B, C, 1, 1, 1].
 
     x [B, C, D, H, W] = sqrt(signal) x0 + sqrt(1 - signal) noise, signal [B] or [1], mean [C, D, H, W]. Exact if the
-    variance beyond the components is the same in all channels.
+    variance beyond the components is the same in all channels. flow: what its calls stand for is estimated instead.
     """
     vectors, variances, residual = components.vectors, components.variances, components.residual_variance
     noise = ((1 - signal) / signal)[:, None]
     along, beyond = variances / (variances + noise), residual / (residual + noise)
+    if flow is not None:
+        along, beyond = flow.share(variances, signal), flow.share(residual, signal)
     difference = x / signal.sqrt()[:, None, None, None, None] - mean
     inside = torch.einsum("bcdhw,kcdhw->bk", difference, vectors)
     outside = difference - torch.einsum("bk,kcdhw->bcdhw", inside, vectors)

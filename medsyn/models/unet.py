@@ -42,7 +42,7 @@ from medsyn.models.blocks import (
     upsample,
 )
 from medsyn.models.fast.context import autocast_off
-from medsyn.models.linear_estimate import PrincipalComponents, linear_estimate
+from medsyn.models.linear_estimate import Flow, PrincipalComponents, linear_estimate
 from medsyn.models.text_features import TokenKinds, mean_state, text_features
 
 KERNEL_2D = (1, 3, 3)
@@ -112,6 +112,7 @@ class UNet(nn.Module):
         self.config = config
         self.channels = channels
         self.condition_channels = condition_channels
+        self.flow: Flow | None = None
         dim, groups, time_dim = config.dim, config.num_groups, 4 * config.dim
         widths = [dim, *(dim * mult for mult in config.mults)]
         pairs = list(pairwise(widths))
@@ -245,6 +246,8 @@ class UNet(nn.Module):
             return None
         signal = alpha_bar(tau / TAU_PER_T)[:, None]
         hidden = (1 - signal) / (signal * self.data_variances + 1 - signal)
+        if self.flow is not None:
+            hidden = 1 - self.flow.share(self.data_variances, signal[:, 0])
         with autocast_off(self.data_components):
             return torch.einsum("bk,kcdhw->bcdhw", hidden * coefficients, self.data_components)
 
@@ -264,6 +267,27 @@ class UNet(nn.Module):
         for name in ("data_mean", "data_components"):
             if (buffer := getattr(self, name)) is not None:
                 setattr(self, name, buffer.new_empty(*buffer.shape[:-3], *size))
+
+    def set_calls(self, times: Sequence[float], end_time: float) -> None:
+        """Let the linear estimate stand for all that happens until the next of few calls, at falling times tau.
+
+        end_time: t at which the teacher ends. A network without `num_components` stays as it is.
+        """
+        if self.config.num_components:
+            signals = alpha_bar(torch.tensor(times, dtype=torch.float64) / TAU_PER_T)
+            end = alpha_bar(torch.tensor(end_time, dtype=torch.float64))
+            self.flow = Flow(signals, float(end))
+
+    def fold_guidance(self, scale: float) -> None:
+        """Let the linear estimate move by a text as it does under guidance with this scale."""
+        if self.data_text_weight is None or scale == 1.0:
+            return
+        null = torch.zeros_like(self.data_text_offset)
+        if self._kinds is None:  # else the null text moves nothing
+            assert self.null_cond_emb is not None
+            null = self.text_coefficients(self.null_cond_emb.detach())[0]  # type: ignore[index]
+        self.data_text_weight = scale * self.data_text_weight
+        self.data_text_offset = scale * self.data_text_offset + (1 - scale) * null
 
     def set_statistics(
         self,
@@ -302,7 +326,7 @@ class UNet(nn.Module):
         if self.data_components is not None:
             components = PrincipalComponents(self.data_components, self.data_variances, self.data_residual_variance)
             with autocast_off(x):
-                return linear_estimate(x, signal, self.data_mean, components)
+                return linear_estimate(x, signal, self.data_mean, components, self.flow)
         known = condition if self.config.add_condition else self.data_mean
         if known is not None:
             known = known.to(x.dtype).expand_as(x)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from medsyn.config import DenoiserTrainConfig, ModelStage
+from medsyn.config import DenoiserTrainConfig, DistilledStage, ModelStage
 from medsyn.errors import InputError
 from medsyn.models.fast.unet import FastUNet
 from medsyn.tensors import check_tensors, read_metadata, save_tensors
@@ -57,7 +57,7 @@ def read_stage(path: str | Path) -> ModelStage:
     try:
         settings = json.loads(metadata["config"])
         settings["train"] = {k: v for k, v in settings["train"].items() if k in DenoiserTrainConfig.model_fields}
-        return ModelStage(**settings)
+        return DistilledStage(**settings) if "distillation" in settings else ModelStage(**settings)
     except (KeyError, ValidationError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a denoiser written by `medsyn train` ({error})") from None
 
@@ -84,4 +84,6 @@ def load(path: str | Path) -> tuple[FastUNet, ModelStage]:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path}: tensors do not fit the settings in the file ({error})") from None
+    if isinstance(stage, DistilledStage):
+        network.set_calls(stage.distillation.times, stage.distillation.end_time)
     return network.eval(), stage

@@ -8,7 +8,6 @@ from snakemake.exceptions import WorkflowError
 from medsyn.cluster import check_executor, prefer_commands
 from medsyn.config import (
     Config,
-    MedSynConfig,
     check_keys,
     stage_texts,
     study_stage,
@@ -74,7 +73,7 @@ NETWORKS = {
     name: KINDS[CONFIG.methods[name].kind].networks(CONFIG, name) for name in METHODS
 }
 MODELS = [
-    name for name in METHODS if isinstance(CONFIG.methods[name], MedSynConfig)
+    name for name in METHODS if KINDS[CONFIG.methods[name].kind].parts(CONFIG, name)
 ]  # of this package: their networks are joined to a run.json
 REFERENCE = CONFIG.reference
 WRAPPER_MB = 400  # the two Snakemake processes that wrap a job inside its allocation
@@ -218,9 +217,10 @@ def training_options(wildcards, input):
 
 
 def networks_before(wildcards):
-    """Return the weights of the networks of the same method that the training of a network reads."""
-    before = NETWORKS[wildcards.method][wildcards.network].after
-    return [LAYOUT.network(wildcards.method, network) for network in before]
+    """Return the weights of the networks, of its own method or of another, that the training of a network reads."""
+    network = NETWORKS[wildcards.method][wildcards.network]
+    method = network.after_method or wildcards.method
+    return [LAYOUT.network(method, before) for before in network.after]
 
 
 def model_parts(wildcards):
