@@ -33,12 +33,19 @@ from matplotlib import image as pictures
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-FIGURES = ("figure3", "figure4", "figure5", "figure6", "diagnostic_panels", "hero")
+FIGURES = ("figure3", "figure4", "figure5", "figure6", "figure7", "figure8", "diagnostic_panels", "hero")
 GOLDEN = Path(__file__).parent / "golden"
 SECONDS = ("samples_per_second", "peak_memory_gib", "tflops_per_second", "flop_utilisation", "training_hours")
 """Columns of a loss curve that measure the machine."""
 TIMINGS = ("training_hours", "seconds_per_volume", "peak_memory_gib", "device")
 """Columns of Table I that measure the machine, or name it."""
+OBSERVED = (
+    *("num_correct", "correct_mean", "correct_ci_low", "correct_ci_high", "said_cardiomegaly", "said_pleural_effusion"),
+    *("said_no_abnormality", "said_other", "rank_mean", "rank_ci_low", "rank_ci_high", "rank_1", "rank_2", "rank_3"),
+    *("rank_4", "chi2", "friedman_p", "kendall_w", "reader_chi2", "reader_friedman_p", "reader_kendall_w", "p_value"),
+    *("p_wilcoxon", "reader_p_value", "reader_p_wilcoxon"),
+)
+"""Columns of recognition and ranking that hang on which side of a limit a trained network's measure falls."""
 
 
 @dataclass(frozen=True)
@@ -365,6 +372,8 @@ SET: dict[str, tuple[Callable[[Path], Any], Tolerance]] = {
     "table5": (table("eval/table5.csv", "text"), TRAINED),
     "table6": (table("eval/table6.csv", "method", "finding"), TRAINED),
     "table7": (table("eval/table7.csv", "language_model", "prompt_type"), TRAINED),
+    "recognition": (table("eval/recognition.csv", "item", leave_out=OBSERVED), TRAINED),
+    "ranking": (table("eval/ranking.csv", "structure", "method", leave_out=OBSERVED), TRAINED),
     "diagnostics": (table("eval/diagnostics.csv", "part", "network", "quantity", "t"), TRAINED),
     **{name: (figure(name), TRAINED) for name in FIGURES},
 }

@@ -1,9 +1,7 @@
 """The reader study: prompts of the volumes that it shows, and the blind folder. No other rule asks for them."""
 
 STUDY = study_stage(CONFIG)
-STUDY_METHODS = [
-    name for name in STUDY.ranked if name in CONFIG.methods
-]
+STUDY_METHODS = [name for name in STUDY.ranked if name in CONFIG.methods]
 
 
 ruleorder: write_study_prompts > write_prompts
