@@ -110,7 +110,7 @@ def _train(layout: Layout, method: str, network: str, shards: Sequence[str], enc
 
 def _model(config: Config, layout: Layout, package: str) -> Chain:
     method, run = config.reference, layout.run(config.reference)
-    parts = METHODS["medsyn"].parts(config, method)  # type: ignore[attr-defined]
+    parts = METHODS["medsyn"].parts(config, method)
     joined = [word for name, path in parts.items() for word in (f"--{name.replace('_', '-')}", path)]
     return [
         Step(["assemble", "--label", method, *joined, "--sampling", layout.config("sampling"), "--out", run], run),

@@ -134,9 +134,9 @@ class Distilled(MedSyn):
         """Return the tables of its networks and of all that its teachers are made of."""
         entry, layout = distilled_entry(config, name), Layout(config.results_dir)
         own = [layout.training_metrics(name, network) for network in NETWORKS]
-        teacher = config.methods[entry.teacher]
-        kind = self if isinstance(teacher, DistilledConfig) else super()
-        return [*own, *kind.training_tables(config, entry.teacher)]
+        if isinstance(config.methods[entry.teacher], DistilledConfig):
+            return [*own, *self.training_tables(config, entry.teacher)]
+        return [*own, *super().training_tables(config, entry.teacher)]
 
     def parts(self, config: Config, name: str) -> dict[str, str]:
         """Return the files that run.json of an entry joins: both networks and the teacher's text encoder."""
