@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
@@ -123,7 +123,9 @@ def _distances(axes: Axes, rows: Sequence[Row], names: Mapping[str, str]) -> Non
         for line, method in enumerate(names):
             values = [row[name] for row in rows if row["group"] == method and row[name] is not None]
             if values:
-                style = {key: {"color": colour} for key in ("boxprops", "whiskerprops", "capprops", "medianprops")}
+                style: dict[str, Any] = {
+                    key: {"color": colour} for key in ("boxprops", "whiskerprops", "capprops", "medianprops")
+                }
                 axes.boxplot(
                     [values], positions=[line + offset], widths=0.28, orientation="horizontal", sym="", **style
                 )

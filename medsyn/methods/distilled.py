@@ -93,7 +93,7 @@ class Distilled(MedSyn):
         entry, sampling = distilled_entry(config, name), config.sampling
         first = first_teacher(config, entry)
         encoder = medsyn_entry(config, first).text_encoder
-        found = {}
+        found: dict[str, Network] = {}
         for network in NETWORKS:
             low = network == "low_res"
             stage = DistilledNetwork(

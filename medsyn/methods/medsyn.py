@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from medsyn.config import Config, MedSynConfig, ModelStage, SamplingStage, Section, load_stage
+from medsyn.config import Config, MedSynConfig, MethodConfig, ModelStage, SamplingStage, Section, load_stage
 from medsyn.errors import InputError
 from medsyn.layout import Layout
 from medsyn.methods.base import Kind, Network, Training
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class MedSyn(Kind):
     """Two denoisers, of low resolution and of super-resolution, and a text encoder, joined to a run.json."""
 
-    entry = MedSynConfig
+    entry: ClassVar[type[MethodConfig]] = MedSynConfig
 
     def fault(self, config: Config, name: str) -> str | None:
         """Return that the text encoder, or the method whose super_res is used, does not exist or fit, or None."""

@@ -131,6 +131,8 @@ class UNet(nn.Module):
         kinds = config.num_text_kinds
         self.register_buffer("data_kinds_weight", torch.zeros(kinds, reads) if reads and kinds else None)
         self.register_buffer("data_kinds_bias", torch.zeros(kinds) if reads and kinds else None)
+        self.data_text_weight: Tensor | None
+        self.data_text_offset: Tensor | None
         self.register_buffer("data_text_weight", torch.zeros(count, kinds or reads) if reads else None)
         self.register_buffer("data_text_offset", torch.zeros(count) if reads else None)
         voxels = config.patch_size**3
@@ -280,14 +282,14 @@ class UNet(nn.Module):
 
     def fold_guidance(self, scale: float) -> None:
         """Let the linear estimate move by a text as it does under guidance with this scale."""
-        if self.data_text_weight is None or scale == 1.0:
+        weight, offset = self.data_text_weight, self.data_text_offset
+        if weight is None or offset is None or scale == 1.0:
             return
-        null = torch.zeros_like(self.data_text_offset)
+        null = torch.zeros_like(offset)
         if self._kinds is None:  # else the null text moves nothing
             assert self.null_cond_emb is not None
             null = self.text_coefficients(self.null_cond_emb.detach())[0]  # type: ignore[index]
-        self.data_text_weight = scale * self.data_text_weight
-        self.data_text_offset = scale * self.data_text_offset + (1 - scale) * null
+        self.data_text_weight, self.data_text_offset = scale * weight, scale * offset + (1 - scale) * null
 
     def set_statistics(
         self,

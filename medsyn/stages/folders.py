@@ -164,8 +164,9 @@ def evaluate_folders(
         for name, group in groups.items():
             on_grid[name] = _gather(group, config, extractor[0] if extractor else None)
             _check_refused(group, max_refused_fraction)
-    name = extractor[1]["name"] if extractor else None
-    rows = _distance_rows(groups, {key: on_grid[key].features for key in GROUPS} if extractor else {}, name, seed)
+    extractor_name = extractor[1]["name"] if extractor else None
+    features = {key: on_grid[key].features for key in GROUPS} if extractor else {}
+    rows = _distance_rows(groups, features, extractor_name, seed)
     rows += _measure_rows(groups, seed)
     closest: list[Row] = []
     if training is not None:

@@ -23,7 +23,7 @@ from medsyn.diffusion.schedule import TAU_PER_T, add_noise
 from medsyn.diffusion.solvers import DDIM
 from medsyn.errors import InputError
 from medsyn.files import sha256
-from medsyn.models.fast.unet import FastUNet, set_activation_checkpointing
+from medsyn.models.fast.unet import FastUNet
 from medsyn.models.weights import build, load, save
 from medsyn.progress import log
 from medsyn.provenance import provenance
@@ -132,7 +132,7 @@ def distillation_task(teacher: Teacher, stage: DistilledStage, data: TrainingDat
         if not teacher.distilled:
             network.fold_guidance(teacher.guidance_scale)
         network.set_calls(stage.distillation.times, stage.distillation.end_time)
-        return set_activation_checkpointing(network, stage.train.activation_checkpointing)
+        return network
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         # A sample's time chooses the call, so `timestep_power` below 1 trains the first calls more often.
