@@ -82,8 +82,8 @@ def _viewer(path: Path) -> Facts:
 def _table(name: str, path: Path | None, stages: Stages) -> Facts:
     exhibit = EXHIBITS[name]
     header, rows, notes = display_table(read_csv(path), exhibit.headers) if path else ([], [], [])
-    facts: Facts = {"name": name, "title": exhibit.full_title(stages), "caption": exhibit.full_caption(stages)}
-    facts["paper"] = exhibit.paper
+    title, caption = exhibit.full_title(stages), exhibit.full_caption(stages)
+    facts: Facts = {"name": name, "title": title, "caption": caption, "paper": exhibit.paper}
     return facts | {"header": header, "rows": rows, "notes": notes}
 
 
