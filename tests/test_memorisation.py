@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from medsyn.cli import main
-from medsyn.evaluate.memorisation import COLUMNS, VALIDATION, low_quantile, memorisation
+from medsyn.ct.inspect import Verdict
+from medsyn.evaluate.memorisation import COLUMNS, VALIDATION, low_quantile, memorisation, read_nearest
 from medsyn.evaluate.nearest import FINE, FeatureSearch, Judge, Match, VoxelSearch, reduce
-from medsyn.exhibits.memorisation import warnings
+from medsyn.exhibits.memorisation import release_warning, warnings
 from medsyn.files import read_csv, write_csv
+from medsyn.layout import Layout
+from medsyn.stages import folders
 from medsyn.stages import nearest as stage
 from medsyn.volume import Volume, write_volume
 
@@ -199,6 +204,59 @@ def test_a_method_that_copies_is_found_and_told(run: Path, tmp_path: Path) -> No
     volumes = [word for name in ("real", "copies", "honest") for word in ("--volumes", name, str(run / name))]
     assert main([*figure, *volumes, "--out", str(tmp_path / "f.png"), "--quiet"]) == 0
     assert (tmp_path / "f.png").stat().st_size > 20_000
+
+
+def test_evaluate_tells_the_numbers_of_the_table(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Volumes on one grid are taken as they are: `evaluate --training` and `nearest` then see the same."""
+    monkeypatch.setattr(folders, "measure_volume", lambda *_, **__: None)
+    monkeypatch.setattr(folders, "judge", lambda _: Verdict([]))
+    monkeypatch.setattr(folders, "preprocess", lambda volume, *_, **__: SimpleNamespace(volume=volume))
+    for name in (path.name for path in (run / "real").iterdir()):
+        split = "train" if name[0] == "t" else "unseen"
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / split / name).symlink_to(run / "real" / name)
+    words = ["evaluate", "--real", tmp_path / "unseen", "--synthetic", run / "copies", "--training", tmp_path / "train"]
+    assert main([*map(str, words), "--out", str(tmp_path / "e.csv")]) == 0
+    assert "Memorisation: 100 % of the volumes" in capsys.readouterr().err
+    assert nearest(run, tmp_path / "nearest.csv") == 0
+    expected = memorisation(read_nearest(tmp_path / "nearest.csv"), "copies")
+    found = {row["metric"]: row for row in read_csv(tmp_path / "e.csv")}
+    for name in ("share", "threshold", "close_share", "median", "validation_median"):
+        value = float(found[f"memorisation_voxel_{name}"]["value"])
+        assert value == pytest.approx(expected[f"voxel_{name}"], rel=1e-4, abs=1e-6), name
+    pairs = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))["closest_pairs"]
+    assert {(row["volume"], row["voxel_nearest"]) for row in pairs} == {(f"c{k}", f"t{k}") for k in range(4)}
+
+
+def test_a_release_is_warned_of_copies_and_of_a_missing_verdict(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path / "results"))
+    weights, table = Path(layout.run("ours")), Path(layout.table("memorisation"))
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert "has no verdict on this run" in (release_warning(weights.parent) or "")
+    row = {"method": "ours", "label": "Ours", "voxel_share": 0.5, "max_share": 0.15}
+    for verdict, words in (("above", "50 % of the volumes of Ours"), ("", "no verdict"), ("within", None)):
+        write_csv(table, [row | {"verdict": verdict}], [*row, "verdict"])
+        found = release_warning(weights)
+        assert found is None if words is None else words in (found or "")
+    os.utime(table, (0, 0))
+    assert "has no verdict on this run" in (release_warning(weights) or ""), "older than the run"
+
+
+def test_a_model_overfitted_on_four_subjects_is_found(search: VoxelSearch, training: NDArray[np.int16]) -> None:
+    """Near copies: a fifth of the mean volume, noise, and shifts of one to two voxels; each subject five times."""
+    random, mean = np.random.default_rng(2), training.mean(axis=0)
+    made = [
+        noisy(np.roll(0.8 * training[k] + 0.2 * mean, tuple(random.integers(-2, 3, 3)), axis=(0, 1, 2)))
+        for k in range(4)
+        for _ in range(5)
+    ]
+    limit = unseen_isolation(search)
+    found = matches(search, np.stack([reduce(hu) for hu in made]))
+    assert [match.index for match in found] == [k for k in range(4) for _ in range(5)]
+    assert all(match.isolation is not None and match.isolation < limit for match in found)
 
 
 def test_volumes_are_read_one_at_a_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

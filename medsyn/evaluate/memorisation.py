@@ -90,8 +90,8 @@ def warning(label: str, share: float, max_share: float) -> str:
     """Return the sentence that tells of a method whose share by voxels is above `max_share`."""
     return (
         f"Memorisation: {100 * share:.0f} % of the volumes of {label} stand out as copies of a training volume, at most"
-        f" {100 * max_share:.0f} % may (evaluation.memorisation.max_share) and {TAIL_PERCENT} % of unseen real volumes"
-        " do. Look at the closest pairs before you release model or volumes."
+        f" {100 * max_share:.0f} % may (evaluation.memorisation.max_share) and {TAIL_PERCENT} % of unseen real"
+        " volumes at most do. Look at the closest pairs before you release model or volumes."
     )
 
 
