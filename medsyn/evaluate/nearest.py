@@ -203,11 +203,11 @@ def _peaks(volume: NDArray[np.int16], real: NDArray[np.int16]) -> NDArray[np.flo
     values = real.astype(np.float32)
     spectra, of_squares = (rfftn(part, axes=(1, 2, 3)) for part in (values, values**2))
     count = 2 * FINE_SHIFT + 1
-    sums = (
+    products, sums, squares = (
         irfftn(product, volume.shape, axes=(1, 2, 3))[:, :count, :count, :count].reshape(1, -1)
         for product in (of_template * spectra, of_weights * spectra, of_weights * of_squares)
     )
-    found = _correlation(*sums, template.reshape(1, -1), weights.reshape(1, -1))
+    found = _correlation(products, sums, squares, template.reshape(1, -1), weights.reshape(1, -1))
     return np.array([_peak(part) for part in found.reshape(-1, count, count, count)])
 
 

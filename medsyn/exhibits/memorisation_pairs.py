@@ -120,12 +120,20 @@ def _distances(axes: Axes, rows: Sequence[Row], names: Mapping[str, str]) -> Non
         "voxel_validation_distance": ("validation", ACCENTS[2], 0.18),
     }
     for name, (words, colour, offset) in kinds.items():
+        style = {"color": colour}
         for line, method in enumerate(names):
             values = [row[name] for row in rows if row["group"] == method and row[name] is not None]
             if values:
-                style = {key: {"color": colour} for key in ("boxprops", "whiskerprops", "capprops", "medianprops")}
                 axes.boxplot(
-                    [values], positions=[line + offset], widths=0.28, orientation="horizontal", sym="", **style
+                    [values],
+                    positions=[line + offset],
+                    widths=0.28,
+                    orientation="horizontal",
+                    sym="",
+                    boxprops=style,
+                    whiskerprops=style,
+                    capprops=style,
+                    medianprops=style,
                 )
         axes.plot([], [], color=colour, label=f"to the nearest {words} volume")
     axes.set_yticks([])
