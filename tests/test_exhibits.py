@@ -451,7 +451,7 @@ def test_a_reference_without_text_has_no_exhibits_of_prompts(monkeypatch):
     monkeypatch.setattr(MedSynConfig, "takes_text", property(lambda entry: entry.label != "MedSyn"))
     sources = sources_of()
     made = [name for name in EXHIBITS.builtin if EXHIBITS[name].in_all(sources.config)]
-    assert made == ["table1", "figure3", "hero"]
+    assert made == ["table1", "memorisation", "figure3", "memorisation_pairs", "hero"]
     assert words_of(EXHIBITS["table1"].needs(sources)).count("--without-text") == 1
 
 

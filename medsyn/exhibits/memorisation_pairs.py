@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medsyn.config import EvaluationConfig
 from medsyn.errors import InputError
@@ -120,14 +120,20 @@ def _distances(axes: Axes, rows: Sequence[Row], names: Mapping[str, str]) -> Non
         "voxel_validation_distance": ("validation", ACCENTS[2], 0.18),
     }
     for name, (words, colour, offset) in kinds.items():
+        style = {"color": colour}
         for line, method in enumerate(names):
             values = [row[name] for row in rows if row["group"] == method and row[name] is not None]
             if values:
-                style: dict[str, Any] = {
-                    key: {"color": colour} for key in ("boxprops", "whiskerprops", "capprops", "medianprops")
-                }
                 axes.boxplot(
-                    [values], positions=[line + offset], widths=0.28, orientation="horizontal", sym="", **style
+                    [values],
+                    positions=[line + offset],
+                    widths=0.28,
+                    orientation="horizontal",
+                    sym="",
+                    boxprops=style,
+                    whiskerprops=style,
+                    capprops=style,
+                    medianprops=style,
                 )
         axes.plot([], [], color=colour, label=f"to the nearest {words} volume")
     axes.set_yticks([])

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,6 @@ from medsyn.evaluate.nearest import reduce
 from medsyn.evaluate.statistics import known_values, summarise
 from medsyn.files import sha256, write_csv, write_json
 from medsyn.header_hints import HeaderHints
-from medsyn.models.resnet3d import ResNet3d
 from medsyn.nifti import files_of
 from medsyn.progress import log, track
 from medsyn.provenance import provenance
@@ -51,6 +50,9 @@ from medsyn.stages.measures import measure_volume
 from medsyn.stages.nearest import TRAINING, Named
 from medsyn.stages.shards import SUBJECT_FAULTS, is_machine_fault
 from medsyn.volume_files import find_volumes
+
+if TYPE_CHECKING:
+    from medsyn.models.resnet3d import ResNet3d
 
 NUM_BOOTSTRAP = 1000
 GROUPS = ("real", "synthetic")
@@ -162,11 +164,10 @@ def evaluate_folders(
         groups[TRAINING] = _Group(TRAINING, training, _entries(training))
     if extractor is not None or training is not None:
         for name, group in groups.items():
-            on_grid[name] = _gather(group, config, extractor[0] if extractor else None)
+            on_grid[name] = _gather(group, config, extractor)
             _check_refused(group, max_refused_fraction)
-    extractor_name = extractor[1]["name"] if extractor else None
-    features = {key: on_grid[key].features for key in GROUPS} if extractor else {}
-    rows = _distance_rows(groups, features, extractor_name, seed)
+    described = extractor[1]["name"] if extractor else None
+    rows = _distance_rows(groups, {key: on_grid[key].features for key in GROUPS} if extractor else {}, described, seed)
     rows += _measure_rows(groups, seed)
     closest: list[Row] = []
     if training is not None:
@@ -238,8 +239,8 @@ class _OnGrid:
     reduced: list[NDArray] = field(default_factory=list)
 
 
-def _gather(group: _Group, config: PreprocessConfig, net: ResNet3d | None) -> _OnGrid:
-    """Read the volumes of a group once, for features if there is a network, and for the search of copies."""
+def _gather(group: _Group, config: PreprocessConfig, extractor: tuple[ResNet3d, Any] | None) -> _OnGrid:
+    """Read the volumes of a group once, for features if there is an extractor, and for the search of copies."""
     found = _OnGrid()
 
     def arrays() -> Iterator[NDArray]:
@@ -248,10 +249,10 @@ def _gather(group: _Group, config: PreprocessConfig, net: ResNet3d | None) -> _O
             found.reduced.append(reduce(array))
             yield array
 
-    if net is None:
+    if extractor is None:
         deque(arrays(), maxlen=0)
     else:
-        found.features = features_of(net, arrays(), config.window_hu)
+        found.features = features_of(extractor[0], arrays(), config.window_hu)
     return found
 
 
@@ -275,6 +276,8 @@ def _on_grid(group: _Group, config: PreprocessConfig) -> Iterator[tuple[str, NDA
             entry.note("features", InputError(f"{name}: rejected, {entry.not_chest}"))
             continue
         try:
+            if not entry.hashes:  # a training volume, which is not measured
+                entry.hashes = {str(file): sha256(file) for file in files_of(entry.path)}
             volume = read_ct(entry.path, group.folder.hints)
             array = preprocess(volume, config, name=name, require_chest=real).volume.array
         except _VOLUME_FAULTS as error:
