@@ -80,7 +80,7 @@ def test_changing_a_training_setting_changes_only_that_stage():
 
 SEEDED = (
     *("text", "low_res", "super_res", "gan", "vqgan", "denoiser", "method", "sampling", "prompts", "features"),
-    *("augmentation", "evaluation"),
+    *("augmentation", "evaluation", "study"),
 )
 
 

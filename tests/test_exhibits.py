@@ -72,7 +72,8 @@ def test_a_specification_is_complete(name):
     needs = exhibit.needs(sources)
     assert exhibit.name == name
     assert {need.option.replace("-", "_") for need in needs} <= set(exhibit.options)
-    in_paper = exhibit.kind == "table" and exhibit.number.isdigit() and name != "table8"
+    numbered = exhibit.number.isdigit() and name != "table8"
+    in_paper = exhibit.kind == "table" and (numbered or exhibit.by_readers)
     assert (exhibit.paper is not None) == in_paper
     assert exhibit.title
     assert exhibit.caption.endswith(".")
@@ -134,7 +135,8 @@ def test_a_language_model_stands_in_table_1_only_if_the_others_are_compared_with
 def test_another_reference_is_the_method_of_all_other_exhibits():
     sources = sources_of(reference="without_shape", compare_with=None)
     assert methods_of("table1", sources) == ["without_shape", "medsyn", "generic_lm"]
-    for name in set(EXHIBITS.builtin) - {"table1", "table7", "figure3", "memorisation_pairs"}:
+    by_readers = {name for name in EXHIBITS.builtin if EXHIBITS[name].by_readers}
+    for name in set(EXHIBITS.builtin) - {"table1", "table7", "figure3", "memorisation_pairs"} - by_readers:
         assert methods_of(name, sources) == ["without_shape"], name
     assert "--against" not in EXHIBITS["table1"].command(sources)
 
@@ -254,7 +256,7 @@ def test_renamed_methods_give_the_same_tables_under_the_new_names(tmp_path, monk
         config = write_run(folder, names)
         tables.append({name: make_table(name, config) for name in TABLES})
     before, after = tables
-    for row in (*before["table1"], *before["memorisation"]):
+    for row in (row for name in ("table1", "memorisation", "recognition", "ranking") for row in before[name]):
         row["method"] = OTHER_NAMES.get(row["method"], row["method"])
     for row in before["table1"]:
         row["p_value_versus"] = OTHER_NAMES.get(row["p_value_versus"], row["p_value_versus"])
@@ -451,7 +453,7 @@ def test_a_reference_without_text_has_no_exhibits_of_prompts(monkeypatch):
     monkeypatch.setattr(MedSynConfig, "takes_text", property(lambda entry: entry.label != "MedSyn"))
     sources = sources_of()
     made = [name for name in EXHIBITS.builtin if EXHIBITS[name].in_all(sources.config)]
-    assert made == ["table1", "memorisation", "figure3", "memorisation_pairs", "hero"]
+    assert made == ["table1", "ranking", "memorisation", "figure3", "figure8", "memorisation_pairs", "hero"]
     assert words_of(EXHIBITS["table1"].needs(sources)).count("--without-text") == 1
 
 
