@@ -167,7 +167,7 @@ def test_a_grid_that_cannot_be_compressed_is_one_line():
         ("denoiser.train.seed", 7, {"denoiser_md", "method_md"}),
         ("sampling.num_steps", 5, {"method_md"}),
         ("num_gpus", 2, set()),
-        ("label", "Other", set()),
+        ("label", "Other", {"study"}),
     ],
 )
 def test_a_setting_changes_what_depends_on_it_alone(path, value, changes):
