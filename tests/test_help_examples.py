@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 
@@ -10,10 +11,22 @@ from conftest import ROOT
 
 from medsyn.cli import build_parser
 
-PARSERS = next(action for action in build_parser()._actions if action.dest == "verb").choices
+
+def parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of every verb by its name; "study make" is a verb, "study" alone is none."""
+    found = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, verb in action.choices.items():
+                inner = {f"{name} {sub}": value for sub, value in parsers(verb).items()}
+                found |= inner or {name: verb}
+    return found
+
+
+PARSERS = parsers(build_parser())
 OF_THE_USER = {"config/cohort.csv", "config/ct_rate.csv"}
-NOT_IN_EVERY_RUN = {"results/qc/labels.csv"}
-"""Written where the cohort brings labels of its own."""
+NOT_IN_EVERY_RUN = {"results/qc/labels.csv", "results/prompts/study.csv"}
+"""Written where the cohort brings labels of its own, and for a reader study."""
 
 STATE = "results/test/state/"
 """What an unfinished job keeps; at its end only the folder that this lay in is left."""
