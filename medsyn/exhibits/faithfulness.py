@@ -105,7 +105,9 @@ def heat_map(trials: Trials, real: Sequence[Row], method: str, phantom: bool) ->
             for k, (measured, where, _) in enumerate(columns):
                 if np.isfinite(means[i, k]):
                     colour = "white" if abs(scores[i, k]) > 0.7 * LIMIT else INK
-                    axes.text(k, i, number(f"{round(means[i, k], 3):.3g}"), ha="center", va="center", fontsize=6, color=colour)
+                    axes.text(
+                        k, i, number(f"{round(means[i, k], 3):.3g}"), ha="center", va="center", fontsize=6, color=colour
+                    )
                 if finding == measured and (place == where or place in ("", "both")):
                     axes.add_patch(Rectangle((k - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.0))
         for spine in axes.spines.values():

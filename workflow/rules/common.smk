@@ -311,6 +311,18 @@ def samples(method, prompt_set):
 GIVEN_LABELS = CONFIG.evaluation.label_source == "given"
 
 
+STUDY = study_stage(CONFIG)
+STUDY_METHODS = [name for name in STUDY.ranked if name in CONFIG.methods]
+
+
+def study_samples(wildcards):
+    """Return the folders of the generated volumes that the study may show."""
+    recognised = [STUDY.shown] if STUDY.shown in CONFIG.methods else []
+    sets = [(name, STUDY.ranking.prompt_set) for name in STUDY_METHODS]
+    sets += [(name, STUDY_PROMPTS) for name in recognised if STUDY.recognition.cases]
+    return [path for name, prompts in sets for path in samples(name, prompts)]
+
+
 def labels_in(layout):
     """Return the labels of a cohort's CTs that the feature extractor and Table VI's classifiers learn from."""
     return layout.cohort("given_labels") if GIVEN_LABELS else layout.labels()

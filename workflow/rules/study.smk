@@ -1,18 +1,7 @@
 """The reader study: prompts of the volumes that it shows, and the blind folder. No other rule asks for them."""
 
-STUDY = study_stage(CONFIG)
-STUDY_METHODS = [name for name in STUDY.ranked if name in CONFIG.methods]
-
 
 ruleorder: write_study_prompts > write_prompts
-
-
-def study_samples(wildcards):
-    """Return the folders of the generated volumes that the study may show."""
-    recognised = [STUDY.shown] if STUDY.shown in CONFIG.methods else []
-    sets = [(name, STUDY.ranking.prompt_set) for name in STUDY_METHODS]
-    sets += [(name, STUDY_PROMPTS) for name in recognised if STUDY.recognition.cases]
-    return [path for name, prompts in sets for path in samples(name, prompts)]
 
 
 rule write_study_prompts:
@@ -55,8 +44,8 @@ rule make_study:
         mem_mb=memory_mb(2000),
         runtime=minutes(60),
     params:
-        results=LAYOUT.root,
-        out=LAYOUT.study(),
+        results=lambda wildcards: LAYOUT.root,
+        out=lambda wildcards: LAYOUT.study(),
     message:
         "making the reader study"
     shell:
