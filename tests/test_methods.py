@@ -467,7 +467,7 @@ def test_a_command_is_run_once_per_guidance_scale(tmp_path, command, capsys):
         ({"command": "a {prompts} {out}", "spacing_mm": [1, 1]}, "methods.x.spacing_mm"),
         ({"command": "a {prompts} {out}", "orientation": "XYZ"}, "methods.x.orientation"),
         ({"command": "a {prompts} {out}", "folders": "x"}, "methods.x.folders: unknown key"),
-        ({"kind": "exernal"}, "'exernal' is not a known kind of method; expected one of medsyn, external"),
+        ({"kind": "exernal"}, "'exernal' is not a known kind of method; expected one of medsyn, distilled, external"),
     ],
 )
 def test_a_wrong_entry_is_one_line(tmp_path, monkeypatch, entry, words):
@@ -483,7 +483,10 @@ def test_a_wrong_entry_is_one_line(tmp_path, monkeypatch, entry, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"kind": "absent"}, "kind: 'absent' is not a known kind of method; expected one of medsyn, external"),
+        (
+            {"kind": "absent"},
+            "kind: 'absent' is not a known kind of method; expected one of medsyn, distilled, external",
+        ),
         ({"kind": "external"}, "entry is missing, expected the settings of a method; run `medsyn config`"),
         ({"kind": "external", "entry": {"label": "X", "command": "a {prompts} {out}"}}, "name: Field required"),
         ({}, "0 files of the model are given, expected one: its run.json (--files)"),

@@ -239,7 +239,8 @@ def test_a_finished_run_has_nothing_to_do(finished):
 
 AFTER_TRAINING = {
     "assemble_model", "diagnose", "sample", "measure_samples", "extract_sample_features", "classify",
-    "score_segmentation", "report", *(f"make_{name}" for name in EXHIBITS.builtin),
+    "score_segmentation", "measure_sample_regions", "find_nearest", "view", "report",
+    *(f"make_{name}" for name in EXHIBITS.builtin),
 }  # fmt: skip
 
 
