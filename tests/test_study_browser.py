@@ -46,11 +46,14 @@ class Page:
     """The reader's page in a browser."""
 
     def __init__(self, browser, link: str) -> None:
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.common.by import By
         from selenium.webdriver.support.ui import WebDriverWait
 
         self.browser, self._by = browser, By.CSS_SELECTOR
-        self._wait = WebDriverWait(browser, SECONDS)
+        # While the page draws itself anew, an element may be gone or not there yet.
+        gone = (StaleElementReferenceException, ValueError)
+        self._wait = WebDriverWait(browser, SECONDS, ignored_exceptions=gone)
         browser.set_script_timeout(SECONDS)
         browser.get(link)
         self.until(lambda: self.all("#text .buttons button"))
