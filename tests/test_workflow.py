@@ -44,7 +44,7 @@ def test_lint_is_clean():
             {"render_phantoms": 2, "score_alignment": 1, "train_network": 10, "report": 1},
         ),
         ("one_shard", {"cohort": {"num_shards": 1}}, {"render_phantoms": 1, "segment": 1}),
-        ("five_sample_shards", {"sampling": {"num_shards": 5}}, {"sample": 55}),
+        ("five_sample_shards", {"sampling": {"num_shards": 5}}, {"sample": 60}),
         ("no_ablations", {"methods": {"without_shape": None}, "compare_with": None}, {"train_network": 8}),
         (
             "own_cohort",
