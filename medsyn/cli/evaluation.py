@@ -81,7 +81,6 @@ def _add_regions(verbs: Verbs) -> None:
 
 def _regions(args: argparse.Namespace) -> None:
     from medsyn.config import RegionsStage, load_stage
-    from medsyn.errors import InputError
     from medsyn.stages.regions import regions_shard
 
     if (args.prompts is None) != (not args.samples):

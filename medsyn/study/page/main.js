@@ -260,6 +260,12 @@ function key(event) {
   if (done) event.preventDefault();
 }
 
+/** After a choice by mouse or touch, arrow keys scroll the CT again; a radio button in focus would take them as a choice. */
+function leaveRadio(event) {
+  const isPointer = event.detail > 0; // a click that a key makes has 0
+  if (isPointer) setTimeout(() => { if (document.activeElement.matches("input[type=radio]")) document.activeElement.blur(); });
+}
+
 function showHelp() {
   clock.stop();
   byId("help").showModal();
@@ -268,6 +274,7 @@ function showHelp() {
 function bind() {
   byId("how").append(instructions());
   byId("answer").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  byId("answer").addEventListener("click", leaveRadio);
   byId("note").addEventListener("input", changed);
   byId("undo").addEventListener("click", () => open?.form.undo());
   byId("clear").addEventListener("click", () => open?.form.clear());
