@@ -11,6 +11,7 @@ import errno
 import gzip
 import math
 import os
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -249,6 +250,34 @@ def write_volume(path: str | Path, volume: Volume) -> None:
             complete = False
         if not complete:
             raise OSError(errno.ENOSPC, "not all of it could be written", str(path))
+
+
+def nifti_bytes(volume: Volume, compression: int = 6) -> bytes:
+    """Return int16 or uint8 voxels as .nii.gz: qform, sform, no field that may be left out; the same bytes every time.
+
+    compression: of gzip, 0 to 9. The layout is that of nifti1.h.
+    """
+    from scipy.spatial.transform import Rotation
+
+    array = volume.array
+    data_type, bits = {"uint8": (2, 8), "int16": (4, 16)}[array.dtype.name]
+    steps = [float(step) for step in reversed(volume.spacing_mm)]
+    to_ras = np.diag([-1.0, -1.0, 1.0])
+    axes, origin = to_ras @ np.array(volume.direction).reshape(3, 3), to_ras @ volume.origin_mm
+    handedness = 1.0 if np.linalg.det(axes) > 0 else -1.0
+    turn = Rotation.from_matrix(axes * [1.0, 1.0, handedness]).as_quat(canonical=True)[:3]
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, *reversed(array.shape), 1, 1, 1, 1)
+    struct.pack_into("<2h", header, 70, data_type, bits)
+    struct.pack_into("<4f", header, 76, handedness, *steps)
+    struct.pack_into("<3f", header, 108, len(header), 1, 0)  # first voxel, slope, intercept
+    header[123] = 2  # millimetres
+    struct.pack_into("<2h6f", header, 252, nifti.SCANNER, nifti.SCANNER, *turn, *origin)
+    struct.pack_into("<12f", header, 280, *np.column_stack([axes * steps, origin]).ravel())
+    header[344:348] = b"n+1\0"
+    voxels = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    return gzip.compress(bytes(header) + voxels, compression, mtime=0)
 
 
 def _is_complete(path: Path, num_bytes: int) -> bool:

@@ -7,9 +7,7 @@ gzip takes stored blocks (RFC 1951, section 3.2.4).
 
 from __future__ import annotations
 
-import gzip
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +19,12 @@ from medsyn.ct.preprocess import lies_on_grid, model_grid
 from medsyn.errors import InputError
 from medsyn.header_hints import HeaderHints
 from medsyn.orientation import reorient
-from medsyn.volume import Volume
+from medsyn.volume import Volume, nifti_bytes
 
 FILE_TIME = 315_532_800
 """Seconds since 1970 of the times of all files: 1 January 1980."""
 SMALLEST_EXTENT = 0.9
 """Share of the grid's extent that a volume must have: beyond it there is padding, which tells methods apart."""
-_HEADER, _VOXELS = 348, 352
-_MILLIMETRES, _INT16, _SCANNER = 2, 4, 1
 
 
 def read_on_grid(path: Path, hints: HeaderHints, grid: PreprocessConfig, name: str) -> Volume:
@@ -57,32 +53,12 @@ def clipped(array: NDArray, range_hu: tuple[float, float]) -> NDArray[np.int16]:
     return np.clip(np.rint(array.astype(np.float32)), np.ceil(low), np.floor(high)).astype("<i2")
 
 
-def nifti_bytes(array: NDArray[np.int16], grid: PreprocessConfig) -> bytes:
-    """Return int16 voxels (D, H, W) on the model's grid as the content of a .nii.gz file without name and time."""
-    payload = _header(grid) + array.astype("<i2").tobytes()
-    return gzip.compress(payload, compresslevel=0, mtime=0)
+def stored_nifti(array: NDArray[np.int16], grid: PreprocessConfig) -> bytes:
+    """Return int16 voxels (D, H, W) on the model's grid as the content of a .nii.gz file that is not compressed."""
+    return nifti_bytes(Volume(array, *model_grid(grid)), compression=0)
 
 
 def same_times(folder: Path) -> None:
     """Give all files and folders in `folder`, and the folder itself, the same times of access and modification."""
     for path in (*folder.rglob("*"), folder):
         os.utime(path, (FILE_TIME, FILE_TIME))
-
-
-def _header(grid: PreprocessConfig) -> bytes:
-    """Return a NIfTI-1 header (nifti1.h) with qform and sform of the model's grid, and nothing that may be left out."""
-    spacing, (left, back, up) = model_grid(grid)
-    (depth, height, width), (z, y, x) = grid.size, spacing
-    header = bytearray(_VOXELS)
-    struct.pack_into("<i", header, 0, _HEADER)
-    struct.pack_into("<8h", header, 40, 3, width, height, depth, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, _INT16, 16)
-    struct.pack_into("<8f", header, 76, -1.0, x, y, z, 0, 0, 0, 0)  # -1: a left-handed grid
-    struct.pack_into("<3f", header, 108, _VOXELS, 1.0, 0.0)
-    header[123] = _MILLIMETRES
-    struct.pack_into("<2h", header, 252, _SCANNER, _SCANNER)
-    struct.pack_into("<6f", header, 256, 0, 1, 0, -left, -back, up)  # x runs to the left, y to the front, z up
-    rows = (-x, 0, 0, -left), (0, y, 0, -back), (0, 0, z, up)
-    struct.pack_into("<12f", header, 280, *(value for row in rows for value in row))
-    header[344:348] = b"n+1\0"
-    return bytes(header)

@@ -14,7 +14,7 @@ from medsyn.files import atomic_dir, sha256, write_json
 from medsyn.layout import REAL
 from medsyn.outputs import Outputs, check_outputs
 from medsyn.progress import log, track
-from medsyn.study.blind import clipped, nifti_bytes, read_on_grid, same_times
+from medsyn.study.blind import clipped, read_on_grid, same_times, stored_nifti
 from medsyn.study.cases import Case, find_cases
 from medsyn.study.definition import (
     STUDY_FILE,
@@ -91,7 +91,7 @@ def _write_volumes(folder: Path, cases: Mapping[str, Case], stage: StudyStage) -
         volume = read_on_grid(case.path, case.hints, stage.preprocess, f"'{case.sample}' of {case.label}")
         array = clipped(volume.array, stage.range_hu)
         bounds[name] = int(array.min()), int(array.max())
-        volume_file(folder, name).write_bytes(nifti_bytes(array, stage.preprocess))
+        volume_file(folder, name).write_bytes(stored_nifti(array, stage.preprocess))
     _warn_of_ranges(cases, bounds, stage.range_hu)
 
 

@@ -6,10 +6,8 @@ A policy in the page (Content-Security-Policy) forbids every request and every s
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
@@ -23,7 +21,7 @@ from medsyn import nifti
 from medsyn.errors import InputError
 from medsyn.files import write_text
 from medsyn.viewer.cases import Case
-from medsyn.volume import Volume, read_volume
+from medsyn.volume import Volume, nifti_bytes, read_volume
 
 SCRIPTS = ("niivue/niivue.umd.js", "canvas.js", "page.js")
 MAX_MB = 100.0
@@ -82,26 +80,6 @@ def render(shown: Sequence[dict[str, Any]], notes: Sequence[str], *, title: str)
     return environment.from_string(source).render(
         title=title, notes=notes, facts=facts, files=files, scripts=scripts, hashes=hashes
     )
-
-
-def nifti_bytes(volume: Volume) -> bytes:
-    """Return a volume as .nii.gz: int16 or uint8 voxels, an sform, and no other field, the same bytes every time."""
-    array = volume.array
-    codes = {"uint8": (2, 8), "int16": (4, 16)}
-    x, y, z = (float(step) for step in reversed(volume.spacing_mm))
-    columns = np.array(volume.direction).reshape(3, 3) * np.array([x, y, z])
-    affine = np.diag([-1.0, -1.0, 1.0]) @ np.column_stack([columns, volume.origin_mm])  # LPS to RAS
-    header = bytearray(352)
-    struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, *reversed(array.shape), 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, *codes[array.dtype.name])
-    struct.pack_into("<8f", header, 76, 1, x, y, z, 0, 0, 0, 0)
-    struct.pack_into("<3f", header, 108, 352, 1, 0)  # first voxel, slope, intercept
-    header[123] = 2  # millimetres
-    struct.pack_into("<2h", header, 252, 0, 1)  # no qform; sform: scanner
-    struct.pack_into("<12f", header, 280, *affine.ravel())
-    header[344:348] = b"n+1\0"
-    return gzip.compress(bytes(header) + np.ascontiguousarray(array).tobytes(), 6, mtime=0)
 
 
 def reduced(volume: Volume, factor: int, *, labels: bool = False) -> Volume:
